@@ -1,0 +1,2 @@
+//! The pgherd command.
+fn main() {}
