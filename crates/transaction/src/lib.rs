@@ -1,1 +1,1 @@
-//! transaction
+//! Transactions over shards: participants, cuts, two-phase commit, recovery, deadlocks.

@@ -1,0 +1,71 @@
+//! Ranges and the range map of one table.
+
+use crate::{KeyBound, KeyInterval, KeyValue, Name, RangeId, ShardId};
+use std::cmp::Ordering;
+
+/// A half-open interval `[from, to)` of a table's shard key: the unit of placement. Lives on one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// its number within the table
+    pub id: RangeId,
+    /// the lower bound, inside
+    pub from: KeyBound,
+    /// the upper bound, outside
+    pub to: KeyBound,
+    /// who owns it
+    pub shard: ShardId,
+    /// the child table that holds it on that shard: `pgherd_data.t42_r17`, or the declared partition's own name
+    pub child: Name,
+    /// made by `CREATE TABLE … PARTITION OF`, so that its name is the user's
+    pub declared: bool,
+}
+
+/// The ranges of one table, in key order, without overlap. Gaps exist only between declared ranges.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RangeMap {
+    ranges: Vec<Range>,
+}
+
+impl RangeMap {
+    /// Sorts the ranges; panics in debug builds where two overlap.
+    pub fn new(mut ranges: Vec<Range>) -> Self {
+        ranges.sort_by(|a, b| a.from.cmp(&b.from));
+        debug_assert!(ranges.windows(2).all(|w| w[0].to <= w[1].from), "ranges overlap");
+        Self { ranges }
+    }
+
+    /// All ranges in key order.
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    /// The range that holds `key` (all columns given), by binary search.
+    pub fn find(&self, key: &[KeyValue]) -> Option<&Range> {
+        let after = self
+            .ranges
+            .partition_point(|r| r.from.compare_key(key) != Ordering::Greater);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        (range.to.compare_key(key) == Ordering::Greater).then_some(range)
+    }
+
+    /// The ranges that can hold a key of any of `intervals`, in key order.
+    pub fn overlapping(&self, intervals: &[KeyInterval]) -> Vec<&Range> {
+        self.ranges
+            .iter()
+            .filter(|r| intervals.iter().any(|i| i.overlaps(&r.from, &r.to)))
+            .collect()
+    }
+
+    /// The range with this number.
+    pub fn get(&self, id: RangeId) -> Option<&Range> {
+        self.ranges.iter().find(|r| r.id == id)
+    }
+
+    /// The shards that own at least one range, ascending.
+    pub fn shards(&self) -> Vec<ShardId> {
+        let mut shards: Vec<_> = self.ranges.iter().map(|r| r.shard).collect();
+        shards.sort();
+        shards.dedup();
+        shards
+    }
+}

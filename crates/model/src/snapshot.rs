@@ -1,0 +1,73 @@
+//! The catalog at one epoch, as routing sees it.
+
+use crate::{Epoch, Name, ShardId, Table};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// What a gateway knows at one epoch: every sharded table, everything through which a statement could
+/// reach one, and the names that shadow them. Immutable; replaced whole.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// the epoch
+    pub epoch: Epoch,
+    /// all shards, ascending; the first is the home shard
+    pub shards: Vec<ShardId>,
+    /// by unqualified name, the relations of that name in all schemas. A name that is not here belongs to
+    /// no sharded table. `None` is a local relation that shares its name with an entry of another schema.
+    pub relations: HashMap<Arc<str>, Vec<(Arc<str>, Option<Arc<Table>>)>>,
+    /// names (unqualified, as stored) of functions and procedures whose body may touch a sharded table or
+    /// that run dynamic SQL while sharded tables exist; calling one is refused
+    pub unsafe_functions: HashSet<String>,
+}
+
+/// What a name means.
+#[derive(Debug, Clone)]
+pub enum Resolved {
+    /// a relation of the catalog
+    Known(Arc<Table>),
+    /// local, temporary, of the system, or not there: the home shard judges
+    Home,
+}
+
+impl Snapshot {
+    /// The home shard.
+    pub fn home(&self) -> ShardId {
+        self.shards.first().copied().unwrap_or(ShardId(1))
+    }
+
+    /// Resolves a name as PostgreSQL would: a schema given, or the first schema of `search_path` that has it.
+    /// Temporary tables are the caller's to check first.
+    pub fn resolve(&self, schema: Option<&str>, name: &str, search_path: &[Arc<str>]) -> Resolved {
+        let Some(candidates) = self.relations.get(name) else {
+            return Resolved::Home;
+        };
+        let in_schema = |wanted: &str| candidates.iter().find(|(s, _)| &**s == wanted);
+        let found = match schema {
+            Some(schema) => in_schema(schema),
+            None => search_path.iter().find_map(|s| in_schema(s)),
+        };
+        match found {
+            Some((_, Some(table))) => Resolved::Known(table.clone()),
+            _ => Resolved::Home,
+        }
+    }
+
+    /// The table of this full name.
+    pub fn table(&self, name: &Name) -> Option<&Arc<Table>> {
+        self.relations
+            .get(&name.name)?
+            .iter()
+            .find(|(s, _)| *s == name.schema)?
+            .1
+            .as_ref()
+    }
+
+    /// All sharded tables.
+    pub fn sharded(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.relations
+            .values()
+            .flatten()
+            .filter_map(|(_, t)| t.as_ref())
+            .filter(|t| t.sharded().is_some())
+    }
+}

@@ -1,0 +1,145 @@
+//! What a gateway knows of a table.
+
+use crate::{KeyType, RangeMap, TableId};
+use std::fmt;
+use std::sync::Arc;
+
+/// A schema-qualified name, as in the catalog: case as stored, without quotes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// the schema
+    pub schema: Arc<str>,
+    /// the relation
+    pub name: Arc<str>,
+}
+
+impl Name {
+    /// From its two parts.
+    pub fn new(schema: &str, name: &str) -> Self {
+        Self {
+            schema: schema.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    /// Quoted always, so that it can stand in SQL: `"public"."t"`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+    }
+}
+
+/// `a"b` → `"a""b"`.
+pub fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `it's` → `'it''s'`; with a backslash inside, an `E'…'` string, so that it is right under either
+/// setting of standard_conforming_strings.
+pub fn quote_literal(text: &str) -> String {
+    if text.contains('\\') {
+        format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    } else {
+        format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+/// A column as the home shard's pg_attribute has it. Dropped columns are left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// its name
+    pub name: String,
+    /// attnum, from 1, with holes where columns were dropped
+    pub number: i16,
+    /// the type's OID on the home shard
+    pub type_oid: u32,
+    /// atttypmod, -1 where there is none
+    pub type_modifier: i32,
+    /// the type as `format_type` writes it, usable in SQL
+    pub type_name: String,
+    /// NOT NULL
+    pub not_null: bool,
+    /// the DEFAULT's expression as `pg_get_expr` writes it; not for generated columns
+    pub default: Option<String>,
+    /// GENERATED ALWAYS AS (…) STORED
+    pub generated: bool,
+    /// GENERATED … AS IDENTITY: `Some(true)` for ALWAYS
+    pub identity: Option<bool>,
+}
+
+/// A table that the catalog knows. Tables that it does not know are local (or do not exist); the home
+/// shard judges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// its name
+    pub name: Name,
+    /// its columns in order
+    pub columns: Vec<Column>,
+    /// what it is
+    pub kind: TableKind,
+}
+
+/// How a table is placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableKind {
+    /// split by range
+    Sharded(Sharded),
+    /// a view whose definition reaches a sharded table; the text is pg_get_viewdef's
+    View {
+        /// the defining SELECT
+        definition: String,
+    },
+    /// a declared partition of a sharded table, usable under its own name
+    Partition {
+        /// the sharded table
+        parent: Name,
+        /// the range it is
+        range: crate::RangeId,
+    },
+    /// something through which a statement would see one shard's part only (a materialised view, a table
+    /// with a trigger or rule over sharded tables …): refused with this reason
+    Refused {
+        /// said in the error's detail
+        reason: String,
+    },
+}
+
+/// A sharded table's placement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sharded {
+    /// its number
+    pub id: TableId,
+    /// the key columns' names, in key order
+    pub key: Vec<String>,
+    /// the key columns' types, in key order
+    pub key_types: Vec<KeyType>,
+    /// who owns what
+    pub ranges: RangeMap,
+    /// the name of the fence table that every shard of this table has: `pgherd_data.fence_<table>_<epoch>`
+    pub fence: Name,
+    /// tables with the same number have equal bounds on equal shards and stay so
+    pub colocation: u32,
+    /// a statement for one range may address its child: nothing that PostgreSQL would apply changes
+    /// (no row level security, statement triggers, rules … on the parent)
+    pub direct: bool,
+    /// ranges were made by pgherd and cover all keys; false after the first PARTITION OF
+    pub automatic: bool,
+    /// unique constraints' and the primary key's names and columns
+    pub unique: Vec<(String, Vec<String>)>,
+}
+
+impl Table {
+    /// The sharded placement, if it is one.
+    pub fn sharded(&self) -> Option<&Sharded> {
+        match &self.kind {
+            TableKind::Sharded(sharded) => Some(sharded),
+            _ => None,
+        }
+    }
+
+    /// The column of this name.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|c| c.name == name)
+    }
+}

@@ -1,0 +1,82 @@
+//! Where a statement goes: the result of routing, trusted by all later stages.
+
+use pgherd_model::{ServerError, ShardId};
+use std::sync::Arc;
+
+/// A bound parameter as the client sent it.
+#[derive(Debug, Clone, Copy)]
+pub struct ParameterValue<'a> {
+    /// None for NULL
+    pub bytes: Option<&'a [u8]>,
+    /// PostgreSQL's binary format rather than text
+    pub binary: bool,
+    /// the type's OID as declared in Parse or inferred by the home shard; 0 when not known
+    pub type_oid: u32,
+}
+
+/// A statement for one shard.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// who runs it
+    pub shard: ShardId,
+    /// the text to send: the client's, but for relation names, or a rewritten INSERT
+    pub text: Arc<str>,
+    /// which of the client's parameters the text uses, in its order (`$1` of the text is
+    /// `parameters[0]`, counted from 0); None when they are the client's own numbers
+    pub parameters: Option<Vec<u16>>,
+    /// fences to open with (`LOCK TABLE … IN ACCESS SHARE MODE`), as quoted names, when the text goes through a parent
+    pub fences: Vec<Arc<str>>,
+    /// for mapping error positions back: (byte offset in `text`, length there, byte offset in the
+    /// client's statement, length there) of each replaced piece, ascending
+    pub replaced: Arc<[Replaced]>,
+}
+
+/// A piece of text that was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replaced {
+    /// byte offset in the rewritten text
+    pub at: u32,
+    /// its length there, bytes
+    pub length: u32,
+    /// byte offset in the client's statement
+    pub original_at: u32,
+    /// its length there, bytes
+    pub original_length: u32,
+}
+
+/// How the rows that the parts return become one result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Merge {
+    /// part after part, in order
+    Concatenate,
+    /// row `i` of the result is the next row of part `order[i]` (a multi-row INSERT's RETURNING); falls back
+    /// to concatenation when a part returns another number of rows than it was given
+    Interleave(Vec<u16>),
+}
+
+/// A whole statement on one shard.
+pub type Forward = Part;
+
+/// Where a statement goes.
+#[derive(Debug, Clone)]
+pub enum Route {
+    /// One shard runs it whole; reply relayed as bytes.
+    Forward(Forward),
+    /// DML on several shards: one transaction, tags summed.
+    Scatter {
+        /// one per shard
+        parts: Vec<Part>,
+        /// for RETURNING
+        merge: Merge,
+    },
+    /// An INSERT needs values of defaults (sequences) that only the home shard can give: run
+    /// `query` there (one row per inserted row, text format) and call [`crate::Analysis::route_with_defaults`].
+    Defaults {
+        /// `SELECT nextval(…), … FROM generate_series(1, n)`
+        query: String,
+    },
+    /// A SELECT (or the SELECT of INSERT … SELECT) over several ranges: the query crate plans it.
+    Plan,
+    /// Refused; nothing was done.
+    Refuse(ServerError),
+}
