@@ -1,1 +1,9 @@
-//! testkit
+//! Everything that tests pgherd from outside, as a client does: golden files, transcripts, later faults and
+//! benchmarks. It never links the gateway, so that what passes here passes for any PostgreSQL client.
+
+mod error;
+pub mod slt;
+pub mod transcript;
+pub mod wire;
+
+pub use error::{Error, Result};
