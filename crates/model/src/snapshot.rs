@@ -4,6 +4,9 @@ use crate::{Epoch, Name, ShardId, Table};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+/// A schema, and the relation of some name in it; `None` where that is a local one.
+pub type InSchema = (Arc<str>, Option<Arc<Table>>);
+
 /// What a gateway knows at one epoch: every sharded table, everything through which a statement could
 /// reach one, and the names that shadow them. Immutable; replaced whole.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +17,7 @@ pub struct Snapshot {
     pub shards: Vec<ShardId>,
     /// by unqualified name, the relations of that name in all schemas. A name that is not here belongs to
     /// no sharded table. `None` is a local relation that shares its name with an entry of another schema.
-    pub relations: HashMap<Arc<str>, Vec<(Arc<str>, Option<Arc<Table>>)>>,
+    pub relations: HashMap<Arc<str>, Vec<InSchema>>,
     /// names (unqualified, as stored) of functions and procedures whose body may touch a sharded table or
     /// that run dynamic SQL while sharded tables exist; calling one is refused
     pub unsafe_functions: HashSet<String>,

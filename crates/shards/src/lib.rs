@@ -1,1 +1,17 @@
-//! shards
+//! Connections and pools to PostgreSQL shards.
+//!
+//! Two kinds of connection exist. A [`Backend`] is a raw connection that logged in as a client's role; it
+//! is pooled per shard, role and database, and its replies are handed on as bytes. A service connection
+//! ([`Shards::connect_service`]) is a tokio-postgres client of the service role, for the catalog,
+//! recovery and operations. This room knows nothing of transactions, routing or clients.
+
+mod backend;
+mod error;
+mod pool;
+mod reply;
+mod stream;
+
+pub use backend::{Backend, CancelToken, Message, TransactionStatus};
+pub use error::Error;
+pub use pool::{Identity, Options, ShardConfig, Shards};
+pub use reply::{ColumnDescription, Row, SimpleResult, parse_data_row, parse_row_description};

@@ -1,0 +1,547 @@
+//! One raw connection to a shard, checked out by one owner.
+//!
+//! The owner writes protocol messages into [`Backend::outbox`] (with `postgres_protocol`), sends them in
+//! one write with [`Backend::flush`], and reads replies message by message or relays them from
+//! [`Backend::inbox`]. Every Sync or Query sent must be told with [`Backend::expect_ready`], so that a
+//! connection whose replies nobody has read never goes back to the pool.
+
+use crate::pool::Pool;
+use crate::reply::{SimpleResult, parse_data_row, parse_row_description};
+use crate::stream::Stream;
+use crate::{Error, Identity, Row, ShardConfig};
+use bytes::{Buf, Bytes, BytesMut};
+use pgherd_model::{ServerError, ShardId, SqlState};
+use postgres_protocol::message::{backend, frontend};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
+
+/// How much room a read gets at least.
+const READ_SIZE: usize = 16 * 1024;
+
+/// The letter of the last ReadyForQuery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// I
+    Idle,
+    /// T
+    InBlock,
+    /// E
+    Failed,
+}
+
+/// A whole message: its letter and its body (without letter and length).
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// the type letter
+    pub tag: u8,
+    /// the body
+    pub body: Bytes,
+}
+
+/// What cancels the statement that a connection is running.
+#[derive(Debug, Clone)]
+pub struct CancelToken {
+    pub(crate) host: Arc<str>,
+    pub(crate) port: u16,
+    pub(crate) process_id: i32,
+    pub(crate) secret_key: i32,
+}
+
+impl CancelToken {
+    /// Asks the shard to cancel; returns when the shard has taken the request (not when the statement ended).
+    pub async fn cancel(&self) -> std::io::Result<()> {
+        let mut stream = Stream::connect(&self.host, self.port).await?;
+        let mut message = BytesMut::new();
+        frontend::cancel_request(self.process_id, self.secret_key, &mut message);
+        stream.write_all(&message).await?;
+        // The server closes when it has sent the signal.
+        let _ = stream.read(&mut [0; 1]).await;
+        Ok(())
+    }
+
+    /// The backend's process id.
+    pub fn process_id(&self) -> i32 {
+        self.process_id
+    }
+}
+
+/// The connection itself, which outlives its checkouts.
+pub(crate) struct Connection {
+    stream: Stream,
+    shard: ShardId,
+    inbox: BytesMut,
+    outbox: BytesMut,
+    status: TransactionStatus,
+    /// ReadyForQuery messages still to come
+    awaited: u32,
+    /// of those, the first that belong to queued statements nobody looks at
+    silent: u32,
+    cancel: CancelToken,
+    statements: HashSet<u64>,
+    parameters: Vec<(String, String)>,
+    notices: Vec<ServerError>,
+    settings: u64,
+    broken: bool,
+    tainted: bool,
+    pub(crate) idle_since: Instant,
+}
+
+impl Connection {
+    pub(crate) async fn open(config: &ShardConfig, who: &Identity) -> Result<Self, Error> {
+        let unreachable = |cause: String| Error::Unreachable {
+            shard: config.id,
+            name: config.name.clone(),
+            address: format!("{}:{}", config.host, config.port),
+            cause,
+        };
+        let stream = Stream::connect(&config.host, config.port)
+            .await
+            .map_err(|e| unreachable(e.to_string()))?;
+        let cancel = CancelToken {
+            host: config.host.as_str().into(),
+            port: config.port,
+            process_id: 0,
+            secret_key: 0,
+        };
+        let mut this = Self {
+            stream,
+            shard: config.id,
+            inbox: BytesMut::with_capacity(READ_SIZE),
+            outbox: BytesMut::with_capacity(1024),
+            status: TransactionStatus::Idle,
+            awaited: 1,
+            silent: 0,
+            cancel,
+            statements: HashSet::new(),
+            parameters: Vec::new(),
+            notices: Vec::new(),
+            settings: 0,
+            broken: false,
+            tainted: false,
+            idle_since: Instant::now(),
+        };
+        let parameters = [
+            ("user", &*who.role),
+            ("database", &*who.database),
+            ("application_name", "pgherd"),
+        ];
+        frontend::startup_message(parameters, &mut this.outbox).map_err(|e| unreachable(e.to_string()))?;
+        this.flush().await.map_err(|e| unreachable(e.to_string()))?;
+        loop {
+            let message = match this.next_raw().await {
+                Err(Error::Lost { cause, .. }) => return Err(unreachable(cause)),
+                other => other?,
+            };
+            match message.tag {
+                b'Z' => return Ok(this),
+                b'K' if message.body.len() >= 8 => {
+                    let mut body = message.body;
+                    this.cancel.process_id = body.get_i32();
+                    this.cancel.secret_key = body.get_i32();
+                }
+                b'R' if message.body.starts_with(&[0, 0, 0, 0]) => {}
+                b'R' => {
+                    return Err(Error::Server(
+                        ServerError::new(
+                            SqlState::INVALID_AUTHORIZATION,
+                            format!("shard {} asks for a password for role \"{}\"", config.name, who.role),
+                        )
+                        .with_hint("Gateways log in as the client's role: allow it in the shard's pg_hba.conf by peer, cert or trust on the gateway's connection."),
+                    ));
+                }
+                b'E' => return Err(Error::Server(ServerError::from_body(&message.body))),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether it can serve another owner.
+    pub(crate) fn is_reusable(&self) -> bool {
+        !self.broken
+            && !self.tainted
+            && self.awaited == 0
+            && self.status == TransactionStatus::Idle
+            && self.outbox.is_empty()
+            && self.inbox.is_empty()
+            && !self.stream.has_news()
+    }
+
+    fn lost(&mut self, cause: impl ToString) -> Error {
+        self.broken = true;
+        Error::Lost {
+            shard: self.shard,
+            cause: cause.to_string(),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        if self.outbox.is_empty() {
+            return Ok(());
+        }
+        let sent = self.stream.write_all(&self.outbox).await;
+        self.outbox.clear();
+        sent.map_err(|e| self.lost(e))
+    }
+
+    async fn fill(&mut self) -> Result<(), Error> {
+        self.inbox.reserve(READ_SIZE);
+        match self.stream.read_buf(&mut self.inbox).await {
+            Ok(0) => Err(self.lost("the server closed the connection unexpectedly")),
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.lost(e)),
+        }
+    }
+
+    /// The next message with the bookkeeping that every message needs.
+    async fn next_raw(&mut self) -> Result<Message, Error> {
+        loop {
+            let header = backend::Header::parse(&self.inbox).map_err(|e| self.lost(e))?;
+            match header {
+                Some(header) if self.inbox.len() > header.len() as usize => {
+                    let mut whole = self.inbox.split_to(header.len() as usize + 1).freeze();
+                    whole.advance(5);
+                    let message = Message {
+                        tag: header.tag(),
+                        body: whole,
+                    };
+                    self.note(message.tag, &message.body);
+                    return Ok(message);
+                }
+                _ => self.fill().await?,
+            }
+        }
+    }
+
+    /// What every message changes in the connection's own state.
+    fn note(&mut self, tag: u8, body: &[u8]) {
+        match tag {
+            b'Z' => {
+                self.awaited = self.awaited.saturating_sub(1);
+                self.status = match body.first() {
+                    Some(b'T') => TransactionStatus::InBlock,
+                    Some(b'E') => TransactionStatus::Failed,
+                    _ => TransactionStatus::Idle,
+                };
+            }
+            b'S' => {
+                let mut parts = body.split(|&b| b == 0).map(|p| String::from_utf8_lossy(p).into_owned());
+                if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+                    self.parameters.retain(|(n, _)| *n != name);
+                    self.parameters.push((name, value));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A connection in use by one owner. Dropped in a clean state it returns to its pool; in any other it is closed.
+pub struct Backend {
+    connection: Option<Connection>,
+    pool: Arc<Pool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Backend {
+    pub(crate) fn new(connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            connection: Some(connection),
+            pool,
+            _permit: permit,
+        }
+    }
+
+    fn connection(&self) -> &Connection {
+        self.connection
+            .as_ref()
+            .expect("a backend has its connection until it is dropped")
+    }
+
+    fn connection_mut(&mut self) -> &mut Connection {
+        self.connection
+            .as_mut()
+            .expect("a backend has its connection until it is dropped")
+    }
+
+    /// The shard it is connected to.
+    pub fn shard(&self) -> ShardId {
+        self.connection().shard
+    }
+
+    /// The transaction status of the last ReadyForQuery.
+    pub fn status(&self) -> TransactionStatus {
+        self.connection().status
+    }
+
+    /// What cancels its statement.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.connection().cancel.clone()
+    }
+
+    /// The backend's process id on the shard.
+    pub fn process_id(&self) -> i32 {
+        self.connection().cancel.process_id
+    }
+
+    /// Whether the connection broke.
+    pub fn is_broken(&self) -> bool {
+        self.connection().broken
+    }
+
+    /// Messages to send; see [`postgres_protocol::message::frontend`].
+    pub fn outbox(&mut self) -> &mut BytesMut {
+        &mut self.connection_mut().outbox
+    }
+
+    /// Tells that a Query or Sync was put into the outbox.
+    pub fn expect_ready(&mut self) {
+        self.connection_mut().awaited += 1;
+    }
+
+    /// Whether replies are still to come.
+    pub fn is_awaiting(&self) -> bool {
+        self.connection().awaited > 0
+    }
+
+    /// Queues a statement whose reply nobody wants to see, to travel with the next flush (BEGIN, LOCK TABLE of a
+    /// fence). Its error comes from the next read. Only for what may fail without harm to what
+    /// is queued behind it: inside a transaction block, a failure fails all that follows.
+    pub fn queue_silent(&mut self, sql: &str) {
+        let connection = self.connection_mut();
+        frontend::query(sql, &mut connection.outbox).expect("gateway statements hold no NUL");
+        connection.awaited += 1;
+        connection.silent += 1;
+    }
+
+    /// Sends the outbox in one write.
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        self.connection_mut().flush().await
+    }
+
+    /// Reads more bytes into the inbox.
+    pub async fn fill(&mut self) -> Result<(), Error> {
+        self.connection_mut().fill().await
+    }
+
+    /// Bytes received and not yet taken, for relaying. Whoever takes messages from here tells [`Backend::note`] of
+    /// each `Z` and `S`, and calls [`Backend::skip_silent`] first.
+    pub fn inbox(&mut self) -> &mut BytesMut {
+        &mut self.connection_mut().inbox
+    }
+
+    /// Bookkeeping for a message that was taken from the inbox directly.
+    pub fn note(&mut self, tag: u8, body: &[u8]) {
+        self.connection_mut().note(tag, body);
+    }
+
+    /// Consumes the replies of queued statements; their first error is returned after the last of them ended.
+    pub async fn skip_silent(&mut self) -> Result<(), Error> {
+        let connection = self.connection_mut();
+        let mut failed = None;
+        while connection.silent > 0 {
+            let message = connection.next_raw().await?;
+            match message.tag {
+                b'Z' => connection.silent -= 1,
+                b'E' => {
+                    failed.get_or_insert_with(|| ServerError::from_body(&message.body));
+                }
+                b'N' => connection.notices.push(ServerError::from_body(&message.body)),
+                _ => {}
+            }
+        }
+        failed.map_or(Ok(()), |e| Err(Error::Server(e)))
+    }
+
+    /// The next message, after the replies of queued statements. Notices are kept for
+    /// [`Backend::take_notices`]; ParameterStatus and notifications are returned like any other.
+    pub async fn next_message(&mut self) -> Result<Message, Error> {
+        self.skip_silent().await?;
+        loop {
+            let message = self.connection_mut().next_raw().await?;
+            if message.tag != b'N' {
+                return Ok(message);
+            }
+            let notice = ServerError::from_body(&message.body);
+            self.connection_mut().notices.push(notice);
+        }
+    }
+
+    /// Notices that came since the last call.
+    pub fn take_notices(&mut self) -> Vec<ServerError> {
+        std::mem::take(&mut self.connection_mut().notices)
+    }
+
+    /// Reads until no reply is awaited any more; the first error is returned then.
+    pub async fn drain(&mut self) -> Result<(), Error> {
+        let mut failed = self.skip_silent().await.err();
+        if matches!(failed, Some(Error::Lost { .. })) {
+            return Err(failed.expect("just matched"));
+        }
+        while self.connection().awaited > 0 {
+            let message = self.next_message().await?;
+            if message.tag == b'E' && failed.is_none() {
+                failed = Some(Error::Server(ServerError::from_body(&message.body)));
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Puts a simple Query into the outbox.
+    pub fn queue_query(&mut self, sql: &str) -> Result<(), Error> {
+        let connection = self.connection_mut();
+        frontend::query(sql, &mut connection.outbox).map_err(|e| connection.lost(e))?;
+        connection.awaited += 1;
+        Ok(())
+    }
+
+    /// Runs SQL by the simple protocol and collects all results; on an error the rest is read first.
+    pub async fn simple(&mut self, sql: &str) -> Result<Vec<SimpleResult>, Error> {
+        self.queue_query(sql)?;
+        self.flush().await?;
+        self.read_simple().await
+    }
+
+    /// Collects the results of one queued Query, up to its ReadyForQuery.
+    pub async fn read_simple(&mut self) -> Result<Vec<SimpleResult>, Error> {
+        let (mut results, mut current, mut failed) = (Vec::new(), SimpleResult::default(), None);
+        loop {
+            let message = self.next_message().await?;
+            match message.tag {
+                b'T' => current.columns = parse_row_description(message.body),
+                b'D' => current.rows.push(parse_data_row(message.body)),
+                b'C' => {
+                    current.tag = tag_text(&message.body);
+                    results.push(std::mem::take(&mut current));
+                }
+                b'I' => results.push(SimpleResult::default()),
+                b'E' => failed = Some(ServerError::from_body(&message.body)),
+                b'Z' => return failed.map_or(Ok(results), |e| Err(Error::Server(e))),
+                _ => {}
+            }
+        }
+    }
+
+    /// Runs one statement by the extended protocol with text parameters and text results.
+    pub async fn query(&mut self, sql: &str, parameters: &[Option<&str>]) -> Result<Vec<Row>, Error> {
+        let connection = self.connection_mut();
+        let out = &mut connection.outbox;
+        frontend::parse("", sql, [], out).map_err(|e| Error::Lost {
+            shard: connection.shard,
+            cause: e.to_string(),
+        })?;
+        let bound = frontend::bind(
+            "",
+            "",
+            [],
+            parameters.iter(),
+            |value, buf| match value {
+                Some(text) => {
+                    buf.extend_from_slice(text.as_bytes());
+                    Ok(postgres_protocol::IsNull::No)
+                }
+                None => Ok(postgres_protocol::IsNull::Yes),
+            },
+            [0],
+            out,
+        );
+        if bound.is_err() {
+            return Err(connection.lost("a value is too large to send"));
+        }
+        frontend::execute("", 0, out).expect("an empty name holds no NUL");
+        frontend::sync(out);
+        connection.awaited += 1;
+        self.flush().await?;
+        let results = self.read_extended().await?;
+        Ok(results)
+    }
+
+    async fn read_extended(&mut self) -> Result<Vec<Row>, Error> {
+        let (mut rows, mut failed) = (Vec::new(), None);
+        loop {
+            let message = self.next_message().await?;
+            match message.tag {
+                b'D' => rows.push(parse_data_row(message.body)),
+                b'E' => failed = Some(ServerError::from_body(&message.body)),
+                b'Z' => return failed.map_or(Ok(rows), |e| Err(Error::Server(e))),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether the prepared statement `s<id>` exists on this connection.
+    pub fn has_statement(&self, id: u64) -> bool {
+        self.connection().statements.contains(&id)
+    }
+
+    /// How many prepared statements exist on this connection.
+    pub fn statement_count(&self) -> usize {
+        self.connection().statements.len()
+    }
+
+    /// Notes that `s<id>` was prepared.
+    pub fn add_statement(&mut self, id: u64) {
+        self.connection_mut().statements.insert(id);
+    }
+
+    /// Notes that `s<id>` is gone.
+    pub fn remove_statement(&mut self, id: u64) {
+        self.connection_mut().statements.remove(&id);
+    }
+
+    /// Notes that all prepared statements are gone (DISCARD ALL, DEALLOCATE ALL), and returns their ids.
+    pub fn take_statements(&mut self) -> Vec<u64> {
+        self.connection_mut().statements.drain().collect()
+    }
+
+    /// The fingerprint of the session settings that were applied here; 0 for the role's own.
+    pub fn settings(&self) -> u64 {
+        self.connection().settings
+    }
+
+    /// Notes the fingerprint of the settings that are now applied.
+    pub fn set_settings(&mut self, fingerprint: u64) {
+        self.connection_mut().settings = fingerprint;
+    }
+
+    /// A parameter that the shard has reported (server_version, TimeZone …).
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.connection()
+            .parameters
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// All parameters that the shard has reported.
+    pub fn parameters(&self) -> &[(String, String)] {
+        &self.connection().parameters
+    }
+
+    /// State was left on the connection that no other owner may see (temporary objects, advisory locks …): it will be
+    /// closed instead of going back to the pool.
+    pub fn taint(&mut self) {
+        self.connection_mut().tainted = true;
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.pool.give_back(connection);
+        }
+    }
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Backend(shard {}, pid {})", self.shard(), self.process_id())
+    }
+}
+
+/// The text of a CommandComplete's body.
+fn tag_text(body: &[u8]) -> String {
+    String::from_utf8_lossy(body.strip_suffix(&[0]).unwrap_or(body)).into_owned()
+}

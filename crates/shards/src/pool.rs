@@ -1,0 +1,249 @@
+//! Pools: idle connections per shard, role and database, and a limit on those in use.
+
+use crate::backend::Connection;
+use crate::{Backend, Error};
+use ahash::AHashMap;
+use parking_lot::{Mutex, RwLock};
+use pgherd_model::ShardId;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Where a shard is.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    /// its number
+    pub id: ShardId,
+    /// its name
+    pub name: String,
+    /// a folder with a Unix socket (starting with `/`), or a host name
+    pub host: String,
+    /// its port, which also names the socket
+    pub port: u16,
+}
+
+/// Who a statement runs as, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// the client's role, which backends log in as
+    pub role: Arc<str>,
+    /// the database
+    pub database: Arc<str>,
+}
+
+/// How pools behave.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// all shards
+    pub shards: Vec<ShardConfig>,
+    /// the role of service connections
+    pub service_role: String,
+    /// connections per shard, role and database
+    pub pool_size: usize,
+    /// how long a checkout may wait for a free connection
+    pub checkout_timeout: Duration,
+    /// how long making a connection may take
+    pub connect_timeout: Duration,
+    /// idle connections older than this are closed at the next checkout or return
+    pub idle_timeout: Duration,
+}
+
+impl Options {
+    /// Defaults for these shards.
+    pub fn new(shards: Vec<ShardConfig>, service_role: impl Into<String>) -> Self {
+        Self {
+            shards,
+            service_role: service_role.into(),
+            pool_size: 40,
+            checkout_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// The connections of one shard, role and database.
+pub(crate) struct Pool {
+    config: ShardConfig,
+    who: Identity,
+    idle: Mutex<Vec<Connection>>,
+    slots: Arc<Semaphore>,
+    idle_timeout: Duration,
+}
+
+impl Pool {
+    pub(crate) fn give_back(&self, mut connection: Connection) {
+        if connection.is_reusable() {
+            connection.idle_since = Instant::now();
+            self.idle.lock().push(connection);
+        }
+    }
+
+    /// The most recently used connection that is still good; last in, first out keeps caches warm.
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock();
+        let oldest = Instant::now().checked_sub(self.idle_timeout);
+        if idle.first().is_some_and(|c| oldest.is_some_and(|o| c.idle_since < o)) {
+            idle.retain(|c| oldest.is_none_or(|o| c.idle_since >= o));
+        }
+        while let Some(connection) = idle.pop() {
+            if connection.is_reusable() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+}
+
+/// All shards of the cluster and the pools to them.
+pub struct Shards {
+    options: Options,
+    pools: RwLock<AHashMap<(ShardId, Identity), Arc<Pool>>>,
+}
+
+impl Shards {
+    /// Makes no connection yet.
+    pub fn new(mut options: Options) -> Arc<Self> {
+        options.shards.sort_by_key(|s| s.id);
+        Arc::new(Self {
+            options,
+            pools: RwLock::default(),
+        })
+    }
+
+    /// All shards, ascending by id; the first is the home shard.
+    pub fn all(&self) -> &[ShardConfig] {
+        &self.options.shards
+    }
+
+    /// The home shard.
+    pub fn home(&self) -> ShardId {
+        self.options.shards.first().map_or(ShardId(1), |s| s.id)
+    }
+
+    /// A shard's configuration.
+    pub fn config(&self, shard: ShardId) -> Result<&ShardConfig, Error> {
+        self.options
+            .shards
+            .iter()
+            .find(|s| s.id == shard)
+            .ok_or(Error::UnknownShard(shard))
+    }
+
+    /// The role of service connections.
+    pub fn service_role(&self) -> &str {
+        &self.options.service_role
+    }
+
+    /// A connection logged in as `who`, from the pool or new.
+    pub async fn checkout(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
+        let pool = self.pool(shard, who)?;
+        let permit = match pool.slots.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let waiting = pool.slots.clone().acquire_owned();
+                let timeout = self.options.checkout_timeout;
+                match tokio::time::timeout(timeout, waiting).await {
+                    Ok(Ok(permit)) => permit,
+                    _ => {
+                        return Err(Error::PoolTimeout {
+                            shard,
+                            waited_ms: timeout.as_millis() as u64,
+                        });
+                    }
+                }
+            }
+        };
+        if let Some(connection) = pool.take_idle() {
+            return Ok(Backend::new(connection, pool, permit));
+        }
+        let opening = Connection::open(&pool.config, &pool.who);
+        match tokio::time::timeout(self.options.connect_timeout, opening).await {
+            Ok(connection) => {
+                metrics::counter!("pgherd_shard_connections_opened_total", "shard" => pool.config.name.clone())
+                    .increment(1);
+                Ok(Backend::new(connection?, pool, permit))
+            }
+            Err(_) => Err(Error::Unreachable {
+                shard,
+                name: pool.config.name.clone(),
+                address: format!("{}:{}", pool.config.host, pool.config.port),
+                cause: format!("no answer within {} ms", self.options.connect_timeout.as_millis()),
+            }),
+        }
+    }
+
+    /// Closes the idle connections of a database (before DROP DATABASE) or of all.
+    pub fn close_idle(&self, database: Option<&str>) {
+        for ((_, who), pool) in self.pools.read().iter() {
+            if database.is_none_or(|d| d == &*who.database) {
+                pool.idle.lock().clear();
+            }
+        }
+    }
+
+    fn pool(&self, shard: ShardId, who: &Identity) -> Result<Arc<Pool>, Error> {
+        let key = (shard, who.clone());
+        if let Some(pool) = self.pools.read().get(&key) {
+            return Ok(pool.clone());
+        }
+        let config = self.config(shard)?.clone();
+        let mut pools = self.pools.write();
+        let pool = pools.entry(key).or_insert_with(|| {
+            Arc::new(Pool {
+                config,
+                who: who.clone(),
+                idle: Mutex::default(),
+                slots: Arc::new(Semaphore::new(self.options.pool_size)),
+                idle_timeout: self.options.idle_timeout,
+            })
+        });
+        Ok(pool.clone())
+    }
+
+    /// A connection of the service role, outside of the pools, for the catalog, recovery and operations. It
+    /// ends when the client is dropped.
+    pub async fn connect_service(&self, shard: ShardId, database: &str) -> Result<tokio_postgres::Client, Error> {
+        let config = self.config(shard)?;
+        let unreachable = |cause: String| Error::Unreachable {
+            shard,
+            name: config.name.clone(),
+            address: format!("{}:{}", config.host, config.port),
+            cause,
+        };
+        let mut settings = tokio_postgres::Config::new();
+        settings
+            .user(&self.options.service_role)
+            .dbname(database)
+            .port(config.port)
+            .application_name("pgherd service");
+        if config.host.starts_with('/') {
+            settings.host_path(&config.host);
+        } else {
+            settings.host(&config.host);
+        }
+        settings.connect_timeout(self.options.connect_timeout);
+        let connecting = settings.connect(tokio_postgres::NoTls);
+        let (client, connection) = tokio::time::timeout(self.options.connect_timeout, connecting)
+            .await
+            .map_err(|_| unreachable("no answer in time".into()))?
+            .map_err(|e| unreachable(error_chain(&e)))?;
+        tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!("a service connection ended: {e}");
+            }
+        });
+        Ok(client)
+    }
+}
+
+/// An error with its causes, in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
