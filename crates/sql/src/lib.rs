@@ -2,9 +2,22 @@
 //! Pure: no I/O, no async. What runs where is decided here, once; nothing downstream reads SQL text
 //! again to choose shards.
 //!
-//! 1. [`parse`]: text → [`Parsed`] statements (byte span, [`Kind`], AST where sqlparser has the grammar).
+//! 1. [`parse()`]: text → [`Parsed`] statements (byte span, [`Kind`], AST where sqlparser has the grammar).
 //! 2. [`analyze`]: [`Parsed`] + snapshot + search path → [`Analysis`], cacheable per text, epoch and path.
 //! 3. [`Analysis::route`]: + parameter values → [`Route`].
 
+mod classify;
+mod classify_copy;
+mod classify_ddl;
+mod cursor;
+pub mod kind;
+pub mod lexer;
+mod literal;
+pub mod parse;
 pub mod route;
+
+pub use kind::{
+    CopyFormat, CopyShape, CopySource, CopyTarget, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName, SetValue,
+};
+pub use parse::{Parsed, parse};
 pub use route::{Forward, Merge, ParameterValue, Part, Route};
