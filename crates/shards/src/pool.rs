@@ -7,7 +7,13 @@ use parking_lot::{Mutex, RwLock};
 use pgherd_model::ShardId;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What undoes every setting of an earlier session.
+pub const RESET_SQL: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL";
+
+/// The fingerprint of a backend whose settings are not known: the next checkout brings them in line.
+pub const UNKNOWN_SETTINGS: u64 = u64::MAX;
 
 /// Where a shard is.
 #[derive(Debug, Clone)]
@@ -22,13 +28,51 @@ pub struct ShardConfig {
     pub port: u16,
 }
 
-/// Who a statement runs as, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Who a statement runs as, where, and under which session settings. Pools are per role and database;
+/// settings are brought in line at checkout, so that whoever enlists a shard need not think of them.
+#[derive(Debug, Clone)]
 pub struct Identity {
     /// the client's role, which backends log in as
     pub role: Arc<str>,
     /// the database
     pub database: Arc<str>,
+    /// the session's settings; None for the role's own
+    pub settings: Option<Arc<SessionSettings>>,
+}
+
+/// Session settings as SQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSettings {
+    /// equal for equal settings; never 0, which means the role's own
+    pub fingerprint: u64,
+    /// statements that bring a backend with any other settings in line
+    pub sync_sql: String,
+}
+
+impl Identity {
+    /// Without settings.
+    pub fn new(role: &str, database: &str) -> Self {
+        Self {
+            role: role.into(),
+            database: database.into(),
+            settings: None,
+        }
+    }
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.role == other.role && self.database == other.database
+    }
+}
+
+impl Eq for Identity {}
+
+impl std::hash::Hash for Identity {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.role.hash(state);
+        self.database.hash(state);
+    }
 }
 
 /// How pools behave.
@@ -154,9 +198,22 @@ impl Shards {
                 }
             }
         };
-        if let Some(connection) = pool.take_idle() {
-            return Ok(Backend::new(connection, pool, permit));
+        let mut backend = match pool.take_idle() {
+            Some(connection) => Backend::new(connection, pool, permit),
+            None => self.open(shard, pool, permit).await?,
+        };
+        let wanted = who.settings.as_ref().map_or(0, |s| s.fingerprint);
+        if backend.settings() != wanted {
+            let sql = who.settings.as_ref().map_or(RESET_SQL, |s| &s.sync_sql);
+            // Until the last SET succeeded, the connection equals no session.
+            backend.set_settings(UNKNOWN_SETTINGS);
+            backend.simple(sql).await?;
+            backend.set_settings(wanted);
         }
+        Ok(backend)
+    }
+
+    async fn open(&self, shard: ShardId, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Result<Backend, Error> {
         let opening = Connection::open(&pool.config, &pool.who);
         match tokio::time::timeout(self.options.connect_timeout, opening).await {
             Ok(connection) => {
