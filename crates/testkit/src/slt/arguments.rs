@@ -31,7 +31,7 @@ pub struct Arguments {
     /// A setting for the start-up options of every session, such as pgherd.default_distribution=primary_key.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
     settings: Vec<(String, String)>,
-    /// A label for onlyif and skipif, next to postgres and postgresql.
+    /// A label for onlyif and skipif, next to postgres, postgresql and simple or extended.
     #[arg(long = "label", value_name = "LABEL")]
     labels: Vec<String>,
     /// Go on with a file after a failed record.

@@ -4,7 +4,7 @@ use super::database::{Database, same_types};
 use super::place::Place;
 use super::report::{Failure, FileOutcome};
 use super::{Options, rewrite};
-use crate::wire::Target;
+use crate::wire::{Protocol, Target};
 use crate::{Error, Result};
 use regex::Regex;
 use sqllogictest::{DefaultColumnType, ExpectedError, MakeConnection, QueryExpect, Record, Runner, StatementExpect};
@@ -32,6 +32,10 @@ async fn run_in_place(outcome: &mut FileOutcome, target: &Target, options: &Opti
     let place = Place::make(target, options.isolation).await?;
     let mut runner = Runner::new(|| Database::open(&place.target, options.protocol, options.statement_limit));
     runner.add_label("postgresql");
+    runner.add_label(match options.protocol {
+        Protocol::Simple => "simple",
+        Protocol::Extended => "extended",
+    });
     for label in &options.labels {
         runner.add_label(label);
     }

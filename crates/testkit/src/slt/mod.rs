@@ -40,7 +40,7 @@ pub struct Options {
     pub isolation: Isolation,
     /// Settings for the start-up options of every session, such as `pgherd.default_distribution`.
     pub settings: Vec<(String, String)>,
-    /// Labels that `onlyif` and `skipif` know, next to `postgres` and `postgresql`.
+    /// Labels that `onlyif` and `skipif` know, next to `postgres`, `postgresql` and `simple` or `extended`.
     pub labels: Vec<String>,
     /// Goes on after a failed record instead of leaving the file.
     pub keep_going: bool,
