@@ -1,0 +1,124 @@
+-- Markers: what a transaction over several shards leaves on each of them, in every database of every shard.
+-- The installer runs this text as the service role (a superuser) after it made schema pgherd, and then once
+--   SELECT pgherd.set_commit_secret('<the cluster''s secret>')
+-- Running it again changes nothing. docs/life-of-a-commit.md explains how markers are used.
+
+-- A row of state p ("prepared") is written inside the transaction itself, so it becomes visible in the very moment
+-- in which the transaction does. A row of state a ("aborted") is a fence: it keeps a late p out by the primary key.
+CREATE TABLE IF NOT EXISTS pgherd.dtx (
+    gid        text PRIMARY KEY,
+    state      text NOT NULL CHECK (state IN ('p', 'a')),
+    sequence   text NOT NULL,   -- <gateway>:<incarnation>.<generation>, part of the gid
+    number     bigint NOT NULL, -- counts up within its sequence, part of the gid
+    written_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
+        autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 10000);
+CREATE INDEX IF NOT EXISTS dtx_by_number ON pgherd.dtx (sequence, number);
+
+-- Who may write markers. A row exists before the first marker of its sequence, and stays for a day after the last.
+CREATE TABLE IF NOT EXISTS pgherd.dtx_sequence (
+    sequence      text PRIMARY KEY,
+    gateway       text NOT NULL,
+    incarnation   bigint NOT NULL,
+    -- every transaction with a number up to this is settled: visible on all its shards, or rolled back on all
+    settled       bigint NOT NULL DEFAULT -1,
+    -- its gateway was found dead: no marker of this sequence is accepted any more
+    closed        boolean NOT NULL DEFAULT false,
+    settled_at    timestamptz NOT NULL DEFAULT now(),
+    registered_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE IF NOT EXISTS pgherd.commit_secret (
+    the_only_row boolean PRIMARY KEY DEFAULT true CHECK (the_only_row),
+    secret       bytea NOT NULL
+);
+
+REVOKE ALL ON pgherd.dtx, pgherd.dtx_sequence, pgherd.commit_secret FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION pgherd.set_commit_secret(new_secret text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO pgherd.commit_secret (secret) VALUES (convert_to(new_secret, 'UTF8'))
+    ON CONFLICT (the_only_row) DO UPDATE SET secret = excluded.secret WHERE commit_secret.secret <> excluded.secret
+$$;
+REVOKE ALL ON FUNCTION pgherd.set_commit_secret(text) FROM PUBLIC;
+
+-- Writes the marker of state p, as the last statement before PREPARE TRANSACTION, on the client's own connection.
+-- The proof is sha256(secret || sha256(secret || gid)) in hexadecimal: only a gateway can make it, so no client can
+-- write a marker or keep one from being written. It comes as a parameter, never in a query's text, which others can see.
+CREATE OR REPLACE FUNCTION pgherd.write_marker(gid text, proof text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    own_sequence text := split_part(gid, ':', 5) || ':' || split_part(gid, ':', 6);
+    key bytea;
+BEGIN
+    SELECT secret INTO STRICT key FROM pgherd.commit_secret;
+    IF proof IS DISTINCT FROM encode(sha256(key || sha256(key || convert_to(gid, 'UTF8'))), 'hex') THEN
+        RAISE insufficient_privilege USING MESSAGE = 'markers are written by gateways only';
+    END IF;
+    -- What lets recovery find who holds this gid, before and after PREPARE. Shared and never waited for.
+    IF NOT pg_try_advisory_xact_lock_shared(hashtext(own_sequence), hashtext(gid)) THEN
+        RAISE lock_not_available USING MESSAGE = 'the advisory lock of this commit is held by a client';
+    END IF;
+    -- A cancelled wait for the standby would answer success; an endless one for a lock could not be broken once others are prepared.
+    PERFORM set_config('statement_timeout', '0', true);
+    IF current_setting('lock_timeout') = '0' THEN
+        PERFORM set_config('lock_timeout', '10s', true);
+    END IF;
+    IF current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    INSERT INTO pgherd.dtx (gid, state, sequence, number)
+    VALUES (gid, 'p', own_sequence, split_part(gid, ':', 7)::bigint);
+    -- After the INSERT: whoever closes the sequence meanwhile either is seen here or meets the marker's key.
+    IF NOT EXISTS (SELECT FROM pgherd.dtx_sequence s WHERE s.sequence = own_sequence AND NOT s.closed) THEN
+        RAISE SQLSTATE 'PGH01' USING
+            MESSAGE = 'this gateway was taken for dead and may not commit under its old number';
+    END IF;
+END
+$$;
+
+-- The gids of state p that this snapshot shows, without those known to be settled: for a cut.
+-- known[i] = settled_through[i] is the watermark of a sequence; a sequence that is not in known is listed whole.
+-- STABLE, so that it sees with the snapshot of the statement that calls it.
+CREATE OR REPLACE FUNCTION pgherd.visible_markers(known text[], settled_through bigint[]) RETURNS text[]
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT d.gid
+        FROM pgherd.dtx_sequence s
+        LEFT JOIN unnest(known, settled_through) AS w (sequence, number) ON w.sequence = s.sequence
+        CROSS JOIN LATERAL (
+            SELECT m.gid FROM pgherd.dtx m
+            WHERE m.sequence = s.sequence AND m.number > coalesce(w.number, -1) AND m.state = 'p'
+            OFFSET 0
+        ) d
+        WHERE w.number IS DISTINCT FROM 9223372036854775807
+    );
+END
+$$;
+
+-- Keeps a gid from ever being prepared here. 23505: somebody else decided; 55P03: a transaction holds the key.
+CREATE OR REPLACE FUNCTION pgherd.fence_marker(gid text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
+    INSERT INTO pgherd.dtx (gid, state, sequence, number)
+    VALUES (gid, 'a', split_part(gid, ':', 5) || ':' || split_part(gid, ':', 6), split_part(gid, ':', 7)::bigint)
+$$;
+REVOKE ALL ON FUNCTION pgherd.fence_marker(text) FROM PUBLIC;
+
+-- Who holds the marker of a gid (NULL: every gid of the sequence): backends before PREPARE, pid NULL afterwards.
+CREATE OR REPLACE FUNCTION pgherd.marker_holders(of_sequence text, of_gid text) RETURNS TABLE (pid integer)
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT l.pid FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.classid = (hashtext(of_sequence)::bigint & 4294967295)::oid
+      AND (of_gid IS NULL OR l.objid = (hashtext(of_gid)::bigint & 4294967295)::oid)
+$$;
+REVOKE ALL ON FUNCTION pgherd.marker_holders(text, text) FROM PUBLIC;
+
+-- What waits between the two phases on this shard, in this database.
+CREATE OR REPLACE VIEW pgherd.prepared_here AS
+    SELECT x.gid, split_part(x.gid, ':', 5) AS gateway, x.owner::text AS role, x.prepared AS prepared_at
+    FROM pg_prepared_xacts x
+    WHERE x.gid LIKE 'pgherd:%' AND x.database = current_database();
+GRANT SELECT ON pgherd.prepared_here TO PUBLIC;
