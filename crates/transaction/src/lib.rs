@@ -1,1 +1,30 @@
-//! Transactions over shards: participants, cuts, two-phase commit, recovery, deadlocks.
+//! Transactions over shards: participants, cuts, two-phase commit, recovery.
+//!
+//! A [`Coordinator`] serves one database in one gateway. [`Coordinator::begin`] gives a [`Transaction`], which alone
+//! hands out shard connections on the statement path, so that every shard a statement touched is enlisted.
+//! How a COMMIT is decided, and how any gateway finishes what a dead one left, is told in `docs/life-of-a-commit.md`;
+//! the decisions themselves are pure code in [`two_phase_commit`], [`recovery`] and [`cut`], with the I/O around them in
+//! `commit`, `resolver` and `read_cut`.
+//!
+//! This room knows nothing of SQL statements, routing or clients. Schema and leases belong to the catalog.
+
+mod commit;
+pub mod control;
+mod coordinator;
+pub mod cut;
+mod error;
+pub mod gid;
+mod housekeeping;
+mod participant;
+mod read_cut;
+pub mod recovery;
+mod resolver;
+mod sequence;
+mod shard_state;
+mod transaction;
+pub mod two_phase_commit;
+
+pub use coordinator::{CommitIdentity, Coordinator, InDoubt};
+pub use error::Error;
+pub use read_cut::Fragment;
+pub use transaction::{Committed, Isolation, Mode, Transaction};

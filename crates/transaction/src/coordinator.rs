@@ -1,0 +1,228 @@
+//! The coordinator of one database in one gateway: it begins transactions and keeps the shards free of unfinished ones.
+
+use crate::control::Control;
+use crate::gid::{self, Gid, SequenceId};
+use crate::resolver::Listed;
+use crate::sequence::Sequence;
+use crate::shard_state::ShardState;
+use crate::{Error, Mode, Transaction, housekeeping, resolver};
+use futures::future::join_all;
+use parking_lot::{Mutex, RwLock};
+use pgherd_model::ShardId;
+use pgherd_shards::{Backend, Identity, Shards};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// How long a statement waits for a shard that has unfinished transactions.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long transactions that a live gateway works on may keep a shard from being used when it comes back.
+const LIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Who commits: from the catalog's lease and the cluster's configuration.
+#[derive(Debug, Clone)]
+pub struct CommitIdentity {
+    /// the cluster's name
+    pub cluster: String,
+    /// the gateway's name
+    pub gateway: String,
+    /// which of its lives: grows with every lease that it takes anew
+    pub incarnation: u64,
+    /// the secret that all gateways of the cluster share
+    pub secret: String,
+}
+
+/// A transaction that waits between the two phases, as `pgherd.transactions` shows it.
+#[derive(Debug, Clone)]
+pub struct InDoubt {
+    /// its name on the shards
+    pub gid: String,
+    /// the label of the gateway that commits it
+    pub gateway: String,
+    /// the role it runs as
+    pub role: String,
+    /// all shards that it wrote
+    pub participants: Vec<ShardId>,
+    /// those on which it is prepared now
+    pub prepared: Vec<ShardId>,
+    /// when it was first prepared, by that shard's clock
+    pub since: SystemTime,
+    /// whether its own gateway is at work on it
+    pub live: bool,
+}
+
+/// Begins transactions, and finishes what dead gateways left. One per database; dropping it stops its background task.
+pub struct Coordinator {
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) database: String,
+    pub(crate) identity: CommitIdentity,
+    pub(crate) sequence: Arc<Sequence>,
+    pub(crate) states: Vec<ShardState>,
+    /// by sequence: all numbers up to this are settled, as other gateways have told
+    pub(crate) watermarks: RwLock<Watermarks>,
+    /// wakes the background task before its time
+    pub(crate) wake: Notify,
+    pub(crate) control: RwLock<Option<Control>>,
+    background: Mutex<Option<AbortHandle>>,
+}
+
+/// What others have settled, and when that was read.
+#[derive(Default)]
+pub(crate) struct Watermarks {
+    pub settled: BTreeMap<String, i64>,
+    pub read_at: Option<Instant>,
+}
+
+impl Coordinator {
+    /// Finishes what is unfinished on the shards that answer, and goes on doing so in the background, every second.
+    pub async fn open(shards: Arc<Shards>, database: &str, identity: CommitIdentity) -> Result<Arc<Self>, Error> {
+        let id = SequenceId {
+            gateway: gid::label(&identity.gateway),
+            incarnation: identity.incarnation,
+            generation: 0,
+        };
+        let sequence = Sequence::new(gid::label(&identity.cluster), gid::database_hash(database), id);
+        let states = shards.all().iter().map(|s| ShardState::new(s.id)).collect();
+        let this = Arc::new(Self {
+            shards,
+            database: database.into(),
+            identity,
+            sequence,
+            states,
+            watermarks: RwLock::default(),
+            wake: Notify::new(),
+            control: RwLock::new(None),
+            background: Mutex::new(None),
+        });
+        let ready = join_all(this.states.iter().map(|s| this.make_ready(s))).await;
+        for (state, outcome) in this.states.iter().zip(ready) {
+            match outcome {
+                // It can be used without; the first statement there tries again.
+                Err(e) if e.sqlstate() == pgherd_model::SqlState::UNABLE_TO_CONNECT => {
+                    tracing::warn!(shard = %state.id, "not reachable, its transactions are looked at when it is: {e}");
+                }
+                other => other?,
+            }
+        }
+        let task = tokio::spawn(housekeeping::run(Arc::downgrade(&this)));
+        *this.background.lock() = Some(task.abort_handle());
+        Ok(this)
+    }
+
+    /// A transaction. Nothing is sent before a shard takes part.
+    pub fn begin(self: &Arc<Self>, who: Identity, mode: Mode) -> Transaction {
+        Transaction::new(self.clone(), who, mode)
+    }
+
+    /// A connection for one statement on one shard, outside of a transaction block.
+    ///
+    /// Errors: 57P03 when transactions that wait there between the two phases are not finished in time; whatever making a
+    /// connection may give.
+    pub async fn autocommit(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
+        let state = self.state(shard)?;
+        if !state.is_ready() {
+            self.wait_until_ready(state).await?;
+        }
+        Ok(self.shards.checkout(shard, who).await?)
+    }
+
+    /// Sets what is asked at every step of a commit, for tests of what happens when a gateway dies there.
+    pub fn set_control(&self, control: Option<Control>) {
+        *self.control.write() = control;
+    }
+
+    pub(crate) fn state(&self, shard: ShardId) -> Result<&ShardState, Error> {
+        let found = self.states.iter().find(|s| s.id == shard);
+        found.ok_or(Error::Shard(pgherd_shards::Error::UnknownShard(shard)))
+    }
+
+    async fn wait_until_ready(&self, state: &ShardState) -> Result<(), Error> {
+        let waiting = async {
+            while !state.is_ready() {
+                self.make_ready(state).await?;
+                if state.owes() {
+                    self.wake.notify_one();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(READY_TIMEOUT, waiting).await {
+            Ok(done) => done,
+            Err(_) => Err(Error::NotReady {
+                shard: state.id,
+                cause: format!(
+                    "unfinished transactions there were not resolved within {} s",
+                    READY_TIMEOUT.as_secs()
+                ),
+            }),
+        }
+    }
+
+    /// Connects to a shard and finishes what waits there, as far as that can be decided now.
+    pub(crate) async fn make_ready(&self, state: &ShardState) -> Result<(), Error> {
+        let client = state.client(&self.shards, &self.database).await?;
+        if state.is_recovered() {
+            return Ok(());
+        }
+        state
+            .admit(&client, &self.sequence.id())
+            .await
+            .map(|_| ())
+            .or_else(|e| match e {
+                // Reading and one-shard transactions need no PREPARE.
+                Error::NotPrepared { .. } => Ok(()),
+                other => Err(other),
+            })?;
+        let begun = Instant::now();
+        let mut first: Option<Vec<Gid>> = None;
+        loop {
+            let here: Vec<Listed> = resolver::list(self, state).await?;
+            let here: Vec<Gid> = here.into_iter().map(|l| l.gid).collect();
+            let waiting = match &first {
+                None => here.clone(),
+                Some(first) => here.into_iter().filter(|g| first.contains(g)).collect(),
+            };
+            first.get_or_insert_with(|| waiting.clone());
+            let undecided = resolver::resolve_all(self, &waiting).await;
+            // Those of live gateways are theirs to finish; those that need a shard which is down have no outcome yet.
+            if undecided.live == 0 || begun.elapsed() > LIVE_TIMEOUT {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        state.set_recovered();
+        Ok(())
+    }
+
+    /// What waits between the two phases now, on the shards that answer.
+    pub async fn transactions(&self) -> Vec<InDoubt> {
+        let lists = join_all(self.states.iter().map(|s| resolver::list(self, s))).await;
+        let live = resolver::live_gateways(self).await;
+        let mut found: BTreeMap<Gid, InDoubt> = BTreeMap::new();
+        for listed in lists.into_iter().flatten().flatten() {
+            let entry = found.entry(listed.gid.clone()).or_insert_with(|| InDoubt {
+                gid: listed.gid.to_string(),
+                gateway: listed.gid.sequence.gateway.clone(),
+                role: listed.role.clone(),
+                participants: listed.gid.participants.clone(),
+                prepared: Vec::new(),
+                since: listed.since,
+                live: resolver::is_live(self, live.as_deref(), &listed.gid),
+            });
+            entry.prepared.push(listed.shard);
+            entry.since = entry.since.min(listed.since);
+        }
+        found.into_values().collect()
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        if let Some(task) = self.background.lock().take() {
+            task.abort();
+        }
+    }
+}

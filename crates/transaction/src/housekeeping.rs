@@ -1,0 +1,328 @@
+//! What every coordinator does each second: connect to shards that came back, finish what dead gateways left, tell
+//! what it has settled, learn what others have, and clear away old markers.
+//!
+//! # When a marker may go
+//! A reader compares which markers two shards show (see [`crate::cut`]). A marker that is deleted on one of them in
+//! between would look like a transaction that is visible on one shard only. So it stays until every reader skips it: its
+//! number is under the watermark of its sequence, the watermark has been on every shard for [`KEEP`], no reader uses
+//! watermarks older than [`crate::cut::KNOWLEDGE_LIMIT`], and no cut takes longer than [`crate::cut::TIME_LIMIT`].
+
+use crate::gid::{Gid, SequenceId};
+use crate::shard_state::ShardState;
+use crate::{Coordinator, Error, resolver};
+use futures::future::join_all;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How often.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How long markers stay after they were told to be settled.
+pub(crate) const KEEP: Duration = Duration::from_secs(30);
+/// Prepared transactions older than this are worth a warning.
+const OLD: Duration = Duration::from_secs(5);
+/// The watermark of a sequence that no gateway uses any more.
+const ALL_SETTLED: i64 = i64::MAX;
+/// Of what changes slowly.
+const SLOW_EVERY: u64 = 5;
+/// Markers deleted by one statement.
+const BATCH: i64 = 5000;
+
+/// Runs until the coordinator is gone.
+pub(crate) async fn run(coordinator: Weak<Coordinator>) {
+    let mut told = VecDeque::new();
+    let mut round = 0;
+    while let Some(this) = coordinator.upgrade() {
+        {
+            let pause = tokio::time::sleep(PERIOD);
+            tokio::select! {
+                () = pause => {}
+                () = this.wake.notified() => {}
+            }
+        }
+        round += 1;
+        tick(&this, round, &mut told).await;
+        drop(this);
+        // A wake-up in a loop must not keep the shards busy.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn tick(coordinator: &Coordinator, round: u64, told: &mut VecDeque<(Instant, SequenceId, i64)>) {
+    let ready = join_all(coordinator.states.iter().map(|s| coordinator.make_ready(s))).await;
+    for (state, outcome) in coordinator.states.iter().zip(ready) {
+        if let Err(e) = outcome {
+            tracing::debug!(shard = %state.id, "not ready: {e}");
+        }
+    }
+    recover(coordinator).await;
+    if let Err(e) = learn_watermarks(coordinator).await {
+        tracing::debug!("cannot read what others have settled: {e}");
+    }
+    if let Err(e) = tell_watermark(coordinator, told).await {
+        tracing::debug!("cannot tell what is settled: {e}");
+    }
+    if let Err(e) = forget_own(coordinator, told).await {
+        tracing::debug!("cannot delete old markers: {e}");
+    }
+    if round % SLOW_EVERY == 1 {
+        if let Err(e) = close_dead_sequences(coordinator).await {
+            tracing::debug!("cannot clear up after dead gateways: {e}");
+        }
+        if let Err(e) = look_for_deferrable(coordinator).await {
+            tracing::debug!("cannot see whether deferrable constraints exist: {e}");
+        }
+    }
+}
+
+/// Finishes what is prepared anywhere and belongs to nobody, and what this gateway gave up.
+async fn recover(coordinator: &Coordinator) {
+    let lists = join_all(coordinator.states.iter().map(|s| resolver::list(coordinator, s))).await;
+    let now = SystemTime::now();
+    let mut gids: BTreeSet<Gid> = coordinator.sequence.abandoned().into_iter().collect();
+    let mut oldest = Duration::ZERO;
+    for listed in lists.into_iter().flatten().flatten() {
+        oldest = oldest.max(now.duration_since(listed.since).unwrap_or_default());
+        gids.insert(listed.gid);
+    }
+    let gids: Vec<Gid> = gids.into_iter().collect();
+    let unfinished = resolver::resolve_all(coordinator, &gids).await;
+    metrics::gauge!("pgherd_transactions_in_doubt", "database" => coordinator.database.clone())
+        .set(unfinished.stuck as f64);
+    if oldest > OLD && unfinished != resolver::Unfinished::default() {
+        tracing::warn!(
+            stuck = unfinished.stuck,
+            of_live_gateways = unfinished.live,
+            oldest_seconds = oldest.as_secs(),
+            "transactions wait between the two phases; they hold their locks until they are finished"
+        );
+    }
+}
+
+/// Reads what others have settled, from every shard that answers: a watermark that was once told stays true.
+pub(crate) async fn learn_watermarks(coordinator: &Coordinator) -> Result<(), Error> {
+    let read_at = Instant::now();
+    let reads = coordinator.states.iter().map(async |state| {
+        let client = state.connected().ok_or_else(|| not_connected(state))?;
+        let sql = "SELECT sequence, settled FROM pgherd.dtx_sequence WHERE settled >= 0";
+        state.within(client.query(sql, &[])).await
+    });
+    let mut settled = BTreeMap::new();
+    let (mut answered, mut failed) = (false, None);
+    for read in join_all(reads).await {
+        match read {
+            Ok(rows) => {
+                answered = true;
+                for row in rows {
+                    let known = settled.entry(row.get::<_, String>(0)).or_insert(-1);
+                    *known = row.get::<_, i64>(1).max(*known);
+                }
+            }
+            Err(e) => failed = Some(e),
+        }
+    }
+    if let (false, Some(e)) = (answered, failed) {
+        return Err(e);
+    }
+    let mut watermarks = coordinator.watermarks.write();
+    for (sequence, old) in &watermarks.settled {
+        if let Some(new) = settled.get_mut(sequence) {
+            *new = (*new).max(*old);
+        }
+    }
+    watermarks.settled = settled;
+    watermarks.read_at = Some(read_at);
+    Ok(())
+}
+
+fn not_connected(state: &ShardState) -> Error {
+    Error::NotReady {
+        shard: state.id,
+        cause: "there is no connection".into(),
+    }
+}
+
+/// Tells every shard what this gateway has settled, and notes since when all of them know.
+async fn tell_watermark(
+    coordinator: &Coordinator,
+    told: &mut VecDeque<(Instant, SequenceId, i64)>,
+) -> Result<(), Error> {
+    let (sequence, settled) = coordinator.sequence.watermark();
+    if settled < 0 {
+        return Ok(());
+    }
+    let news = (sequence.clone(), settled);
+    let name = sequence.to_string();
+    let tells = coordinator.states.iter().map(async |state| {
+        if state.published.lock().as_ref() == Some(&news) {
+            return Ok(());
+        }
+        let client = state.connected().ok_or_else(|| not_connected(state))?;
+        let sql =
+            "UPDATE pgherd.dtx_sequence SET settled = $2, settled_at = now() WHERE sequence = $1 AND settled < $2";
+        state.within(client.execute(sql, &[&name, &settled])).await?;
+        *state.published.lock() = Some(news.clone());
+        Ok(())
+    });
+    join_all(tells).await.into_iter().collect::<Result<(), Error>>()?;
+    if told.back().is_none_or(|(_, s, n)| (s, n) != (&sequence, &settled)) {
+        told.push_back((Instant::now(), sequence, settled));
+    }
+    Ok(())
+}
+
+/// Deletes this gateway's markers that every reader skips by now.
+async fn forget_own(coordinator: &Coordinator, told: &mut VecDeque<(Instant, SequenceId, i64)>) -> Result<(), Error> {
+    let mut through = None;
+    while let Some((since, ..)) = told.front()
+        && since.elapsed() > KEEP
+    {
+        through = told.pop_front();
+    }
+    let Some((_, sequence, number)) = through else {
+        return Ok(());
+    };
+    let name = sequence.to_string();
+    let deletes = coordinator
+        .states
+        .iter()
+        .map(|state| delete_markers(state, &name, number));
+    join_all(deletes).await.into_iter().collect()
+}
+
+async fn delete_markers(state: &ShardState, sequence: &str, through: i64) -> Result<(), Error> {
+    let client = state.connected().ok_or_else(|| not_connected(state))?;
+    let sql = "DELETE FROM pgherd.dtx WHERE gid IN \
+               (SELECT gid FROM pgherd.dtx WHERE sequence = $1 AND number <= $2 LIMIT $3)";
+    loop {
+        let deleted = state
+            .within(client.execute(sql, &[&sequence, &through, &BATCH]))
+            .await?;
+        if (deleted as i64) < BATCH {
+            return Ok(());
+        }
+    }
+}
+
+/// A sequence as one shard has it.
+struct SequenceRow {
+    gateway: String,
+    incarnation: u64,
+    closed: bool,
+    all_settled: bool,
+    /// all settled for longer than markers are kept
+    is_old: bool,
+    /// all settled for longer than any gateway pauses
+    is_ancient: bool,
+}
+
+/// Sequences of dead gateways: first no shard takes their markers any more; when nothing of theirs is left in between, all
+/// their numbers are settled; then the markers go, and much later the sequences themselves.
+async fn close_dead_sequences(coordinator: &Coordinator) -> Result<(), Error> {
+    let rows = join_all(coordinator.states.iter().map(read_sequences)).await;
+    let rows: Vec<BTreeMap<String, SequenceRow>> = rows.into_iter().collect::<Result<_, Error>>()?;
+    // After the sequences were read: one that was just registered has a live gateway.
+    let Some(live) = resolver::live_gateways(coordinator).await else {
+        return Ok(());
+    };
+    let own = coordinator.sequence.id();
+    let names: BTreeSet<&String> = rows.iter().flat_map(|r| r.keys()).collect();
+    for name in names {
+        let known: Vec<Option<&SequenceRow>> = rows.iter().map(|r| r.get(name)).collect();
+        let Some(one) = known.iter().flatten().next() else {
+            continue;
+        };
+        let closed = known.iter().flatten().any(|r| r.closed);
+        let is_own = one.gateway == own.gateway && one.incarnation == own.incarnation;
+        let alive = is_own || live.contains(&(one.gateway.clone(), one.incarnation));
+        if *name == own.to_string() || (alive && !closed) {
+            continue;
+        }
+        let all = |test: fn(&SequenceRow) -> bool| known.iter().all(|r| r.is_some_and(test));
+        if !all(|r| r.closed) {
+            close(coordinator, name, one).await?;
+        } else if !all(|r| r.all_settled) {
+            settle_if_empty(coordinator, name).await?;
+        } else if all(|r| r.is_old) {
+            let deletes = coordinator.states.iter().map(|s| delete_markers(s, name, ALL_SETTLED));
+            join_all(deletes).await.into_iter().collect::<Result<(), Error>>()?;
+            if all(|r| r.is_ancient) {
+                on_all(coordinator, "DELETE FROM pgherd.dtx_sequence WHERE sequence = $1", name).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn read_sequences(state: &ShardState) -> Result<BTreeMap<String, SequenceRow>, Error> {
+    let client = state.connected().ok_or_else(|| not_connected(state))?;
+    let sql = "SELECT sequence, gateway, incarnation, closed, settled = 9223372036854775807, \
+                      settled_at < now() - interval '30 s', settled_at < now() - interval '1 day' \
+               FROM pgherd.dtx_sequence";
+    let rows = state.within(client.query(sql, &[])).await?;
+    let read = rows.iter().map(|row| {
+        let (all_settled, is_old, is_ancient): (bool, bool, bool) = (row.get(4), row.get(5), row.get(6));
+        let sequence = SequenceRow {
+            gateway: row.get(1),
+            incarnation: row.get::<_, i64>(2) as u64,
+            closed: row.get(3),
+            all_settled,
+            is_old: all_settled && is_old,
+            is_ancient: all_settled && is_ancient,
+        };
+        (row.get(0), sequence)
+    });
+    Ok(read.collect())
+}
+
+/// Also where the gateway never came: it could still register there.
+async fn close(coordinator: &Coordinator, name: &str, row: &SequenceRow) -> Result<(), Error> {
+    let sql = "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation, closed) VALUES ($1, $2, $3, true) \
+               ON CONFLICT (sequence) DO UPDATE SET closed = true WHERE NOT dtx_sequence.closed";
+    let incarnation = row.incarnation as i64;
+    let closes = coordinator.states.iter().map(async |state| {
+        let client = state.connected().ok_or_else(|| not_connected(state))?;
+        state
+            .within(client.execute(sql, &[&name, &row.gateway, &incarnation]))
+            .await
+            .map(|_| ())
+    });
+    join_all(closes).await.into_iter().collect()
+}
+
+/// No marker of a closed sequence can be written any more; when no backend and no prepared transaction holds one, all
+/// that there ever will be is visible everywhere or nowhere.
+async fn settle_if_empty(coordinator: &Coordinator, name: &str) -> Result<(), Error> {
+    let looks = coordinator.states.iter().map(async |state| {
+        let client = state.connected().ok_or_else(|| not_connected(state))?;
+        let sql = "SELECT EXISTS (SELECT FROM pgherd.marker_holders($1, NULL))";
+        Ok(state.within(client.query_one(sql, &[&name])).await?.get::<_, bool>(0))
+    });
+    let held: Result<Vec<bool>, Error> = join_all(looks).await.into_iter().collect();
+    if held?.into_iter().any(|h| h) {
+        return Ok(());
+    }
+    let sql = "UPDATE pgherd.dtx_sequence SET settled = 9223372036854775807, settled_at = now() \
+               WHERE sequence = $1 AND settled < 9223372036854775807";
+    on_all(coordinator, sql, name).await
+}
+
+async fn on_all(coordinator: &Coordinator, sql: &str, name: &str) -> Result<(), Error> {
+    let runs = coordinator.states.iter().map(async |state| {
+        let client = state.connected().ok_or_else(|| not_connected(state))?;
+        state.within(client.execute(sql, &[&name])).await.map(|_| ())
+    });
+    join_all(runs).await.into_iter().collect()
+}
+
+async fn look_for_deferrable(coordinator: &Coordinator) -> Result<(), Error> {
+    let looks = coordinator.states.iter().map(async |state| {
+        let client = state.connected().ok_or_else(|| not_connected(state))?;
+        let sql = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgdeferrable)";
+        let exist: bool = state.within(client.query_one(sql, &[])).await?.get(0);
+        state.deferrable.store(exist, Ordering::Relaxed);
+        Ok(())
+    });
+    join_all(looks).await.into_iter().collect()
+}

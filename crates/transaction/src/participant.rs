@@ -1,0 +1,115 @@
+//! One shard's part of a transaction: its connection, and the statements that open and end its block.
+
+use crate::Error;
+use pgherd_model::{ShardId, quote_identifier};
+use pgherd_shards::{Backend, SimpleResult, TransactionStatus};
+use std::time::Duration;
+
+/// Queued statements whose replies nobody reads must not fill the socket's buffers on both sides.
+const QUEUED_LIMIT: usize = 64;
+/// How long a statement may take to end on its own before it is cancelled by a ROLLBACK.
+const GRACE: Duration = Duration::from_millis(20);
+/// How long a cancelled statement may take to end before its connection is given up.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(crate) struct Participant {
+    pub backend: Backend,
+    /// a command tag said so
+    pub wrote: bool,
+    /// enlisted since the owner last asked
+    pub is_new: bool,
+    queued: usize,
+}
+
+impl Participant {
+    /// Opens the block; BEGIN and the savepoints travel with the first statement.
+    pub(crate) fn open(mut backend: Backend, begin: &str, savepoints: &[String]) -> Self {
+        backend.queue_silent(begin);
+        let mut this = Self {
+            backend,
+            wrote: false,
+            is_new: true,
+            queued: 1,
+        };
+        for name in savepoints {
+            this.queue(&format!("SAVEPOINT {}", quote_identifier(name)));
+        }
+        this
+    }
+
+    pub(crate) fn shard(&self) -> ShardId {
+        self.backend.shard()
+    }
+
+    /// Queues what cannot fail by itself.
+    pub(crate) fn queue(&mut self, sql: &str) {
+        self.backend.queue_silent(sql);
+        self.queued += 1;
+    }
+
+    /// Sends what has been queued when it has become much.
+    pub(crate) async fn relieve(&mut self) -> Result<(), Error> {
+        if self.queued >= QUEUED_LIMIT {
+            self.backend.flush().await?;
+            self.backend.skip_silent().await?;
+            self.queued = 0;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_failed(&self) -> bool {
+        self.backend.is_broken() || self.backend.status() == TransactionStatus::Failed
+    }
+
+    /// Runs a statement and waits for its end.
+    pub(crate) async fn run(&mut self, sql: &str) -> Result<Vec<SimpleResult>, Error> {
+        self.queued = 0;
+        Ok(self.backend.simple(sql).await?)
+    }
+
+    /// Reads all replies that nobody has read; a statement that still runs is cancelled first.
+    pub(crate) async fn quiet(&mut self) -> Result<(), Error> {
+        quiet(&mut self.backend).await
+    }
+
+    /// Ends the block without effect. A connection that does not answer is closed by being dropped.
+    pub(crate) async fn roll_back(mut self) {
+        roll_back(&mut self.backend).await;
+    }
+}
+
+async fn quiet(backend: &mut Backend) -> Result<(), Error> {
+    if !backend.is_awaiting() {
+        return Ok(());
+    }
+    match tokio::time::timeout(GRACE, flush_and_drain(backend)).await {
+        Ok(Err(e @ pgherd_shards::Error::Lost { .. })) => return Err(e.into()),
+        Ok(_) => return Ok(()),
+        Err(_) => {}
+    }
+    let cancelling = async {
+        let _ = backend.cancel_token().cancel().await;
+        flush_and_drain(backend).await
+    };
+    match tokio::time::timeout(CANCEL_TIMEOUT, cancelling).await {
+        Ok(Err(e @ pgherd_shards::Error::Lost { .. })) => Err(e.into()),
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::ParticipantLost { shard: backend.shard() }),
+    }
+}
+
+async fn flush_and_drain(backend: &mut Backend) -> Result<(), pgherd_shards::Error> {
+    backend.flush().await?;
+    backend.drain().await
+}
+
+/// Ends the block without effect.
+pub(crate) async fn roll_back(backend: &mut Backend) {
+    if backend.is_broken() || quiet(backend).await.is_err() || backend.status() == TransactionStatus::Idle {
+        return;
+    }
+    let ended = tokio::time::timeout(CANCEL_TIMEOUT, backend.simple("ROLLBACK")).await;
+    if let Ok(Err(e)) = ended {
+        tracing::debug!(shard = %backend.shard(), "ROLLBACK failed, the connection is closed: {e}");
+    }
+}

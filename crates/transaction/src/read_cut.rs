@@ -1,0 +1,290 @@
+//! A cut for one statement at READ COMMITTED: the I/O around [`crate::cut`].
+//!
+//! Every fragment of the statement is bound as a portal on its shard, between two portals that list markers; shards
+//! whose snapshots turn out too old are bound again. Afterwards the caller executes the portals, as it likes: their
+//! snapshots are taken. A statement on a single shard with a single fragment needs no markers and is only bound.
+
+use crate::cut::{self, Seen, stale};
+use crate::gid::Gid;
+use crate::transaction::Transaction;
+use crate::{Coordinator, Error, housekeeping, resolver};
+use bytes::{Bytes, BytesMut};
+use futures::future::join_all;
+use pgherd_model::{ServerError, ShardId};
+use pgherd_shards::{Backend, parse_data_row};
+use postgres_protocol::IsNull;
+use postgres_protocol::message::frontend;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The markers that a snapshot shows, and which snapshot it is.
+const MARKERS: &str = "SELECT pgherd.visible_markers($1, $2), pg_catalog.pg_current_snapshot()::text";
+const BEFORE: &str = "pgherd before";
+const AFTER: &str = "pgherd after";
+const TEXT_ARRAY: u32 = 1009;
+const BIGINT_ARRAY: u32 = 1016;
+/// Tries without a pause; a commit is visible everywhere after a round trip or two.
+const EAGER_TRIES: u32 = 4;
+/// How long a statement looks for a cut. A gateway that died in the middle of a commit is replaced in less.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a statement reads on one shard.
+#[derive(Debug, Clone)]
+pub struct Fragment {
+    /// the shard
+    pub shard: ShardId,
+    /// the portal to bind; names are unique on a shard
+    pub portal: String,
+    /// a SELECT; its snapshot is taken when the portal is bound
+    pub sql: String,
+    /// the parameters' types as OIDs of that shard, 0 or left out where it is to find out
+    pub parameter_types: Vec<u32>,
+    /// the parameters: whether binary, and the value
+    pub parameters: Vec<(bool, Option<Bytes>)>,
+    /// whether results come in binary
+    pub binary_results: bool,
+    /// tables to lock IN ACCESS SHARE MODE first, as SQL: they are gone when the fragment's ranges have moved
+    pub fences: Vec<Arc<str>>,
+}
+
+/// What is known to be settled as a cut begins, as parameters of [`MARKERS`].
+struct Known {
+    sequences: String,
+    settled: String,
+}
+
+impl Transaction {
+    /// Binds the fragments so that together they see every transaction wholly or not at all, with this transaction's own
+    /// writes. Portals of the same names are closed first.
+    ///
+    /// Errors: whatever a shard says to a fragment; 40001 when there was no cut to be had within 20 s.
+    pub async fn open_cut(&mut self, fragments: &[Fragment]) -> Result<(), Error> {
+        let mut by_shard: BTreeMap<ShardId, Vec<&Fragment>> = BTreeMap::new();
+        for fragment in fragments {
+            by_shard.entry(fragment.shard).or_default().push(fragment);
+        }
+        for (shard, fragments) in &by_shard {
+            let fences: BTreeSet<&str> = fragments.iter().flat_map(|f| f.fences.iter().map(|f| &**f)).collect();
+            let backend = self.participant(*shard).await?;
+            if !fences.is_empty() {
+                let names: Vec<&str> = fences.into_iter().collect();
+                backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")));
+            }
+        }
+        let one_snapshot = self.mode().isolation.is_some_and(|i| i.is_one_snapshot());
+        if one_snapshot || (by_shard.len() <= 1 && fragments.len() <= 1) {
+            let shards = by_shard.keys().copied().collect();
+            return self.bind(&by_shard, &shards, None).await.map(|_| ());
+        }
+        self.search(&by_shard).await
+    }
+
+    async fn search(&mut self, by_shard: &BTreeMap<ShardId, Vec<&Fragment>>) -> Result<(), Error> {
+        let coordinator = self.coordinator.clone();
+        let begun = Instant::now();
+        let mut seen: BTreeMap<ShardId, Seen> = BTreeMap::new();
+        let (mut tries, mut known, mut known_since) = (0, coordinator.known().await?, Instant::now());
+        loop {
+            let missing: BTreeSet<ShardId> = if seen.len() < by_shard.len() {
+                by_shard.keys().copied().collect()
+            } else {
+                let all: Vec<_> = seen.iter().map(|(s, seen)| (*s, seen)).collect();
+                stale(&all, &self.seen_gids)
+            };
+            if missing.is_empty() {
+                break;
+            }
+            if begun.elapsed() > SEARCH_TIMEOUT {
+                return Err(self.why_no_cut(&seen, tries).await);
+            }
+            if tries > EAGER_TRIES {
+                let jitter = rand::random_range(0..1000 * u64::from((tries - EAGER_TRIES).min(10)));
+                tokio::time::sleep(Duration::from_micros(200 + jitter)).await;
+                metrics::counter!("pgherd_cut_retries_total").increment(1);
+            }
+            if known_since.elapsed() > cut::TIME_LIMIT {
+                seen.clear();
+                (known, known_since) = (coordinator.known().await?, Instant::now());
+                continue;
+            }
+            tries += 1;
+            seen.extend(self.bind(by_shard, &missing, Some(&known)).await?);
+        }
+        // What was seen here must be seen by the statements that follow, too.
+        self.seen_gids = seen.into_values().flat_map(|s| s.before).collect();
+        Ok(())
+    }
+
+    /// Binds the fragments of these shards, in parallel, and reads the markers around them.
+    async fn bind(
+        &mut self,
+        by_shard: &BTreeMap<ShardId, Vec<&Fragment>>,
+        shards: &BTreeSet<ShardId>,
+        known: Option<&Known>,
+    ) -> Result<BTreeMap<ShardId, Seen>, Error> {
+        let backends = self.participants().filter(|(shard, _)| shards.contains(shard));
+        let bound = join_all(backends.map(async |(shard, backend)| {
+            let fragments = by_shard.get(&shard).map_or(&[][..], Vec::as_slice);
+            let seen = bind_on(backend, fragments, known).await;
+            // Every reply is read even after an error, so that the connection can be used for ROLLBACK.
+            if seen.is_err() && !backend.is_broken() {
+                let _ = backend.drain().await;
+            }
+            Ok((shard, seen?))
+        }));
+        bound.await.into_iter().collect()
+    }
+
+    /// Waited long enough: a shard that has neither the marker nor the prepared transaction has lost it.
+    async fn why_no_cut(&self, seen: &BTreeMap<ShardId, Seen>, tries: u32) -> Error {
+        for gid in seen.values().flat_map(|s| &s.before) {
+            let lacking = seen
+                .iter()
+                .filter(|(s, there)| gid.participants.contains(s) && !there.before.contains(gid));
+            for (shard, _) in lacking {
+                let name = gid.to_string();
+                let prepared = resolver::is_prepared(&self.coordinator, *shard, &name).await;
+                let marker = resolver::marker(&self.coordinator, *shard, &name).await;
+                if matches!((prepared, marker), (Ok(false), Ok(None))) {
+                    return Error::LostTransaction {
+                        shard: *shard,
+                        gid: name,
+                    };
+                }
+            }
+        }
+        Error::NoCut { tries }
+    }
+}
+
+impl Coordinator {
+    /// What this gateway knows to be settled by now, from itself and from others.
+    async fn known(&self) -> Result<Known, Error> {
+        let too_old = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() > cut::KNOWLEDGE_LIMIT);
+        if too_old(self.watermarks.read().read_at) {
+            housekeeping::learn_watermarks(self).await?;
+        }
+        let (own, own_settled) = self.sequence.watermark();
+        let own = own.to_string();
+        let mut known = Known {
+            sequences: "{".into(),
+            settled: "{".into(),
+        };
+        let watermarks = self.watermarks.read();
+        let others = watermarks.settled.iter().filter(|(sequence, _)| **sequence != own);
+        for (sequence, settled) in others.chain([(&own, &own_settled)]) {
+            let separator = if known.sequences.len() > 1 { "," } else { "" };
+            let _ = write!(known.sequences, "{separator}{sequence}");
+            let _ = write!(known.settled, "{separator}{settled}");
+        }
+        known.sequences.push('}');
+        known.settled.push('}');
+        Ok(known)
+    }
+}
+
+/// One shard: markers, fragments, markers, in this order, in one pipeline.
+async fn bind_on(backend: &mut Backend, fragments: &[&Fragment], known: Option<&Known>) -> Result<Seen, Error> {
+    let out = backend.outbox();
+    write_pipeline(out, fragments, known).map_err(|e| Error::Internal(format!("a statement cannot be sent: {e}")))?;
+    backend.expect_ready();
+    backend.flush().await?;
+    let mut lists = Vec::new();
+    let mut failed = None;
+    loop {
+        let message = backend.next_message().await?;
+        match message.tag {
+            b'D' => lists.push(parse_data_row(message.body)),
+            b'E' if failed.is_none() => failed = Some(ServerError::from_body(&message.body)),
+            b'Z' => break,
+            _ => {}
+        }
+    }
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    let mut lists = lists.into_iter().map(|row| {
+        let text = |at: usize| {
+            row.get(at)
+                .and_then(|v: &Option<Bytes>| v.as_deref())
+                .unwrap_or_default()
+                .to_vec()
+        };
+        (parse_gids(&text(0)), text(1))
+    });
+    let (Some((before, first)), Some((after, last))) = (lists.next(), lists.next()) else {
+        return Ok(Seen {
+            is_one: true,
+            ..Seen::default()
+        });
+    };
+    Ok(Seen {
+        is_one: fragments.len() <= 1 || first == last,
+        before,
+        after,
+    })
+}
+
+type Wrong = Box<dyn std::error::Error + Send + Sync>;
+
+fn write_pipeline(out: &mut BytesMut, fragments: &[&Fragment], known: Option<&Known>) -> Result<(), Wrong> {
+    if known.is_some() {
+        frontend::close(b'P', BEFORE, out)?;
+        frontend::close(b'P', AFTER, out)?;
+    }
+    for fragment in fragments {
+        frontend::close(b'P', &fragment.portal, out)?;
+    }
+    if let Some(known) = known {
+        write_markers(out, BEFORE, known)?;
+    }
+    for fragment in fragments {
+        frontend::parse("", &fragment.sql, fragment.parameter_types.iter().copied(), out)?;
+        let put = |value: &Option<Bytes>, out: &mut BytesMut| match value {
+            Some(value) => {
+                out.extend_from_slice(value);
+                Ok(IsNull::No)
+            }
+            None => Ok(IsNull::Yes),
+        };
+        let formats = fragment.parameters.iter().map(|(binary, _)| i16::from(*binary));
+        let values = fragment.parameters.iter().map(|(_, value)| value);
+        let results = [i16::from(fragment.binary_results)];
+        frontend::bind(&fragment.portal, "", formats, values, put, results, out).map_err(bind_error)?;
+    }
+    if let Some(known) = known {
+        write_markers(out, AFTER, known)?;
+        frontend::execute(BEFORE, 0, out)?;
+        frontend::execute(AFTER, 0, out)?;
+    }
+    frontend::sync(out);
+    Ok(())
+}
+
+fn write_markers(out: &mut BytesMut, portal: &str, known: &Known) -> Result<(), Wrong> {
+    frontend::parse("", MARKERS, [TEXT_ARRAY, BIGINT_ARRAY], out)?;
+    let put = |value: &String, out: &mut BytesMut| {
+        out.extend_from_slice(value.as_bytes());
+        Ok(IsNull::No)
+    };
+    frontend::bind(portal, "", [], [&known.sequences, &known.settled], put, [0], out).map_err(bind_error)
+}
+
+fn bind_error(error: frontend::BindError) -> Wrong {
+    match error {
+        frontend::BindError::Conversion(e) => e,
+        frontend::BindError::Serialization(e) => e.into(),
+    }
+}
+
+/// An array of gids in PostgreSQL's text form; gids need no quotes.
+fn parse_gids(array: &[u8]) -> BTreeSet<Gid> {
+    let text = String::from_utf8_lossy(array);
+    let inner = text
+        .strip_prefix('{')
+        .and_then(|t| t.strip_suffix('}'))
+        .unwrap_or_default();
+    inner.split(',').filter_map(Gid::parse).collect()
+}

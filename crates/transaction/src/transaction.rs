@@ -1,0 +1,332 @@
+//! One client transaction: which shards take part, its savepoints, and whether it has failed.
+//!
+//! It alone hands out shard connections on the statement path. A shard is enlisted when it is first asked for: BEGIN
+//! and the open savepoints are queued, and travel with the first statement. How it ends is in `commit`.
+
+use crate::commit;
+use crate::gid::Gid;
+use crate::participant::Participant;
+use crate::{Coordinator, Error};
+use futures::future::join_all;
+use pgherd_model::{ServerError, ShardId, quote_identifier};
+use pgherd_shards::{Backend, Identity, SessionSettings, TransactionStatus};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The savepoint of a statement over several shards; nothing else uses a name with a space.
+const STATEMENT: &str = "pgherd statement";
+
+/// An isolation level, as asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// which PostgreSQL treats as READ COMMITTED
+    ReadUncommitted,
+    /// the default
+    ReadCommitted,
+    /// on one shard only, as yet
+    RepeatableRead,
+    /// on one shard only, as yet
+    Serializable,
+}
+
+impl Isolation {
+    /// As PostgreSQL writes it.
+    pub fn as_sql(self) -> &'static str {
+        match self {
+            Isolation::ReadUncommitted => "READ UNCOMMITTED",
+            Isolation::ReadCommitted => "READ COMMITTED",
+            Isolation::RepeatableRead => "REPEATABLE READ",
+            Isolation::Serializable => "SERIALIZABLE",
+        }
+    }
+
+    /// Whether one snapshot serves the whole transaction.
+    pub fn is_one_snapshot(self) -> bool {
+        matches!(self, Isolation::RepeatableRead | Isolation::Serializable)
+    }
+}
+
+/// What BEGIN says. `None` leaves it to the session's defaults on the shard; where the gateway knows those to be other
+/// than PostgreSQL's own, it fills them in.
+#[derive(Debug, Clone, Default)]
+pub struct Mode {
+    /// ISOLATION LEVEL
+    pub isolation: Option<Isolation>,
+    /// READ ONLY or READ WRITE
+    pub read_only: Option<bool>,
+    /// DEFERRABLE
+    pub deferrable: Option<bool>,
+    /// not a block of the client's: an autocommit statement over several shards, or a simple query of several statements
+    pub implicit: bool,
+}
+
+impl Mode {
+    fn begin(&self) -> String {
+        let mut sql = String::from("BEGIN");
+        if let Some(isolation) = self.isolation {
+            sql.push_str(" ISOLATION LEVEL ");
+            sql.push_str(isolation.as_sql());
+        }
+        match self.read_only {
+            Some(true) => sql.push_str(" READ ONLY"),
+            Some(false) => sql.push_str(" READ WRITE"),
+            None => {}
+        }
+        match self.deferrable {
+            Some(true) => sql.push_str(" DEFERRABLE"),
+            Some(false) => sql.push_str(" NOT DEFERRABLE"),
+            None => {}
+        }
+        sql
+    }
+}
+
+/// How COMMIT ended.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// "COMMIT", or "ROLLBACK" where the transaction had failed before
+    pub tag: String,
+    /// what the shards said besides
+    pub notices: Vec<ServerError>,
+}
+
+/// A transaction. Dropped without an end, its connections are closed and the shards roll back.
+pub struct Transaction {
+    pub(crate) coordinator: Arc<Coordinator>,
+    who: Identity,
+    mode: Mode,
+    started_at: SystemTime,
+    pub(crate) participants: Vec<Participant>,
+    savepoints: Vec<String>,
+    failed: bool,
+    pub(crate) after_commit: Vec<(ShardId, String)>,
+    /// commits that this transaction's cuts have shown it
+    pub(crate) seen_gids: BTreeSet<Gid>,
+}
+
+impl Transaction {
+    pub(crate) fn new(coordinator: Arc<Coordinator>, who: Identity, mode: Mode) -> Self {
+        Self {
+            coordinator,
+            who,
+            mode,
+            started_at: SystemTime::now(),
+            participants: Vec::new(),
+            savepoints: Vec::new(),
+            failed: false,
+            after_commit: Vec::new(),
+            seen_gids: BTreeSet::new(),
+        }
+    }
+
+    /// Who it runs as.
+    pub fn who(&self) -> &Identity {
+        &self.who
+    }
+
+    /// SET inside the transaction: for shards that join from now on. The caller sends it to those that are enlisted.
+    pub fn set_settings(&mut self, settings: Option<Arc<SessionSettings>>) {
+        self.who.settings = settings;
+    }
+
+    /// What BEGIN said.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// SET TRANSACTION: for shards that join from now on. The caller sends it to those that are enlisted.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    /// When it began: what `now()` should be on every shard. The shards' own `now()` is when each was enlisted, so
+    /// whoever writes SQL for a second shard puts this value in its place.
+    pub fn started_at(&self) -> SystemTime {
+        self.started_at
+    }
+
+    /// The connection to a shard, which is enlisted if it was not.
+    ///
+    /// Errors: 25P02 in a failed transaction; 0A000 where a level other than READ COMMITTED would come to a second shard;
+    /// 57P03 while the shard has unfinished transactions; whatever making a connection may give.
+    pub async fn participant(&mut self, shard: ShardId) -> Result<&mut Backend, Error> {
+        if self.failed {
+            return Err(Error::InFailedTransaction);
+        }
+        let at = match self.position(shard) {
+            Some(at) => at,
+            None => self.enlist(shard).await?,
+        };
+        self.participants[at].relieve().await?;
+        Ok(&mut self.participants[at].backend)
+    }
+
+    async fn enlist(&mut self, shard: ShardId) -> Result<usize, Error> {
+        if let Some(level) = self.mode.isolation.filter(|i| i.is_one_snapshot())
+            && !self.participants.is_empty()
+        {
+            return Err(Error::OneShardOnly { level: level.as_sql() });
+        }
+        let backend = self.coordinator.autocommit(shard, &self.who).await?;
+        self.participants
+            .push(Participant::open(backend, &self.mode.begin(), &self.savepoints));
+        Ok(self.participants.len() - 1)
+    }
+
+    fn position(&self, shard: ShardId) -> Option<usize> {
+        self.participants.iter().position(|p| p.shard() == shard)
+    }
+
+    /// Whether the shard takes part.
+    pub fn enlisted(&self, shard: ShardId) -> bool {
+        self.position(shard).is_some()
+    }
+
+    /// Whether the shard was enlisted since this was last asked.
+    pub fn is_new(&mut self, shard: ShardId) -> bool {
+        let at = self.position(shard);
+        at.is_some_and(|at| std::mem::take(&mut self.participants[at].is_new))
+    }
+
+    /// All shards that take part, in the order they joined.
+    pub fn participants(&mut self) -> impl Iterator<Item = (ShardId, &mut Backend)> {
+        self.participants.iter_mut().map(|p| (p.shard(), &mut p.backend))
+    }
+
+    /// A command tag said that rows were written there. Where nothing is said, the shard is asked at COMMIT.
+    pub fn wrote(&mut self, shard: ShardId) {
+        if let Some(at) = self.position(shard) {
+            self.participants[at].wrote = true;
+        }
+    }
+
+    /// A statement failed, in a shard or in the gateway: only ROLLBACK and ROLLBACK TO are taken from now on.
+    pub fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// As in ReadyForQuery: a transaction has failed when it has on any shard.
+    pub fn status(&self) -> TransactionStatus {
+        if self.failed || self.participants.iter().any(Participant::is_failed) {
+            TransactionStatus::Failed
+        } else {
+            TransactionStatus::InBlock
+        }
+    }
+
+    /// To be run on that shard when the transaction has been committed, and not otherwise: a NOTIFY, which would keep the
+    /// transaction from being prepared.
+    pub fn after_commit(&mut self, shard: ShardId, sql: impl Into<String>) {
+        self.after_commit.push((shard, sql.into()));
+    }
+
+    /// SAVEPOINT, on all participants and on those that join later.
+    pub async fn savepoint(&mut self, name: &str) -> Result<(), Error> {
+        self.refuse_if_failed()?;
+        let sql = format!("SAVEPOINT {}", quote_identifier(name));
+        for participant in &mut self.participants {
+            participant.queue(&sql);
+            participant.relieve().await?;
+        }
+        self.savepoints.push(name.into());
+        Ok(())
+    }
+
+    /// RELEASE SAVEPOINT: the innermost one of that name, and all that were set after it.
+    pub async fn release(&mut self, name: &str) -> Result<(), Error> {
+        self.refuse_if_failed()?;
+        let at = self.find_savepoint(name)?;
+        let sql = format!("RELEASE SAVEPOINT {}", quote_identifier(name));
+        for participant in &mut self.participants {
+            participant.queue(&sql);
+            participant.relieve().await?;
+        }
+        self.savepoints.truncate(at);
+        Ok(())
+    }
+
+    /// ROLLBACK TO SAVEPOINT: what came after the innermost one of that name is undone on all shards, and a failed
+    /// transaction goes on. The savepoint stays.
+    pub async fn rollback_to(&mut self, name: &str) -> Result<(), Error> {
+        let at = self.find_savepoint(name)?;
+        let sql = format!("ROLLBACK TO SAVEPOINT {}", quote_identifier(name));
+        self.failed = true;
+        let ran = join_all(self.participants.iter_mut().map(async |p| {
+            p.quiet().await?;
+            p.run(&sql).await.map(|_| ())
+        }));
+        ran.await.into_iter().collect::<Result<(), Error>>()?;
+        self.savepoints.truncate(at + 1);
+        self.failed = false;
+        Ok(())
+    }
+
+    fn find_savepoint(&mut self, name: &str) -> Result<usize, Error> {
+        let found = self.savepoints.iter().rposition(|s| s == name);
+        found.ok_or_else(|| {
+            self.failed = true;
+            Error::NoSuchSavepoint(name.into())
+        })
+    }
+
+    fn refuse_if_failed(&self) -> Result<(), Error> {
+        match self.status() {
+            TransactionStatus::Failed => Err(Error::InFailedTransaction),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a statement that can be undone on all shards together, to be run again. Ends with [`Self::keep_statement`]
+    /// or [`Self::undo_statement`].
+    pub async fn open_statement(&mut self) -> Result<(), Error> {
+        self.savepoint(STATEMENT).await
+    }
+
+    /// The statement of [`Self::open_statement`] succeeded.
+    pub async fn keep_statement(&mut self) -> Result<(), Error> {
+        self.release(STATEMENT).await
+    }
+
+    /// The statement of [`Self::open_statement`] never was, on any shard.
+    pub async fn undo_statement(&mut self) -> Result<(), Error> {
+        self.rollback_to(STATEMENT).await?;
+        self.release(STATEMENT).await
+    }
+
+    /// COMMIT. At most one shard wrote: a plain COMMIT. Several did: two phases, decided when all are prepared.
+    ///
+    /// Once it is called the outcome no longer depends on the caller: dropping the future leaves the work to a task of its own.
+    ///
+    /// Errors: what a deferred constraint says, or PostgreSQL about what cannot be prepared (then it is rolled back
+    /// everywhere); 08007 where the outcome is unknown.
+    pub async fn commit(self) -> Result<Committed, Error> {
+        commit::commit(self).await
+    }
+
+    /// ROLLBACK, everywhere. Never fails: what cannot be told to roll back is disconnected.
+    pub async fn rollback(self) -> Result<(), Error> {
+        join_all(self.participants.into_iter().map(Participant::roll_back)).await;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn begin_says_the_mode() {
+        assert_eq!(Mode::default().begin(), "BEGIN");
+        let mode = Mode {
+            isolation: Some(Isolation::Serializable),
+            read_only: Some(true),
+            deferrable: Some(false),
+            implicit: false,
+        };
+        assert_eq!(
+            mode.begin(),
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY NOT DEFERRABLE"
+        );
+    }
+}

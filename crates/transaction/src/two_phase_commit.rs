@@ -1,0 +1,345 @@
+//! The commit of a transaction with several writers, as pure code: [`Commit::step`] takes an [`Event`] and says what to do.
+//!
+//! There is no decision record. A transaction is decided when it is prepared on every shard it wrote (as in Cornus,
+//! VLDB 2022): whoever finds all of them prepared commits, and whoever wants to abort must first keep one of them from
+//! ever being prepared, with a fence. Sending, waiting and naming errors is `commit`'s work; what happens after a
+//! gateway died is [`crate::recovery`]'s.
+//!
+//! ```text
+//! Prepare ─ all prepared ───────────────► CommitPrepared ► (Committed)
+//!    │     one refused ─────────────────► RollbackPrepared ► (Aborted)
+//!    └──── a reply lost ► Fence ─ fenced ────────┘
+//!                            ├─── prepared after all ► as if it had answered
+//!                            └─── out of reach ► (Unknown), recovery goes on
+//! ```
+
+use pgherd_model::ShardId;
+
+/// What a shard answered to marker and PREPARE TRANSACTION.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prepare {
+    /// the tag was PREPARE TRANSACTION
+    Prepared,
+    /// prepared, but the wait for its standby was cut short: not to be counted on
+    NotDurable,
+    /// an error, or another tag: it is not prepared and never will be
+    Refused,
+    /// no answer
+    Unknown,
+}
+
+/// What a fence found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fence {
+    /// it was not prepared, and never will be
+    NeverPrepared,
+    /// the fence was refused: it is prepared
+    Prepared,
+    /// the fence was refused: somebody else has committed it
+    Committed,
+    /// no answer
+    Unreachable,
+}
+
+/// What a shard answered to COMMIT PREPARED or ROLLBACK PREPARED.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// done
+    Done,
+    /// 42704: no such prepared transaction
+    NotFound,
+    /// not now
+    Busy,
+    /// no answer
+    Unreachable,
+}
+
+/// What a look for the marker found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marker {
+    /// visible: the transaction is committed there
+    Visible,
+    /// not there
+    Missing,
+    /// no answer
+    Unreachable,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// answers [`Action::Prepare`]
+    Prepare(ShardId, Prepare),
+    /// answers [`Action::Fence`]
+    Fence(ShardId, Fence),
+    /// answers [`Action::CommitPrepared`]
+    Commit(ShardId, Finish),
+    /// answers [`Action::RollbackPrepared`]
+    Rollback(ShardId, Finish),
+    /// answers [`Action::LookForMarker`]
+    Marker(ShardId, Marker),
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// decided; visible on every shard that can be reached
+    Committed,
+    /// rolled back, or never to be committed
+    Aborted,
+    /// the client must be told that nobody knows
+    Unknown,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// write the marker and PREPARE TRANSACTION, in one pipeline
+    Prepare(ShardId),
+    /// keep it from being prepared, on a connection of its own
+    Fence(ShardId),
+    /// COMMIT PREPARED
+    CommitPrepared(ShardId),
+    /// ROLLBACK PREPARED
+    RollbackPrepared(ShardId),
+    /// see whether somebody else has committed it
+    LookForMarker(ShardId),
+    /// leave the rest on this shard to recovery
+    HandOver(ShardId),
+    /// a decided transaction is gone from this shard: a bug, or a shard that lost data
+    Alarm(ShardId),
+    /// tell the client; comes once, after all else that the client waits for
+    Acknowledge(Outcome),
+}
+
+/// How far one shard is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Preparing,
+    Prepared,
+    NotDurable,
+    Refused,
+    Lost,
+    Fencing,
+    OutOfReach,
+    Committed,
+    Finishing,
+    Over,
+}
+
+/// One commit.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    shards: Vec<(ShardId, State)>,
+    decided: Option<Outcome>,
+    acknowledged: bool,
+}
+
+impl Commit {
+    /// For these writers, at least two; with the first things to do.
+    pub fn start(writers: &[ShardId]) -> (Self, Vec<Action>) {
+        let this = Self {
+            shards: writers.iter().map(|s| (*s, State::Preparing)).collect(),
+            decided: None,
+            acknowledged: false,
+        };
+        (this, writers.iter().map(|s| Action::Prepare(*s)).collect())
+    }
+
+    /// What was decided; `None` while it is open.
+    pub fn decision(&self) -> Option<Outcome> {
+        self.decided
+    }
+
+    /// Takes what happened. Panics on an event that answers nothing asked: a bug of the caller.
+    pub fn step(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Prepare(shard, reply) => {
+                let state = match reply {
+                    Prepare::Prepared => State::Prepared,
+                    Prepare::NotDurable => State::NotDurable,
+                    Prepare::Refused => State::Refused,
+                    Prepare::Unknown => State::Lost,
+                };
+                self.change(shard, State::Preparing, state);
+                self.decide()
+            }
+            Event::Fence(shard, found) => {
+                let state = match found {
+                    Fence::NeverPrepared => State::Refused,
+                    Fence::Prepared => State::Prepared,
+                    Fence::Committed => State::Committed,
+                    Fence::Unreachable => State::OutOfReach,
+                };
+                self.change(shard, State::Fencing, state);
+                self.decide()
+            }
+            Event::Commit(shard, Finish::Busy) => vec![Action::CommitPrepared(shard)],
+            Event::Commit(shard, Finish::NotFound) => vec![Action::LookForMarker(shard)],
+            Event::Commit(shard, Finish::Done) | Event::Marker(shard, Marker::Visible) => self.over(shard, None),
+            Event::Marker(shard, Marker::Missing) => self.over(shard, Some(Action::Alarm(shard))),
+            Event::Commit(shard, Finish::Unreachable) | Event::Marker(shard, Marker::Unreachable) => {
+                self.over(shard, Some(Action::HandOver(shard)))
+            }
+            // Rolled back by recovery, that took this gateway for dead.
+            Event::Rollback(shard, Finish::Done | Finish::NotFound) => self.over(shard, None),
+            Event::Rollback(shard, Finish::Busy | Finish::Unreachable) => {
+                self.over(shard, Some(Action::HandOver(shard)))
+            }
+        }
+    }
+
+    fn change(&mut self, shard: ShardId, from: State, to: State) {
+        let entry = self.shards.iter_mut().find(|(s, _)| *s == shard);
+        let (_, state) = entry.expect("only participants answer");
+        assert_eq!(*state, from, "an answer from shard {shard} to what was not asked");
+        *state = to;
+    }
+
+    fn any(&self, wanted: impl Fn(State) -> bool) -> bool {
+        self.shards.iter().any(|(_, s)| wanted(*s))
+    }
+
+    /// Once no answer is outstanding.
+    fn decide(&mut self) -> Vec<Action> {
+        if self.any(|s| matches!(s, State::Preparing | State::Fencing)) {
+            return Vec::new();
+        }
+        // Somebody who took this gateway for dead found all of them prepared.
+        if self.any(|s| s == State::Committed) {
+            return self.finish(Outcome::Committed);
+        }
+        if self.any(|s| matches!(s, State::Refused | State::NotDurable)) {
+            return self.finish(Outcome::Aborted);
+        }
+        if self.any(|s| s == State::OutOfReach) {
+            return self.finish(Outcome::Unknown);
+        }
+        if self.any(|s| s == State::Lost) {
+            let lost = self.shards.iter_mut().filter(|(_, s)| *s == State::Lost);
+            return lost
+                .map(|(shard, state)| {
+                    *state = State::Fencing;
+                    Action::Fence(*shard)
+                })
+                .collect();
+        }
+        self.finish(Outcome::Committed)
+    }
+
+    /// Decided: what is left to do on each shard.
+    fn finish(&mut self, outcome: Outcome) -> Vec<Action> {
+        self.decided = Some(outcome);
+        let mut actions = Vec::new();
+        for (shard, state) in &mut self.shards {
+            let (next, action) = match (outcome, *state) {
+                (_, State::Refused | State::Committed) => (State::Over, None),
+                (Outcome::Committed, _) => (State::Finishing, Some(Action::CommitPrepared(*shard))),
+                (Outcome::Aborted, State::Prepared | State::NotDurable) => {
+                    (State::Finishing, Some(Action::RollbackPrepared(*shard)))
+                }
+                (Outcome::Aborted | Outcome::Unknown, _) => (State::Over, Some(Action::HandOver(*shard))),
+            };
+            *state = next;
+            actions.extend(action);
+        }
+        self.acknowledge_if_over(actions)
+    }
+
+    fn over(&mut self, shard: ShardId, action: Option<Action>) -> Vec<Action> {
+        self.change(shard, State::Finishing, State::Over);
+        self.acknowledge_if_over(action.into_iter().collect())
+    }
+
+    fn acknowledge_if_over(&mut self, mut actions: Vec<Action>) -> Vec<Action> {
+        if let (Some(outcome), false) = (self.decided, self.acknowledged)
+            && !self.any(|s| s == State::Finishing)
+        {
+            self.acknowledged = true;
+            actions.push(Action::Acknowledge(outcome));
+        }
+        actions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Action::*;
+    use super::*;
+
+    const A: ShardId = ShardId(1);
+    const B: ShardId = ShardId(2);
+
+    fn after(events: &[Event]) -> Vec<Action> {
+        let (mut commit, _) = Commit::start(&[A, B]);
+        events.iter().map(|e| commit.step(*e)).last().unwrap_or_default()
+    }
+
+    fn prepared(shard: ShardId) -> Event {
+        Event::Prepare(shard, Prepare::Prepared)
+    }
+
+    #[test]
+    fn all_prepared_decides() {
+        assert_eq!(after(&[prepared(A)]), []);
+        assert_eq!(
+            after(&[prepared(A), prepared(B)]),
+            [CommitPrepared(A), CommitPrepared(B)]
+        );
+        let done = [prepared(A), prepared(B), Event::Commit(B, Finish::Done)];
+        assert_eq!(after(&done), []);
+        assert_eq!(
+            after(&[&done[..], &[Event::Commit(A, Finish::Done)]].concat()),
+            [Acknowledge(Outcome::Committed)]
+        );
+    }
+
+    #[test]
+    fn one_refusal_aborts() {
+        assert_eq!(
+            after(&[Event::Prepare(A, Prepare::Refused), prepared(B)]),
+            [RollbackPrepared(B)]
+        );
+        let refused = [Event::Prepare(A, Prepare::Refused), Event::Prepare(B, Prepare::Refused)];
+        assert_eq!(after(&refused), [Acknowledge(Outcome::Aborted)]);
+        let with_unknown = [Event::Prepare(A, Prepare::Refused), Event::Prepare(B, Prepare::Unknown)];
+        assert_eq!(after(&with_unknown), [HandOver(B), Acknowledge(Outcome::Aborted)]);
+        let not_durable = [Event::Prepare(A, Prepare::NotDurable), prepared(B)];
+        assert_eq!(after(&not_durable), [RollbackPrepared(A), RollbackPrepared(B)]);
+    }
+
+    #[test]
+    fn a_lost_reply_is_fenced_first() {
+        let lost = [prepared(A), Event::Prepare(B, Prepare::Unknown)];
+        assert_eq!(after(&lost), [Fence(B)]);
+        let with = |found| after(&[&lost[..], &[Event::Fence(B, found)]].concat());
+        assert_eq!(with(super::Fence::NeverPrepared), [RollbackPrepared(A)]);
+        assert_eq!(with(super::Fence::Prepared), [CommitPrepared(A), CommitPrepared(B)]);
+        assert_eq!(with(super::Fence::Committed), [CommitPrepared(A)]);
+        assert_eq!(
+            with(super::Fence::Unreachable),
+            [HandOver(A), HandOver(B), Acknowledge(Outcome::Unknown)]
+        );
+    }
+
+    #[test]
+    fn decided_stays_decided_when_a_shard_dies() {
+        let events = [prepared(A), prepared(B), Event::Commit(A, Finish::Unreachable)];
+        assert_eq!(after(&events), [HandOver(A)]);
+        let events = [&events[..], &[Event::Commit(B, Finish::NotFound)]].concat();
+        assert_eq!(after(&events), [LookForMarker(B)]);
+        let events = [&events[..], &[Event::Marker(B, Marker::Visible)]].concat();
+        assert_eq!(after(&events), [Acknowledge(Outcome::Committed)]);
+    }
+
+    #[test]
+    fn a_decided_transaction_that_is_gone_raises_an_alarm() {
+        let events = [
+            prepared(A),
+            prepared(B),
+            Event::Commit(A, Finish::NotFound),
+            Event::Marker(A, Marker::Missing),
+        ];
+        assert_eq!(after(&events), [Alarm(A)]);
+    }
+}
