@@ -125,6 +125,14 @@ pub struct Sharded {
     pub direct: bool,
     /// ranges were made by pgherd and cover all keys; false after the first PARTITION OF
     pub automatic: bool,
+    /// `pgherd.default_distribution` made it sharded, so that a constraint which cannot hold makes it local again
+    pub by_default: bool,
+    /// the fence's number, which grows when ranges change
+    pub fence_number: u32,
+    /// the number of the next range
+    pub next_range: u32,
+    /// the parent's OID on the home shard
+    pub relation: u32,
     /// unique constraints' and the primary key's names and columns
     pub unique: Vec<(String, Vec<String>)>,
 }

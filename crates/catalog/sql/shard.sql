@@ -1,0 +1,145 @@
+-- What every shard's database has: the schemas, the cluster's secret, and the functions through which a gateway
+-- changes what clients must not change themselves. Run by the service role, a superuser, in one transaction.
+--
+-- A gateway's statements run as the client's role. Whatever it may do beyond that role's rights goes through a
+-- SECURITY DEFINER function that checks a keyed hash over the payload and this backend's process id.
+
+CREATE SCHEMA IF NOT EXISTS pgherd;
+CREATE SCHEMA IF NOT EXISTS pgherd_data;
+GRANT USAGE ON SCHEMA pgherd, pgherd_data TO PUBLIC;
+
+CREATE TABLE IF NOT EXISTS pgherd.installation (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    version integer NOT NULL,
+    cluster text NOT NULL,
+    secret text NOT NULL,
+    shard integer NOT NULL
+);
+REVOKE ALL ON pgherd.installation FROM PUBLIC;
+
+-- sha256(secret || sha256(secret || pid || '/' || payload)): nested, so that nobody can lengthen a payload.
+CREATE OR REPLACE FUNCTION pgherd.check_signature(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    key bytea;
+BEGIN
+    SELECT convert_to(secret, 'UTF8') INTO key FROM pgherd.installation;
+    IF key IS NULL OR signature IS NULL
+        OR encode(sha256(key || sha256(key || convert_to(pg_backend_pid() || '/' || payload, 'UTF8'))), 'hex') <> signature
+    THEN
+        RAISE EXCEPTION 'permission denied for the catalog of pgherd'
+            USING ERRCODE = '42501', HINT = 'Only gateways of this cluster change it.';
+    END IF;
+END $$;
+REVOKE ALL ON FUNCTION pgherd.check_signature(text, text) FROM PUBLIC;
+
+-- Moves new children, made by the client's role beside their parent, into pgherd_data under their own names.
+-- payload: [{"schema": "public", "from": "pgherd_t1_r2", "to": "t1_r2"}, …]
+CREATE OR REPLACE FUNCTION pgherd.adopt(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    child record;
+BEGIN
+    PERFORM pgherd.check_signature('adopt ' || payload, signature);
+    FOR child IN SELECT * FROM json_to_recordset(payload::json) AS c(schema text, "from" text, "to" text) LOOP
+        EXECUTE format('ALTER TABLE %I.%I SET SCHEMA pgherd_data', child.schema, child."from");
+        EXECUTE format('ALTER TABLE pgherd_data.%I RENAME TO %I', child."from", child."to");
+    END LOOP;
+END $$;
+
+-- Makes and removes fences. payload: {"create": ["fence_1_1"], "drop": ["fence_1_0"]}
+CREATE OR REPLACE FUNCTION pgherd.change_fences(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    fence text;
+BEGIN
+    PERFORM pgherd.check_signature('change_fences ' || payload, signature);
+    FOR fence IN SELECT json_array_elements_text(payload::json -> 'drop') LOOP
+        EXECUTE format('DROP TABLE IF EXISTS pgherd_data.%I', fence);
+    END LOOP;
+    FOR fence IN SELECT json_array_elements_text(payload::json -> 'create') LOOP
+        EXECUTE format('CREATE TABLE pgherd_data.%I ()', fence);
+        -- LOCK TABLE … IN ACCESS SHARE MODE wants SELECT.
+        EXECUTE format('GRANT SELECT ON pgherd_data.%I TO PUBLIC', fence);
+    END LOOP;
+END $$;
+
+-- Grants on `child`, or on its column, what the access list says.
+CREATE OR REPLACE FUNCTION pgherd.copy_grants(child regclass, acl aclitem[], column_name name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    item record;
+BEGIN
+    FOR item IN
+        SELECT grantee, privilege_type, is_grantable FROM aclexplode(acl)
+        WHERE grantee <> (SELECT relowner FROM pg_class WHERE oid = child)
+    LOOP
+        EXECUTE format('GRANT %s%s ON TABLE %s TO %s%s', item.privilege_type,
+            CASE WHEN column_name IS NULL THEN '' ELSE format(' (%I)', column_name) END, child,
+            CASE WHEN item.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(item.grantee)) END,
+            CASE WHEN item.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION pgherd.copy_grants(regclass, aclitem[], name) FROM PUBLIC;
+
+-- Gives the children in pgherd_data the owner and the grants of their parents, and their indexes names from which an
+-- error's parent index can be told: t1_r2$t_pkey, or t1_r2$#<start of the name's md5> where that would be too long.
+-- Where the parent has row level security, the children get no grants: statements go through the parent.
+-- payload: ["public.t", …] as regclass reads it
+CREATE OR REPLACE FUNCTION pgherd.keep_children(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    item record;
+    attribute record;
+BEGIN
+    PERFORM pgherd.check_signature('keep_children ' || payload, signature);
+    FOR item IN
+        SELECT c.oid::regclass AS child, c.relname, c.relowner, c.relacl, p.relowner AS owner, p.relacl AS acl, p.oid AS parent,
+            p.relrowsecurity
+        FROM json_array_elements_text(payload::json) AS n(name)
+        JOIN pg_class p ON p.oid = to_regclass(n.name)
+        JOIN pg_inherits i ON i.inhparent = p.oid
+        JOIN pg_class c ON c.oid = i.inhrelid AND c.relnamespace = 'pgherd_data'::regnamespace
+        ORDER BY c.oid
+    LOOP
+        IF item.relowner <> item.owner THEN
+            EXECUTE format('ALTER TABLE %s OWNER TO %I', item.child, pg_get_userbyid(item.owner));
+        END IF;
+        IF item.relacl IS DISTINCT FROM item.acl OR item.relrowsecurity THEN
+            EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', item.child);
+            FOR attribute IN SELECT DISTINCT a.grantee FROM aclexplode(item.relacl) a WHERE a.grantee NOT IN (0, item.owner) LOOP
+                EXECUTE format('REVOKE ALL ON TABLE %s FROM %I CASCADE', item.child, pg_get_userbyid(attribute.grantee));
+            END LOOP;
+            IF NOT item.relrowsecurity THEN
+                PERFORM pgherd.copy_grants(item.child, item.acl, NULL);
+            END IF;
+        END IF;
+        FOR attribute IN
+            SELECT c.attname, c.attacl, p.attacl AS acl FROM pg_attribute c
+            JOIN pg_attribute p ON p.attrelid = item.parent AND p.attname = c.attname
+            WHERE c.attrelid = item.child AND c.attnum > 0 AND (c.attacl IS DISTINCT FROM p.attacl OR p.attacl IS NOT NULL)
+        LOOP
+            EXECUTE (
+                SELECT coalesce(string_agg(format('REVOKE ALL (%I) ON TABLE %s FROM %s CASCADE', attribute.attname, item.child,
+                    CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END), ';'), 'SELECT 1')
+                FROM (SELECT DISTINCT grantee FROM aclexplode(attribute.attacl)) g);
+            IF NOT item.relrowsecurity THEN
+                PERFORM pgherd.copy_grants(item.child, attribute.acl, attribute.attname);
+            END IF;
+        END LOOP;
+        FOR attribute IN
+            SELECT x.indexrelid::regclass AS index, ci.relname AS has, CASE
+                WHEN octet_length(item.relname || '$' || pi.relname) < 64 THEN item.relname || '$' || pi.relname
+                ELSE item.relname || '$#' || left(md5(pi.relname), 16) END AS wants
+            FROM pg_index x
+            JOIN pg_class ci ON ci.oid = x.indexrelid
+            JOIN pg_inherits xi ON xi.inhrelid = x.indexrelid
+            JOIN pg_class pi ON pi.oid = xi.inhparent
+            WHERE x.indrelid = item.child
+        LOOP
+            IF attribute.has <> attribute.wants THEN
+                EXECUTE format('ALTER INDEX %s RENAME TO %I', attribute.index, attribute.wants);
+            END IF;
+        END LOOP;
+    END LOOP;
+END $$;

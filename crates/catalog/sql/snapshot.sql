@@ -1,0 +1,120 @@
+-- The catalog as one JSON text, for gateways: one statement, so one snapshot. Cheap while no table is sharded.
+
+CREATE OR REPLACE FUNCTION pgherd.columns_of(relation oid) RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT coalesce(json_agg(json_build_object(
+        'name', a.attname, 'number', a.attnum, 'type_oid', a.atttypid::bigint, 'type_modifier', a.atttypmod,
+        'type_name', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
+        'default', CASE
+            WHEN a.attgenerated <> '' THEN NULL
+            -- An identity column's value comes from its sequence, which lives on the home shard like any other.
+            WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', pg_get_serial_sequence(relation::regclass::text, a.attname))
+            ELSE pg_get_expr(d.adbin, d.adrelid) END,
+        'generated', a.attgenerated <> '',
+        'identity', CASE a.attidentity WHEN 'a' THEN true WHEN 'd' THEN false END) ORDER BY a.attnum), '[]')
+    FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+$$;
+
+CREATE OR REPLACE FUNCTION pgherd.table_json(t pgherd.sharded_table) RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT json_build_object(
+        'id', t.id, 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname,
+        'automatic', t.automatic, 'by_default', t.by_default, 'colocation', t.colocation, 'fence', t.fence,
+        'next_range', t.next_range,
+        'columns', pgherd.columns_of(c.oid),
+        'key', (SELECT json_agg(json_build_object('name', a.attname, 'type', a.atttypid::bigint) ORDER BY k.n)
+            FROM unnest(p.partattrs::int2[]) WITH ORDINALITY AS k(attnum, n)
+            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum),
+        'ranges', (SELECT coalesce(json_agg(json_build_object('id', r.id, 'from', r.lower, 'to', r.upper, 'shard', r.shard,
+                'schema', r.child_schema, 'name', r.child, 'declared', r.declared)), '[]')
+            FROM pgherd.table_range r WHERE r.table_id = t.id),
+        'unique', (SELECT coalesce(json_agg(json_build_object('name', i.relname, 'primary', x.indisprimary, 'columns',
+                (SELECT json_agg(a.attname ORDER BY k.n) FROM unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)
+                    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.n <= x.indnkeyatts))
+                ORDER BY x.indisprimary DESC, i.relname), '[]')
+            FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+            WHERE x.indrelid = c.oid AND x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL),
+        'direct', NOT c.relrowsecurity
+            AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid)
+            AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 0))
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_partitioned_table p ON p.partrelid = c.oid
+    WHERE c.oid = t.relation
+$$;
+
+CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
+        json_build_object('epoch', (SELECT epoch FROM pgherd.epoch))::text
+    ELSE json_build_object(
+        'epoch', (SELECT epoch FROM pgherd.epoch),
+        'tables', (SELECT coalesce(json_agg(j), '[]') FROM (SELECT pgherd.table_json(t) AS j FROM pgherd.sharded_table t) s
+            WHERE j IS NOT NULL),
+        -- Views and materialised views, with the relations and functions that their queries use.
+        'views', (SELECT coalesce(json_agg(json_build_object(
+                'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'materialized', c.relkind = 'm',
+                'definition', pg_get_viewdef(c.oid), 'columns', pgherd.columns_of(c.oid),
+                'relations', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
+                      AND d.refobjid <> c.oid),
+                'functions', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_proc'::regclass))), '[]')
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN'
+            WHERE c.relkind IN ('v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
+        -- Other rules, by what they mention.
+        'rules', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
+                'name', w.rulename, 'body', pg_get_ruledef(w.oid))), '[]')
+            FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE w.rulename <> '_RETURN' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
+        'triggers', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
+                'name', g.tgname, 'function', g.tgfoid::bigint)), '[]')
+            FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE NOT g.tgisinternal AND g.tgparentid = 0),
+        'foreign_keys', (SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'table', c.relname,
+                'name', k.conname, 'relation', k.conrelid::bigint, 'referenced', k.confrelid::bigint)), '[]')
+            FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE k.contype = 'f' AND k.conparentid = 0
+              AND (k.conrelid IN (SELECT relation FROM pgherd.sharded_table)
+                OR k.confrelid IN (SELECT relation FROM pgherd.sharded_table))),
+        'functions', (SELECT coalesce(json_agg(json_build_object('oid', p.oid::bigint, 'name', p.proname, 'language', l.lanname,
+                'body', coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc,
+                'parts', (SELECT json_agg(x) FROM pg_aggregate a, unnest(ARRAY[a.aggtransfn::oid, a.aggfinalfn, a.aggcombinefn,
+                    a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::bigint[]) x WHERE a.aggfnoid = p.oid))), '[]')
+            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+            WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
+        -- Names that more than one schema has: only such can shadow each other.
+        'shadows', (SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname)), '[]')
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'v', 'm', 'f', 'p', 'S') AND n.nspname !~ '^pg_(temp|toast)'
+              AND n.nspname NOT IN ('pgherd', 'pgherd_data') AND EXISTS (
+                SELECT FROM pg_class o JOIN pg_namespace m ON m.oid = o.relnamespace
+                WHERE o.relname = c.relname AND o.oid <> c.oid AND m.nspname !~ '^pg_(temp|toast)'))
+    )::text END
+$$;
+
+-- A gateway's heartbeat: renews its lease (`lease` in milliseconds), stores what it has drained, and returns the pending
+-- changes and, when the epoch is not the known one, the catalog. Reads changes before the catalog, so that a change
+-- that is not listed any more is in the catalog.
+CREATE OR REPLACE FUNCTION pgherd.heartbeat(gateway text, lease_ms integer, known_epoch bigint, drained bigint[]) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE
+    pending json;
+    now_epoch bigint;
+BEGIN
+    IF lease_ms > 0 THEN
+        UPDATE pgherd.gateway_lease SET lease_until = clock_timestamp() + lease_ms * interval '1 ms' WHERE incarnation = gateway;
+        IF NOT FOUND THEN
+            RETURN json_build_object('gone', true);
+        END IF;
+    END IF;
+    IF drained <> '{}' THEN
+        INSERT INTO pgherd.change_acknowledgement (change, incarnation)
+        SELECT c.id, gateway FROM pgherd.change c WHERE c.id = ANY (drained) ON CONFLICT DO NOTHING;
+    END IF;
+    SELECT coalesce(json_agg(json_build_object('id', c.id, 'root', c.root, 'owner', c.owner, 'names', c.names)), '[]')
+        INTO pending FROM pgherd.change c;
+    SELECT epoch INTO now_epoch FROM pgherd.epoch;
+    RETURN json_build_object('changes', pending, 'epoch', now_epoch,
+        'snapshot', CASE WHEN now_epoch <> known_epoch THEN pgherd.snapshot() END);
+END $$;

@@ -1,0 +1,123 @@
+//! Prepares a database on every shard for pgherd: schemas, functions, the catalog on the home shard. Idempotent.
+
+use crate::Error;
+use pgherd_model::quote_literal;
+use pgherd_shards::{ShardConfig, Shards};
+
+/// Raise it when anything in `sql/` changes.
+const VERSION: i32 = 1;
+const SHARD_SQL: &str = include_str!("../sql/shard.sql");
+const MARKERS_SQL: &str = include_str!("../sql/markers.sql");
+const HOME_SQL: [&str; 3] = [
+    include_str!("../sql/home.sql"),
+    include_str!("../sql/snapshot.sql"),
+    include_str!("../sql/views.sql"),
+];
+
+/// Makes or updates what pgherd needs in `database` on every shard; does nothing where it is up to date.
+///
+/// # Errors
+/// A shard that cannot be reached, that belongs to another cluster, or whose catalog is newer.
+pub async fn install(shards: &Shards, database: &str, cluster: &str, secret: &str) -> Result<(), Error> {
+    for shard in shards.all() {
+        install_on(shards, shard, database, cluster, secret).await?;
+    }
+    Ok(())
+}
+
+/// Whether the home shard's database has no catalog yet.
+pub async fn uninstalled(shards: &Shards, database: &str) -> Result<bool, Error> {
+    let client = shards.connect_service(shards.home(), database).await?;
+    let row = client
+        .query_one("SELECT to_regclass('pgherd.installation') IS NULL", &[])
+        .await?;
+    Ok(row.get(0))
+}
+
+async fn install_on(
+    shards: &Shards,
+    shard: &ShardConfig,
+    database: &str,
+    cluster: &str,
+    secret: &str,
+) -> Result<(), Error> {
+    let mut client = shards.connect_service(shard.id, database).await?;
+    let transaction = client.transaction().await?;
+    // Several gateways may start at once.
+    transaction
+        .batch_execute("SELECT pg_advisory_xact_lock(hashtextextended('pgherd.install', 0)); SET LOCAL client_min_messages = warning; SET LOCAL check_function_bodies = off")
+        .await?;
+    let exists: bool = transaction
+        .query_one("SELECT to_regclass('pgherd.installation') IS NOT NULL", &[])
+        .await?
+        .get(0);
+    if exists {
+        let installed = transaction
+            .query_opt("SELECT version, cluster, secret FROM pgherd.installation", &[])
+            .await?;
+        if let Some(row) = installed {
+            let (version, found, known_secret): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+            if found != cluster {
+                return Err(Error::OtherCluster {
+                    database: database.into(),
+                    shard: shard.name.clone(),
+                    found,
+                });
+            }
+            if version > VERSION {
+                return Err(Error::NewerVersion {
+                    database: database.into(),
+                    found: version,
+                    known: VERSION,
+                });
+            }
+            if version == VERSION && known_secret == secret && shard.id != shards.home() {
+                return Ok(());
+            }
+            if version == VERSION && known_secret == secret {
+                transaction.batch_execute(&shard_rows(shards)).await?;
+                transaction.commit().await?;
+                return Ok(());
+            }
+        }
+    }
+    transaction.batch_execute(SHARD_SQL).await?;
+    transaction.batch_execute(MARKERS_SQL).await?;
+    transaction
+        .execute("SELECT pgherd.set_commit_secret($1)", &[&secret])
+        .await?;
+    if shard.id == shards.home() {
+        for sql in HOME_SQL {
+            transaction.batch_execute(sql).await?;
+        }
+        transaction.batch_execute(&shard_rows(shards)).await?;
+    }
+    let installation = format!(
+        "INSERT INTO pgherd.installation (version, cluster, secret, shard) VALUES ({VERSION}, {}, {}, {})
+         ON CONFLICT (one) DO UPDATE SET version = excluded.version, cluster = excluded.cluster, secret = excluded.secret, shard = excluded.shard",
+        quote_literal(cluster),
+        quote_literal(secret),
+        shard.id
+    );
+    transaction.batch_execute(&installation).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// The rows of `pgherd.shard`, as the configuration has them.
+fn shard_rows(shards: &Shards) -> String {
+    let rows: Vec<_> = shards
+        .all()
+        .iter()
+        .map(|s| {
+            let (name, host) = (quote_literal(&s.name), quote_literal(&s.host));
+            format!("({}, {name}, {host}, {}, {})", s.id, s.port, s.id == shards.home())
+        })
+        .collect();
+    format!(
+        "INSERT INTO pgherd.shard AS s (id, name, host, port, home) VALUES {}
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, host = excluded.host, port = excluded.port, home = excluded.home
+         WHERE (s.name, s.host, s.port, s.home) IS DISTINCT FROM (excluded.name, excluded.host, excluded.port, excluded.home)",
+        rows.join(", ")
+    )
+}

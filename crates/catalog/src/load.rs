@@ -1,0 +1,303 @@
+//! From the catalog's JSON (`pgherd.snapshot()`) to a [`Snapshot`].
+
+mod reach;
+
+use crate::Error;
+use pgherd_model::{
+    Bound, Column, Epoch, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot, Table,
+    TableId, TableKind,
+};
+use serde::Deserialize;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Functions of PostgreSQL and its extensions that run or read what a string argument names; they would read one
+/// shard's part of a sharded table.
+pub const SHARDED_NAMES_UNSAFE: [&str; 26] = [
+    "query_to_xml",
+    "query_to_xmlschema",
+    "query_to_xml_and_xmlschema",
+    "table_to_xml",
+    "table_to_xmlschema",
+    "table_to_xml_and_xmlschema",
+    "schema_to_xml",
+    "schema_to_xmlschema",
+    "schema_to_xml_and_xmlschema",
+    "database_to_xml",
+    "database_to_xmlschema",
+    "database_to_xml_and_xmlschema",
+    "cursor_to_xml",
+    "cursor_to_xmlschema",
+    "ts_stat",
+    "crosstab",
+    "crosstab2",
+    "crosstab3",
+    "crosstab4",
+    "crosstabN",
+    "crosstab_hash",
+    "connectby",
+    "dblink",
+    "dblink_exec",
+    "xpath_table",
+    "xml_is_well_formed_table",
+];
+
+#[derive(Debug, Deserialize)]
+struct Document {
+    epoch: u64,
+    #[serde(default)]
+    tables: Vec<TableEntry>,
+    #[serde(default)]
+    views: Vec<reach::View>,
+    #[serde(default)]
+    rules: Vec<reach::Rule>,
+    #[serde(default)]
+    triggers: Vec<reach::Trigger>,
+    #[serde(default)]
+    foreign_keys: Vec<reach::ForeignKey>,
+    #[serde(default)]
+    functions: Vec<reach::Function>,
+    #[serde(default)]
+    shadows: Vec<Shadow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TableEntry {
+    id: u32,
+    oid: u32,
+    schema: String,
+    name: String,
+    automatic: bool,
+    by_default: bool,
+    colocation: u32,
+    fence: u32,
+    next_range: u32,
+    columns: Vec<ColumnEntry>,
+    key: Vec<KeyEntry>,
+    ranges: Vec<RangeEntry>,
+    unique: Vec<UniqueEntry>,
+    direct: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct ColumnEntry {
+    name: String,
+    number: i16,
+    type_oid: u32,
+    type_modifier: i32,
+    type_name: String,
+    not_null: bool,
+    default: Option<String>,
+    generated: bool,
+    identity: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KeyEntry {
+    name: String,
+    #[serde(rename = "type")]
+    type_oid: u32,
+}
+
+#[derive(Debug, Deserialize)]
+struct RangeEntry {
+    id: u32,
+    from: Vec<String>,
+    to: Vec<String>,
+    shard: u32,
+    schema: String,
+    name: String,
+    declared: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct UniqueEntry {
+    name: String,
+    columns: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Shadow {
+    schema: String,
+    name: String,
+}
+
+/// Reads what `pgherd.snapshot()` returned, for a cluster of these shards.
+///
+/// # Errors
+/// XX000 when the text is not what that function writes.
+pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> Result<Snapshot, Error> {
+    let document: Document = serde_json::from_str(json).map_err(|e| Error::Corrupt(e.to_string()))?;
+    let mut snapshot = Snapshot {
+        epoch: Epoch(document.epoch),
+        shards: shards.collect(),
+        ..Snapshot::default()
+    };
+    snapshot.shards.sort();
+    if document.tables.is_empty() {
+        return Ok(snapshot);
+    }
+    let mut tables = Vec::new();
+    for entry in &document.tables {
+        let table = sharded(entry)?;
+        tables.extend(partitions(&table));
+        tables.push(table);
+    }
+    let roots = document.tables.iter().map(|t| (t.oid, t.name.clone())).collect();
+    let reach = reach::Reach::compute(
+        &tables,
+        roots,
+        &document.views,
+        &document.rules,
+        &document.triggers,
+        &document.foreign_keys,
+        &document.functions,
+    );
+    refuse_unsafe_defaults(&mut tables, &reach.functions);
+    tables.extend(reach.relations(&document.views));
+    for table in tables {
+        add(&mut snapshot, table);
+    }
+    for shadow in &document.shadows {
+        if let Some(candidates) = snapshot.relations.get_mut(shadow.name.as_str())
+            && !candidates.iter().any(|(schema, _)| **schema == *shadow.schema)
+        {
+            candidates.push((shadow.schema.as_str().into(), None));
+        }
+    }
+    snapshot.unsafe_functions = reach.functions;
+    snapshot
+        .unsafe_functions
+        .extend(SHARDED_NAMES_UNSAFE.iter().map(|f| (*f).to_owned()));
+    Ok(snapshot)
+}
+
+/// Adds a relation; one that is refused replaces what it was.
+fn add(snapshot: &mut Snapshot, table: Table) {
+    let candidates = snapshot.relations.entry(table.name.name.clone()).or_default();
+    let schema = table.name.schema.clone();
+    candidates.retain(|(s, _)| *s != schema);
+    candidates.push((schema, Some(Arc::new(table))));
+}
+
+fn sharded(entry: &TableEntry) -> Result<Table, Error> {
+    let name = Name::new(&entry.schema, &entry.name);
+    let corrupt = |what: String| Error::Corrupt(format!("table {name}: {what}"));
+    let key_types: Vec<_> = entry
+        .key
+        .iter()
+        .map(|k| KeyType::from_oid(k.type_oid).ok_or_else(|| corrupt(format!("no key type {}", k.type_oid))))
+        .collect::<Result<_, _>>()?;
+    let ranges: Vec<_> = entry
+        .ranges
+        .iter()
+        .map(|r| {
+            let bound = |texts: &[String]| {
+                parse_bound(texts, &key_types).ok_or_else(|| corrupt(format!("range {}: {texts:?}", r.id)))
+            };
+            Ok(Range {
+                id: RangeId(r.id),
+                from: bound(&r.from)?,
+                to: bound(&r.to)?,
+                shard: ShardId(r.shard),
+                child: Name::new(&r.schema, &r.name),
+                declared: r.declared,
+            })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(Table {
+        columns: entry.columns.iter().map(column).collect(),
+        kind: TableKind::Sharded(Sharded {
+            id: TableId(entry.id),
+            key: entry.key.iter().map(|k| k.name.clone()).collect(),
+            key_types,
+            ranges: RangeMap::new(ranges),
+            fence: crate::fence_name(TableId(entry.id), entry.fence),
+            fence_number: entry.fence,
+            next_range: entry.next_range,
+            relation: entry.oid,
+            colocation: entry.colocation,
+            direct: entry.direct,
+            automatic: entry.automatic,
+            by_default: entry.by_default,
+            unique: entry
+                .unique
+                .iter()
+                .map(|u| (u.name.clone(), u.columns.clone()))
+                .collect(),
+        }),
+        name,
+    })
+}
+
+fn column(entry: &ColumnEntry) -> Column {
+    Column {
+        name: entry.name.clone(),
+        number: entry.number,
+        type_oid: entry.type_oid,
+        type_modifier: entry.type_modifier,
+        type_name: entry.type_name.clone(),
+        not_null: entry.not_null,
+        default: entry.default.clone(),
+        generated: entry.generated,
+        identity: entry.identity,
+    }
+}
+
+/// `<` is MINVALUE, `>` MAXVALUE, `=…` a value.
+fn parse_bound(texts: &[String], key_types: &[KeyType]) -> Option<KeyBound> {
+    if texts.len() != key_types.len() {
+        return None;
+    }
+    let column = |(text, key_type): (&String, &KeyType)| match text.split_at_checked(1)? {
+        ("<", "") => Some(Bound::Min),
+        (">", "") => Some(Bound::Max),
+        ("=", value) => key_type.parse_text(value).map(Bound::Value),
+        _ => None,
+    };
+    texts
+        .iter()
+        .zip(key_types)
+        .map(column)
+        .collect::<Option<_>>()
+        .map(KeyBound)
+}
+
+/// The declared partitions of a table, under their own names.
+fn partitions(table: &Table) -> Vec<Table> {
+    let Some(sharded) = table.sharded() else {
+        return Vec::new();
+    };
+    let declared = sharded.ranges.ranges().iter().filter(|r| r.declared);
+    declared
+        .map(|range| Table {
+            name: range.child.clone(),
+            columns: table.columns.clone(),
+            kind: TableKind::Partition {
+                parent: table.name.clone(),
+                range: range.id,
+            },
+        })
+        .collect()
+}
+
+/// A default that calls an unsafe function would compute from one shard's part.
+fn refuse_unsafe_defaults(tables: &mut [Table], functions: &HashSet<String>) {
+    for table in tables {
+        let calls = |c: &Column| {
+            let words = c.default.as_deref().map(reach::words)?;
+            functions.iter().find(|f| words.contains(&f.to_lowercase())).cloned()
+        };
+        if let Some(function) = table.columns.iter().find_map(calls) {
+            table.kind = TableKind::Refused {
+                reason: format!("A column's default calls function {function}, which may read a sharded table."),
+            };
+        }
+    }
+}
+
+/// Relations by OID, for the walk over views.
+type ByOid<T> = HashMap<u32, T>;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! Through what a statement could reach a sharded table without naming it: views, functions, triggers, rules, foreign
+//! keys. What runs inside a shard sees that shard's part only, so each of these is expanded or refused.
+//!
+//! Functions are judged by the words of their bodies: a sharded table's name, another unsafe function's name, or dynamic
+//! SQL make one unsafe. That errs on the side of refusing.
+
+use super::{ByOid, ColumnEntry, column};
+use pgherd_model::{Name, Table, TableKind};
+use serde::Deserialize;
+use std::collections::{HashMap, HashSet};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct View {
+    oid: u32,
+    schema: String,
+    name: String,
+    materialized: bool,
+    definition: Option<String>,
+    columns: Vec<ColumnEntry>,
+    relations: Vec<u32>,
+    functions: Vec<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Rule {
+    oid: u32,
+    schema: String,
+    table: String,
+    name: String,
+    body: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Trigger {
+    oid: u32,
+    schema: String,
+    table: String,
+    name: String,
+    function: u32,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ForeignKey {
+    schema: String,
+    table: String,
+    name: String,
+    relation: u32,
+    referenced: u32,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Function {
+    oid: u32,
+    name: String,
+    language: String,
+    body: String,
+    /// an aggregate's functions
+    parts: Option<Vec<u32>>,
+}
+
+/// What reaches sharded tables.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    /// names of unsafe functions
+    pub functions: HashSet<String>,
+    /// why a relation is refused
+    refused: HashMap<Name, String>,
+    /// views to expand, by OID
+    expanded: HashSet<u32>,
+}
+
+/// The lower-case words of a body: runs of letters, digits, `_` and `$`.
+pub(super) fn words(body: &str) -> HashSet<String> {
+    body.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$'))
+        .filter(|w| !w.is_empty())
+        .map(str::to_lowercase)
+        .collect()
+}
+
+/// A body, and how to look for names in it.
+struct Body {
+    text: String,
+    words: HashSet<String>,
+}
+
+impl Body {
+    fn new(text: &str) -> Self {
+        Self {
+            text: text.to_lowercase(),
+            words: words(text),
+        }
+    }
+
+    /// Whether it has one of these lower-case names: as a word, or anywhere when the name is no word.
+    fn mentions<'n>(&self, names: &'n HashSet<String>) -> Option<&'n String> {
+        let (mut plain, mut odd) = (None, None);
+        for name in names {
+            let is_word = name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$');
+            if is_word && self.words.contains(name) {
+                plain = Some(name);
+            } else if !is_word && self.text.contains(name.as_str()) {
+                odd = Some(name);
+            }
+        }
+        plain.or(odd)
+    }
+}
+
+impl Function {
+    /// Whether it may run SQL that its body does not show.
+    fn is_dynamic(&self, body: &Body) -> bool {
+        let has = |names: &[&str]| names.iter().any(|n| body.words.contains(*n));
+        match self.language.as_str() {
+            "sql" | "c" | "internal" => false,
+            "plpgsql" => has(&["execute"]),
+            // Other languages build the SQL they run from strings.
+            _ => has(&["execute", "prepare", "plpy", "cursor"]) || body.text.contains("spi_"),
+        }
+    }
+}
+
+impl Reach {
+    pub(super) fn compute(
+        tables: &[Table],
+        roots: ByOid<String>,
+        views: &[View],
+        rules: &[Rule],
+        triggers: &[Trigger],
+        foreign_keys: &[ForeignKey],
+        functions: &[Function],
+    ) -> Self {
+        let mut reach = Self::default();
+        let mut names: HashSet<String> = tables.iter().map(|t| t.name.name.to_lowercase()).collect();
+        names.insert("pgherd_data".into());
+        let mut relations: HashSet<u32> = roots.keys().copied().collect();
+        for key in foreign_keys {
+            reach.refuse_foreign_key(key, &roots, &mut names);
+        }
+        let bodies: Vec<_> = functions.iter().map(|f| (f, Body::new(&f.body))).collect();
+        let mut unsafe_oids: HashSet<u32> = HashSet::new();
+        // Each round can only add, and there are finitely many things to add.
+        loop {
+            let before = (unsafe_oids.len(), relations.len(), names.len());
+            for (function, body) in &bodies {
+                let by_parts = function.parts.iter().flatten().any(|p| unsafe_oids.contains(p));
+                if !unsafe_oids.contains(&function.oid)
+                    && (by_parts || function.is_dynamic(body) || body.mentions(&names).is_some())
+                {
+                    unsafe_oids.insert(function.oid);
+                    names.insert(function.name.to_lowercase());
+                    reach.functions.insert(function.name.clone());
+                }
+            }
+            reach.add_views(views, &unsafe_oids, &mut relations, &mut names);
+            for trigger in triggers.iter().filter(|t| unsafe_oids.contains(&t.function)) {
+                let reason = format!(
+                    "Trigger {} runs a function that may read or write a sharded table.",
+                    trigger.name
+                );
+                reach.refuse(&trigger.schema, &trigger.table, reason, &mut names);
+                relations.insert(trigger.oid);
+            }
+            for rule in rules {
+                // A rule's own table is in its text; on a local table without more that is no reason.
+                let own = HashSet::from([rule.table.to_lowercase()]);
+                let others: HashSet<_> = names.difference(&own).cloned().collect();
+                if relations.contains(&rule.oid) || Body::new(&rule.body).mentions(&others).is_some() {
+                    let reason = format!("Rule {} would run on one shard's part of a sharded table.", rule.name);
+                    reach.refuse(&rule.schema, &rule.table, reason, &mut names);
+                    relations.insert(rule.oid);
+                }
+            }
+            if before == (unsafe_oids.len(), relations.len(), names.len()) {
+                return reach;
+            }
+        }
+    }
+
+    fn refuse(&mut self, schema: &str, table: &str, reason: String, names: &mut HashSet<String>) {
+        names.insert(table.to_lowercase());
+        self.refused.entry(Name::new(schema, table)).or_insert(reason);
+    }
+
+    fn refuse_foreign_key(&mut self, key: &ForeignKey, roots: &ByOid<String>, names: &mut HashSet<String>) {
+        let other = roots.get(&key.referenced).or_else(|| roots.get(&key.relation));
+        let reason = format!(
+            "Foreign key {} would be checked on one shard's part of {} only.",
+            key.name,
+            other.map_or("a sharded table", String::as_str)
+        );
+        self.refuse(&key.schema, &key.table, reason, names);
+    }
+
+    fn add_views(
+        &mut self,
+        views: &[View],
+        unsafe_oids: &HashSet<u32>,
+        relations: &mut HashSet<u32>,
+        names: &mut HashSet<String>,
+    ) {
+        for view in views {
+            let calls_unsafe = view.functions.iter().any(|f| unsafe_oids.contains(f));
+            let reaches = view.relations.iter().any(|r| relations.contains(r));
+            if !calls_unsafe && !reaches {
+                continue;
+            }
+            relations.insert(view.oid);
+            names.insert(view.name.to_lowercase());
+            if calls_unsafe {
+                let reason = "It calls a function that may read a sharded table.".to_owned();
+                self.refuse(&view.schema, &view.name, reason, names);
+            } else if view.materialized || view.definition.is_none() {
+                let reason = "It is a materialized view over a sharded table.".to_owned();
+                self.refuse(&view.schema, &view.name, reason, names);
+            } else {
+                self.expanded.insert(view.oid);
+            }
+        }
+    }
+
+    /// The views to expand and the relations to refuse.
+    pub(super) fn relations(&self, views: &[View]) -> Vec<Table> {
+        let mut tables: Vec<_> = views
+            .iter()
+            .filter(|v| self.expanded.contains(&v.oid))
+            .map(|view| Table {
+                name: Name::new(&view.schema, &view.name),
+                columns: view.columns.iter().map(column).collect(),
+                kind: TableKind::View {
+                    definition: view.definition.clone().unwrap_or_default(),
+                },
+            })
+            .collect();
+        tables.extend(self.refused.iter().map(|(name, reason)| Table {
+            name: name.clone(),
+            columns: Vec::new(),
+            kind: TableKind::Refused { reason: reason.clone() },
+        }));
+        tables
+    }
+}

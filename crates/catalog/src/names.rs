@@ -1,0 +1,132 @@
+//! The names that pgherd gives to children, fences and their indexes on the shards, and back to the user's names in errors.
+
+use pgherd_model::{Name, RangeId, ServerError, Sharded, Snapshot, Table, TableId};
+use std::sync::Arc;
+
+/// The schema of children and fences.
+const DATA_SCHEMA: &str = "pgherd_data";
+
+/// The child of a range: `pgherd_data.t42_r17`.
+pub fn child_name(table: TableId, range: RangeId) -> Name {
+    Name::new(DATA_SCHEMA, &format!("t{}_r{}", table.0, range.0))
+}
+
+/// The fence of a table: `pgherd_data.fence_42_3`.
+pub fn fence_name(table: TableId, number: u32) -> Name {
+    Name::new(DATA_SCHEMA, &format!("fence_{}_{number}", table.0))
+}
+
+/// Puts the parent's name and its constraints' names where a shard's error names a child of pgherd's, as PostgreSQL on one
+/// server would have said it. Everything else stays.
+pub fn restore_parent_names(error: &mut ServerError, snapshot: &Snapshot) {
+    let fields = error.fields_mut();
+    let texts = [Some(&mut fields.message), fields.detail.as_mut(), fields.hint.as_mut()];
+    for text in texts.into_iter().flatten() {
+        if let Some(restored) = restore(text, snapshot) {
+            *text = restored;
+        }
+    }
+    let child = fields.other.iter().find(|(l, _)| *l == b't').map(|(_, t)| t.clone());
+    let Some((table, _)) = child.as_deref().and_then(|c| parent(c, snapshot)) else {
+        // An index error may name no table.
+        for (_, text) in fields.other.iter_mut().filter(|(l, _)| *l == b'n' || *l == b'W') {
+            if let Some(restored) = restore(text, snapshot) {
+                *text = restored;
+            }
+        }
+        return;
+    };
+    for (letter, text) in &mut fields.other {
+        match letter {
+            b's' => *text = table.name.schema.to_string(),
+            b't' => *text = table.name.name.to_string(),
+            b'n' | b'W' => {
+                if let Some(restored) = restore(text, snapshot) {
+                    *text = restored;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Replaces every child's and child index's name in a text; None when there is none.
+fn restore(text: &str, snapshot: &Snapshot) -> Option<String> {
+    let (mut out, mut rest, mut changed) = (String::with_capacity(text.len()), text, false);
+    while let Some(at) = rest.find('t') {
+        let starts_word = out.is_empty() && at == 0
+            || !rest[..at]
+                .chars()
+                .next_back()
+                .or(out.chars().next_back())
+                .is_some_and(is_word);
+        let candidate = &rest[at..];
+        let end = name_end(candidate);
+        match (starts_word && end > 1)
+            .then(|| parent(&candidate[..end], snapshot))
+            .flatten()
+        {
+            Some((table, index)) => {
+                out.push_str(&rest[..at]);
+                out.push_str(&index.unwrap_or_else(|| table.name.name.to_string()));
+                rest = &candidate[end..];
+                changed = true;
+            }
+            None => {
+                out.push_str(&rest[..=at]);
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    changed.then_some(out)
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_' || c == '$'
+}
+
+/// Where a name ends: at the closing quote where it is quoted, as in all of PostgreSQL's messages.
+fn name_end(text: &str) -> usize {
+    let word = text.find(|c: char| !is_word(c) && c != '#').unwrap_or(text.len());
+    match text.find('"') {
+        // `t1_r2$my index"`: an index's name may have any characters.
+        Some(quote) if text[..word].contains('$') => quote,
+        _ => word,
+    }
+}
+
+/// The sharded table of a child `t1_r2`, or of a child's index `t1_r2$name`, and then that index's parent.
+fn parent<'s>(name: &str, snapshot: &'s Snapshot) -> Option<(&'s Arc<Table>, Option<String>)> {
+    let rest = name.strip_prefix('t')?;
+    let (table, rest) = rest.split_once("_r")?;
+    let (range, index) = match rest.split_once('$') {
+        Some((range, index)) => (range, Some(index)),
+        None => (rest, None),
+    };
+    let (table, _): (u32, u32) = (table.parse().ok()?, range.parse().ok()?);
+    let table = snapshot
+        .sharded()
+        .find(|t| t.sharded().is_some_and(|s| s.id == TableId(table)))?;
+    let index = index.map(|i| match i.strip_prefix('#') {
+        Some(digest) => table
+            .sharded()
+            .and_then(|s| by_digest(s, digest))
+            .unwrap_or_else(|| i.to_owned()),
+        None => i.to_owned(),
+    });
+    Some((table, index))
+}
+
+/// A unique index whose name was too long to be part of another.
+fn by_digest(sharded: &Sharded, digest: &str) -> Option<String> {
+    let mut long = sharded.unique.iter().map(|(name, _)| name).filter(|n| n.len() > 40);
+    // One such index is the usual case; with more, the digest would have to be computed, and md5 is not linked for that.
+    match (long.next(), long.next(), digest.is_empty()) {
+        (Some(name), None, false) => Some(name.clone()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
