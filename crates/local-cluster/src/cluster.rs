@@ -67,9 +67,18 @@ impl LocalCluster {
 
     /// Like [`Self::ephemeral`], with more settings of `postgresql.conf`.
     pub async fn ephemeral_with(shards: usize, settings: Vec<(String, String)>) -> Result<Self> {
+        Self::ephemeral_as(shards, false, settings).await
+    }
+
+    /// Like [`Self::ephemeral_with`], with shards that flush their log as those of a kept cluster do: for benchmarks.
+    pub async fn ephemeral_durable(shards: usize, settings: Vec<(String, String)>) -> Result<Self> {
+        Self::ephemeral_as(shards, true, settings).await
+    }
+
+    async fn ephemeral_as(shards: usize, durable: bool, settings: Vec<(String, String)>) -> Result<Self> {
         let folder = EphemeralFolder::new()?;
         let options = Options {
-            durable: false,
+            durable,
             settings,
             ..Options::new(folder.path(), shards)
         };

@@ -26,6 +26,7 @@ pub use cluster::{LocalCluster, Options};
 pub use error::{Error, Result};
 pub use plain::PlainServer;
 pub use server::{Event, Progress, Server};
+pub use settings::shard_settings;
 
 /// The superuser that `initdb` makes, and the default database.
 pub const SUPERUSER: &str = "postgres";

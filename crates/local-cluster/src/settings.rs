@@ -47,6 +47,14 @@ const VOLATILE: &[(&str, &str, &str)] = &[
     ("max_wal_size", "256MB", "little disk"),
 ];
 
+/// What a shard has beside the defaults, for a plain server that is to be compared with one.
+pub fn shard_settings() -> Vec<(String, String)> {
+    SHARD
+        .iter()
+        .map(|(name, value, _)| (name.to_string(), value.to_string()))
+        .collect()
+}
+
 /// The text of `pgherd.conf`, which `postgresql.conf` includes.
 pub(crate) fn configuration(shard: bool, durable: bool, extra: &[(String, String)]) -> String {
     let mut text = String::from(

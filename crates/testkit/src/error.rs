@@ -41,6 +41,23 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A server of this machine could not be started or used.
+    #[error(transparent)]
+    LocalCluster(#[from] pgherd_local_cluster::Error),
+    /// What PostgreSQL, or a gateway, said to a client library.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// A program that was run ended badly, or could not be run.
+    #[error("{program}: {output}")]
+    Program {
+        /// Which program, with what it was run for.
+        program: String,
+        /// What it printed, or why it could not be run.
+        output: String,
+    },
+    /// The person who waits asked to stop.
+    #[error("stopped")]
+    Interrupted,
     /// A test file is not well-formed, or nothing matched a pattern of files.
     #[error("{0}")]
     Script(String),
@@ -55,8 +72,23 @@ impl Error {
             Error::Connect { .. } => Some("08001"),
             Error::Io(_) | Error::Closed | Error::Timeout(_) => Some("08006"),
             Error::Protocol(_) => Some("08P01"),
-            Error::Url(_) | Error::File { .. } | Error::Script(_) => None,
+            Error::Postgres(error) => error.code().map(|code| code.code()),
+            Error::Url(_)
+            | Error::File { .. }
+            | Error::Script(_)
+            | Error::LocalCluster(_)
+            | Error::Program { .. }
+            | Error::Interrupted => None,
         }
+    }
+}
+
+/// What the server said, which `tokio_postgres` leaves out of its own message.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(error), _) => format!("{} ({})", error.message(), error.code().code()),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
     }
 }
 

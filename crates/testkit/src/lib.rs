@@ -1,7 +1,10 @@
-//! Everything that tests pgherd from outside, as a client does: golden files, transcripts, later faults and
+//! Everything that tests pgherd from outside, as a client does: golden files, transcripts, faults and
 //! benchmarks. It never links the gateway, so that what passes here passes for any PostgreSQL client.
 
+pub mod bench;
 mod error;
+pub mod faults;
+pub mod herd;
 pub mod slt;
 pub mod transcript;
 pub mod wire;

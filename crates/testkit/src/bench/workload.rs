@@ -1,0 +1,132 @@
+//! What is measured: pgbench's own scripts, and a few of ours in its language.
+
+use crate::{Error, Result};
+
+/// What pgbench runs in one transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Script {
+    /// One of pgbench's built-in scripts.
+    BuiltIn(&'static str),
+    /// A script of ours; `:scale` is set.
+    Own(&'static str),
+}
+
+/// One thing to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload {
+    /// What `--only` calls it.
+    pub name: &'static str,
+    /// What the table calls it.
+    pub title: &'static str,
+    /// pgbench's query mode: simple, extended or prepared.
+    pub(crate) mode: &'static str,
+    pub(crate) script: Script,
+}
+
+/// Money moves between two random accounts, on two shards more often than not. The lower id comes first, so that two
+/// transfers cannot wait for each other.
+const TRANSFER: &str = "\
+\\set a random(1, 100000 * :scale)
+\\set b random(1, 100000 * :scale)
+\\set low least(:a, :b)
+\\set high greatest(:a, :b)
+\\set amount random(-500, 500)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance - :amount WHERE aid = :low;
+UPDATE pgbench_accounts SET abalance = abalance + :amount WHERE aid = :high;
+END;
+";
+
+const RANGE_SUM: &str = "\
+\\set first random(1, 100000 * :scale - 99)
+SELECT sum(abalance) FROM pgbench_accounts WHERE aid BETWEEN :first AND :first + 99;
+";
+
+const GROUP_BY: &str = "SELECT bid, count(*), sum(abalance) FROM pgbench_accounts GROUP BY bid;\n";
+
+const fn workload(name: &'static str, title: &'static str, mode: &'static str, script: Script) -> Workload {
+    Workload {
+        name,
+        title,
+        mode,
+        script,
+    }
+}
+
+/// All of them, in the order of the table.
+pub(crate) const ALL: &[Workload] = &[
+    workload(
+        "select-simple",
+        "point SELECT, simple",
+        "simple",
+        Script::BuiltIn("select-only"),
+    ),
+    workload(
+        "select-extended",
+        "point SELECT, extended",
+        "extended",
+        Script::BuiltIn("select-only"),
+    ),
+    workload(
+        "select-prepared",
+        "point SELECT, prepared",
+        "prepared",
+        Script::BuiltIn("select-only"),
+    ),
+    workload("tpcb-simple", "TPC-B, simple", "simple", Script::BuiltIn("tpcb-like")),
+    workload(
+        "tpcb-prepared",
+        "TPC-B, prepared",
+        "prepared",
+        Script::BuiltIn("tpcb-like"),
+    ),
+    workload(
+        "transfer",
+        "transfer between two accounts",
+        "simple",
+        Script::Own(TRANSFER),
+    ),
+    workload(
+        "range-sum",
+        "sum over 100 neighbouring keys",
+        "simple",
+        Script::Own(RANGE_SUM),
+    ),
+    workload(
+        "group-by",
+        "GROUP BY over the whole table",
+        "simple",
+        Script::Own(GROUP_BY),
+    ),
+];
+
+/// The named workloads in the order of the table, or all.
+pub(crate) fn chosen(names: &[String]) -> Result<Vec<Workload>> {
+    let known = |name: &String| ALL.iter().any(|workload| workload.name == name);
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
+        let known: Vec<_> = ALL.iter().map(|workload| workload.name).collect();
+        return Err(Error::Script(format!(
+            "there is no workload \"{unknown}\"; there are: {}",
+            known.join(", ")
+        )));
+    }
+    let wanted = ALL
+        .iter()
+        .filter(|workload| names.is_empty() || names.iter().any(|name| name == workload.name));
+    Ok(wanted.copied().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workloads_by_name() {
+        assert_eq!(chosen(&[]).expect("all").len(), ALL.len());
+        let two = chosen(&["transfer".into(), "select-simple".into()]).expect("two");
+        let names: Vec<_> = two.iter().map(|workload| workload.name).collect();
+        assert_eq!(names, ["select-simple", "transfer"], "in the order of the table");
+        let error = chosen(&["selects".into()]).expect_err("unknown").to_string();
+        assert!(error.contains("selects") && error.contains("select-simple"), "{error}");
+    }
+}
