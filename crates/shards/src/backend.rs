@@ -8,7 +8,7 @@
 use crate::pool::Pool;
 use crate::reply::{SimpleResult, parse_data_row, parse_row_description};
 use crate::stream::Stream;
-use crate::{Error, Identity, Row, ShardConfig};
+use crate::{Error, Identity, Pin, Row, ShardConfig};
 use bytes::{Buf, Bytes, BytesMut};
 use pgherd_model::{ServerError, ShardId, SqlState};
 use postgres_protocol::message::{backend, frontend};
@@ -242,16 +242,14 @@ impl Connection {
 pub struct Backend {
     connection: Option<Connection>,
     pool: Arc<Pool>,
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
+    pin: Option<Arc<Pin>>,
 }
 
 impl Backend {
     pub(crate) fn new(connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Self {
         Self {
-            connection: Some(connection),
-            pool,
-            _permit: permit,
-        }
+            connection: Some(connection), pool, permit: Some(permit), pin: None }
     }
 
     fn connection(&self) -> &Connection {
@@ -520,6 +518,12 @@ impl Backend {
         &self.connection().parameters
     }
 
+    /// The connection belongs to a session from now on: instead of going back to the pool, it waits for the session's next
+    /// checkout of this shard.
+    pub fn pin(&mut self, pin: Option<Arc<Pin>>) {
+        self.pin = pin;
+    }
+
     /// State was left on the connection that no other owner may see (temporary objects, advisory locks …): it will be
     /// closed instead of going back to the pool.
     pub fn taint(&mut self) {
@@ -529,8 +533,11 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.give_back(connection);
+        let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else { return };
+        match self.pin.take() {
+            Some(pin) if connection.is_reusable() => pin.hold(connection, self.pool.clone(), permit),
+            Some(_) => {}
+            None => self.pool.give_back(connection),
         }
     }
 }

@@ -38,6 +38,32 @@ pub struct Identity {
     pub database: Arc<str>,
     /// the session's settings; None for the role's own
     pub settings: Option<Arc<SessionSettings>>,
+    /// the connection that holds the session's state, once it has some
+    pub pin: Option<Arc<Pin>>,
+}
+
+/// One connection of one shard that belongs to a session, because it holds temporary objects or other state that no
+/// setting can restore. It is closed when the session drops it.
+pub struct Pin {
+    shard: ShardId,
+    held: Mutex<Option<(Connection, Arc<Pool>, OwnedSemaphorePermit)>>,
+}
+
+impl Pin {
+    /// For a connection to this shard; see [`Backend::pin`].
+    pub fn new(shard: ShardId) -> Arc<Self> {
+        Arc::new(Self { shard, held: Mutex::default() })
+    }
+
+    pub(crate) fn hold(&self, connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) {
+        *self.held.lock() = Some((connection, pool, permit));
+    }
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pin(shard {})", self.shard)
+    }
 }
 
 /// Session settings as SQL.
@@ -56,6 +82,7 @@ impl Identity {
             role: role.into(),
             database: database.into(),
             settings: None,
+            pin: None,
         }
     }
 }
@@ -181,6 +208,18 @@ impl Shards {
 
     /// A connection logged in as `who`, from the pool or new.
     pub async fn checkout(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
+        let backend = match who.pin.as_ref().filter(|pin| pin.shard == shard).and_then(|pin| pin.held.lock().take()) {
+            Some((connection, pool, permit)) => {
+                let mut backend = Backend::new(connection, pool, permit);
+                backend.pin(who.pin.clone());
+                backend
+            }
+            None => self.from_pool(shard, who).await?,
+        };
+        self.bring_in_line(backend, who).await
+    }
+
+    async fn from_pool(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
         let pool = self.pool(shard, who)?;
         let permit = match pool.slots.clone().try_acquire_owned() {
             Ok(permit) => permit,
@@ -198,10 +237,13 @@ impl Shards {
                 }
             }
         };
-        let mut backend = match pool.take_idle() {
-            Some(connection) => Backend::new(connection, pool, permit),
-            None => self.open(shard, pool, permit).await?,
-        };
+        match pool.take_idle() {
+            Some(connection) => Ok(Backend::new(connection, pool, permit)),
+            None => self.open(shard, pool, permit).await,
+        }
+    }
+
+    async fn bring_in_line(&self, mut backend: Backend, who: &Identity) -> Result<Backend, Error> {
         let wanted = who.settings.as_ref().map_or(0, |s| s.fingerprint);
         if backend.settings() != wanted {
             let sql = who.settings.as_ref().map_or(RESET_SQL, |s| &s.sync_sql);

@@ -22,8 +22,13 @@ pub(crate) struct Participant {
 }
 
 impl Participant {
-    /// Opens the block; BEGIN and the savepoints travel with the first statement.
-    pub(crate) fn open(mut backend: Backend, begin: &str, savepoints: &[String]) -> Self {
+    /// Opens the block; BEGIN, the savepoints and what was set between them travel with the first statement.
+    pub(crate) fn open(
+        mut backend: Backend,
+        begin: &str,
+        savepoints: &[String],
+        replays: &[(usize, std::sync::Arc<str>)],
+    ) -> Self {
         backend.queue_silent(begin);
         let mut this = Self {
             backend,
@@ -31,8 +36,13 @@ impl Participant {
             is_new: true,
             queued: 1,
         };
-        for name in savepoints {
-            this.queue(&format!("SAVEPOINT {}", quote_identifier(name)));
+        for depth in 0..=savepoints.len() {
+            for (_, sql) in replays.iter().filter(|(at, _)| *at == depth) {
+                this.queue(sql);
+            }
+            if let Some(name) = savepoints.get(depth) {
+                this.queue(&format!("SAVEPOINT {}", quote_identifier(name)));
+            }
         }
         this
     }

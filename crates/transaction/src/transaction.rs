@@ -99,6 +99,8 @@ pub struct Transaction {
     started_at: SystemTime,
     pub(crate) participants: Vec<Participant>,
     savepoints: Vec<String>,
+    /// statements for shards that join late, each with the number of savepoints that were open
+    replays: Vec<(usize, Arc<str>)>,
     failed: bool,
     pub(crate) after_commit: Vec<(ShardId, String)>,
     /// commits that this transaction's cuts have shown it
@@ -114,6 +116,7 @@ impl Transaction {
             started_at: SystemTime::now(),
             participants: Vec::new(),
             savepoints: Vec::new(),
+            replays: Vec::new(),
             failed: false,
             after_commit: Vec::new(),
             seen_gids: BTreeSet::new(),
@@ -128,6 +131,12 @@ impl Transaction {
     /// SET inside the transaction: for shards that join from now on. The caller sends it to those that are enlisted.
     pub fn set_settings(&mut self, settings: Option<Arc<SessionSettings>>) {
         self.who.settings = settings;
+    }
+
+    /// A statement that acts within the transaction only (SET LOCAL, SET CONSTRAINTS), for shards that join from now on. The
+    /// caller sends it to those that are enlisted. Undone with the savepoint it came after.
+    pub fn replay_on_join(&mut self, sql: Arc<str>) {
+        self.replays.push((self.savepoints.len(), sql));
     }
 
     /// What BEGIN said.
@@ -170,7 +179,7 @@ impl Transaction {
         }
         let backend = self.coordinator.autocommit(shard, &self.who).await?;
         self.participants
-            .push(Participant::open(backend, &self.mode.begin(), &self.savepoints));
+            .push(Participant::open(backend, &self.mode.begin(), &self.savepoints, &self.replays));
         Ok(self.participants.len() - 1)
     }
 
@@ -243,6 +252,9 @@ impl Transaction {
             participant.relieve().await?;
         }
         self.savepoints.truncate(at);
+        for (depth, _) in &mut self.replays {
+            *depth = (*depth).min(at);
+        }
         Ok(())
     }
 
@@ -258,6 +270,7 @@ impl Transaction {
         }));
         ran.await.into_iter().collect::<Result<(), Error>>()?;
         self.savepoints.truncate(at + 1);
+        self.replays.retain(|(depth, _)| *depth <= at);
         self.failed = false;
         Ok(())
     }
