@@ -9,6 +9,7 @@
 mod classify;
 mod classify_copy;
 mod classify_ddl;
+pub mod copy_split;
 mod cursor;
 pub mod kind;
 pub mod lexer;
