@@ -3,10 +3,6 @@
 
 pub mod bench;
 mod error;
-pub mod faults;
-pub mod herd;
-pub mod slt;
-pub mod transcript;
-pub mod wire;
-
-pub use error::{Error, Result};
+mod files;
+mod place;
+mod report;

@@ -1,14 +1,13 @@
 //! Runs the records of one file and collects what fails.
 
 use super::database::{Database, same_types};
-use super::place::Place;
-use super::report::{Failure, FileOutcome};
 use super::{Options, rewrite};
+use crate::place::Place;
 use crate::wire::{Protocol, Target};
-use crate::{Error, Result};
+use crate::{Error, Failure, FileOutcome, Result};
 use regex::Regex;
 use sqllogictest::{DefaultColumnType, ExpectedError, MakeConnection, QueryExpect, Record, Runner, StatementExpect};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Never fails: what goes wrong with the file is part of its outcome.
@@ -100,10 +99,4 @@ fn ignore_sqlstate_line(mut record: Record<DefaultColumnType>) -> Record<Default
         *expected = ExpectedError::Inline(pattern);
     }
     record
-}
-
-/// The path as reports show it: relative to the working folder where that is shorter.
-pub(super) fn short_path(path: &Path) -> String {
-    let here = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(here).unwrap_or(path).display().to_string()
 }

@@ -4,25 +4,23 @@
 //! place for every file, progress, a report, and the rewriting of expected results. It knows nothing of pgherd: labels
 //! for `onlyif` and `skipif` come from the caller.
 //!
-//! One call to [`run`] walks a file as follows: [`place`] makes a schema or a database if asked to, [`database`] opens
-//! a session for each `connection` name, [`file`] applies the records and collects failures, [`report`] shows them.
+//! One call to [`run`] walks a file as follows: the crate's `place` makes a schema or a database if asked to,
+//! `database` opens a session for each `connection` name, `file` applies the records and collects failures, the
+//! crate's `report` shows them.
 
 mod arguments;
 mod database;
 mod file;
-mod place;
-mod report;
 mod rewrite;
 
+pub use crate::{Failure, FileOutcome, Isolation, Summary};
 pub use arguments::Arguments;
-pub use place::Isolation;
-pub use report::{Failure, FileOutcome, Summary};
 
+use crate::report::Progress;
 use crate::wire::{Protocol, Target};
-use crate::{Error, Result};
+use crate::{Result, files};
 use futures::StreamExt;
-use report::Progress;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What to run, where, and how.
@@ -73,7 +71,7 @@ impl Options {
         }
     }
 
-    fn target(&self) -> Result<Target> {
+    pub(crate) fn target(&self) -> Result<Target> {
         let target: Target = self.url.parse()?;
         Ok(self
             .settings
@@ -89,7 +87,7 @@ impl Options {
 /// see [`Summary::all_passed`].
 pub async fn run(options: Options) -> Result<Summary> {
     let target = options.target()?;
-    let files = find_files(&options.files)?;
+    let files = files::find(&options.files, "slt")?;
     // One connection ahead of the files: a server that is down should be one message, not one per file.
     target.connect().await?.close().await;
     let progress = Progress::new(files.len(), options.show);
@@ -108,33 +106,4 @@ pub async fn run(options: Options) -> Result<Summary> {
         .await;
     progress.done();
     Ok(Summary { files })
-}
-
-fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for path in paths {
-        let before = found.len();
-        collect(path, true, &mut found)?;
-        found[before..].sort();
-        if found.len() == before {
-            return Err(Error::Script(format!("{}: no .slt file in it", path.display())));
-        }
-    }
-    Ok(found)
-}
-
-/// A path that the user named counts whatever its extension; below a folder only `*.slt` does.
-fn collect(path: &Path, named: bool, found: &mut Vec<PathBuf>) -> Result<()> {
-    let failed = |source| Error::File {
-        path: path.to_owned(),
-        source,
-    };
-    if std::fs::metadata(path).map_err(failed)?.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(failed)? {
-            collect(&entry.map_err(failed)?.path(), false, found)?;
-        }
-    } else if named || path.extension().is_some_and(|extension| extension == "slt") {
-        found.push(path.to_owned());
-    }
-    Ok(())
 }

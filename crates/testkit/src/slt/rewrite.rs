@@ -56,25 +56,41 @@ async fn answer<M: MakeConnection<Conn = Database>>(
 ) -> Record<DefaultColumnType> {
     *count += usize::from(is_test(&record));
     let output = runner.apply_record(record.clone()).await;
-    if let Some(sqlstate) = sqlstate_of(&output) {
-        return expect_error(record, sqlstate);
+    if let Some(error) = server_error(&output) {
+        return expect_error(record, error);
     }
     update_record_with_output(&record, &output, " ", default_validator, default_normalizer, same_types)
         .unwrap_or(record)
 }
 
-fn sqlstate_of(output: &RecordOutput<DefaultColumnType>) -> Option<String> {
+fn server_error(output: &RecordOutput<DefaultColumnType>) -> Option<&Error> {
     let (RecordOutput::Query { error: Some(error), .. } | RecordOutput::Statement { error: Some(error), .. }) = output
     else {
         return None;
     };
-    error.downcast_ref::<Error>()?.sqlstate().map(str::to_owned)
+    error.downcast_ref::<Error>()
 }
 
-fn expect_error(mut record: Record<DefaultColumnType>, sqlstate: String) -> Record<DefaultColumnType> {
+/// An expression that matches says more than a SQLSTATE, so it stays.
+fn expect_error(mut record: Record<DefaultColumnType>, error: &Error) -> Record<DefaultColumnType> {
+    let Some(sqlstate) = error.sqlstate() else {
+        return record;
+    };
+    let holds = |expected: &ExpectedError| {
+        !matches!(expected, ExpectedError::Empty) && expected.is_match(&error.to_string(), Some(sqlstate))
+    };
+    let actual = ExpectedError::SqlState(sqlstate.to_owned());
     match &mut record {
-        Record::Statement { expected, .. } => *expected = StatementExpect::Error(ExpectedError::SqlState(sqlstate)),
-        Record::Query { expected, .. } => *expected = QueryExpect::Error(ExpectedError::SqlState(sqlstate)),
+        Record::Statement {
+            expected: StatementExpect::Error(expected),
+            ..
+        }
+        | Record::Query {
+            expected: QueryExpect::Error(expected),
+            ..
+        } if holds(expected) => {}
+        Record::Statement { expected, .. } => *expected = StatementExpect::Error(actual),
+        Record::Query { expected, .. } => *expected = QueryExpect::Error(actual),
         _ => {}
     }
     record

@@ -1,7 +1,7 @@
 //! What a run shows: progress while it runs, the failures, a table at the end.
 
-use super::file::short_path;
 use crate::Error;
+use crate::files::short_path;
 use comfy_table::{CellAlignment, Table, presets};
 use console::{Term, style};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -32,8 +32,8 @@ impl FileOutcome {
 /// One thing that went wrong in a file.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    plain: String,
-    coloured: String,
+    pub(crate) plain: String,
+    pub(crate) coloured: String,
 }
 
 impl Failure {
@@ -107,14 +107,14 @@ impl fmt::Display for Summary {
 }
 
 /// A progress bar on a terminal, a line per file elsewhere, nothing if not asked for.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     show: bool,
     coloured: bool,
 }
 
 impl Progress {
-    pub(super) fn new(files: usize, show: bool) -> Self {
+    pub(crate) fn new(files: usize, show: bool) -> Self {
         let terminal = Term::stderr().features().is_attended();
         let bar = (show && terminal).then(|| {
             let template = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}");
@@ -127,13 +127,13 @@ impl Progress {
         }
     }
 
-    pub(super) fn started(&self, path: &Path) {
+    pub(crate) fn started(&self, path: &Path) {
         if let Some(bar) = &self.bar {
             bar.set_message(short_path(path));
         }
     }
 
-    pub(super) fn finished(&self, outcome: &FileOutcome) {
+    pub(crate) fn finished(&self, outcome: &FileOutcome) {
         let path = short_path(&outcome.path);
         match &self.bar {
             Some(bar) => {
@@ -154,7 +154,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn done(&self) {
+    pub(crate) fn done(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -18,9 +18,9 @@ pub enum Isolation {
 }
 
 /// Where one file runs.
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Connect here.
-    pub(super) target: Target,
+    pub(crate) target: Target,
     admin: Target,
     undo: Option<String>,
 }
@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Place {
-    pub(super) async fn make(target: &Target, isolation: Isolation) -> Result<Place> {
+    pub(crate) async fn make(target: &Target, isolation: Isolation) -> Result<Place> {
         let admin = target.clone();
         let name = format!("slt_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let (make, undo, target) = match isolation {
@@ -62,7 +62,7 @@ impl Place {
         Ok(place)
     }
 
-    pub(super) async fn remove(self) -> Result<()> {
+    pub(crate) async fn remove(self) -> Result<()> {
         match &self.undo {
             Some(undo) => self.administrate(undo).await,
             None => Ok(()),
