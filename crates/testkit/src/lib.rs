@@ -3,6 +3,15 @@
 
 pub mod bench;
 mod error;
+pub mod faults;
 mod files;
+pub mod herd;
 mod place;
 mod report;
+pub mod slt;
+pub mod transcript;
+pub mod wire;
+
+pub use error::{Error, Result};
+pub use place::Isolation;
+pub use report::{Comparison, Failure, FileOutcome, Summary};

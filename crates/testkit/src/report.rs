@@ -18,14 +18,46 @@ pub struct FileOutcome {
     pub records: usize,
     /// What went wrong, in order; empty if the file passed.
     pub failures: Vec<Failure>,
+    /// What the server said it does not support, where that is accepted.
+    pub refusals: Vec<Failure>,
+    /// How many statements and queries could not be run after a failure or a refusal.
+    pub skipped: usize,
     /// Wall-clock time.
     pub elapsed: Duration,
 }
 
 impl FileOutcome {
-    /// Whether every record did what the file says.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        FileOutcome {
+            path,
+            records: 0,
+            failures: Vec::new(),
+            refusals: Vec::new(),
+            skipped: 0,
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    /// Whether every record that was run did what the file says, but for accepted refusals.
     pub fn passed(&self) -> bool {
         self.failures.is_empty()
+    }
+}
+
+/// In a few words: `ok`, or how much failed, was refused, was skipped.
+impl fmt::Display for FileOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [
+            (self.failures.len(), "failed"),
+            (self.refusals.len(), "refused"),
+            (self.skipped, "skipped"),
+        ];
+        let said: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        f.write_str(if said.is_empty() { "ok".into() } else { said.join(", ") }.as_str())
     }
 }
 
@@ -83,13 +115,13 @@ impl fmt::Display for Summary {
             .load_preset(presets::UTF8_FULL_CONDENSED)
             .set_header(["file", "records", "ms", "result"]);
         for file in &self.files {
-            let result = if file.passed() {
-                "ok".to_owned()
-            } else {
-                format!("{} failed", file.failures.len())
-            };
             let elapsed_ms = file.elapsed.as_millis().to_string();
-            table.add_row([short_path(&file.path), file.records.to_string(), elapsed_ms, result]);
+            table.add_row([
+                short_path(&file.path),
+                file.records.to_string(),
+                elapsed_ms,
+                file.to_string(),
+            ]);
         }
         for numbers in [1, 2] {
             if let Some(column) = table.column_mut(numbers) {
@@ -103,6 +135,36 @@ impl fmt::Display for Summary {
             "{table}\n{passed} of {} files passed, {records} records",
             self.files.len()
         )
+    }
+}
+
+/// The same files on several servers. Its `Display` is a table of file and server.
+#[derive(Debug, Clone, Default)]
+pub struct Comparison {
+    /// The servers' names and what became of the files there; all with the same files.
+    pub targets: Vec<(String, Summary)>,
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        let names = self.targets.iter().map(|(name, _)| name.clone());
+        table
+            .load_preset(presets::ASCII_MARKDOWN)
+            .set_header(std::iter::once("file".to_owned()).chain(names));
+        let Some((_, first)) = self.targets.first() else {
+            return Ok(());
+        };
+        for (row, file) in first.files.iter().enumerate() {
+            let name = file
+                .path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            let cells = self.targets.iter().map(|(_, summary)| summary.files[row].to_string());
+            table.add_row(std::iter::once(name).chain(cells));
+        }
+        write!(f, "{table}")
     }
 }
 

@@ -37,6 +37,9 @@ pub struct Arguments {
     /// Go on with a file after a failed record.
     #[arg(long)]
     keep_going: bool,
+    /// Count what the server does not support (0A000) as refused instead of failed.
+    #[arg(long)]
+    accept_refusals: bool,
     /// Compare column types too: I integers, R other numbers, T the rest, ? anything.
     #[arg(long)]
     check_types: bool,
@@ -80,6 +83,7 @@ impl From<Arguments> for Options {
             settings: arguments.settings,
             labels: arguments.labels,
             keep_going: arguments.keep_going,
+            accept_refusals: arguments.accept_refusals,
             check_types: arguments.check_types,
             rewrite: arguments.rewrite,
             statement_limit: Duration::from_secs(arguments.timeout),

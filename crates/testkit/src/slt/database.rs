@@ -5,21 +5,41 @@ use crate::{Error, Result};
 use async_trait::async_trait;
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Whether the session that spoke last is in a transaction block; shared by the sessions of a file.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TransactionStatus(Arc<AtomicBool>);
+
+impl TransactionStatus {
+    pub(super) fn in_block(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// One session of a file.
 pub(super) struct Database {
     session: Session,
     protocol: Protocol,
     statement_limit: Duration,
+    status: TransactionStatus,
 }
 
 impl Database {
-    pub(super) async fn open(target: &Target, protocol: Protocol, statement_limit: Duration) -> Result<Self> {
+    pub(super) async fn open(
+        target: &Target,
+        protocol: Protocol,
+        statement_limit: Duration,
+        status: TransactionStatus,
+    ) -> Result<Self> {
+        let session = target.connect().await?;
         Ok(Database {
-            session: target.connect().await?,
+            session,
             protocol,
             statement_limit,
+            status,
         })
     }
 }
@@ -31,6 +51,9 @@ impl AsyncDB for Database {
 
     async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>> {
         let reply = self.session.run(sql, self.protocol, self.statement_limit).await?;
+        self.status
+            .0
+            .store(self.session.transaction_status() != 'I', Ordering::Relaxed);
         match reply.error {
             Some(error) => Err(Error::Server(error)),
             None => Ok(to_output(reply.results)),

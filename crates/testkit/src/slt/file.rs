@@ -1,24 +1,22 @@
 //! Runs the records of one file and collects what fails.
 
-use super::database::{Database, same_types};
+use super::database::{Database, TransactionStatus, same_types};
 use super::{Options, rewrite};
 use crate::place::Place;
 use crate::wire::{Protocol, Target};
 use crate::{Error, Failure, FileOutcome, Result};
 use regex::Regex;
-use sqllogictest::{DefaultColumnType, ExpectedError, MakeConnection, QueryExpect, Record, Runner, StatementExpect};
+use sqllogictest::{
+    DefaultColumnType, ExpectedError, MakeConnection, QueryExpect, Record, Runner, StatementExpect, TestError,
+    TestErrorKind,
+};
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// Never fails: what goes wrong with the file is part of its outcome.
 pub(super) async fn run(path: PathBuf, target: &Target, options: &Options) -> FileOutcome {
     let start = Instant::now();
-    let mut outcome = FileOutcome {
-        path,
-        records: 0,
-        failures: Vec::new(),
-        elapsed: start.elapsed(),
-    };
+    let mut outcome = FileOutcome::new(path);
     if let Err(error) = run_in_place(&mut outcome, target, options).await {
         outcome.failures.push(Failure::from(error));
     }
@@ -29,7 +27,9 @@ pub(super) async fn run(path: PathBuf, target: &Target, options: &Options) -> Fi
 async fn run_in_place(outcome: &mut FileOutcome, target: &Target, options: &Options) -> Result<()> {
     let records = sqllogictest::parse_file(&outcome.path).map_err(|error| Error::Script(error.to_string()))?;
     let place = Place::make(target, options.isolation).await?;
-    let mut runner = Runner::new(|| Database::open(&place.target, options.protocol, options.statement_limit));
+    let status = TransactionStatus::default();
+    let mut runner =
+        Runner::new(|| Database::open(&place.target, options.protocol, options.statement_limit, status.clone()));
     runner.add_label("postgresql");
     runner.add_label(match options.protocol {
         Protocol::Simple => "simple",
@@ -44,7 +44,7 @@ async fn run_in_place(outcome: &mut FileOutcome, target: &Target, options: &Opti
     if options.rewrite {
         outcome.records = rewrite::rewrite(&outcome.path, records, &mut runner).await?;
     } else {
-        apply(records, &mut runner, options.keep_going, outcome).await;
+        apply(records, &mut runner, options, &status, outcome).await;
     }
     runner.shutdown_async().await;
     drop(runner);
@@ -54,21 +54,60 @@ async fn run_in_place(outcome: &mut FileOutcome, target: &Target, options: &Opti
 async fn apply<M: MakeConnection<Conn = Database>>(
     records: Vec<Record<DefaultColumnType>>,
     runner: &mut Runner<Database, M>,
-    keep_going: bool,
+    options: &Options,
+    status: &TransactionStatus,
     outcome: &mut FileOutcome,
 ) {
+    let total = records.iter().filter(|record| is_test(record)).count();
     for record in records {
         if matches!(record, Record::Halt { .. }) {
-            break;
+            return;
         }
         outcome.records += usize::from(is_test(&record));
-        if let Err(error) = runner.run_async(ignore_sqlstate_line(record)).await {
+        let Err(error) = runner.run_async(ignore_sqlstate_line(record.clone())).await else {
+            continue;
+        };
+        let goes_on = if options.accept_refusals && is_refusal(&error) {
+            outcome.refusals.push(Failure::from(error));
+            changes_nothing(&record) && !status.in_block()
+        } else {
             outcome.failures.push(Failure::from(error));
-            if !keep_going {
-                break;
-            }
+            options.keep_going
+        };
+        if !goes_on {
+            outcome.skipped = total - outcome.records;
+            return;
         }
     }
+}
+
+/// Whether the server said "not supported" where the file expects something else.
+fn is_refusal(error: &TestError) -> bool {
+    let (TestErrorKind::Fail { err, .. } | TestErrorKind::ErrorMismatch { err, .. }) = error.kind() else {
+        return false;
+    };
+    err.downcast_ref::<Error>().and_then(Error::sqlstate) == Some("0A000")
+}
+
+/// Whether the records after this one mean the same if it was refused.
+fn changes_nothing(record: &Record<DefaultColumnType>) -> bool {
+    let sql = match record {
+        Record::Statement {
+            expected: StatementExpect::Error(_),
+            ..
+        }
+        | Record::Query {
+            expected: QueryExpect::Error(_),
+            ..
+        } => return true,
+        Record::Statement { sql, .. } | Record::Query { sql, .. } => sql.to_lowercase(),
+        _ => return false,
+    };
+    let reads = ["select", "values", "table", "with", "show", "("]
+        .iter()
+        .any(|word| sql.starts_with(word));
+    let writes = ["insert", "update", "delete", "nextval", "setval", "set_config", "into"];
+    reads && !writes.iter().any(|word| sql.contains(word))
 }
 
 /// Whether a record is counted in the report.

@@ -42,6 +42,9 @@ pub struct Options {
     pub labels: Vec<String>,
     /// Goes on after a failed record instead of leaving the file.
     pub keep_going: bool,
+    /// Counts a record that fails with 0A000 as refused instead of failed. The file goes on after it where that cannot
+    /// change what follows, else the rest is skipped.
+    pub accept_refusals: bool,
     /// Compares the column types too: `I` integers, `R` other numbers, `T` the rest, `?` anything.
     pub check_types: bool,
     /// Writes what the server answers into the files as the expected result, instead of comparing.
@@ -64,6 +67,7 @@ impl Options {
             settings: Vec::new(),
             labels: Vec::new(),
             keep_going: false,
+            accept_refusals: false,
             check_types: false,
             rewrite: false,
             statement_limit: Duration::from_secs(60),

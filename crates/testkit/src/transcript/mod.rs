@@ -34,6 +34,9 @@ use similar::{ChangeTag, TextDiff};
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// A transcript with this in it is refused as a whole: what follows a refusal says nothing.
+const REFUSED: &str = "ERROR 0A000";
+
 /// Plays all transcripts (`*.txt` below folders), one after the other, and compares. Of the options, `jobs`,
 /// `protocol`, `labels` and `check_types` do not apply.
 ///
@@ -57,12 +60,7 @@ pub async fn run(options: Options) -> Result<Summary> {
 
 async fn run_file(path: PathBuf, target: &Target, options: &Options) -> FileOutcome {
     let start = Instant::now();
-    let mut outcome = FileOutcome {
-        path,
-        records: 0,
-        failures: Vec::new(),
-        elapsed: start.elapsed(),
-    };
+    let mut outcome = FileOutcome::new(path);
     if let Err(error) = run_in_place(&mut outcome, target, options).await {
         outcome.failures.push(Failure::from(error));
     }
@@ -87,7 +85,13 @@ async fn run_in_place(outcome: &mut FileOutcome, target: &Target, options: &Opti
     if options.rewrite {
         std::fs::write(&outcome.path, actual).map_err(failed)?;
     } else if let Some(failure) = compare(&script.to_string(), &actual) {
-        outcome.failures.push(failure);
+        let refused = options.accept_refusals && actual.contains(REFUSED) && !script.to_string().contains(REFUSED);
+        if refused {
+            &mut outcome.refusals
+        } else {
+            &mut outcome.failures
+        }
+        .push(failure);
     }
     Ok(())
 }
