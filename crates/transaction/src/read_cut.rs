@@ -43,8 +43,8 @@ pub struct Fragment {
     pub parameter_types: Vec<u32>,
     /// the parameters: whether binary, and the value
     pub parameters: Vec<(bool, Option<Bytes>)>,
-    /// whether results come in binary
-    pub binary_results: bool,
+    /// the results' formats as in Bind: none for text, one for all columns, or one per column
+    pub result_formats: Vec<i16>,
     /// tables to lock IN ACCESS SHARE MODE first, as SQL: they are gone when the fragment's ranges have moved
     pub fences: Vec<Arc<str>>,
 }
@@ -251,7 +251,7 @@ fn write_pipeline(out: &mut BytesMut, fragments: &[&Fragment], known: Option<&Kn
         };
         let formats = fragment.parameters.iter().map(|(binary, _)| i16::from(*binary));
         let values = fragment.parameters.iter().map(|(_, value)| value);
-        let results = [i16::from(fragment.binary_results)];
+        let results = fragment.result_formats.iter().copied();
         frontend::bind(&fragment.portal, "", formats, values, put, results, out).map_err(bind_error)?;
     }
     if let Some(known) = known {

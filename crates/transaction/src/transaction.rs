@@ -9,7 +9,7 @@ use crate::participant::Participant;
 use crate::{Coordinator, Error};
 use futures::future::join_all;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
-use pgherd_shards::{Backend, Identity, SessionSettings, TransactionStatus};
+use pgherd_shards::{Backend, Identity, SessionSettings, Shards, TransactionStatus};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -121,6 +121,11 @@ impl Transaction {
             after_commit: Vec::new(),
             seen_gids: BTreeSet::new(),
         }
+    }
+
+    /// All shards, for connections that are to be no participants.
+    pub fn shards(&self) -> &Arc<Shards> {
+        &self.coordinator.shards
     }
 
     /// Who it runs as.

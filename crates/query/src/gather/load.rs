@@ -1,0 +1,111 @@
+//! Copies rows from shards into temporary tables as they arrive: nothing is kept, and a slow side slows the other.
+
+use super::source::Gathered;
+use crate::relay::{self, rows_to_binary_copy, rows_to_text_copy};
+use crate::{Fragment, Transaction};
+use bytes::{BufMut, BytesMut};
+use pgherd_model::ServerError;
+use pgherd_shards::Backend;
+use postgres_protocol::message::frontend;
+use std::collections::BTreeMap;
+
+/// The start of a binary COPY: signature, flags, length of the header's extension
+/// (<https://www.postgresql.org/docs/15/sql-copy.html>).
+const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
+/// Executes the open portals and fills the temporary tables. After an error the participants have answered everything.
+pub(super) async fn load(
+    sources: &[Gathered],
+    fragments: &[Fragment],
+    transaction: &mut Transaction,
+    scratch: &mut Backend,
+) -> Result<(), ServerError> {
+    let loaded = pump(sources, fragments, transaction, scratch).await;
+    for (_, backend) in transaction.participants() {
+        match &loaded {
+            Ok(()) => backend.drain().await?,
+            Err(_) => relay::stop(backend).await,
+        }
+    }
+    loaded
+}
+
+async fn pump(
+    sources: &[Gathered],
+    fragments: &[Fragment],
+    transaction: &mut Transaction,
+    scratch: &mut Backend,
+) -> Result<(), ServerError> {
+    // All shards start at once; each is held back by its socket until its turn comes.
+    let mut portals: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+    for fragment in fragments {
+        portals.entry(fragment.shard).or_default().push(&fragment.portal);
+    }
+    for (shard, portals) in portals {
+        let backend = transaction.participant(shard).await?;
+        for portal in portals {
+            relay::queue_execute(backend, portal)?;
+        }
+        relay::sync(backend).await?;
+    }
+    let mut left = fragments;
+    for source in sources {
+        let (own, rest) = left.split_at(source.portals());
+        left = rest;
+        let rows = copy(source, own, transaction, scratch).await?;
+        let finish = source.finish_sql(rows);
+        if !finish.is_empty() {
+            scratch.simple(&finish.join("; ")).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills one temporary table; returns the number of rows.
+async fn copy(
+    source: &Gathered,
+    fragments: &[Fragment],
+    transaction: &mut Transaction,
+    scratch: &mut Backend,
+) -> Result<u64, ServerError> {
+    scratch.queue_query(&source.copy_sql())?;
+    scratch.flush().await?;
+    loop {
+        let message = scratch.next_message().await?;
+        match message.tag {
+            b'G' => break,
+            b'E' => return Err(ServerError::from_body(&message.body)),
+            _ => {}
+        }
+    }
+    if source.binary {
+        put_copy_data(scratch.outbox(), BINARY_HEADER);
+    }
+    let mut total = 0;
+    for fragment in fragments {
+        let backend = transaction.participant(fragment.shard).await?;
+        while let Some(mut batch) = relay::next_rows(backend).await? {
+            total += batch.rows as u64;
+            if source.binary {
+                rows_to_binary_copy(&mut batch.bytes);
+                scratch.outbox().extend_from_slice(&batch.bytes);
+            } else {
+                rows_to_text_copy(batch.bytes, scratch.outbox());
+            }
+            scratch.flush().await?;
+        }
+    }
+    if source.binary {
+        put_copy_data(scratch.outbox(), &(-1i16).to_be_bytes());
+    }
+    frontend::copy_done(scratch.outbox());
+    scratch.flush().await?;
+    scratch.drain().await?;
+    Ok(total)
+}
+
+fn put_copy_data(out: &mut BytesMut, bytes: &[u8]) {
+    out.put_u8(b'd');
+    out.put_i32(bytes.len() as i32 + 4);
+    out.put_slice(bytes);
+}

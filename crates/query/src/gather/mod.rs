@@ -1,0 +1,138 @@
+//! Tier 3, gather: exact for every SELECT, because PostgreSQL itself runs the statement.
+//!
+//! 1. [`source`] finds the relations, the conditions that can run where their rows are, and the columns that are needed.
+//! 2. One cut is opened over all shards: a SELECT per relation and shard.
+//! 3. [`load`] copies the rows, as bytes, into temporary tables on a scratch connection to the home shard.
+//! 4. The statement runs there with the relations' names replaced; its rows go to the client as bytes.
+//!
+//! The scratch connection is not a participant: a transaction that has used a temporary table cannot be prepared. Its
+//! transaction is rolled back afterwards. What a statement would do beside reading therefore must not happen there: it
+//! runs READ ONLY when it calls a volatile function of a user, and is refused where that is not enough.
+
+mod clock;
+mod load;
+mod source;
+
+use crate::edit::Edited;
+use crate::metadata;
+use crate::rows::{Rows, Scratch};
+use crate::statement::Statement;
+use crate::views;
+use crate::{Transaction, refusal};
+use pgherd_model::ServerError;
+use postgres_protocol::message::frontend;
+use source::Gathered;
+
+/// What a gather will do, for running it and for EXPLAIN.
+pub(crate) struct Plan {
+    /// the statement with views expanded, before names are replaced
+    expanded: String,
+    /// views were expanded, so positions mean nothing to the client
+    has_views: bool,
+    edited: Edited,
+    pub sources: Vec<Gathered>,
+    /// nothing may be written where the statement runs
+    read_only: bool,
+    /// session state may be left behind on the scratch connection
+    leaves_traces: bool,
+}
+
+/// Plans a gather. Asks the home participant for types and keys, in one round trip.
+pub(crate) async fn plan(statement: &Statement<'_>, transaction: &mut Transaction) -> Result<Plan, ServerError> {
+    let expanded = views::expand(statement)?;
+    let parsed = views::parse_query(&expanded.text)?;
+    refusal::check(&parsed)?;
+    let mentions = source::resolve(statement, &parsed)?;
+    let names: Vec<String> = mentions.iter().map(|m| m.lookup.clone()).collect();
+    let home = transaction.participant(statement.snapshot.home()).await?;
+    let metadata = metadata::read(home, &names, &parsed.words).await?;
+    let volatile = metadata.functions.iter().any(|(_, volatile)| *volatile);
+    if metadata.wrote
+        && let Some((name, _)) = metadata.functions.first()
+    {
+        return Err(ServerError::unsupported(
+            format!("a query over several shards cannot call {name}() after its transaction has written"),
+            "Declare the function IMMUTABLE if it reads no tables, or run the query before the transaction writes.",
+        ));
+    }
+    let sources = source::sources(statement, &parsed, &mentions, &metadata);
+    let mut edits = source::edits(&parsed, &mentions, &sources);
+    edits.extend(clock::edits(&parsed, &metadata.now));
+    let edited = Edited::new(&expanded.text, edits);
+    Ok(Plan {
+        has_views: expanded.has_views,
+        expanded: expanded.text,
+        edited,
+        sources,
+        read_only: volatile,
+        leaves_traces: volatile || parsed.words.iter().any(|w| w == "nextval" || w == "setval"),
+    })
+}
+
+/// Runs a SELECT by gathering what it reads.
+pub(crate) async fn select<'t>(
+    statement: &Statement<'_>,
+    transaction: &'t mut Transaction,
+) -> Result<Rows<'t>, ServerError> {
+    let plan = plan(statement, transaction).await?;
+    let fragments: Vec<_> = plan.sources.iter().flat_map(|s| s.fragments(statement)).collect();
+    transaction.open_cut(&fragments).await?;
+    let (home, who) = (statement.snapshot.home(), transaction.who().clone());
+    let mut scratch = Scratch::new(transaction.shards().checkout(home, &who).await?);
+    if plan.leaves_traces {
+        scratch.backend().taint();
+    }
+    let mut setup = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}",
+        statement.settings_sql
+    );
+    for source in &plan.sources {
+        setup.push_str("; ");
+        setup.push_str(&source.create_sql());
+    }
+    scratch.backend().simple(&setup).await?;
+    load::load(&plan.sources, &fragments, transaction, scratch.backend()).await?;
+    if plan.read_only {
+        scratch.backend().simple("SET TRANSACTION READ ONLY").await?;
+    }
+    start(statement, &plan.edited.text, scratch.backend()).await?;
+    let (original, edited) = (statement.text.to_owned(), plan.edited);
+    let (expanded, has_views) = (plan.expanded, plan.has_views);
+    let explain_error = move |error: ServerError| {
+        let error = edited.map_back(&expanded, error);
+        let error = if has_views || expanded != original {
+            error.with_position(None)
+        } else {
+            error
+        };
+        refusal::explain_read_only(error)
+    };
+    Ok(Rows::scratch(scratch, Box::new(explain_error)))
+}
+
+/// Sends the statement with the client's parameters and result formats.
+async fn start(statement: &Statement<'_>, text: &str, scratch: &mut pgherd_shards::Backend) -> Result<(), ServerError> {
+    let out = scratch.outbox();
+    let too_large = |_| ServerError::internal("a message to the home shard cannot be encoded");
+    frontend::parse("", text, statement.parameter_types.iter().copied(), out).map_err(too_large)?;
+    let bound = frontend::bind(
+        "",
+        "",
+        statement.parameters.iter().map(|(binary, _)| i16::from(*binary)),
+        statement.parameters,
+        |(_, value), buffer| match value {
+            Some(value) => {
+                buffer.extend_from_slice(value);
+                Ok(postgres_protocol::IsNull::No)
+            }
+            None => Ok(postgres_protocol::IsNull::Yes),
+        },
+        statement.result_formats.iter().copied(),
+        out,
+    );
+    if bound.is_err() {
+        return Err(ServerError::internal("a message to the home shard cannot be encoded"));
+    }
+    crate::relay::queue_execute(scratch, "")?;
+    crate::relay::sync(scratch).await
+}

@@ -1,0 +1,437 @@
+//! The relations that a gather reads: which rows, which columns, from where, into what.
+
+use crate::Fragment;
+use crate::metadata::{Metadata, Relation};
+use crate::pushdown::{self, Columns};
+use crate::relations::Mention;
+use crate::statement::Statement;
+use crate::views::ParsedQuery;
+use pgherd_model::{RangeId, Resolved, ServerError, ShardId, Table, TableKind, quote_identifier};
+use sqlparser::ast::{Expr, JoinConstraint, JoinOperator, Select, SelectItem, TableFactor, Visit, Visitor};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+/// A mention with what the catalog says about it.
+pub(super) struct Resolution {
+    pub mention: Mention,
+    /// the name under which the home shard knows it
+    pub lookup: String,
+    /// None for a relation of the home shard
+    table: Option<Arc<Table>>,
+}
+
+/// One temporary table to be.
+pub(crate) struct Gathered {
+    /// its name in pg_temp
+    pub temporary: String,
+    relation: Relation,
+    /// indices of the columns that are filled; the others stay NULL, which nothing looks at
+    wanted: Vec<usize>,
+    /// rows are copied in binary
+    pub binary: bool,
+    /// (shard, relation there, fences)
+    places: Vec<(ShardId, String, Vec<Arc<str>>)>,
+    /// any of these (each a list of conditions that all hold); empty for all rows
+    filters: Vec<Vec<String>>,
+    /// the statement may rely on the primary key for GROUP BY
+    with_key: bool,
+    /// number of the first portal
+    first_portal: usize,
+    /// places in the statement
+    mentions: Vec<usize>,
+}
+
+/// Resolves every mention. Errors: 0A000 for what the catalog refuses.
+pub(super) fn resolve(statement: &Statement<'_>, parsed: &ParsedQuery) -> Result<Vec<Resolution>, ServerError> {
+    let mentions = parsed.relations.mentions.iter();
+    mentions
+        .map(|mention| {
+            let resolved = statement
+                .snapshot
+                .resolve(mention.schema.as_deref(), &mention.name, statement.search_path);
+            let (lookup, table) = match resolved {
+                Resolved::Home => (home_name(mention), None),
+                Resolved::Known(table) => {
+                    let lookup = match &table.kind {
+                        TableKind::Refused { reason } => {
+                            return Err(ServerError::unsupported(
+                                format!("relation \"{}\" cannot be read over several shards", mention.name),
+                                "Read the sharded tables themselves.",
+                            )
+                            .with_detail(reason.clone()));
+                        }
+                        TableKind::Partition { parent, .. } => parent.to_string(),
+                        _ => table.name.to_string(),
+                    };
+                    (lookup, Some(table))
+                }
+            };
+            Ok(Resolution {
+                mention: mention.clone(),
+                lookup,
+                table,
+            })
+        })
+        .collect()
+}
+
+fn home_name(mention: &Mention) -> String {
+    let name = quote_identifier(&mention.name);
+    match &mention.schema {
+        Some(schema) => format!("{}.{name}", quote_identifier(schema)),
+        None => name,
+    }
+}
+
+/// The columns of each mention, as [`pushdown`] asks for them.
+struct Known<'a> {
+    by_place: HashMap<usize, &'a [String]>,
+    parameter_types: &'a [u32],
+}
+
+impl Columns for Known<'_> {
+    fn columns_at(&self, at: usize) -> Option<&[String]> {
+        self.by_place.get(&at).copied()
+    }
+
+    fn parameter(&self, number: usize) -> bool {
+        // A user-made type has another OID on another shard.
+        let oid = number.checked_sub(1).and_then(|i| self.parameter_types.get(i));
+        oid.is_some_and(|oid| (1..16384).contains(oid))
+    }
+}
+
+/// What the SELECTs of a tree say about the rows and columns they need.
+struct Needs<'a> {
+    known: &'a Known<'a>,
+    /// conditions by the place of the relation's name
+    conditions: HashMap<usize, Vec<String>>,
+    /// relations of which a `*` or a NATURAL JOIN takes all columns
+    all_columns: HashSet<usize>,
+    /// names that stand alone in expressions: a relation's own is its whole row
+    lone: HashSet<String>,
+    groups: bool,
+}
+
+impl Visitor for Needs<'_> {
+    type Break = ();
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
+        for (at, conditions) in pushdown::conditions(select, self.known) {
+            self.conditions.insert(at, conditions);
+        }
+        let wildcard = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+        let natural = select
+            .from
+            .iter()
+            .any(|tree| tree.joins.iter().any(|j| is_natural(&j.join_operator)));
+        if natural || select.projection.iter().any(wildcard) {
+            select.from.iter().for_each(|tree| self.take_all(tree));
+        }
+        self.groups |= match &select.group_by {
+            sqlparser::ast::GroupByExpr::Expressions(list, _) => !list.is_empty(),
+            sqlparser::ast::GroupByExpr::All(_) => true,
+        };
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        match factor {
+            // `t AS a (x, y)` gives columns other names.
+            TableFactor::Table { alias: Some(alias), .. } if !alias.columns.is_empty() => self.take_factor(factor),
+            TableFactor::NestedJoin {
+                table_with_joins,
+                alias,
+            } if alias.is_some() => self.take_all(table_with_joins),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Identifier(ident) = expr {
+            self.lone.insert(crate::relations::fold(ident));
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn is_natural(operator: &JoinOperator) -> bool {
+    use JoinOperator as J;
+    matches!(
+        operator,
+        J::Join(JoinConstraint::Natural)
+            | J::Inner(JoinConstraint::Natural)
+            | J::Left(JoinConstraint::Natural)
+            | J::LeftOuter(JoinConstraint::Natural)
+            | J::Right(JoinConstraint::Natural)
+            | J::RightOuter(JoinConstraint::Natural)
+            | J::FullOuter(JoinConstraint::Natural)
+    )
+}
+
+impl Needs<'_> {
+    fn take_all(&mut self, tree: &sqlparser::ast::TableWithJoins) {
+        self.take_factor(&tree.relation);
+        tree.joins.iter().for_each(|join| self.take_factor(&join.relation));
+    }
+
+    fn take_factor(&mut self, factor: &TableFactor) {
+        match factor {
+            TableFactor::Table { name, .. } => {
+                if let Some(ident) = name.0.first().and_then(|p| p.as_ident()) {
+                    self.all_columns
+                        .insert((ident.span.start.column as usize).saturating_sub(1));
+                }
+            }
+            TableFactor::NestedJoin { table_with_joins, .. } => self.take_all(table_with_joins),
+            _ => {}
+        }
+    }
+}
+
+/// One source per relation that the statement mentions, with what all its mentions need.
+pub(super) fn sources(
+    statement: &Statement<'_>,
+    parsed: &ParsedQuery,
+    resolutions: &[Resolution],
+    metadata: &Metadata,
+) -> Vec<Gathered> {
+    let relation = |i: usize| metadata.relations[i].as_ref().filter(|r| !r.is_system());
+    let known = Known {
+        by_place: (0..resolutions.len())
+            .filter_map(|i| Some((resolutions[i].mention.span.start, relation(i)?.column_names.as_slice())))
+            .collect(),
+        parameter_types: statement.parameter_types,
+    };
+    let mut needs = Needs {
+        known: &known,
+        conditions: HashMap::new(),
+        all_columns: HashSet::new(),
+        lone: HashSet::new(),
+        groups: false,
+    };
+    let _ = parsed.query.visit(&mut needs);
+    let mut grouped: BTreeMap<(u32, Option<RangeId>), Vec<usize>> = BTreeMap::new();
+    for (i, resolution) in resolutions.iter().enumerate() {
+        if let Some(relation) = relation(i) {
+            let partition = resolution.table.as_ref().and_then(|t| match t.kind {
+                TableKind::Partition { range, .. } => Some(range),
+                _ => None,
+            });
+            grouped.entry((relation.oid, partition)).or_default().push(i);
+        }
+    }
+    let mut sources: Vec<Gathered> = Vec::new();
+    for mentions in grouped.into_values() {
+        let first_portal = sources.last().map_or(0, |s| s.first_portal + s.places.len());
+        let Some(relation) = relation(mentions[0]) else {
+            continue;
+        };
+        let places = places(statement, relation, resolutions[mentions[0]].table.as_deref());
+        let wanted = wanted(parsed, resolutions, &mentions, relation, &needs);
+        let conditions = mentions
+            .iter()
+            .map(|&m| needs.conditions.get(&resolutions[m].mention.span.start));
+        let filters: Option<Vec<Vec<String>>> = conditions.map(|c| c.filter(|c| !c.is_empty()).cloned()).collect();
+        sources.push(Gathered {
+            temporary: format!("pgherd_{}", sources.len() + 1),
+            binary: wanted.iter().all(|&c| relation.columns[c].binary),
+            wanted,
+            places,
+            filters: filters.unwrap_or_default(),
+            with_key: needs.groups,
+            first_portal,
+            relation: relation.clone(),
+            mentions,
+        });
+    }
+    sources
+}
+
+/// Where the rows are: per shard the child when only one range is there and may be named, else the parent.
+fn places(
+    statement: &Statement<'_>,
+    relation: &Relation,
+    table: Option<&Table>,
+) -> Vec<(ShardId, String, Vec<Arc<str>>)> {
+    let home = (statement.snapshot.home(), relation.sql(), Vec::new());
+    let Some(table) = table else {
+        return vec![home];
+    };
+    match &table.kind {
+        TableKind::Sharded(sharded) => {
+            let in_shard = |shard| sharded.ranges.ranges().iter().filter(move |r| r.shard == shard);
+            let place = |shard| {
+                let mut ranges = in_shard(shard);
+                match (ranges.next(), ranges.next()) {
+                    (Some(only), None) if sharded.direct => (shard, only.child.to_string(), Vec::new()),
+                    _ => (shard, table.name.to_string(), vec![sharded.fence.to_string().into()]),
+                }
+            };
+            sharded.ranges.shards().into_iter().map(place).collect()
+        }
+        TableKind::Partition { parent, range } => {
+            let parent = statement.snapshot.table(parent).and_then(|t| t.sharded());
+            let range = parent.and_then(|s| s.ranges.get(*range));
+            range
+                .map(|r| (r.shard, r.child.to_string(), Vec::new()))
+                .into_iter()
+                .collect()
+        }
+        _ => vec![home],
+    }
+}
+
+/// A column is needed when its name is a word of the statement, or a `*` or whole row takes it.
+fn wanted(
+    parsed: &ParsedQuery,
+    resolutions: &[Resolution],
+    mentions: &[usize],
+    relation: &Relation,
+    needs: &Needs<'_>,
+) -> Vec<usize> {
+    let all = parsed.dotted_star
+        || mentions.iter().any(|&m| {
+            let mention = &resolutions[m].mention;
+            needs.all_columns.contains(&mention.span.start)
+                || needs.lone.contains(mention.alias.as_ref().unwrap_or(&mention.name))
+        });
+    let is_wanted = |c: &crate::metadata::Column| all || (needs.groups && c.primary) || parsed.words.contains(&c.name);
+    let columns = relation.columns.iter().enumerate();
+    let mut wanted: Vec<_> = columns.filter(|(_, c)| is_wanted(c)).map(|(i, _)| i).collect();
+    if wanted.is_empty() && !relation.columns.is_empty() {
+        // Rows are only counted; COPY still wants a column.
+        wanted.push(relation.columns.iter().position(|c| c.binary).unwrap_or(0));
+    }
+    wanted
+}
+
+/// What replaces the relations' names in the statement.
+pub(super) fn edits(
+    parsed: &ParsedQuery,
+    resolutions: &[Resolution],
+    sources: &[Gathered],
+) -> Vec<(Range<usize>, String)> {
+    let mut edits = Vec::new();
+    for source in sources {
+        for &m in &source.mentions {
+            let mention = &resolutions[m].mention;
+            let alias = match mention.alias {
+                Some(_) => String::new(),
+                None => format!(" AS {}", quote_identifier(&mention.name)),
+            };
+            edits.push((mention.span.clone(), format!("pg_temp.{}{alias}", source.temporary)));
+        }
+    }
+    let full_names: HashSet<&str> = resolutions
+        .iter()
+        .filter(|r| r.mention.schema.is_some() && r.mention.alias.is_none())
+        .map(|r| r.mention.name.as_str())
+        .collect();
+    for (span, table) in &parsed.relations.qualified_columns {
+        if full_names.contains(table.as_str()) {
+            edits.push((span.clone(), quote_identifier(table)));
+        }
+    }
+    edits
+}
+
+impl Gathered {
+    /// The SELECTs that read it, one per shard.
+    pub fn fragments(&self, statement: &Statement<'_>) -> Vec<Fragment> {
+        let places = self.places.iter().enumerate();
+        places
+            .map(|(i, (shard, relation, fences))| {
+                let sql = format!("SELECT {} FROM {relation}{}", self.columns_sql(), self.where_sql());
+                let (parameter_types, parameters) = crate::fragment::parameters(statement, &sql);
+                Fragment {
+                    shard: *shard,
+                    portal: format!("f{}", self.first_portal + i),
+                    sql,
+                    parameter_types,
+                    parameters,
+                    result_formats: vec![i16::from(self.binary)],
+                    fences: fences.clone(),
+                }
+            })
+            .collect()
+    }
+
+    fn columns_sql(&self) -> String {
+        let names = self
+            .wanted
+            .iter()
+            .map(|&c| quote_identifier(&self.relation.columns[c].name));
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    fn where_sql(&self) -> String {
+        if self.filters.is_empty() {
+            return String::new();
+        }
+        let alternatives: Vec<_> = self
+            .filters
+            .iter()
+            .map(|all| format!("({})", all.join(" AND ")))
+            .collect();
+        format!(" WHERE {}", alternatives.join(" OR "))
+    }
+
+    /// Makes the temporary table.
+    pub fn create_sql(&self) -> String {
+        let columns: Vec<_> = self
+            .relation
+            .columns
+            .iter()
+            .map(|c| format!("{} {}{}", quote_identifier(&c.name), c.type_sql, c.collation_sql))
+            .collect();
+        format!(
+            "CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP",
+            self.temporary,
+            columns.join(", ")
+        )
+    }
+
+    /// Starts the COPY into it.
+    pub fn copy_sql(&self) -> String {
+        let format = if self.binary { "binary" } else { "text" };
+        format!(
+            "COPY pg_temp.{} ({}) FROM STDIN (FORMAT {format})",
+            self.temporary,
+            self.columns_sql()
+        )
+    }
+
+    /// What makes a loaded table behave and plan like the relation it stands for.
+    pub fn finish_sql(&self, rows: u64) -> Vec<String> {
+        let mut sql = Vec::new();
+        let key: Vec<_> = self
+            .relation
+            .columns
+            .iter()
+            .filter(|c| c.primary)
+            .map(|c| quote_identifier(&c.name))
+            .collect();
+        if self.with_key && !key.is_empty() {
+            sql.push(format!(
+                "ALTER TABLE pg_temp.{} ADD PRIMARY KEY ({})",
+                self.temporary,
+                key.join(", ")
+            ));
+        }
+        if rows >= ANALYZE_ROWS {
+            sql.push(format!("ANALYZE pg_temp.{}", self.temporary));
+        }
+        sql
+    }
+
+    /// How many portals it reads.
+    pub fn portals(&self) -> usize {
+        self.places.len()
+    }
+}
+
+/// A temporary table with fewer rows plans well enough without statistics.
+const ANALYZE_ROWS: u64 = 1000;

@@ -1,0 +1,142 @@
+//! What the home shard says about the relations and functions of a statement: columns with types and collations,
+//! whether their binary format means the same on every server, the primary key.
+
+use pgherd_model::{ServerError, quote_identifier, quote_literal};
+use pgherd_shards::Backend;
+
+/// A column as a temporary table needs it.
+#[derive(Debug, Clone)]
+pub(crate) struct Column {
+    pub name: String,
+    /// the type, with its modifier, as SQL
+    pub type_sql: String,
+    /// COLLATE …, or empty
+    pub collation_sql: String,
+    /// its binary format can be copied to another server
+    pub binary: bool,
+    /// in the primary key
+    pub primary: bool,
+}
+
+/// A relation as the home shard has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Relation {
+    pub oid: u32,
+    pub schema: String,
+    pub name: String,
+    pub columns: Vec<Column>,
+    pub column_names: Vec<String>,
+}
+
+impl Relation {
+    /// Belongs to PostgreSQL itself: it stays in the statement.
+    pub fn is_system(&self) -> bool {
+        matches!(self.schema.as_str(), "pg_catalog" | "information_schema")
+    }
+
+    /// The full name as SQL.
+    pub fn sql(&self) -> String {
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+    }
+}
+
+/// What the home shard knows.
+#[derive(Debug, Default)]
+pub(crate) struct Metadata {
+    /// one per name asked for; None when there is no such relation
+    pub relations: Vec<Option<Relation>>,
+    /// users' functions among the words asked for: (name, volatile)
+    pub functions: Vec<(String, bool)>,
+    /// this connection's transaction has changed something
+    pub wrote: bool,
+    /// when its transaction began, UTC, without zone
+    pub now: String,
+}
+
+/// Asks the home shard, in one round trip, for relations by name (quoted, with or without a schema) and for users'
+/// functions that are not immutable and have one of `words` as their name.
+pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String]) -> Result<Metadata, ServerError> {
+    let sql = format!(
+        "SELECT r.n::text, c.oid::text, s.nspname::text, c.relname::text, a.attname::text, \
+         format_type(a.atttypid, a.atttypmod), \
+         CASE WHEN a.attcollation <> t.typcollation THEN \
+           (SELECT quote_ident(cn.nspname) || '.' || quote_ident(l.collname) FROM pg_catalog.pg_collation l \
+            JOIN pg_catalog.pg_namespace cn ON cn.oid = l.collnamespace WHERE l.oid = a.attcollation) END, \
+         (t.oid < 16384 AND t.typsend <> 0 AND t.typreceive <> 0 AND t.typname !~ '^_?reg' \
+          AND t.typname NOT IN ('record', '_record', 'pg_node_tree', 'pg_ndistinct', 'pg_dependencies', 'pg_mcv_list') \
+          AND (e.oid IS NULL OR e.typsend <> 0 AND e.typreceive <> 0))::text, \
+         (a.attnum = ANY (p.conkey))::text \
+         FROM unnest({names}::text[]) WITH ORDINALITY r(name, n) \
+         JOIN pg_catalog.pg_class c ON c.oid = to_regclass(r.name) \
+         JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace \
+         LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         LEFT JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+         LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typelem <> 0 \
+         LEFT JOIN pg_catalog.pg_constraint p ON p.conrelid = c.oid AND p.contype = 'p' \
+         ORDER BY r.n, a.attnum; \
+         SELECT f.proname::text, (f.provolatile = 'v')::text FROM pg_catalog.pg_proc f \
+         WHERE f.proname = ANY ({words}::text[]) AND f.provolatile <> 'i' AND f.oid >= 16384; \
+         SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text, \
+         to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+        names = array_literal(names),
+        words = array_literal(words),
+    );
+    let results = home.simple(&sql).await?;
+    let mut metadata = Metadata {
+        relations: vec![None; names.len()],
+        ..Metadata::default()
+    };
+    let [relations, functions, wrote] = results.as_slice() else {
+        return Err(ServerError::internal(
+            "the home shard described the relations in an unknown way",
+        ));
+    };
+    for row in 0..relations.rows.len() {
+        add_row(&mut metadata.relations, |column| relations.text(row, column))
+            .ok_or_else(|| ServerError::internal("the home shard described a relation in an unknown way"))?;
+    }
+    for row in 0..functions.rows.len() {
+        let name = functions.text(row, 0).unwrap_or_default();
+        metadata
+            .functions
+            .push((name.to_owned(), functions.text(row, 1) == Some("true")));
+    }
+    metadata.wrote = wrote.text(0, 0) == Some("true");
+    metadata.now = wrote.text(0, 1).unwrap_or_default().to_owned();
+    Ok(metadata)
+}
+
+fn add_row<'a>(relations: &mut [Option<Relation>], value: impl Fn(usize) -> Option<&'a str>) -> Option<()> {
+    let place: usize = value(0)?.parse().ok()?;
+    let entry = relations.get_mut(place.checked_sub(1)?)?;
+    if entry.is_none() {
+        *entry = Some(Relation {
+            oid: value(1)?.parse().ok()?,
+            schema: value(2)?.to_owned(),
+            name: value(3)?.to_owned(),
+            columns: Vec::new(),
+            column_names: Vec::new(),
+        });
+    }
+    let relation = entry.as_mut()?;
+    if let Some(name) = value(4) {
+        relation.column_names.push(name.to_owned());
+        relation.columns.push(Column {
+            name: name.to_owned(),
+            type_sql: value(5)?.to_owned(),
+            collation_sql: value(6).map_or(String::new(), |c| format!(" COLLATE {c}")),
+            binary: value(7) == Some("true"),
+            primary: value(8) == Some("true"),
+        });
+    }
+    Some(())
+}
+
+/// `'{"a","b"}'`
+fn array_literal(texts: &[String]) -> String {
+    let items: Vec<_> = texts
+        .iter()
+        .map(|t| format!("\"{}\"", t.replace('\\', "\\\\").replace('"', "\\\"")))
+        .collect();
+    quote_literal(&format!("{{{}}}", items.join(",")))
+}

@@ -1,0 +1,96 @@
+//! What no tier can answer exactly is refused here, before anything runs.
+
+use crate::views::ParsedQuery;
+use pgherd_model::{ServerError, SqlState};
+
+/// Columns that every table has and that mean something on its own server only.
+const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
+
+/// Functions of pg_catalog that act on, or ask about, the session or transaction of the server they run on.
+const SESSION_FUNCTIONS: &[&str] = &[
+    "currval",
+    "lastval",
+    "set_config",
+    "pg_notify",
+    "pg_export_snapshot",
+    "txid_current",
+    "pg_current_xact_id",
+    "txid_current_if_assigned",
+    "pg_current_xact_id_if_assigned",
+    "txid_current_snapshot",
+    "pg_current_snapshot",
+    "pg_advisory_lock",
+    "pg_advisory_lock_shared",
+    "pg_advisory_unlock",
+    "pg_advisory_unlock_all",
+    "pg_advisory_unlock_shared",
+    "pg_advisory_xact_lock",
+    "pg_advisory_xact_lock_shared",
+    "pg_try_advisory_lock",
+    "pg_try_advisory_lock_shared",
+    "pg_try_advisory_xact_lock",
+    "pg_try_advisory_xact_lock_shared",
+    "lo_create",
+    "lo_creat",
+    "lo_import",
+    "lo_unlink",
+    "lo_put",
+    "lo_from_bytea",
+    "query_to_xml",
+    "table_to_xml",
+    "cursor_to_xml",
+    "schema_to_xml",
+    "database_to_xml",
+    "pg_relation_size",
+    "pg_total_relation_size",
+    "pg_table_size",
+];
+
+/// Refuses what a statement over several shards cannot have.
+pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
+    if parsed.relations.modifies {
+        return Err(ServerError::unsupported(
+            "data-modifying statements in WITH are not supported over several shards",
+            "Run the statements one after another in a transaction.",
+        ));
+    }
+    if parsed.relations.into {
+        return Err(ServerError::unsupported(
+            "SELECT INTO is not supported over several shards",
+            "Use CREATE TABLE and INSERT INTO … SELECT.",
+        ));
+    }
+    if parsed.relations.locks {
+        return Err(ServerError::unsupported(
+            "FOR UPDATE and FOR SHARE are not supported in this query over several shards",
+            "Lock the rows in a SELECT on one table without GROUP BY, ORDER BY and LIMIT.",
+        ));
+    }
+    for word in &parsed.words {
+        if SYSTEM_COLUMNS.contains(&word.as_str()) {
+            return Err(ServerError::unsupported(
+                format!("system column \"{word}\" is not supported in a query over several shards"),
+                "Name the rows by their key instead.",
+            ));
+        }
+        if SESSION_FUNCTIONS.contains(&word.as_str()) {
+            return Err(ServerError::unsupported(
+                format!("{word}() is not supported in a query over several shards"),
+                "Call it in a statement of its own.",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A volatile function that tried to write where the statement runs READ ONLY.
+pub(crate) fn explain_read_only(error: ServerError) -> ServerError {
+    if error.sqlstate() != SqlState::from_bytes(b"25006") {
+        return error;
+    }
+    ServerError::unsupported(
+        "a query over several shards cannot call a function that writes",
+        "Call the function in a statement of its own.",
+    )
+    .with_detail(error.fields().message.clone())
+}

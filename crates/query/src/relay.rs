@@ -1,0 +1,123 @@
+//! Rows as bytes: taken from a shard's replies message by message, without looking inside.
+
+use bytes::{Buf, BytesMut};
+use pgherd_model::ServerError;
+use pgherd_shards::Backend;
+use postgres_protocol::message::frontend;
+
+/// A batch is handed on when it has this many bytes, or when no more have arrived.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Rows as the client gets them.
+#[derive(Debug, Default)]
+pub struct RowBatch {
+    /// how many
+    pub rows: usize,
+    /// whole DataRow messages: `D`, length, column count, values in the formats that were asked for
+    pub bytes: BytesMut,
+}
+
+/// The next rows of the statement whose reply is being read; None after its CommandComplete. The
+/// ReadyForQuery that follows is not read. An error leaves the rest of the replies unread.
+pub(crate) async fn next_rows(backend: &mut Backend) -> Result<Option<RowBatch>, ServerError> {
+    backend.skip_silent().await?;
+    loop {
+        let (bytes, rows) = whole_rows(backend.inbox());
+        if rows > 0 {
+            let bytes = backend.inbox().split_to(bytes);
+            return Ok(Some(RowBatch { rows, bytes }));
+        }
+        if backend.inbox().first().is_none_or(|tag| *tag == b'D') {
+            backend.fill().await?;
+            continue;
+        }
+        let message = backend.next_message().await?;
+        match message.tag {
+            b'C' | b'I' => return Ok(None),
+            b'E' => return Err(ServerError::from_body(&message.body)),
+            // Ready without a CommandComplete: the statement was skipped after an error somebody else has read.
+            b'Z' => {
+                return Err(ServerError::internal(
+                    "a shard answered fewer statements than it was sent",
+                ));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How many bytes of whole DataRow messages a buffer starts with, and how many messages they are.
+fn whole_rows(buffer: &[u8]) -> (usize, usize) {
+    let (mut at, mut rows) = (0, 0);
+    while at < BATCH_BYTES && buffer.len() >= at + 5 && buffer[at] == b'D' {
+        let length = u32::from_be_bytes([buffer[at + 1], buffer[at + 2], buffer[at + 3], buffer[at + 4]]) as usize;
+        if buffer.len() < at + 1 + length {
+            break;
+        }
+        at += 1 + length;
+        rows += 1;
+    }
+    (at, rows)
+}
+
+/// Turns DataRow messages with binary values into CopyData messages of `COPY … (FORMAT binary)`, in place: both hold a count of
+/// fields and then each field with its length, so only the message's letter differs.
+pub(crate) fn rows_to_binary_copy(rows: &mut BytesMut) {
+    let mut at = 0;
+    while at + 5 <= rows.len() {
+        rows[at] = b'd';
+        at += 1 + u32::from_be_bytes([rows[at + 1], rows[at + 2], rows[at + 3], rows[at + 4]]) as usize;
+    }
+}
+
+/// Turns DataRow messages with text values into one CopyData message of `COPY … (FORMAT text)`.
+pub(crate) fn rows_to_text_copy(mut rows: BytesMut, out: &mut BytesMut) {
+    let start = out.len();
+    out.extend_from_slice(b"d\0\0\0\0");
+    while rows.len() >= 7 {
+        rows.advance(5);
+        let fields = rows.get_i16();
+        for field in 0..fields {
+            if field > 0 {
+                out.extend_from_slice(b"\t");
+            }
+            let length = rows.get_i32();
+            if length < 0 {
+                out.extend_from_slice(b"\\N");
+                continue;
+            }
+            for &byte in rows.split_to(length as usize).iter() {
+                match byte {
+                    b'\\' => out.extend_from_slice(b"\\\\"),
+                    b'\n' => out.extend_from_slice(b"\\n"),
+                    b'\r' => out.extend_from_slice(b"\\r"),
+                    b'\t' => out.extend_from_slice(b"\\t"),
+                    other => out.extend_from_slice(&[other]),
+                }
+            }
+        }
+        out.extend_from_slice(b"\n");
+    }
+    let length = (out.len() - start - 1) as u32;
+    out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Queues Execute for a portal.
+pub(crate) fn queue_execute(backend: &mut Backend, portal: &str) -> Result<(), ServerError> {
+    frontend::execute(portal, 0, backend.outbox()).map_err(|_| ServerError::internal("a portal's name holds a NUL"))
+}
+
+/// Queues Sync and sends everything.
+pub(crate) async fn sync(backend: &mut Backend) -> Result<(), ServerError> {
+    frontend::sync(backend.outbox());
+    backend.expect_ready();
+    Ok(backend.flush().await?)
+}
+
+/// Stops what a connection is doing and reads its replies to the end, so that it can be used again.
+pub(crate) async fn stop(backend: &mut Backend) {
+    if !backend.is_broken() && backend.is_awaiting() {
+        let _ = backend.cancel_token().cancel().await;
+        let _ = backend.drain().await;
+    }
+}

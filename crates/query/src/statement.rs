@@ -1,0 +1,67 @@
+//! What comes in: a statement that needs several ranges, and what PostgreSQL says about its parameters and columns.
+
+use bytes::{Buf, Bytes};
+use pgherd_model::{ServerError, Snapshot};
+use pgherd_shards::{Backend, ColumnDescription, parse_row_description};
+use postgres_protocol::message::frontend;
+use std::sync::Arc;
+
+/// A client's statement with everything that decides its result.
+#[derive(Clone, Copy)]
+pub struct Statement<'a> {
+    /// one statement's text, without `;`
+    pub text: &'a str,
+    /// its tree; spans are on line 1 with `column - 1` = bytes from the start of `text`
+    pub ast: &'a sqlparser::ast::Statement,
+    /// OIDs as the home shard numbers them, one per parameter; all known (from [`describe`])
+    pub parameter_types: &'a [u32],
+    /// (binary, value) as in Bind
+    pub parameters: &'a [(bool, Option<Bytes>)],
+    /// as in Bind: none, one for all, or one per column; 0 text, 1 binary
+    pub result_formats: &'a [i16],
+    /// the session's, resolved
+    pub search_path: &'a [Arc<str>],
+    /// the catalog it is planned with
+    pub snapshot: &'a Snapshot,
+    /// SETs that another connection must run first to have the session's settings; may be empty
+    pub settings_sql: &'a str,
+}
+
+/// What PostgreSQL says about a statement before it runs.
+#[derive(Debug, Clone, Default)]
+pub struct Description {
+    /// the parameters' types, as the home shard numbers them
+    pub parameter_types: Vec<u32>,
+    /// the columns; None when it returns no rows
+    pub columns: Option<Vec<ColumnDescription>>,
+}
+
+/// Prepares `text` on a connection to the home shard, which has every table's parent, and returns its types and
+/// columns. PostgreSQL's own error, position included, is returned for what is wrong with the text. The
+/// unnamed statement of the connection is replaced.
+pub async fn describe(backend: &mut Backend, text: &str, parameter_types: &[u32]) -> Result<Description, ServerError> {
+    let out = backend.outbox();
+    let nul = |_| ServerError::internal("a statement's text holds a NUL");
+    frontend::parse("", text, parameter_types.iter().copied(), out).map_err(nul)?;
+    frontend::describe(b'S', "", out).map_err(nul)?;
+    frontend::sync(out);
+    backend.expect_ready();
+    backend.flush().await?;
+    let mut description = Description::default();
+    let mut failed = None;
+    loop {
+        let mut message = backend.next_message().await?;
+        match message.tag {
+            b't' if message.body.len() >= 2 => {
+                message.body.advance(2);
+                while message.body.len() >= 4 {
+                    description.parameter_types.push(message.body.get_u32());
+                }
+            }
+            b'T' => description.columns = Some(parse_row_description(message.body)),
+            b'E' => failed = Some(ServerError::from_body(&message.body)),
+            b'Z' => return failed.map_or(Ok(description), Err),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Views over sharded tables are expanded in the text, before anything else is decided, as PostgreSQL's rewriter does.
+
+use crate::edit::Edited;
+use crate::relations::Relations;
+use crate::statement::Statement;
+use pgherd_model::{Resolved, ServerError, Snapshot, TableKind, quote_identifier};
+use pgherd_sql::lexer::Token;
+use sqlparser::ast::{Query, Statement as Ast};
+use std::sync::Arc;
+
+/// A query's text and everything that was read from it.
+pub(crate) struct ParsedQuery {
+    pub text: String,
+    pub query: Query,
+    pub tokens: Arc<[Token]>,
+    pub relations: Relations,
+    /// all its identifiers and key words, as the catalog would have them
+    pub words: Vec<String>,
+    /// it has a `.*`
+    pub dotted_star: bool,
+}
+
+/// Parses one SELECT. Errors: 0A000 for grammar that the tree lacks.
+pub(crate) fn parse_query(text: &str) -> Result<ParsedQuery, ServerError> {
+    let unclear = || {
+        ServerError::unsupported(
+            "this query is not supported over several shards",
+            "The gateway does not understand its syntax; write it in other words.",
+        )
+    };
+    let parsed = pgherd_sql::parse(text)?.into_iter().next().ok_or_else(unclear)?;
+    // Spans count from the statement's first byte.
+    let text = parsed.text(text).to_owned();
+    let query = match parsed.ast.as_deref() {
+        Some(Ast::Query(query)) => (**query).clone(),
+        _ => return Err(unclear()),
+    };
+    let mut words: Vec<_> = parsed.identifiers(&text).collect();
+    words.sort();
+    words.dedup();
+    let tokens = parsed.tokens.clone();
+    let dotted_star = tokens.windows(2).any(|t| t[0].is(&text, ".") && t[1].is(&text, "*"));
+    Ok(ParsedQuery {
+        relations: Relations::of(&query)?,
+        query,
+        tokens,
+        words,
+        dotted_star,
+        text,
+    })
+}
+
+/// A text without views over sharded tables.
+pub(crate) struct Expanded {
+    pub text: String,
+    pub has_views: bool,
+}
+
+/// Deeper nesting of views is refused; PostgreSQL itself ends at its stack's depth.
+const DEEPEST: usize = 50;
+
+/// Replaces views over sharded tables by their definitions, until none is left.
+pub(crate) fn expand(statement: &Statement<'_>) -> Result<Expanded, ServerError> {
+    let mut text = statement.text.to_owned();
+    let mut has_views = false;
+    for _ in 0..DEEPEST {
+        let Some(expanded) = expand_once(&text, statement.snapshot, statement.search_path)? else {
+            return Ok(Expanded { text, has_views });
+        };
+        (text, has_views) = (expanded, true);
+    }
+    Err(ServerError::unsupported(
+        "views are nested too deeply for a query over several shards",
+        "Query the tables that the views read.",
+    ))
+}
+
+fn expand_once(text: &str, snapshot: &Snapshot, search_path: &[Arc<str>]) -> Result<Option<String>, ServerError> {
+    let parsed = parse_query(text)?;
+    let mut edits = Vec::new();
+    for mention in &parsed.relations.mentions {
+        let resolved = snapshot.resolve(mention.schema.as_deref(), &mention.name, search_path);
+        let Resolved::Known(table) = resolved else {
+            continue;
+        };
+        let TableKind::View { definition } = &table.kind else {
+            continue;
+        };
+        let definition = definition.trim().trim_end_matches(';');
+        let alias = match mention.alias {
+            Some(_) => String::new(),
+            None => format!(" AS {}", quote_identifier(&mention.name)),
+        };
+        // The view's own column names may differ from the definition's only where CREATE VIEW renamed them; the
+        // catalog's definition has the names.
+        edits.push((mention.span.clone(), format!("({definition}){alias}")));
+    }
+    Ok((!edits.is_empty()).then(|| Edited::new(&parsed.text, edits).text))
+}
