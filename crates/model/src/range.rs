@@ -41,11 +41,16 @@ impl RangeMap {
 
     /// The range that holds `key` (all columns given), by binary search.
     pub fn find(&self, key: &[KeyValue]) -> Option<&Range> {
+        self.find_index(key).map(|i| &self.ranges[i])
+    }
+
+    /// The place in [`RangeMap::ranges`] of the range that holds `key`.
+    pub fn find_index(&self, key: &[KeyValue]) -> Option<usize> {
         let after = self
             .ranges
             .partition_point(|r| r.from.compare_key(key) != Ordering::Greater);
-        let range = self.ranges.get(after.checked_sub(1)?)?;
-        (range.to.compare_key(key) == Ordering::Greater).then_some(range)
+        let index = after.checked_sub(1)?;
+        (self.ranges[index].to.compare_key(key) == Ordering::Greater).then_some(index)
     }
 
     /// The ranges that can hold a key of any of `intervals`, in key order.

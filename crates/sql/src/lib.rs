@@ -6,19 +6,36 @@
 //! 2. [`analyze`]: [`Parsed`] + snapshot + search path → [`Analysis`], cacheable per text, epoch and path.
 //! 3. [`Analysis::route`]: + parameter values → [`Route`].
 
+pub mod analysis;
 mod classify;
 mod classify_copy;
 mod classify_ddl;
+mod condition;
 pub mod copy_split;
 mod cursor;
+mod facts;
+mod functions;
+mod insert;
+mod insert_text;
 pub mod kind;
 pub mod lexer;
 mod literal;
 pub mod parse;
+mod placed;
+pub mod position;
+pub mod relations;
+mod restriction;
 pub mod route;
+mod scalar;
+mod walk;
 
+pub use analysis::{Analysis, analyze, name_hash};
 pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName, SetValue,
 };
 pub use parse::{Parsed, parse};
+pub use position::map_position;
 pub use route::{Forward, Merge, ParameterValue, Part, Route};
+
+#[cfg(test)]
+mod tests;

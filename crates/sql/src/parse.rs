@@ -126,10 +126,13 @@ fn split(text: &str, tokens: &[Token]) -> Vec<Range<usize>> {
                     blocks -= 1;
                 }
             }
-            TokenKind::Word if token.is_word(text, "atomic") => {
-                if i > start && tokens[i - 1].is_word(text, "begin") && makes_routine(text, &tokens[start..i]) {
-                    blocks = 1;
-                }
+            TokenKind::Word
+                if token.is_word(text, "atomic")
+                    && i > start
+                    && tokens[i - 1].is_word(text, "begin")
+                    && makes_routine(text, &tokens[start..i]) =>
+            {
+                blocks = 1;
             }
             _ => {}
         }
@@ -168,7 +171,22 @@ fn convert(text: &str, tokens: &[Token], dialect: &PostgreSqlDialect) -> Option<
             at > 0 && word(at - 1, "for") && word(at, "no") && word(at + 1, "key") && word(at + 2, "update")
         };
         let key_share = i > 0 && word(i - 1, "for") && word(i, "key") && word(i + 1, "share");
-        if key_share || lock(i) || (i > 0 && lock(i - 1)) {
+        // The same for OVERRIDING SYSTEM VALUE: it says nothing about where a row belongs.
+        let overriding = |at: usize| word(at, "overriding") && word(at + 1, "system") && word(at + 2, "value");
+        if key_share || lock(i) || (i > 0 && lock(i - 1)) || (0..3).any(|back| i >= back && overriding(i - back)) {
+            continue;
+        }
+        // TABLE t is SELECT * FROM t, whose name sqlparser keeps without its place.
+        if word(i, "table") && starts_query(text, tokens, i) {
+            let span = place_span(token);
+            for word in ["SELECT", "*", "FROM"] {
+                let made = if word == "*" {
+                    sp::Token::Mul
+                } else {
+                    sp::Token::make_word(word, None)
+                };
+                converted.push(sp::TokenWithSpan::new(made, span));
+            }
             continue;
         }
         let one = match token.kind {
@@ -189,6 +207,8 @@ fn convert(text: &str, tokens: &[Token], dialect: &PostgreSqlDialect) -> Option<
             }
             TokenKind::Symbol | TokenKind::Operator => match symbol(raw) {
                 Some(known) => known,
+                // Operators of other systems, to which sqlparser gives their meaning.
+                None if matches!(raw, "==" | "<=>" | "//") => return None,
                 None => {
                     let mut pieces = sp::Tokenizer::new(dialect, raw).tokenize().ok()?;
                     // Several pieces: an operator that sqlparser does not know, which it would read as others.
@@ -199,13 +219,23 @@ fn convert(text: &str, tokens: &[Token], dialect: &PostgreSqlDialect) -> Option<
                 }
             },
         };
-        let place = |offset: u32| sp::Location::new(1, u64::from(offset) + 1);
-        converted.push(sp::TokenWithSpan::new(
-            one,
-            sp::Span::new(place(token.start), place(token.end)),
-        ));
+        converted.push(sp::TokenWithSpan::new(one, place_span(token)));
     }
     Some(converted)
+}
+
+fn place_span(token: &Token) -> sp::Span {
+    let place = |offset: u32| sp::Location::new(1, u64::from(offset) + 1);
+    sp::Span::new(place(token.start), place(token.end))
+}
+
+/// Whether a query can begin at token `i`.
+fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
+    let Some(before) = i.checked_sub(1).map(|b| &tokens[b]) else {
+        return true;
+    };
+    let words = ["union", "all", "distinct", "intersect", "except", "as"];
+    before.is(text, "(") || words.iter().any(|w| before.is_word(text, w))
 }
 
 /// The symbols that nearly every statement has, without a second tokenizer's allocations.

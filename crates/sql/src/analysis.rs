@@ -1,0 +1,481 @@
+//! What is known of a statement before its parameters are: which tables, where it may run, how its text
+//! would change. Made once per text, epoch and search path; routing an execution is then cheap.
+
+use crate::functions;
+use crate::insert::InsertPlan;
+use crate::kind::{CopySource, Kind, ObjectName};
+use crate::lexer::{self, Token};
+use crate::parse::Parsed;
+use crate::placed::Placed;
+use crate::relations::{Reference, Role};
+use crate::route::{Merge, ParameterValue, Part, Route};
+use crate::scalar::Parameters;
+use crate::walk::Walk;
+use pgherd_model::{Resolved, ServerError, Snapshot, Table, TableKind};
+use sqlparser::ast::{SetExpr, Statement};
+use std::sync::Arc;
+
+/// A statement, analysed. Immutable but for texts it remembers; good for the epoch and search path it was made
+/// for.
+#[derive(Debug)]
+pub struct Analysis {
+    /// [`name_hash`] of every relation name that the statement refers to, and perhaps of more names: a
+    /// statement must wait while one of them changes its schema
+    pub names: Vec<u64>,
+    /// it refers to a sharded table, or to something that reaches one
+    pub touches_sharded: bool,
+    /// a SELECT that neither locks rows nor has a data-modifying WITH; functions that it calls may still write
+    pub read_only: bool,
+    /// a SELECT that locks rows
+    pub locking: bool,
+    /// the sharded tables it names, each once
+    pub sharded: Vec<Arc<Table>>,
+    /// an INSERT, UPDATE or DELETE with RETURNING
+    pub returning: bool,
+    text: Arc<str>,
+    types: Vec<u32>,
+    decision: Decision,
+}
+
+#[derive(Debug)]
+pub(crate) enum Decision {
+    Home,
+    Refuse(ServerError),
+    Plan,
+    Placed(Box<Placed>),
+    Insert(Box<InsertPlan>),
+    /// LOCK TABLE: everywhere the tables are
+    Lock,
+}
+
+/// A stable hash of a relation's name (without schema, as stored), the same in every process: FNV-1a.
+pub fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// What an analysis looks things up in.
+pub(crate) struct Context<'a> {
+    pub text: &'a str,
+    pub tokens: &'a [Token],
+    pub snapshot: &'a Snapshot,
+    pub search_path: &'a [Arc<str>],
+    pub temporary: &'a dyn Fn(&str) -> bool,
+}
+
+impl Context<'_> {
+    pub fn resolve(&self, schema: Option<&str>, name: &str) -> Option<Arc<Table>> {
+        if !self.snapshot.relations.contains_key(name) || (schema.is_none() && (self.temporary)(name)) {
+            return None;
+        }
+        match self.snapshot.resolve(schema, name, self.search_path) {
+            Resolved::Known(table) => Some(table),
+            Resolved::Home => None,
+        }
+    }
+}
+
+/// Analyses one statement of `text`. `temporary` tells whether the session has a temporary table of a name;
+/// `parameter_types` are the OIDs that Parse declared, 0 for none.
+///
+/// # Errors
+/// None today: what cannot run becomes [`Route::Refuse`].
+pub fn analyze(
+    parsed: &Parsed,
+    text: &str,
+    snapshot: &Snapshot,
+    search_path: &[Arc<str>],
+    temporary: &dyn Fn(&str) -> bool,
+    parameter_types: &[u32],
+) -> Result<Analysis, ServerError> {
+    let own = parsed.text(text);
+    let context = Context {
+        text: own,
+        tokens: &parsed.tokens,
+        snapshot,
+        search_path,
+        temporary,
+    };
+    let (read_only, locking) = match parsed.kind {
+        Kind::Select { locking, writes } => (!locking && !writes, locking),
+        _ => (false, false),
+    };
+    let mut analysis = Analysis {
+        names: Vec::new(),
+        touches_sharded: false,
+        read_only,
+        locking,
+        sharded: Vec::new(),
+        returning: false,
+        text: own.into(),
+        types: parameter_types.to_vec(),
+        decision: Decision::Home,
+    };
+    analysis.decide(parsed, &context);
+    Ok(analysis)
+}
+
+impl Analysis {
+    fn decide(&mut self, parsed: &Parsed, context: &Context) {
+        let walked = matches!(
+            parsed.kind,
+            Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
+        );
+        let tree = parsed.ast.as_deref().filter(|_| walked);
+        let whole = tree.is_some_and(|tree| self.decide_tree(parsed, tree, context));
+        if !whole {
+            self.decide_tokens(parsed, context);
+        }
+        if let Decision::Refuse(_) = self.decision {
+            return;
+        }
+        let sharded = &self.sharded;
+        let is_column = |name: &str| sharded.iter().any(|t| t.column(name).is_some());
+        let called = functions::unsafe_call(context.text, context.tokens, context.snapshot, &is_column);
+        let runs = walked || matches!(parsed.kind, Kind::Call | Kind::Do | Kind::Copy(_) | Kind::Other);
+        if let Some(name) = called.filter(|_| runs) {
+            self.touches_sharded = true;
+            self.decision = Decision::Refuse(unsafe_function(&name));
+        }
+    }
+
+    /// Notes a relation's name, and what it is.
+    fn note(&mut self, name: &str, table: Option<&Arc<Table>>) {
+        let hash = name_hash(name);
+        if !self.names.contains(&hash) {
+            self.names.push(hash);
+        }
+        if let Some(table) = table {
+            self.touches_sharded = true;
+            if table.sharded().is_some() && !self.sharded.iter().any(|t| t.name == table.name) {
+                self.sharded.push(table.clone());
+            }
+        }
+    }
+
+    /// By the tree; false where it is not understood whole.
+    fn decide_tree(&mut self, parsed: &Parsed, tree: &Statement, context: &Context) -> bool {
+        let resolve = |schema: Option<&str>, name: &str| context.resolve(schema, name);
+        let mut walk = Walk::new(&resolve);
+        walk.statement(tree);
+        if !walk.is_whole(tree) {
+            return false;
+        }
+        for reference in &walk.references {
+            self.note(&reference.name.name, reference.table.as_ref());
+        }
+        self.returning = has_returning(tree);
+        if !self.touches_sharded {
+            return true;
+        }
+        self.decision = match refused(&walk.references) {
+            Some(error) => Decision::Refuse(error),
+            None if reads_view(&walk.references) => match parsed.kind {
+                Kind::Select { writes: false, .. } => Decision::Plan,
+                _ => Decision::Refuse(ServerError::unsupported(
+                    "views over sharded tables cannot be used here yet",
+                    "Write the view's query into the statement.",
+                )),
+            },
+            None => match InsertPlan::new(tree, &walk, context) {
+                Some(Ok(plan)) => Decision::Insert(Box::new(plan)),
+                Some(Err(error)) => Decision::Refuse(error),
+                None => match Placed::new(&walk, context, &parsed.kind) {
+                    Ok(placed) => Decision::Placed(Box::new(placed)),
+                    Err(error) => Decision::Refuse(error),
+                },
+            },
+        };
+        true
+    }
+
+    /// By the identifiers alone: if none can be a sharded table, the home shard judges.
+    fn decide_tokens(&mut self, parsed: &Parsed, context: &Context) {
+        let mut note_named = |names: &[ObjectName]| {
+            for name in names {
+                self.note(&name.name, context.resolve(name.schema.as_deref(), &name.name).as_ref());
+            }
+        };
+        match &parsed.kind {
+            Kind::Ddl(ddl) => {
+                note_named(&ddl.relations);
+                note_named(ddl.object.as_slice());
+                note_named(ddl.partition.as_slice());
+            }
+            Kind::Vacuum(names) | Kind::Analyze(names) | Kind::Lock(names) => note_named(names),
+            Kind::Reindex(_, Some(name)) | Kind::Cluster(Some(name)) => note_named(std::slice::from_ref(name)),
+            Kind::Copy(copy) => {
+                if let CopySource::Table(name) = &copy.source {
+                    note_named(std::slice::from_ref(name));
+                }
+            }
+            _ => {}
+        }
+        match &parsed.kind {
+            Kind::Lock(names) => {
+                self.decision = if self.touches_sharded {
+                    lock(names, context)
+                } else {
+                    Decision::Home
+                };
+            }
+            Kind::Copy(copy) => {
+                if let CopySource::Query(_) = copy.source {
+                    self.note_identifiers(context);
+                }
+                if self.touches_sharded {
+                    self.decision = Decision::Plan;
+                }
+            }
+            Kind::Do => self.decide_do(context),
+            kind if looks_at_relations(kind) => {
+                self.note_identifiers(context);
+                if self.touches_sharded {
+                    self.decision = Decision::Refuse(not_understood(kind));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_identifiers(&mut self, context: &Context) {
+        for name in context.tokens.iter().filter_map(|t| t.identifier(context.text)) {
+            let table = reaches_sharded(context, &name);
+            self.note(&name, table);
+        }
+    }
+
+    /// The body of a DO runs on one server: refused when it names a sharded table, calls an unsafe function or
+    /// builds its SQL while running.
+    fn decide_do(&mut self, context: &Context) {
+        if context.snapshot.sharded().next().is_none() {
+            return;
+        }
+        let bodies = context.tokens.iter().filter_map(|t| t.string(context.text));
+        for body in bodies {
+            let Ok(tokens) = lexer::tokenize(&body) else { continue };
+            let dynamic = tokens.iter().any(|t| t.is_word(&body, "execute"));
+            let named = tokens
+                .iter()
+                .filter_map(|t| t.identifier(&body))
+                .find(|name| reaches_sharded(context, name).is_some());
+            let called = functions::unsafe_call(&body, &tokens, context.snapshot, &|_| false);
+            if dynamic || named.is_some() || called.is_some() {
+                self.touches_sharded = true;
+                self.decision = Decision::Refuse(
+                    ServerError::unsupported(
+                        "a DO block that may use sharded tables cannot run yet",
+                        "It would run on one shard and see only that shard's rows. Send its statements one by one.",
+                    )
+                    .with_detail(match named.or(called) {
+                        Some(name) => format!("It names \"{name}\"."),
+                        None => "It builds SQL with EXECUTE.".to_owned(),
+                    }),
+                );
+                return;
+            }
+        }
+    }
+
+    /// Where the statement goes with these parameters. With none given, a predicate over a parameter does not
+    /// restrict.
+    pub fn route(&self, snapshot: &Snapshot, parameters: &[ParameterValue]) -> Route {
+        let parameters = Parameters {
+            values: parameters,
+            types: &self.types,
+        };
+        let route = match &self.decision {
+            Decision::Home => return Route::Forward(self.unchanged(snapshot)),
+            Decision::Refuse(error) => Route::Refuse(error.clone()),
+            Decision::Plan => Route::Plan,
+            Decision::Placed(placed) => placed.route(&self.text, snapshot, parameters),
+            Decision::Insert(plan) => plan.route(&self.text, snapshot, parameters, None),
+            Decision::Lock => self.route_lock(snapshot),
+        };
+        self.on_one_shard(route, snapshot)
+    }
+
+    /// The same for an INSERT for which [`Analysis::route`] said [`Route::Defaults`], with the rows that its
+    /// query gave. The parameters must be the same.
+    pub fn route_with_defaults(
+        &self,
+        snapshot: &Snapshot,
+        parameters: &[ParameterValue],
+        rows: &[Vec<Option<String>>],
+    ) -> Route {
+        let parameters = Parameters {
+            values: parameters,
+            types: &self.types,
+        };
+        match &self.decision {
+            Decision::Insert(plan) => plan.route(&self.text, snapshot, parameters, Some(rows)),
+            _ => Route::Refuse(ServerError::internal(
+                "defaults were given to a statement that asked for none",
+            )),
+        }
+    }
+
+    /// A cluster of one shard is a plain PostgreSQL: whatever is not for one range goes there as it came.
+    fn on_one_shard(&self, route: Route, snapshot: &Snapshot) -> Route {
+        match route {
+            Route::Forward(_) => route,
+            _ if snapshot.shards.len() > 1 => route,
+            _ => Route::Forward(Part {
+                fences: self.fences(),
+                ..self.unchanged(snapshot)
+            }),
+        }
+    }
+
+    fn fences(&self) -> Vec<Arc<str>> {
+        let fences = self.sharded.iter().filter_map(|t| t.sharded());
+        fences.map(|s| s.fence.to_string().into()).collect()
+    }
+
+    /// The client's text, for the home shard.
+    fn unchanged(&self, snapshot: &Snapshot) -> Part {
+        Part {
+            shard: snapshot.home(),
+            text: self.text.clone(),
+            parameters: None,
+            fences: Vec::new(),
+            replaced: Arc::default(),
+        }
+    }
+
+    fn route_lock(&self, snapshot: &Snapshot) -> Route {
+        let mut shards: Vec<_> = self
+            .sharded
+            .iter()
+            .filter_map(|t| t.sharded())
+            .flat_map(|s| s.ranges.shards())
+            .collect();
+        shards.sort();
+        shards.dedup();
+        let part = |shard| Part {
+            shard,
+            fences: self.fences(),
+            ..self.unchanged(snapshot)
+        };
+        match shards.as_slice() {
+            [] => Route::Forward(part(snapshot.home())),
+            [one] => Route::Forward(part(*one)),
+            several => Route::Scatter {
+                parts: several.iter().map(|&s| part(s)).collect(),
+                merge: Merge::Concatenate,
+            },
+        }
+    }
+}
+
+/// Kinds in which a sharded table's name matters and that nothing else has looked at.
+fn looks_at_relations(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Select { .. }
+            | Kind::Insert
+            | Kind::Update
+            | Kind::Delete
+            | Kind::Merge
+            | Kind::Ddl(_)
+            | Kind::Vacuum(_)
+            | Kind::Analyze(_)
+            | Kind::Reindex(..)
+            | Kind::Cluster(_)
+            | Kind::Explain { .. }
+            | Kind::Prepare { .. }
+            | Kind::Declare { .. }
+            | Kind::Other
+    )
+}
+
+/// A relation of this name, in any schema, through which a sharded table can be reached.
+fn reaches_sharded<'a>(context: &Context<'a>, name: &str) -> Option<&'a Arc<Table>> {
+    if (context.temporary)(name) && context.snapshot.relations.contains_key(name) {
+        return None;
+    }
+    context
+        .snapshot
+        .relations
+        .get(name)?
+        .iter()
+        .find_map(|(_, table)| table.as_ref())
+}
+
+fn lock(names: &[ObjectName], context: &Context) -> Decision {
+    let kinds: Vec<_> = names
+        .iter()
+        .map(|n| context.resolve(n.schema.as_deref(), &n.name))
+        .collect();
+    let all = kinds.iter().all(|t| t.as_ref().is_some_and(|t| t.sharded().is_some()));
+    if all {
+        return Decision::Lock;
+    }
+    Decision::Refuse(ServerError::unsupported(
+        "LOCK TABLE cannot name sharded tables together with others yet",
+        "Lock them in statements of their own.",
+    ))
+}
+
+fn has_returning(tree: &Statement) -> bool {
+    match tree {
+        Statement::Insert(insert) => insert.returning.is_some(),
+        Statement::Update(update) => update.returning.is_some(),
+        Statement::Delete(delete) => delete.returning.is_some(),
+        Statement::Query(query) => match &*query.body {
+            SetExpr::Insert(s) | SetExpr::Update(s) | SetExpr::Delete(s) => has_returning(s),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+fn refused(references: &[Reference]) -> Option<ServerError> {
+    references.iter().find_map(|reference| {
+        let table = reference.table.as_ref()?;
+        match &table.kind {
+            TableKind::Refused { reason } => Some(
+                ServerError::unsupported(
+                    format!(
+                        "\"{}\" cannot be used while its data lies on several shards",
+                        table.name.name
+                    ),
+                    "It would see one shard's rows only.",
+                )
+                .with_detail(reason.clone()),
+            ),
+            TableKind::View { .. } if reference.role != Role::Read => Some(ServerError::unsupported(
+                format!("view \"{}\" over a sharded table cannot be changed", table.name.name),
+                "Change the table itself.",
+            )),
+            _ => None,
+        }
+    })
+}
+
+fn reads_view(references: &[Reference]) -> bool {
+    let view = |r: &Reference| {
+        r.table
+            .as_ref()
+            .is_some_and(|t| matches!(t.kind, TableKind::View { .. }))
+    };
+    references.iter().any(view)
+}
+
+fn unsafe_function(name: &str) -> ServerError {
+    ServerError::unsupported(
+        format!("function \"{name}\" may read or change sharded tables and cannot be called yet"),
+        "It would run on one shard and see only that shard's rows. Send its statements one by one.",
+    )
+}
+
+fn not_understood(kind: &Kind) -> ServerError {
+    let what = match kind {
+        Kind::Ddl(_) | Kind::Vacuum(_) | Kind::Analyze(_) | Kind::Reindex(..) | Kind::Cluster(_) => {
+            "this command cannot be run on a sharded table yet"
+        }
+        _ => "this statement's form is not supported on sharded tables yet",
+    };
+    ServerError::unsupported(what, "Write it in a simpler form, or use a table that is not sharded.")
+}

@@ -1,0 +1,315 @@
+//! The texts of an INSERT … VALUES: the query for what the home shard must give, and the INSERT of some of its rows.
+
+use crate::insert::{CellKind, InsertPlan, Slot};
+use crate::relations::substitute;
+use crate::route::Replaced;
+use crate::scalar::Parameters;
+use pgherd_model::{KeyType, Name, ServerError, quote_identifier, quote_literal};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The home shard's answers: a row of text values for each inserted row, in the order of `places`.
+pub(crate) struct Given<'a> {
+    /// what each row needs
+    pub slots: &'a [Vec<Slot>],
+    pub places: Vec<Slot>,
+    pub answers: &'a [Vec<Option<String>>],
+}
+
+impl Given<'_> {
+    /// The answer for a row's slot; None where the row does not need it.
+    pub fn answer(&self, row: usize, slot: Slot) -> Option<Option<&str>> {
+        self.slots[row].contains(&slot).then_some(())?;
+        let place = self.places.iter().position(|p| *p == slot)?;
+        Some(self.answers[row][place].as_deref())
+    }
+}
+
+impl InsertPlan {
+    /// The query that gives all slots: one row per inserted row, NULL where a row does not need a slot.
+    pub fn query(
+        &self,
+        text: &str,
+        slots: &[Vec<Slot>],
+        union: &BTreeSet<Slot>,
+        parameters: Parameters,
+    ) -> Result<String, ServerError> {
+        let uniform = slots.iter().all(|s| s.len() == union.len())
+            && union.iter().all(|slot| match slot {
+                Slot::Omitted(_) => true,
+                Slot::Cell(place) => self
+                    .rows
+                    .iter()
+                    .all(|r| matches!(r.cells[*place].kind, CellKind::Default)),
+            });
+        if uniform {
+            let exprs: Result<Vec<_>, _> = union.iter().map(|&s| self.expression(text, 0, s, parameters)).collect();
+            return Ok(format!(
+                "SELECT {} FROM generate_series(1, {})",
+                exprs?.join(", "),
+                self.rows.len()
+            ));
+        }
+        let mut rows = Vec::with_capacity(slots.len());
+        for (row, needed) in slots.iter().enumerate() {
+            let mut exprs = Vec::with_capacity(union.len());
+            for slot in union {
+                exprs.push(match needed.contains(slot) {
+                    true => self.expression(text, row, *slot, parameters)?,
+                    false => "NULL::text".to_owned(),
+                });
+            }
+            rows.push(format!("({})", exprs.join(", ")));
+        }
+        Ok(format!("VALUES {}", rows.join(", ")))
+    }
+
+    fn expression(&self, text: &str, row: usize, slot: Slot, parameters: Parameters) -> Result<String, ServerError> {
+        let (column, written) = match slot {
+            Slot::Omitted(column) => (column, None),
+            Slot::Cell(place) => {
+                let cell = &self.rows[row].cells[place];
+                let written = match cell.kind {
+                    CellKind::Default => None,
+                    _ => Some(self.inlined(text, cell.span.clone(), parameters)?),
+                };
+                (self.columns[place], written)
+            }
+        };
+        let described = &self.table.columns[column];
+        let expression = written.unwrap_or_else(|| match &described.default {
+            Some(default) => default.clone(),
+            None => format!(
+                "nextval(pg_get_serial_sequence({}, {}))",
+                quote_literal(&self.table.name.to_string()),
+                quote_literal(&described.name)
+            ),
+        });
+        // A cast to varchar(n) would cut what an INSERT refuses.
+        let type_name = match KeyType::from_oid(described.type_oid) {
+            Some(KeyType::Text | KeyType::Varchar) => "text",
+            _ => &described.type_name,
+        };
+        Ok(format!("CAST(({expression}) AS {type_name})::text"))
+    }
+
+    /// An expression with its parameters as literals.
+    fn inlined(&self, text: &str, span: Range<usize>, parameters: Parameters) -> Result<String, ServerError> {
+        let mut replacements = Vec::new();
+        for (at, number) in &self.parameters {
+            if at.start >= span.start && at.end <= span.end {
+                let literal = literal(*number, parameters).ok_or_else(|| {
+                    ServerError::unsupported(
+                        format!(
+                            "parameter ${} has a type that cannot be used in a shard key here",
+                            number + 1
+                        ),
+                        "Give the parameter the key's own type.",
+                    )
+                })?;
+                replacements.push((at.start - span.start..at.end - span.start, literal));
+            }
+        }
+        Ok(substitute(&text[span], &replacements).0)
+    }
+
+    /// The INSERT of these rows, into `child` where given.
+    pub fn rewrite(
+        &self,
+        text: &Arc<str>,
+        rows: &[usize],
+        child: Option<&Name>,
+        given: Option<&Given>,
+    ) -> (Arc<str>, Vec<Replaced>, Option<Vec<u16>>) {
+        let mut replacements: Vec<(Range<usize>, String)> = Vec::new();
+        if let Some(child) = child {
+            replacements.push((self.address.span.clone(), format!("{child}{}", self.address.suffix)));
+        }
+        let omitted = if given.is_some() { self.omitted.as_slice() } else { &[] };
+        self.column_list(child.is_some(), omitted, &mut replacements);
+        let supplied = given.is_some_and(|g| g.places.iter().any(|&slot| self.is_always(slot)));
+        if supplied && !self.overriding && !self.default_values {
+            replacements.push((
+                self.values_at.start..self.values_at.start,
+                "OVERRIDING SYSTEM VALUE ".into(),
+            ));
+        }
+        if self.default_values {
+            if !omitted.is_empty() {
+                let values: Vec<_> = omitted
+                    .iter()
+                    .map(|&c| self.value(given, 0, Slot::Omitted(c)))
+                    .collect();
+                let overriding = if supplied { "OVERRIDING SYSTEM VALUE " } else { "" };
+                let names = self.names(omitted);
+                replacements.push((
+                    self.values_at.clone(),
+                    format!("({names}) {overriding}VALUES ({})", values.join(", ")),
+                ));
+            }
+        } else {
+            self.rows_text(rows, omitted, given, &mut replacements);
+        }
+        let numbers = self.renumber(&mut replacements);
+        if replacements.is_empty() {
+            return (text.clone(), Vec::new(), None);
+        }
+        let (text, replaced) = substitute(text, &replacements);
+        (text.into(), replaced, numbers)
+    }
+
+    fn is_always(&self, slot: Slot) -> bool {
+        let column = match slot {
+            Slot::Cell(place) => self.columns[place],
+            Slot::Omitted(column) => column,
+        };
+        self.table.columns[column].identity == Some(true)
+    }
+
+    fn names(&self, columns: &[usize]) -> String {
+        let names: Vec<_> = columns
+            .iter()
+            .map(|&c| quote_identifier(&self.table.columns[c].name))
+            .collect();
+        names.join(", ")
+    }
+
+    /// Columns that the statement leaves out join the list; without a list, one is made, since a child's columns may
+    /// have another order.
+    fn column_list(&self, child: bool, omitted: &[usize], replacements: &mut Vec<(Range<usize>, String)>) {
+        if self.default_values {
+            return;
+        }
+        match &self.list {
+            Some(list) if !omitted.is_empty() => {
+                replacements.push((list.end - 1..list.end - 1, format!(", {}", self.names(omitted))));
+            }
+            None if child || !omitted.is_empty() => {
+                let columns: Vec<_> = self.columns.iter().chain(omitted).copied().collect();
+                let list = format!(" ({})", self.names(&columns));
+                match replacements.last_mut() {
+                    // The child's name stands directly before the list.
+                    Some((span, name)) if span.end == self.behind_name => name.push_str(&list),
+                    _ => replacements.push((self.behind_name..self.behind_name, list)),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes the other rows out, and puts given values in.
+    fn rows_text(
+        &self,
+        rows: &[usize],
+        omitted: &[usize],
+        given: Option<&Given>,
+        out: &mut Vec<(Range<usize>, String)>,
+    ) {
+        let (first, last) = (rows[0], rows[rows.len() - 1]);
+        if first > 0 {
+            out.push((self.rows[0].span.start..self.rows[first].span.start, String::new()));
+        }
+        for (i, &row) in rows.iter().enumerate() {
+            if let Some(before) = i.checked_sub(1).map(|b| rows[b]).filter(|b| b + 1 != row) {
+                out.push((self.rows[before].span.end..self.rows[row].span.start, ", ".into()));
+            }
+            for (place, cell) in self.rows[row].cells.iter().enumerate() {
+                let slot = Slot::Cell(place);
+                if given.is_some_and(|g| g.slots[row].contains(&slot)) {
+                    out.push((cell.span.clone(), self.value(given, row, slot)));
+                }
+            }
+            if !omitted.is_empty() {
+                let values: Vec<_> = omitted
+                    .iter()
+                    .map(|&c| self.value(given, row, Slot::Omitted(c)))
+                    .collect();
+                let close = self.rows[row].span.end - 1;
+                out.push((close..close, format!(", {}", values.join(", "))));
+            }
+        }
+        let end = self.rows[self.rows.len() - 1].span.end;
+        if last + 1 < self.rows.len() {
+            out.push((self.rows[last].span.end..end, String::new()));
+        }
+    }
+
+    fn value(&self, given: Option<&Given>, row: usize, slot: Slot) -> String {
+        let column = match slot {
+            Slot::Cell(place) => self.columns[place],
+            Slot::Omitted(column) => column,
+        };
+        let described = &self.table.columns[column];
+        let type_name = match KeyType::from_oid(described.type_oid) {
+            // An over-long string is the assignment's to refuse.
+            Some(KeyType::Text | KeyType::Varchar) => "text",
+            _ => &described.type_name,
+        };
+        match given.and_then(|g| g.answer(row, slot)).flatten() {
+            Some(text) => format!("{}::{type_name}", quote_literal(text)),
+            None => "NULL".to_owned(),
+        }
+    }
+
+    /// Where parameters went away with rows or values, the rest is numbered anew: PostgreSQL wants every number up
+    /// to the highest, and a type for each.
+    fn renumber(&self, replacements: &mut Vec<(Range<usize>, String)>) -> Option<Vec<u16>> {
+        let gone = |span: &Range<usize>| {
+            replacements
+                .iter()
+                .any(|(r, _)| r.start <= span.start && span.end <= r.end)
+        };
+        let kept: Vec<_> = self
+            .parameters
+            .iter()
+            .filter(|(span, _)| !gone(span))
+            .cloned()
+            .collect();
+        if kept.len() == self.parameters.len() {
+            return None;
+        }
+        let numbers: BTreeSet<u16> = kept.iter().map(|(_, n)| *n).collect();
+        let numbers: Vec<u16> = numbers.into_iter().collect();
+        for (span, number) in kept {
+            let place = numbers.iter().position(|n| *n == number).unwrap_or(0);
+            replacements.push((span, format!("${}", place + 1)));
+        }
+        replacements.sort_by_key(|(span, _)| (span.start, span.end));
+        Some(numbers)
+    }
+}
+
+/// A bound parameter as a literal of its own type; None for types that are not known here.
+fn literal(number: u16, parameters: Parameters) -> Option<String> {
+    let value = parameters.values.get(usize::from(number))?;
+    let oid = parameters.type_oid(number);
+    let known = KeyType::from_oid(oid);
+    let Some(bytes) = value.bytes else {
+        return Some("NULL".to_owned());
+    };
+    if value.binary {
+        let known = known?;
+        return Some(format!("({})", known.parse_binary(bytes)?.to_literal(known)));
+    }
+    let quoted = quote_literal(std::str::from_utf8(bytes).ok()?);
+    let type_name = match oid {
+        0 => return Some(quoted),
+        16 => "boolean",
+        20 => "bigint",
+        21 => "smallint",
+        23 => "integer",
+        25 => "text",
+        700 => "real",
+        701 => "double precision",
+        1042 => "bpchar",
+        1043 => "varchar",
+        1082 => "date",
+        1114 => "timestamp",
+        1184 => "timestamptz",
+        1700 => "numeric",
+        2950 => "uuid",
+        _ => return None,
+    };
+    Some(format!("({quoted}::{type_name})"))
+}

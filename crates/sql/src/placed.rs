@@ -1,0 +1,384 @@
+//! SELECT, UPDATE, DELETE, MERGE and INSERT … SELECT: each sharded table they refer to has a restriction; where all
+//! that can matter lies on one shard, that shard runs the statement whole.
+
+use crate::analysis::Context;
+use crate::functions;
+use crate::kind::Kind;
+use crate::lexer::{Token, TokenKind};
+use crate::relations::{Reference, Role, substitute};
+use crate::restriction::{Found, Restriction};
+use crate::route::{Merge, Part, Route};
+use crate::scalar::{Evaluated, Parameters, Scalar};
+use crate::walk::Walk;
+use pgherd_model::{ServerError, ShardId, Sharded, Snapshot, Table, TableKind, quote_identifier};
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+/// One use of a sharded table, or of one of its declared partitions.
+#[derive(Debug)]
+struct Use {
+    /// the sharded table
+    table: Arc<Table>,
+    /// a declared partition, which keeps its name and is this range whatever the predicates say
+    partition: Option<usize>,
+    restriction: Restriction,
+    address: Address,
+}
+
+/// Where and how the text names a table.
+#[derive(Debug)]
+pub(crate) struct Address {
+    /// bytes in the statement
+    pub span: Range<usize>,
+    /// ` AS "t"` behind a child's name, so that the user's references still find it
+    pub suffix: String,
+    /// a child may stand in the table's place
+    pub direct: bool,
+}
+
+/// A column of the key that an UPDATE sets.
+#[derive(Debug)]
+struct KeyUpdate {
+    of: usize,
+    column: usize,
+    value: Option<Scalar>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Placed {
+    uses: Vec<Use>,
+    /// it also needs what only the home shard has
+    home_bound: bool,
+    /// may be run as it is on each of several shards
+    scatters: bool,
+    plans: bool,
+    key_updates: Vec<KeyUpdate>,
+    /// by range, for a statement over one table
+    ready: Box<[OnceLock<Part>]>,
+}
+
+impl Use {
+    fn sharded(&self) -> &Sharded {
+        placement(&self.table)
+    }
+
+    fn ranges(&self, parameters: Parameters) -> Vec<usize> {
+        match self.partition {
+            Some(range) => vec![range],
+            None => self.restriction.ranges(self.sharded(), parameters),
+        }
+    }
+}
+
+/// The placement of a table that is known to be sharded.
+pub(crate) fn placement(table: &Table) -> &Sharded {
+    match &table.kind {
+        TableKind::Sharded(sharded) => sharded,
+        _ => unreachable!("only sharded tables are placed"),
+    }
+}
+
+/// The sharded table that a relation is or belongs to, and the place of the range if it is a partition.
+pub(crate) fn sharded_of(table: &Arc<Table>, snapshot: &Snapshot) -> Option<(Arc<Table>, Option<usize>)> {
+    match &table.kind {
+        TableKind::Sharded(_) => Some((table.clone(), None)),
+        TableKind::Partition { parent, range } => {
+            let parent = snapshot.table(parent)?;
+            let place = parent.sharded()?.ranges.ranges().iter().position(|r| r.id == *range)?;
+            Some((parent.clone(), Some(place)))
+        }
+        _ => None,
+    }
+}
+
+/// Whether an INSERT into it needs values that only the home shard's sequences give.
+pub(crate) fn uses_sequences(table: &Table) -> bool {
+    table
+        .columns
+        .iter()
+        .any(|c| c.identity.is_some() || c.default.as_deref().is_some_and(is_sequence_default))
+}
+
+/// A default that must be computed on the home shard.
+pub(crate) fn is_sequence_default(default: &str) -> bool {
+    crate::lexer::tokenize(default).is_ok_and(|tokens| functions::bound_to_home(default, &tokens))
+}
+
+impl Placed {
+    /// `walk` has been over the whole statement and refers to at least one relation of the catalog.
+    pub fn new(walk: &Walk, context: &Context, kind: &Kind) -> Result<Self, ServerError> {
+        let tables: Vec<_> = walk
+            .items
+            .iter()
+            .map(|item| item.reference.and_then(|r| walk.references[r].table.as_deref()))
+            .collect();
+        let conditions = walk.facts.conditions(&tables);
+        let direct = DirectCheck::new(walk, context);
+        let mut home_bound = functions::bound_to_home(context.text, context.tokens);
+        let (mut uses, mut use_of_item) = (Vec::new(), vec![None; walk.items.len()]);
+        for (item, condition) in conditions.iter().enumerate() {
+            let Some(reference) = walk.items[item].reference.map(|r| &walk.references[r]) else {
+                continue;
+            };
+            let placed = reference.table.as_ref().and_then(|t| sharded_of(t, context.snapshot));
+            let Some((table, partition)) = placed else {
+                home_bound = true;
+                continue;
+            };
+            // What the home shard's sequences would fill in cannot come from another shard.
+            home_bound |= reference.role == Role::Insert && uses_sequences(&table);
+            let sharded = placement(&table);
+            let key: Vec<_> = sharded
+                .key
+                .iter()
+                .map(|k| table.columns.iter().position(|c| c.name == *k))
+                .collect();
+            let to_key = |column: usize| key.iter().position(|&k| k == Some(column));
+            use_of_item[item] = Some(uses.len());
+            let mut address = direct.address(reference, sharded, partition.is_some());
+            // INSERT … SELECT fills the columns in the parent's order.
+            address.direct &= reference.role != Role::Insert;
+            uses.push(Use {
+                partition,
+                restriction: Restriction::new(condition.mapped(&to_key), sharded.key.len()),
+                address,
+                table,
+            });
+        }
+        let mut key_updates = Vec::new();
+        for assigned in &walk.assigned {
+            let Some(of) = use_of_item[assigned.item] else { continue };
+            let table = &uses[of].table;
+            let name = &table.columns[assigned.column].name;
+            if let Some(column) = placement(table).key.iter().position(|k| k == name) {
+                let value = assigned.value.clone();
+                key_updates.push(KeyUpdate { of, column, value });
+            }
+        }
+        let ready = match uses.as_slice() {
+            [one] => one.sharded().ranges.ranges().len(),
+            _ => 0,
+        };
+        let alone = uses.len() == 1 && walk.items.len() == 1 && walk.subqueries == 0;
+        Ok(Self {
+            home_bound,
+            scatters: matches!(kind, Kind::Update | Kind::Delete) && alone && !home_bound,
+            plans: matches!(kind, Kind::Select { writes: false, .. } | Kind::Insert),
+            key_updates,
+            ready: (0..ready).map(|_| OnceLock::new()).collect(),
+            uses,
+        })
+    }
+
+    pub fn route(&self, text: &Arc<str>, snapshot: &Snapshot, parameters: Parameters) -> Route {
+        if let [one] = self.uses.as_slice()
+            && !self.home_bound
+            && self.key_updates.is_empty()
+        {
+            let found = match one.partition {
+                Some(range) => Found::One(range),
+                None => one.restriction.find(one.sharded(), parameters),
+            };
+            if let Found::One(range) = found {
+                return Route::Forward(self.one_range(text, one, range));
+            }
+        }
+        let ranges: Vec<_> = self.uses.iter().map(|u| u.ranges(parameters)).collect();
+        let mut shards: Vec<ShardId> = Vec::new();
+        for (one, ranges) in self.uses.iter().zip(&ranges) {
+            shards.extend(ranges.iter().map(|&i| one.sharded().ranges.ranges()[i].shard));
+        }
+        if self.home_bound || shards.is_empty() {
+            shards.push(snapshot.home());
+        }
+        shards.sort();
+        shards.dedup();
+        if let Some(error) = self.moves_rows(&ranges, &shards, parameters) {
+            return Route::Refuse(error);
+        }
+        match shards.as_slice() {
+            [shard] => Route::Forward(self.part(text, *shard, &ranges)),
+            _ if self.plans => Route::Plan,
+            several if self.scatters => Route::Scatter {
+                parts: several.iter().map(|&s| self.part(text, s, &ranges)).collect(),
+                merge: Merge::Concatenate,
+            },
+            _ => Route::Refuse(self.several_shards()),
+        }
+    }
+
+    fn one_range(&self, text: &Arc<str>, one: &Use, range: usize) -> Part {
+        let make = || {
+            let shard = one.sharded().ranges.ranges()[range].shard;
+            self.part(text, shard, &[vec![range]])
+        };
+        self.ready
+            .get(range)
+            .map_or_else(make, |ready| ready.get_or_init(make).clone())
+    }
+
+    /// The statement for one shard: children where a table has one range there, else the parent behind its fence.
+    fn part(&self, text: &Arc<str>, shard: ShardId, ranges: &[Vec<usize>]) -> Part {
+        let (mut replacements, mut fences) = (Vec::new(), Vec::<Arc<str>>::new());
+        for (i, (one, ranges)) in self.uses.iter().zip(ranges).enumerate() {
+            if one.partition.is_some() {
+                continue;
+            }
+            let sharded = one.sharded();
+            let mut here = ranges
+                .iter()
+                .map(|&r| &sharded.ranges.ranges()[r])
+                .filter(|r| r.shard == shard);
+            // A new key may belong to another range of this shard: the parent moves the row there.
+            let keeps = self.key_updates.iter().all(|u| u.of != i);
+            match (here.next(), here.next()) {
+                (Some(range), None) if one.address.direct && keeps => {
+                    let name = format!("{}{}", range.child, one.address.suffix);
+                    replacements.push((one.address.span.clone(), name));
+                }
+                _ => {
+                    let fence: Arc<str> = sharded.fence.to_string().into();
+                    if !fences.contains(&fence) {
+                        fences.push(fence);
+                    }
+                }
+            }
+        }
+        replacements.sort_by_key(|(span, _)| span.start);
+        let (text, replaced) = match replacements.is_empty() {
+            true => (text.clone(), Vec::new()),
+            false => {
+                let (text, replaced) = substitute(text, &replacements);
+                (text.into(), replaced)
+            }
+        };
+        Part {
+            shard,
+            text,
+            parameters: None,
+            fences,
+            replaced: replaced.into(),
+        }
+    }
+
+    /// An UPDATE of the key is only run where the row stays on its shard.
+    fn moves_rows(&self, ranges: &[Vec<usize>], shards: &[ShardId], parameters: Parameters) -> Option<ServerError> {
+        let first = self.key_updates.first()?;
+        let refuse = || {
+            let name = &self.uses[first.of].table.name.name;
+            Some(ServerError::unsupported(
+                format!(
+                    "updating the shard key of \"{name}\" is not supported where it may move rows to another shard"
+                ),
+                "Delete the row and insert it with its new key, in one transaction.",
+            ))
+        };
+        let [shard] = shards else { return refuse() };
+        for (i, one) in self.uses.iter().enumerate() {
+            let updates: Vec<_> = self.key_updates.iter().filter(|u| u.of == i).collect();
+            let (false, false) = (updates.is_empty(), ranges[i].is_empty()) else {
+                continue;
+            };
+            let sharded = one.sharded();
+            // All of the table on this shard: PostgreSQL moves the row, or has no partition for it.
+            if one.partition.is_none() && sharded.ranges.ranges().iter().all(|r| r.shard == *shard) {
+                continue;
+            }
+            let mut key = Vec::new();
+            for (column, key_type) in sharded.key_types.iter().enumerate() {
+                let scalar = match updates.iter().find(|u| u.column == column) {
+                    Some(update) => update.value.as_ref(),
+                    None => one.restriction.fixed(column),
+                };
+                match scalar.map(|s| s.evaluate(*key_type, parameters)) {
+                    Some(Evaluated::Value(value)) => key.push(value),
+                    _ => return refuse(),
+                }
+            }
+            let modified = sharded
+                .key
+                .iter()
+                .any(|k| one.table.column(k).is_some_and(|c| c.type_modifier >= 0));
+            let stays = sharded.ranges.find(&key).is_some_and(|r| r.shard == *shard);
+            if modified || !stays {
+                return refuse();
+            }
+        }
+        None
+    }
+
+    fn several_shards(&self) -> ServerError {
+        let name = self.uses.first().map_or("", |u| &u.table.name.name);
+        ServerError::unsupported(
+            format!("this statement on sharded table \"{name}\" needs rows of more than one shard"),
+            "Name the shard key in WHERE with constants or parameters, or read first and then write.",
+        )
+    }
+}
+
+/// Whether a child's name may stand in a table's place: PostgreSQL would see another row type and tableoid,
+/// and would not find references that name the schema.
+pub(crate) struct DirectCheck<'a> {
+    context: &'a Context<'a>,
+    /// the spans of relation names, which are no column references
+    names: Vec<Range<usize>>,
+    possible: bool,
+}
+
+impl<'a> DirectCheck<'a> {
+    pub fn new(walk: &Walk, context: &'a Context<'a>) -> Self {
+        let tokens = context.tokens;
+        let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(context.text, symbol));
+        let wildcards = (0..tokens.len())
+            .filter(|&i| {
+                is_name(&tokens[i])
+                    && is(i + 1, ".")
+                    && tokens.get(i + 2).is_some_and(|t| t.text(context.text).starts_with('*'))
+            })
+            .count();
+        let tableoid = tokens.iter().any(|t| t.is_word(context.text, "tableoid"));
+        Self {
+            context,
+            names: walk.references.iter().map(|r| r.name.span.start..r.end).collect(),
+            possible: wildcards <= walk.wildcards && !tableoid,
+        }
+    }
+
+    pub fn address(&self, reference: &Reference, sharded: &Sharded, partition: bool) -> Address {
+        let exposed = reference.alias.as_ref().unwrap_or(&reference.name.name);
+        let direct =
+            sharded.direct && self.possible && !partition && reference.role != Role::Merge && !self.whole_row(exposed);
+        let suffix = match reference.alias {
+            Some(_) => String::new(),
+            None => format!(" AS {}", quote_identifier(exposed)),
+        };
+        Address {
+            span: reference.name.span.clone(),
+            suffix,
+            direct,
+        }
+    }
+
+    /// Whether some token may be a reference to a whole row of `exposed`, or to a column by schema.
+    pub fn whole_row(&self, exposed: &str) -> bool {
+        let Context { text, tokens, .. } = *self.context;
+        let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+        tokens.iter().enumerate().any(|(i, token)| {
+            let inside = self.names.iter().any(|n| n.contains(&(token.start as usize)));
+            if !is_name(token) || inside || token.identifier(text).as_deref() != Some(exposed) {
+                return false;
+            }
+            let before = i.checked_sub(1);
+            if before.is_some_and(|b| is(b, ".")) {
+                // `s.t.c`; `x.t` is a column.
+                return is(i + 1, ".");
+            }
+            let lists_name = before.is_some_and(|b| tokens[b].is_word(text, "of") || tokens[b].is_word(text, "as"));
+            !is(i + 1, ".") && !lists_name
+        })
+    }
+}
+
+fn is_name(token: &Token) -> bool {
+    matches!(token.kind, TokenKind::Word | TokenKind::Quoted)
+}

@@ -1,0 +1,99 @@
+use super::fixture::snapshot;
+use super::{analyzed, check, check_places, show};
+use crate::name_hash;
+use pgherd_model::ShardId;
+
+#[test]
+fn other_kinds() {
+    check_places(&[
+        ("begin", "1"),
+        ("show all", "1"),
+        ("vacuum loc", "1"),
+        ("vacuum t", "refuse"),
+        ("create table x (a int)", "1"),
+        ("drop table t", "refuse"),
+        ("call count_t()", "refuse"),
+        ("call other()", "1"),
+        ("do $$ begin perform 1; end $$", "1"),
+        ("do $$ begin perform count(*) from t; end $$", "refuse"),
+        ("do $$ begin execute 'select 1'; end $$", "refuse"),
+        ("do $$ begin perform count_t(); end $$", "refuse"),
+        ("copy loc from stdin", "1"),
+        ("copy t from stdin", "plan"),
+        ("copy (select * from t) to stdout", "plan"),
+        ("copy (select * from loc) to stdout", "1"),
+        ("select 'unterminated", "1"),
+        ("lock table loc", "1"),
+        ("lock table t, loc", "refuse"),
+        ("select * from pgherd.ranges", "1"),
+    ]);
+    check(&[(
+        "lock table two in share mode",
+        "1: lock table two in share mode [fence_10_5]\n2: lock table two in share mode [fence_10_5]",
+    )]);
+}
+
+#[test]
+fn facts_about_a_statement() {
+    let snapshot = snapshot();
+    let of = |sql: &str| {
+        let a = analyzed(sql, &snapshot);
+        let sharded: Vec<_> = a.sharded.iter().map(|t| t.name.name.to_string()).collect();
+        format!(
+            "sharded=[{}] touches={} read_only={} locking={} returning={}",
+            sharded.join(","),
+            a.touches_sharded,
+            a.read_only,
+            a.locking,
+            a.returning
+        )
+    };
+    assert_eq!(
+        of("select * from t, u, t x"),
+        "sharded=[t,u] touches=true read_only=true locking=false returning=false"
+    );
+    assert_eq!(
+        of("select * from loc for update"),
+        "sharded=[] touches=false read_only=false locking=true returning=false"
+    );
+    assert_eq!(
+        of("select * from tv"),
+        "sharded=[] touches=true read_only=true locking=false returning=false"
+    );
+    assert_eq!(
+        of("with a as (delete from loc returning 1) select 1"),
+        "sharded=[] touches=false read_only=false locking=false returning=false"
+    );
+    assert_eq!(
+        of("delete from t returning k"),
+        "sharded=[t] touches=true read_only=false locking=false returning=true"
+    );
+    assert_eq!(
+        of("insert into t values (5)"),
+        "sharded=[t] touches=true read_only=false locking=false returning=false"
+    );
+    assert_eq!(
+        of("alter table t add column x int"),
+        "sharded=[t] touches=true read_only=false locking=false returning=false"
+    );
+    let names = analyzed("with a as (select 1) select * from a, loc, public.t", &snapshot).names;
+    assert_eq!(names, [name_hash("loc"), name_hash("t")]);
+}
+
+#[test]
+fn one_shard_runs_everything() {
+    let mut snapshot = snapshot();
+    snapshot.shards = vec![ShardId(1)];
+    for (sql, expected) in [
+        ("select * from t", "1: select * from t [fence_1_5]"),
+        ("select * from only t", "1: select * from only t [fence_1_5]"),
+        ("select count_t()", "1: select count_t()"),
+        (
+            "insert into seq (v) values ('x')",
+            "1: insert into seq (v) values ('x') [fence_11_5]",
+        ),
+        ("select * from mat", "1: select * from mat"),
+    ] {
+        assert_eq!(show(&analyzed(sql, &snapshot).route(&snapshot, &[])), expected);
+    }
+}

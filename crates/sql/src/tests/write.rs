@@ -1,0 +1,119 @@
+use super::{check, check_places, place, text};
+
+#[test]
+fn one_range() {
+    check(&[
+        (
+            "update t set v = 'x' where k = 5",
+            r#"2: update "pgherd_data"."t1_r2" AS "t" set v = 'x' where k = 5"#,
+        ),
+        (
+            "update t x set v = 'x' where x.k = 5",
+            r#"2: update "pgherd_data"."t1_r2" x set v = 'x' where x.k = 5"#,
+        ),
+        (
+            "delete from t where k = 5 returning t.*",
+            r#"2: delete from "pgherd_data"."t1_r2" AS "t" where k = 5 returning t.*"#,
+        ),
+        (
+            "delete from t as x where k = 5",
+            r#"2: delete from "pgherd_data"."t1_r2" as x where k = 5"#,
+        ),
+        (
+            "delete from t where k = 5 returning t",
+            "2: delete from t where k = 5 returning t [fence_1_5]",
+        ),
+        (
+            "update t set v = (select 'a') where k = 5",
+            r#"2: update "pgherd_data"."t1_r2" AS "t" set v = (select 'a') where k = 5"#,
+        ),
+        ("delete from p1", "2: delete from p1"),
+    ]);
+}
+
+#[test]
+fn several_shards() {
+    check(&[(
+        "update t set v = 'x' where k > 4",
+        "2: update \"pgherd_data\".\"t1_r2\" AS \"t\" set v = 'x' where k > 4\n\
+         3: update \"pgherd_data\".\"t1_r3\" AS \"t\" set v = 'x' where k > 4",
+    )]);
+    check_places(&[
+        ("update two set v = 'x'", "1 fenced,2"),
+        ("delete from two where k > 5", "1,2"),
+        ("update loose set v = 'x' where k > 3", "2 fenced,3 fenced"),
+        ("delete from t where v = (select 'x')", "refuse"),
+        ("delete from t where v in (select w from u)", "refuse"),
+        ("update t set v = (select x from loc) where k = 5", "refuse"),
+        ("update t set v = (select x from loc) where k = 1", "1"),
+        ("update t set n = nextval('s') where k > 1", "refuse"),
+        ("delete from t where k in (null)", "1 fenced"),
+    ]);
+}
+
+#[test]
+fn joined_writes() {
+    check_places(&[
+        ("update t set v = u.w from u where t.k = u.k and t.k = 5", "2"),
+        ("update t set v = u.w from u where t.k = u.k", "refuse"),
+        ("delete from t using u where t.k = u.k and u.k = 8", "3"),
+        ("delete from t using loc where t.k = 1", "1"),
+        ("delete from t using loc where t.k = 5", "refuse"),
+        ("with x as (delete from t where k = 5 returning *) select * from x", "2"),
+        ("with x as (delete from t returning *) select * from x", "refuse"),
+        ("with x as (insert into t values (5)) select 1", "refuse"),
+        (
+            "with x as (update t set v = 1 where k = 5) delete from u where k = 6",
+            "2",
+        ),
+        ("merge into t using u on t.k = u.k when matched then delete", "refuse"),
+    ]);
+}
+
+#[test]
+fn updating_the_key() {
+    check_places(&[
+        ("update t set k = 5 where k = 5", "2 fenced"),
+        ("update t set k = 6 where k = 5", "2 fenced"),
+        ("update t set k = 8 where k = 5", "refuse"),
+        ("update t set k = k + 1 where k = 5", "refuse"),
+        ("update t set k = k where k = 5", "2"),
+        ("update t set k = t.k, v = 'x' where k = 5", "2"),
+        ("update t set (k, v) = (6, 'x') where k = 5", "2 fenced"),
+        ("update t set (k, v) = (select 6, 'x') where k = 5", "refuse"),
+        ("update t set k = 8 where k = null", "1 fenced"),
+        ("update t set k = 8", "refuse"),
+        ("update c set a = 4 where a = 5 and b = 'x'", "2 fenced"),
+        ("update c set a = 4 where a = 5", "refuse"),
+        ("update c set b = 'y' where a = 5 and b = 'x'", "2 fenced"),
+        ("update two set k = k + 1 where k < 3", "refuse"),
+    ]);
+    assert_eq!(
+        place("update t set k = $1 where k = $2", &[text("6"), text("5")]),
+        "2 fenced"
+    );
+    assert_eq!(
+        place("update t set k = $1 where k = $2", &[text("9"), text("5")]),
+        "refuse"
+    );
+}
+
+#[test]
+fn insert_select() {
+    check_places(&[
+        ("insert into t select * from u", "plan"),
+        ("insert into t (k, v) select k, w from u where k = 5", "2 fenced"),
+        ("insert into t (k, v) select 5, w from u where k = 5", "2 fenced"),
+        ("insert into t (k, v) select m, w from u where k = 5", "plan"),
+        ("insert into t (k, v) select 1, w from u where k = 5", "plan"),
+        ("insert into t (k, v) select 5, 'x'", "2 fenced"),
+        ("insert into t select g from generate_series(1, 9) g", "plan"),
+        ("insert into t (k) select id from loc", "plan"),
+        ("insert into seq (v) select w from u where k = 5", "plan"),
+        ("insert into loc select * from t", "plan"),
+        ("insert into loc select * from t where k = 1", "1"),
+        ("insert into loc select * from t where k = 5", "plan"),
+        ("insert into loc select 1", "1"),
+        ("with x as (select 5 as k) insert into t select k from x", "plan"),
+    ]);
+}
