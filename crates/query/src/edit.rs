@@ -28,6 +28,7 @@ impl Edited {
                 length: with.len() as u32,
                 original_at: span.start as u32,
                 original_length: (span.end - span.start) as u32,
+                original_characters: original[span.clone()].chars().count() as u32,
             });
             this.text.push_str(&with);
             at = span.end;

@@ -3,26 +3,24 @@
 use crate::route::Part;
 
 /// `position` counts characters from 1 in `part.text`, as PostgreSQL's errors do; the result counts the same
-/// way in `original`, the client's statement. A place inside a replaced piece is the piece's beginning.
-pub fn map_position(part: &Part, position: u32, original: &str) -> u32 {
+/// way in the client's statement. A place inside a replaced piece is the piece's beginning.
+pub fn map_position(part: &Part, position: u32) -> u32 {
+    let text = &part.text;
     let character = position.saturating_sub(1) as usize;
-    let byte = part
-        .text
-        .char_indices()
-        .nth(character)
-        .map_or(part.text.len(), |(byte, _)| byte);
-    let mut at = byte;
-    for piece in part.replaced.iter().rev() {
-        let (start, length) = (piece.at as usize, piece.length as usize);
-        if byte >= start {
-            let behind = byte - start;
-            at = piece.original_at as usize;
-            if behind >= length {
-                at += piece.original_length as usize + (behind - length);
-            }
+    let byte = text.char_indices().nth(character).map_or(text.len(), |(byte, _)| byte);
+    let characters = |from: usize, to: usize| text.get(from..to).map_or(0, |t| t.chars().count() as u32);
+    let (mut counted, mut at) = (0, 0);
+    for piece in part.replaced.iter() {
+        let (start, end) = (piece.at as usize, (piece.at + piece.length) as usize);
+        if byte < start {
             break;
         }
+        counted += characters(at, start);
+        if byte < end {
+            return counted + 1;
+        }
+        counted += piece.original_characters;
+        at = end;
     }
-    let before = original.get(..at.min(original.len())).unwrap_or(original);
-    before.chars().count() as u32 + 1
+    counted + characters(at, byte) + 1
 }

@@ -91,6 +91,7 @@ pub fn substitute(text: &str, replacements: &[(Range<usize>, String)]) -> (Strin
             length: with.len() as u32,
             original_at: span.start as u32,
             original_length: span.len() as u32,
+            original_characters: text[span.clone()].chars().count() as u32,
         });
         out.push_str(with);
         at = span.end;

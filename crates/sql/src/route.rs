@@ -42,6 +42,8 @@ pub struct Replaced {
     pub original_at: u32,
     /// its length there, bytes
     pub original_length: u32,
+    /// its length there, characters, which is what errors count
+    pub original_characters: u32,
 }
 
 /// How the rows that the parts return become one result.

@@ -81,8 +81,8 @@ fn maps_positions() {
     };
     for word in ["nosuch", "nix", "where"] {
         let position = |text: &str| text[..text.find(word).unwrap()].chars().count() as u32 + 1;
-        assert_eq!(map_position(&part, position(&part.text), sql), position(sql), "{word}");
+        assert_eq!(map_position(&part, position(&part.text)), position(sql), "{word}");
     }
     let child = part.text[..part.text.find("t1_r2").unwrap()].chars().count() as u32 + 1;
-    assert_eq!(map_position(&part, child, sql), sql.find("t where").unwrap() as u32);
+    assert_eq!(map_position(&part, child), sql.find("t where").unwrap() as u32);
 }
