@@ -1,0 +1,208 @@
+//! The client's side of a session: messages in, bytes out. One write per batch of replies.
+
+use bytes::{BufMut, BytesMut};
+use pgherd_model::{ServerError, SqlState};
+use pgwire::error::PgWireError;
+use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
+use std::io;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Replies are sent when this much has gathered, also in the middle of a statement.
+pub(crate) const FLUSH_AT: usize = 64 * 1024;
+
+/// A client's connection with its buffers.
+pub(crate) struct Client {
+    stream: TcpStream,
+    inbox: BytesMut,
+    /// replies not yet sent
+    pub(crate) out: BytesMut,
+    context: DecodeContext,
+    max_message_bytes: usize,
+}
+
+/// What reading from a client can end with.
+pub(crate) enum Gone {
+    /// closed, or broken
+    Closed,
+    /// it sent what is no message; it is told and cut off
+    Garbage(ServerError),
+}
+
+impl Client {
+    pub(crate) fn new(stream: TcpStream, max_message_bytes: usize) -> Self {
+        Self {
+            stream,
+            inbox: BytesMut::with_capacity(8 * 1024),
+            out: BytesMut::with_capacity(8 * 1024),
+            context: DecodeContext::new(ProtocolVersion::PROTOCOL3_0),
+            max_message_bytes,
+        }
+    }
+
+    /// What the decoder expects next; the start-up changes it.
+    pub(crate) fn context_mut(&mut self) -> &mut DecodeContext {
+        &mut self.context
+    }
+
+    /// Whether a whole message is there already, so that replies can wait for its.
+    pub(crate) fn has_message(&self) -> bool {
+        self.inbox.len() >= 5 && {
+            let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]);
+            self.inbox.len() > length as usize
+        }
+    }
+
+    /// The next message.
+    pub(crate) async fn next(&mut self) -> Result<PgWireFrontendMessage, Gone> {
+        loop {
+            self.check_length()?;
+            match PgWireFrontendMessage::decode(&mut self.inbox, &self.context) {
+                Ok(Some(message)) => return Ok(message),
+                Ok(None) => {}
+                Err(PgWireError::InvalidMessageType(letter)) => {
+                    return Err(Gone::Garbage(ServerError::new(
+                        SqlState::PROTOCOL_VIOLATION,
+                        format!("invalid frontend message type {letter}"),
+                    )));
+                }
+                Err(error) => {
+                    return Err(Gone::Garbage(ServerError::new(SqlState::PROTOCOL_VIOLATION, error.to_string())));
+                }
+            }
+            self.inbox.reserve(8 * 1024);
+            match self.stream.read_buf(&mut self.inbox).await {
+                Ok(n) if n > 0 => {}
+                _ => return Err(Gone::Closed),
+            }
+        }
+    }
+
+    /// Refuses a message before its body is gathered, so that a length field cannot take memory.
+    fn check_length(&self) -> Result<(), Gone> {
+        if self.context.awaiting_frontend_ssl || self.context.awaiting_frontend_startup || self.inbox.len() < 5 {
+            return Ok(());
+        }
+        let length = i32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]);
+        if length < 4 {
+            return Err(Gone::Garbage(ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid message length")));
+        }
+        if length as usize > self.max_message_bytes {
+            return Err(Gone::Garbage(
+                ServerError::new(
+                    SqlState::PROGRAM_LIMIT_EXCEEDED,
+                    format!("a message of {length} bytes exceeds the limit of {} bytes", self.max_message_bytes),
+                )
+                .with_hint("Raise max_message_bytes in the gateway's configuration, or use COPY for bulk data."),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sends what has gathered.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        if !self.out.is_empty() {
+            let sent = self.stream.write_all(&self.out).await;
+            self.out.clear();
+            // A single huge reply must not keep its memory for the session's life.
+            if self.out.capacity() > 4 * FLUSH_AT {
+                self.out = BytesMut::with_capacity(8 * 1024);
+            }
+            sent?;
+        }
+        Ok(())
+    }
+
+    /// Sends when much has gathered.
+    pub(crate) async fn flush_if_large(&mut self) -> io::Result<()> {
+        if self.out.len() >= FLUSH_AT { self.flush().await } else { Ok(()) }
+    }
+
+    /// A message of a letter and a body.
+    pub(crate) fn put(&mut self, tag: u8, body: &[u8]) {
+        self.out.put_u8(tag);
+        self.out.put_i32(body.len() as i32 + 4);
+        self.out.put_slice(body);
+    }
+
+    /// CommandComplete.
+    pub(crate) fn put_tag(&mut self, tag: &str) {
+        self.out.put_u8(b'C');
+        self.out.put_i32(tag.len() as i32 + 5);
+        self.out.put_slice(tag.as_bytes());
+        self.out.put_u8(0);
+    }
+
+    /// ReadyForQuery with its status letter.
+    pub(crate) fn put_ready(&mut self, status: u8) {
+        self.put(b'Z', &[status]);
+    }
+
+    /// ErrorResponse.
+    pub(crate) fn put_error(&mut self, error: &ServerError) {
+        error.write_message(b'E', &mut self.out);
+    }
+
+    /// NoticeResponse.
+    pub(crate) fn put_notice(&mut self, notice: &ServerError) {
+        notice.write_message(b'N', &mut self.out);
+    }
+
+    /// ParameterStatus.
+    pub(crate) fn put_parameter(&mut self, name: &str, value: &str) {
+        let mut body = Vec::with_capacity(name.len() + value.len() + 2);
+        body.extend_from_slice(name.as_bytes());
+        body.push(0);
+        body.extend_from_slice(value.as_bytes());
+        body.push(0);
+        self.put(b'S', &body);
+    }
+
+    /// RowDescription with the formats given.
+    pub(crate) fn put_row_description(&mut self, columns: &[pgherd_shards::ColumnDescription], formats: &[i16]) {
+        let start = self.out.len();
+        self.out.put_u8(b'T');
+        self.out.put_i32(0);
+        self.out.put_i16(columns.len() as i16);
+        for (i, column) in columns.iter().enumerate() {
+            self.out.put_slice(column.name.as_bytes());
+            self.out.put_u8(0);
+            self.out.put_u32(column.table_oid);
+            self.out.put_i16(column.column_number);
+            self.out.put_u32(column.type_oid);
+            self.out.put_i16(column.type_size);
+            self.out.put_i32(column.type_modifier);
+            self.out.put_i16(format_of(formats, i));
+        }
+        let length = (self.out.len() - start - 1) as i32;
+        self.out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
+    }
+
+    /// DataRow of text values.
+    pub(crate) fn put_row(&mut self, values: &[Option<&[u8]>]) {
+        let start = self.out.len();
+        self.out.put_u8(b'D');
+        self.out.put_i32(0);
+        self.out.put_i16(values.len() as i16);
+        for value in values {
+            match value {
+                Some(bytes) => {
+                    self.out.put_i32(bytes.len() as i32);
+                    self.out.put_slice(bytes);
+                }
+                None => self.out.put_i32(-1),
+            }
+        }
+        let length = (self.out.len() - start - 1) as i32;
+        self.out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// The format of column `i`, from Bind's list: none (text), one for all, or one each.
+pub(crate) fn format_of(formats: &[i16], i: usize) -> i16 {
+    match formats {
+        [] => 0,
+        [one] => *one,
+        many => many.get(i).copied().unwrap_or(0),
+    }
+}

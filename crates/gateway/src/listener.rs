@@ -1,0 +1,251 @@
+//! Accepts clients and starts and stops the gateway.
+
+use crate::cancel::CancelRegistry;
+use crate::client::{Client, Gone};
+use crate::databases::Databases;
+use crate::session::Session;
+use crate::statements::StatementCache;
+use crate::{Options, metrics};
+use pgherd_model::{ServerError, SqlState};
+use pgherd_query::Engine;
+use pgherd_shards::Shards;
+use pgwire::messages::{PgWireFrontendMessage, SslNegotiationMetaMessage};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// How long running statements get when the gateway stops.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// the address is taken or not ours
+    #[error("cannot listen on {0}: {1}; choose another address with --listen, or stop what uses it")]
+    Listen(SocketAddr, std::io::Error),
+    /// a shard or the catalog
+    #[error("{0}")]
+    Server(ServerError),
+}
+
+impl From<ServerError> for Error {
+    fn from(error: ServerError) -> Self {
+        Self::Server(error)
+    }
+}
+
+/// What all sessions share.
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) databases: Databases,
+    pub(crate) engine: Engine,
+    pub(crate) cache: StatementCache,
+    pub(crate) cancels: Arc<CancelRegistry>,
+    pub(crate) stopping: watch::Receiver<bool>,
+    clients: AtomicUsize,
+}
+
+/// A gateway; see [`Gateway::start`].
+pub struct Gateway;
+
+/// A running gateway.
+pub struct GatewayHandle {
+    address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Gateway {
+    /// Opens the `postgres` database's catalog (running recovery once), then listens.
+    pub async fn start(options: Options) -> Result<GatewayHandle, Error> {
+        let mut shard_options = pgherd_shards::Options::new(options.shards.clone(), options.service_role.clone());
+        shard_options.pool_size = options.pool_size;
+        let shards = Shards::new(shard_options);
+        let catalog = pgherd_catalog::Options {
+            cluster: options.cluster.clone(),
+            gateway: options.gateway_name.clone(),
+            address: options.listen.to_string(),
+            secret: options.secret.clone(),
+            lease: Duration::from_secs(6),
+            renew_every: Duration::from_secs(1),
+        };
+        let listener = TcpListener::bind(options.listen).await.map_err(|e| Error::Listen(options.listen, e))?;
+        let address = listener.local_addr().map_err(|e| Error::Listen(options.listen, e))?;
+        let (stop, stopping) = watch::channel(false);
+        let metrics_address = match options.metrics_listen {
+            Some(at) => Some(metrics::serve(at, stopping.clone()).await.map_err(|e| Error::Listen(at, e))?),
+            None => None,
+        };
+        let shared = Arc::new(Shared {
+            databases: Databases::new(
+                shards.clone(),
+                pgherd_catalog::Options { address: address.to_string(), ..catalog },
+            ),
+            engine: Engine::new(pgherd_query::Limits { memory_bytes: options.query_memory_bytes, ..Default::default() })?,
+            options,
+            shards,
+            cache: StatementCache::default(),
+            cancels: Arc::default(),
+            stopping,
+            clients: AtomicUsize::new(0),
+        });
+        shared.databases.get("postgres").await?;
+        let task = tokio::spawn(accept(listener, shared));
+        Ok(GatewayHandle { address, metrics_address, stop, task })
+    }
+}
+
+impl GatewayHandle {
+    /// Where clients connect.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where metrics are served.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// Ends all sessions (57P01), idle ones at once, others when their statement ended or after a grace period.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = self.task.await;
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut sessions = JoinSet::new();
+    let mut stopping = shared.stopping.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    let _ = stream.set_nodelay(true);
+                    sessions.spawn(serve(stream, peer, shared.clone()));
+                }
+                Err(error) => {
+                    // Out of descriptors, say: others may end soon.
+                    tracing::warn!("cannot accept a client: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(ended) = sessions.join_next(), if !sessions.is_empty() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!("a session panicked: {error}");
+                }
+            }
+            _ = stopping.changed() => break,
+        }
+    }
+    drop(listener);
+    let all = async { while sessions.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(STOP_GRACE, all).await;
+    sessions.shutdown().await;
+}
+
+/// Counts a client while it lives.
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let left = self.0.clients.fetch_sub(1, Ordering::Relaxed) - 1;
+        ::metrics::gauge!("pgherd_clients").set(left as f64);
+    }
+}
+
+async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    let count = shared.clients.fetch_add(1, Ordering::Relaxed) + 1;
+    ::metrics::gauge!("pgherd_clients").set(count as f64);
+    let counted = Counted(shared.clone());
+    let mut client = Client::new(stream, shared.options.max_message_bytes);
+    let started = tokio::time::timeout(shared.options.startup_timeout, start_up(&mut client, &shared)).await;
+    let parameters = match started {
+        Ok(Ok(Some(parameters))) => parameters,
+        Ok(Err(error)) => return refuse(client, error).await,
+        Ok(Ok(None)) | Err(_) => return,
+    };
+    if count > shared.options.max_clients {
+        let error = ServerError::new(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+            .with_hint("Raise max_clients in the gateway's configuration, or connect to another gateway.");
+        return refuse(client, error).await;
+    }
+    if !peer.ip().is_loopback() {
+        let error = ServerError::new(
+            SqlState::INVALID_AUTHORIZATION,
+            format!("no authentication method is configured for host \"{}\"", peer.ip()),
+        )
+        .with_hint("This gateway trusts loopback clients only; connect from the gateway's own host or through a tunnel.");
+        return refuse(client, error).await;
+    }
+    match Session::start(client, parameters, shared).await {
+        Ok(session) => session.serve().await,
+        Err((client, error)) => refuse(*client, error).await,
+    }
+    drop(counted);
+}
+
+/// Tells the client why, as FATAL, and hangs up.
+async fn refuse(mut client: Client, error: ServerError) {
+    client.put_error(&error.fatal());
+    let _ = client.flush().await;
+}
+
+type Parameters = Vec<(String, String)>;
+
+/// TLS and GSS negotiation (refused), cancel requests, the start-up message. None: nothing more to do.
+async fn start_up(client: &mut Client, shared: &Shared) -> Result<Option<Parameters>, ServerError> {
+    loop {
+        match client.next().await {
+            Ok(PgWireFrontendMessage::SslNegotiation(asked)) => match asked {
+                SslNegotiationMetaMessage::None => client.context_mut().awaiting_frontend_ssl = false,
+                _ => {
+                    client.out.extend_from_slice(b"N");
+                    if client.flush().await.is_err() {
+                        return Ok(None);
+                    }
+                }
+            },
+            Ok(PgWireFrontendMessage::CancelRequest(request)) => {
+                let secret = match request.secret_key {
+                    pgwire::messages::startup::SecretKey::I32(secret) => secret,
+                    _ => return Ok(None),
+                };
+                shared.cancels.cancel(request.pid, secret).await;
+                return Ok(None);
+            }
+            Ok(PgWireFrontendMessage::Startup(startup)) => {
+                client.context_mut().awaiting_frontend_startup = false;
+                negotiate_version(client, &startup);
+                return Ok(Some(startup.parameters.into_iter().collect()));
+            }
+            Ok(_) => return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "expected a startup message")),
+            Err(Gone::Closed) => return Ok(None),
+            Err(Gone::Garbage(_)) => {
+                return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
+                    .with_hint("This port speaks PostgreSQL's protocol, version 3."));
+            }
+        }
+    }
+}
+
+/// A newer minor version, or protocol options: answered with what is spoken here (3.0), as PostgreSQL does.
+fn negotiate_version(client: &mut Client, startup: &pgwire::messages::startup::Startup) {
+    let unknown: Vec<_> = startup.parameters.keys().filter(|k| k.starts_with("_pq_.")).collect();
+    if startup.protocol_number_minor == 0 && unknown.is_empty() {
+        return;
+    }
+    let mut body = Vec::new();
+    body.extend_from_slice(&0i32.to_be_bytes());
+    body.extend_from_slice(&(unknown.len() as i32).to_be_bytes());
+    for name in unknown {
+        body.extend_from_slice(name.as_bytes());
+        body.push(0);
+    }
+    client.put(b'v', &body);
+}

@@ -1,0 +1,230 @@
+//! A client's session: reads messages, runs statements, answers.
+//!
+//! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
+//! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
+//! control in [`block`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
+//! schema change in [`schema`], [`copy`], and SQL-level PREPARE in [`stored`].
+
+mod block;
+mod copy;
+mod cursor;
+mod execute;
+mod extended;
+mod forward;
+mod plan;
+pub(crate) mod relay;
+mod scatter;
+mod schema;
+pub(crate) mod settings;
+mod settings_statements;
+mod simple;
+mod start;
+mod stored;
+mod suspended;
+
+use crate::cancel::Registered;
+use crate::client::{Client, Gone};
+use crate::databases::Database;
+use crate::listener::Shared;
+use crate::statements::Statement;
+use block::Block;
+use bytes::Bytes;
+use extended::{Portal, Prepared};
+use pgherd_catalog::Catalog;
+use pgherd_model::{ServerError, SqlState};
+use pgherd_shards::{Identity, SimpleResult};
+use pgwire::messages::PgWireFrontendMessage;
+use settings::Settings;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// One client's session.
+pub(crate) struct Session {
+    gateway: Arc<Shared>,
+    client: Client,
+    who: Identity,
+    database: Arc<Database>,
+    settings: Settings,
+    prepared: HashMap<String, Arc<Prepared>>,
+    portals: HashMap<String, Portal>,
+    block: Block,
+    cancel: Registered,
+    /// names of temporary tables, which live on the pinned backend
+    temporary: HashSet<String>,
+    /// a home-shard backend that holds session state
+    pinned: Option<pgherd_shards::Backend>,
+    /// extended protocol: messages since the last Sync or Flush
+    gathered: Vec<PgWireFrontendMessage>,
+    /// extended protocol: an error came, skip to Sync
+    skip_to_sync: bool,
+}
+
+/// A statement with all that it takes to run it.
+#[derive(Clone, Copy)]
+pub(crate) struct Unit<'a> {
+    pub(crate) statement: &'a Arc<Statement>,
+    /// declared types of the parameters
+    pub(crate) types: &'a [u32],
+    /// the parameters: binary format or not, value
+    pub(crate) parameters: &'a [(bool, Option<Bytes>)],
+    pub(crate) mode: Mode<'a>,
+}
+
+/// By which protocol a statement came.
+#[derive(Clone, Copy)]
+pub(crate) enum Mode<'a> {
+    /// rows in text, with a RowDescription
+    Simple,
+    /// Bind's formats; RowDescription only when the portal is described
+    Extended {
+        formats: &'a [i16],
+        describe: bool,
+        max_rows: i32,
+        /// a prepared statement's text is worth keeping prepared on backends
+        named: bool,
+        /// the client's name of the portal
+        portal: &'a str,
+    },
+}
+
+impl Mode<'_> {
+    pub(crate) fn formats(&self) -> &[i16] {
+        match self {
+            Mode::Simple => &[],
+            Mode::Extended { formats, .. } => formats,
+        }
+    }
+
+    pub(crate) fn describes(&self) -> bool {
+        match self {
+            Mode::Simple => true,
+            Mode::Extended { describe, .. } => *describe,
+        }
+    }
+}
+
+/// Why a statement did not run to its end.
+#[derive(Debug)]
+pub(crate) enum Problem {
+    /// told to the client; the session goes on
+    Error(ServerError),
+    /// the client is gone, or the session must end
+    Gone,
+}
+
+impl From<ServerError> for Problem {
+    fn from(error: ServerError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<pgherd_shards::Error> for Problem {
+    fn from(error: pgherd_shards::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl From<pgherd_transaction::Error> for Problem {
+    fn from(error: pgherd_transaction::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl From<pgherd_catalog::Error> for Problem {
+    fn from(error: pgherd_catalog::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl From<std::io::Error> for Problem {
+    fn from(_: std::io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+impl Session {
+    /// Serves the client until it leaves or the gateway stops.
+    pub(crate) async fn serve(mut self) {
+        let mut stopping = self.gateway.stopping.clone();
+        loop {
+            if !self.client.has_message() && self.client.flush().await.is_err() {
+                break;
+            }
+            let message = tokio::select! {
+                biased;
+                message = self.client.next() => message,
+                _ = stopping.changed() => {
+                    let error = ServerError::new(
+                        SqlState::ADMIN_SHUTDOWN,
+                        "terminating connection due to administrator command",
+                    );
+                    self.client.put_error(&error.fatal());
+                    let _ = self.client.flush().await;
+                    break;
+                }
+            };
+            let done = match message {
+                Ok(PgWireFrontendMessage::Terminate(_)) | Err(Gone::Closed) => break,
+                Err(Gone::Garbage(error)) => {
+                    self.client.put_error(&error.fatal());
+                    let _ = self.client.flush().await;
+                    break;
+                }
+                Ok(message) => self.message(message).await,
+            };
+            if done.is_err() {
+                break;
+            }
+        }
+        self.abandon().await;
+    }
+
+    async fn message(&mut self, message: PgWireFrontendMessage) -> Result<(), Problem> {
+        match message {
+            PgWireFrontendMessage::Query(query) => {
+                self.skip_to_sync = false;
+                self.simple_query(&query.query).await
+            }
+            // Left over from a COPY that failed; PostgreSQL ignores them too.
+            PgWireFrontendMessage::CopyData(_)
+            | PgWireFrontendMessage::CopyDone(_)
+            | PgWireFrontendMessage::CopyFail(_) => Ok(()),
+            message => self.extended_message(message).await,
+        }
+    }
+
+    /// The catalog of the session's database.
+    fn catalog(&self) -> &Arc<Catalog> {
+        &self.database.catalog
+    }
+
+    /// Runs a statement of the gateway's own on the home shard, in the session's transaction if it has one there.
+    async fn ask_home(&mut self, sql: &str) -> Result<Vec<SimpleResult>, ServerError> {
+        let home = self.gateway.shards.home();
+        if let Some(open) = self.block.open_mut()
+            && open.transaction.enlisted(home)
+        {
+            return Ok(open.transaction.participant(home).await.map_err(ServerError::from)?.simple(sql).await?);
+        }
+        if let Some(pinned) = &mut self.pinned {
+            return Ok(pinned.simple(sql).await?);
+        }
+        let mut backend =
+            self.database.coordinator.autocommit(home, &self.who).await.map_err(ServerError::from)?;
+        Ok(backend.simple(sql).await?)
+    }
+
+    /// The client is gone: what is open is rolled back.
+    async fn abandon(&mut self) {
+        if let Some(open) = self.block.take() {
+            let change = open.change;
+            let _ = open.transaction.rollback().await;
+            if let Some(change) = change {
+                change.finish(false).await;
+            }
+        }
+        if let Some(mut pinned) = self.pinned.take() {
+            pinned.taint();
+        }
+    }
+}

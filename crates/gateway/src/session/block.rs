@@ -1,0 +1,377 @@
+//! Transaction blocks: BEGIN, COMMIT, ROLLBACK, savepoints, and the implicit blocks of several statements in one
+//! message.
+
+use super::settings::Settings;
+use super::{Problem, Session};
+use pgherd_catalog::{Change, ChangeId};
+use pgherd_model::{ServerError, ShardId, Snapshot, SqlState};
+use pgherd_sql::Kind;
+use pgherd_transaction::{Mode, Transaction};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// The session's transaction block.
+#[derive(Default)]
+pub(crate) enum Block {
+    /// none
+    #[default]
+    None,
+    /// open
+    Open(Box<Open>),
+    /// a statement failed; only its end or a savepoint gets out of it
+    Failed(Box<Open>),
+}
+
+/// An open block.
+pub(crate) struct Open {
+    pub(crate) transaction: Transaction,
+    /// begun by the gateway for several statements of one message
+    pub(crate) implicit: bool,
+    /// hashes of the relation names that its statements touched: it holds locks on them
+    pub(crate) touched: HashSet<u64>,
+    /// the schema change it makes
+    pub(crate) change: Option<Change>,
+    /// the catalog as this transaction sees it, after its own schema change
+    pub(crate) overlay: Option<Arc<Snapshot>>,
+    /// the settings to go back to: at the block's start, and at each savepoint
+    settings_before: Settings,
+    savepoints: Vec<(String, Settings)>,
+    /// where each cursor of SQL is open
+    pub(crate) cursors: HashMap<String, ShardId>,
+}
+
+impl Block {
+    /// ReadyForQuery's letter.
+    pub(crate) fn status(&self) -> u8 {
+        match self {
+            Block::None => b'I',
+            Block::Open(_) => b'T',
+            Block::Failed(_) => b'E',
+        }
+    }
+
+    /// The block if there is one, failed or not.
+    pub(crate) fn open_mut(&mut self) -> Option<&mut Open> {
+        match self {
+            Block::None => None,
+            Block::Open(open) | Block::Failed(open) => Some(open),
+        }
+    }
+
+    /// The block if there is one, failed or not.
+    pub(crate) fn open(&self) -> Option<&Open> {
+        match self {
+            Block::None => None,
+            Block::Open(open) | Block::Failed(open) => Some(open),
+        }
+    }
+
+    pub(crate) fn is_failed(&self) -> bool {
+        matches!(self, Block::Failed(_))
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        matches!(self, Block::None)
+    }
+
+    /// A statement failed.
+    pub(crate) fn fail(&mut self) {
+        *self = match std::mem::take(self) {
+            Block::Open(open) => Block::Failed(open),
+            other => other,
+        };
+    }
+
+    fn recover(&mut self) {
+        *self = match std::mem::take(self) {
+            Block::Failed(open) => Block::Open(open),
+            other => other,
+        };
+    }
+
+    /// Ends it, whoever takes the transaction.
+    pub(crate) fn take(&mut self) -> Option<Box<Open>> {
+        match std::mem::take(self) {
+            Block::None => None,
+            Block::Open(open) | Block::Failed(open) => Some(open),
+        }
+    }
+}
+
+impl Open {
+    /// The change this block makes, for the catalog's gate.
+    pub(crate) fn change_id(&self) -> Option<ChangeId> {
+        self.change.as_ref().map(Change::id)
+    }
+}
+
+/// A WARNING or NOTICE of the gateway's own.
+pub(crate) fn notice(severity: &str, code: SqlState, message: &str) -> ServerError {
+    ServerError::new(code, message).with_severity(severity)
+}
+
+impl Session {
+    fn new_block(&mut self, mode: Mode) -> Box<Open> {
+        let implicit = mode.implicit;
+        let mut transaction = self.database.coordinator.begin(self.who.clone(), mode);
+        if let Some(pinned) = self.pinned.take() {
+            transaction.adopt(pinned);
+        }
+        Box::new(Open {
+            transaction,
+            implicit,
+            touched: HashSet::new(),
+            change: None,
+            overlay: None,
+            settings_before: self.settings.clone(),
+            savepoints: Vec::new(),
+            cursors: HashMap::new(),
+        })
+    }
+
+    /// A statement of several in one message begins: they share a block unless one is open.
+    pub(crate) fn begin_implicit(&mut self, kind: &Kind) {
+        let control = matches!(kind, Kind::Begin { .. } | Kind::Commit { .. } | Kind::Rollback { .. });
+        if self.block.is_none() && !control {
+            self.block = Block::Open(self.new_block(Mode { implicit: true, ..Mode::default() }));
+        }
+    }
+
+    /// The block that a statement over several shards needs, where none is open; true when it was made here, so that
+    /// the caller ends it with the statement.
+    pub(crate) fn ensure_block(&mut self) -> bool {
+        if self.block.is_none() {
+            self.block = Block::Open(self.new_block(Mode { implicit: true, ..Mode::default() }));
+            return true;
+        }
+        false
+    }
+
+    /// Commits an implicit block, or rolls it back when a statement failed.
+    pub(crate) async fn end_implicit(&mut self) -> Result<(), Problem> {
+        match &self.block {
+            Block::Open(open) if open.implicit => self.commit_block().await.map(|_| ()),
+            Block::Failed(open) if open.implicit => self.rollback_block().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Transaction control. `Ok(false)`: not a statement of that kind.
+    pub(crate) async fn control(&mut self, kind: &Kind) -> Result<bool, Problem> {
+        match kind {
+            Kind::Begin { isolation, read_only, deferrable } => {
+                let mode = Mode {
+                    isolation: isolation.map(isolation_of),
+                    read_only: *read_only,
+                    deferrable: *deferrable,
+                    implicit: false,
+                };
+                self.begin(mode)?;
+                self.client.put_tag("BEGIN");
+            }
+            Kind::Commit { chain } => self.commit(*chain).await?,
+            Kind::Rollback { chain } => self.rollback(*chain).await?,
+            Kind::Savepoint(name) => {
+                self.check_not_failed()?;
+                let settings = self.settings.clone();
+                let open = self.explicit_block("SAVEPOINT")?;
+                open.transaction.savepoint(name).await?;
+                open.savepoints.push((name.clone(), settings));
+                self.client.put_tag("SAVEPOINT");
+            }
+            Kind::RollbackTo(name) => {
+                let open = self.explicit_block("ROLLBACK TO SAVEPOINT")?;
+                open.transaction.rollback_to(name).await?;
+                if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
+                    open.savepoints.truncate(at + 1);
+                    let settings = open.savepoints[at].1.clone();
+                    self.restore_settings(settings);
+                }
+                self.block.recover();
+                self.reload_overlay().await?;
+                self.client.put_tag("ROLLBACK");
+            }
+            Kind::Release(name) => {
+                self.check_not_failed()?;
+                let open = self.explicit_block("RELEASE SAVEPOINT")?;
+                open.transaction.release(name).await?;
+                if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
+                    open.savepoints.truncate(at);
+                }
+                self.client.put_tag("RELEASE");
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// 25P02 in a failed block.
+    pub(crate) fn check_not_failed(&self) -> Result<(), ServerError> {
+        if self.block.is_failed() {
+            return Err(ServerError::new(
+                SqlState::IN_FAILED_TRANSACTION,
+                "current transaction is aborted, commands ignored until end of transaction block",
+            ));
+        }
+        Ok(())
+    }
+
+    fn explicit_block(&mut self, what: &str) -> Result<&mut Open, ServerError> {
+        self.block.open_mut().filter(|open| !open.implicit).ok_or_else(|| {
+            ServerError::new(
+                SqlState::NO_ACTIVE_TRANSACTION,
+                format!("{what} can only be used in transaction blocks"),
+            )
+        })
+    }
+
+    fn begin(&mut self, mode: Mode) -> Result<(), Problem> {
+        self.check_not_failed()?;
+        match self.block.open_mut() {
+            None => self.block = Block::Open(self.new_block(mode)),
+            // BEGIN amid several statements makes their block explicit; what they did stays in it.
+            Some(open) if open.implicit => open.implicit = false,
+            Some(_) => {
+                let warning =
+                    notice("WARNING", SqlState::ACTIVE_TRANSACTION, "there is already a transaction in progress");
+                self.client.put_notice(&warning);
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self, chain: bool) -> Result<(), Problem> {
+        let Some(open) = self.block.open().filter(|o| !o.implicit) else {
+            return self.end_outside("COMMIT", chain).await;
+        };
+        let mode = open.transaction.mode().clone();
+        let tag = if self.block.is_failed() {
+            self.rollback_block().await?;
+            "ROLLBACK"
+        } else {
+            self.commit_block().await?
+        };
+        if chain {
+            self.block = Block::Open(self.new_block(mode));
+        }
+        self.client.put_tag(tag);
+        Ok(())
+    }
+
+    async fn rollback(&mut self, chain: bool) -> Result<(), Problem> {
+        let Some(open) = self.block.open().filter(|o| !o.implicit) else {
+            return self.end_outside("ROLLBACK", chain).await;
+        };
+        let mode = open.transaction.mode().clone();
+        self.rollback_block().await?;
+        if chain {
+            self.block = Block::Open(self.new_block(mode));
+        }
+        self.client.put_tag("ROLLBACK");
+        Ok(())
+    }
+
+    /// COMMIT or ROLLBACK without a BEGIN: a warning; what an implicit block did so far is ended.
+    async fn end_outside(&mut self, tag: &str, chain: bool) -> Result<(), Problem> {
+        if chain {
+            return Err(ServerError::new(
+                SqlState::NO_ACTIVE_TRANSACTION,
+                format!("{tag} AND CHAIN can only be used in transaction blocks"),
+            )
+            .into());
+        }
+        let warning = notice("WARNING", SqlState::NO_ACTIVE_TRANSACTION, "there is no transaction in progress");
+        self.client.put_notice(&warning);
+        if self.block.open().is_some() {
+            match tag {
+                "COMMIT" if !self.block.is_failed() => {
+                    self.commit_block().await?;
+                }
+                _ => self.rollback_block().await?,
+            }
+        }
+        self.client.put_tag(tag);
+        Ok(())
+    }
+
+    /// Commits whatever block is open; the tag says whether PostgreSQL rolled back instead.
+    pub(crate) async fn commit_block(&mut self) -> Result<&'static str, Problem> {
+        let Some(open) = self.block.take() else { return Ok("COMMIT") };
+        let Open { transaction, change, settings_before, .. } = *open;
+        self.portals.clear();
+        // A cancel that hits a commit could make it look done where it is not (transactions.md, trap 2).
+        self.cancel.slot.clear();
+        let result = transaction.commit().await;
+        let committed = matches!(&result, Ok(done) if done.committed);
+        if let Some(change) = change {
+            change.finish(committed).await;
+        }
+        match result {
+            Ok(done) => {
+                for notice in &done.notices {
+                    self.client.put_notice(notice);
+                }
+                self.pinned = done.adopted;
+                if !committed {
+                    self.restore_settings(settings_before);
+                }
+                Ok(if committed { "COMMIT" } else { "ROLLBACK" })
+            }
+            Err(error) => {
+                self.restore_settings(settings_before);
+                self.lost_pinned();
+                Err(self.as_client_sees(error.into()).into())
+            }
+        }
+    }
+
+    /// Rolls back whatever block is open.
+    pub(crate) async fn rollback_block(&mut self) -> Result<(), Problem> {
+        let Some(open) = self.block.take() else { return Ok(()) };
+        let Open { transaction, change, settings_before, .. } = *open;
+        self.portals.clear();
+        self.restore_settings(settings_before);
+        let result = transaction.rollback().await;
+        if let Some(change) = change {
+            change.finish(false).await;
+        }
+        // A participant whose connection broke has rolled back by itself.
+        match result {
+            Ok(adopted) => self.pinned = adopted,
+            Err(error) => {
+                self.lost_pinned();
+                tracing::debug!("a rollback met a broken connection: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// The pinned backend went down with a transaction: its temporary tables are gone.
+    fn lost_pinned(&mut self) {
+        self.pinned = None;
+        self.temporary.clear();
+    }
+
+    /// After a rollback to a savepoint, the catalog as the transaction now sees it.
+    async fn reload_overlay(&mut self) -> Result<(), Problem> {
+        let home = self.gateway.shards.home();
+        let catalog = self.database.catalog.clone();
+        if let Some(open) = self.block.open_mut()
+            && open.overlay.is_some()
+        {
+            let backend = open.transaction.participant(home).await?;
+            open.overlay = Some(catalog.load_through(backend).await?);
+        }
+        Ok(())
+    }
+}
+
+/// The transaction room's word for the parser's.
+pub(crate) fn isolation_of(level: pgherd_sql::Isolation) -> pgherd_transaction::Isolation {
+    match level {
+        pgherd_sql::Isolation::ReadUncommitted => pgherd_transaction::Isolation::ReadUncommitted,
+        pgherd_sql::Isolation::ReadCommitted => pgherd_transaction::Isolation::ReadCommitted,
+        pgherd_sql::Isolation::RepeatableRead => pgherd_transaction::Isolation::RepeatableRead,
+        pgherd_sql::Isolation::Serializable => pgherd_transaction::Isolation::Serializable,
+    }
+}

@@ -1,0 +1,237 @@
+//! Gives each statement to the branch that runs it, and runs those that routing decides.
+
+use super::{Problem, Session, Unit};
+use crate::errors::{name_parent, names_missing_child};
+use crate::statements::Context;
+use pgherd_catalog::StatementGuard;
+use pgherd_model::{ServerError, Snapshot};
+use pgherd_query::Description;
+use pgherd_sql::{Analysis, Kind, ParameterValue, Route};
+use std::sync::Arc;
+
+/// How often a stale route is tried again after a refresh.
+const STALE_ROUTE_TRIES: usize = 5;
+
+/// A statement that the catalog has let in.
+pub(crate) struct Entered {
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) analysis: Arc<Analysis>,
+    /// held until the statement has finished on its shards
+    _guard: StatementGuard,
+}
+
+impl Session {
+    /// Runs one statement and puts its reply, up to CommandComplete, into the client's buffer.
+    pub(crate) async fn run(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let kind = &unit.statement.parsed.kind;
+        if self.control(kind).await? {
+            return Ok(());
+        }
+        self.check_not_failed()?;
+        match kind {
+            Kind::Set { .. }
+            | Kind::Reset(_)
+            | Kind::SetTransaction { .. }
+            | Kind::SetConstraints
+            | Kind::Discard(_) => self.change_settings(unit).await,
+            Kind::Prepare { .. } | Kind::Execute(_) | Kind::Deallocate(_) => Box::pin(self.stored(unit)).await,
+            Kind::Copy(_) => Box::pin(self.copy(unit)).await,
+            Kind::Ddl(_) | Kind::CallPgherd { .. } => Box::pin(self.change_schema(unit)).await,
+            Kind::Vacuum(_) | Kind::Analyze(_) | Kind::Reindex(..) | Kind::Cluster(_) => {
+                Box::pin(self.maintain(unit)).await
+            }
+            Kind::Explain { .. } => Box::pin(self.explain(unit)).await,
+            Kind::Declare { .. } | Kind::Fetch { .. } | Kind::Close(_) => Box::pin(self.cursor(unit)).await,
+            Kind::Listen(_) => Err(unsupported("LISTEN", "Listen on the home shard directly; `pgherd status` shows it.")),
+            Kind::PrepareTransaction(_) | Kind::CommitPrepared(_) | Kind::RollbackPrepared(_) => Err(unsupported(
+                "two-phase commit by the client",
+                "Use BEGIN and COMMIT: pgherd commits over several shards atomically by itself.",
+            )),
+            Kind::WholeServer => Err(unsupported(
+                "this command concerns whole servers and",
+                "Run it on each shard, then `pgherd init` for a new database.",
+            )),
+            _ => self.routed(unit).await,
+        }
+    }
+
+    /// Runs a statement where routing says, again with a fresh catalog where the route was stale.
+    pub(crate) async fn routed(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let mut tries = 0;
+        loop {
+            let mark = self.client.out.len();
+            let entered = self.enter(unit).await?;
+            let epoch = entered.snapshot.epoch;
+            let result = self.run_entered(unit, &entered).await;
+            drop(entered);
+            match result {
+                Err(Problem::Error(error)) if names_missing_child(&error) => {
+                    let nothing_delivered = self.client.out.len() == mark;
+                    tries += 1;
+                    if self.block.is_none() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
+                        let fresh = self.catalog().refresh().await?;
+                        if fresh.epoch != epoch {
+                            continue;
+                        }
+                    }
+                    return Err(stale_route(error).into());
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn run_entered(&mut self, unit: Unit<'_>, entered: &Entered) -> Result<(), Problem> {
+        let types = self.parameter_types(unit, entered).await?;
+        let values: Vec<ParameterValue<'_>> = unit
+            .parameters
+            .iter()
+            .enumerate()
+            .map(|(i, (binary, value))| ParameterValue {
+                bytes: value.as_deref(),
+                binary: *binary,
+                type_oid: types.get(i).copied().unwrap_or(0),
+            })
+            .collect();
+        let route = match entered.analysis.route(&entered.snapshot, &values) {
+            Route::Defaults { query } => {
+                let rows = self.default_values(&query).await?;
+                entered.analysis.route_with_defaults(&entered.snapshot, &values, &rows)
+            }
+            route => route,
+        };
+        match route {
+            Route::Forward(part) => self.forward(unit, entered, &part).await,
+            Route::Scatter { parts, merge } => Box::pin(self.scatter(unit, entered, &parts, &merge)).await,
+            Route::Plan => Box::pin(self.plan(unit, entered)).await,
+            Route::Refuse(error) => Err(error.into()),
+            Route::Defaults { .. } => {
+                Err(ServerError::internal("routing asked for default values that it was given").into())
+            }
+        }
+    }
+
+    /// The declared types; the home shard's where a binary value came without one and routing needs it.
+    async fn parameter_types(&mut self, unit: Unit<'_>, entered: &Entered) -> Result<Vec<u32>, Problem> {
+        let unknown = unit
+            .parameters
+            .iter()
+            .enumerate()
+            .any(|(i, (binary, _))| *binary && unit.types.get(i).copied().unwrap_or(0) == 0);
+        if unknown && entered.analysis.touches_sharded {
+            return Ok(self.description(unit, &entered.snapshot).await?.parameter_types.clone());
+        }
+        Ok(unit.types.to_vec())
+    }
+
+    /// Values of defaults that only the home shard can give, one row per inserted row.
+    async fn default_values(&mut self, query: &str) -> Result<Vec<Vec<Option<String>>>, Problem> {
+        let results = self.ask_home(query).await?;
+        let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
+        let text = |v: Option<bytes::Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
+        Ok(rows.into_iter().map(|row| row.into_iter().map(text).collect()).collect())
+    }
+
+    /// Analyses the statement under the present catalog and registers it there: until the result is dropped, none of
+    /// its tables changes kind, key or ranges unseen.
+    pub(crate) async fn enter(&mut self, unit: Unit<'_>) -> Result<Entered, Problem> {
+        loop {
+            let overlay = self.block.open().and_then(|open| open.overlay.clone());
+            let own = self.block.open().and_then(|open| open.change_id());
+            let catalog = self.catalog().clone();
+            let snapshot = overlay.clone().unwrap_or_else(|| catalog.snapshot());
+            let analysis = self.analysis(unit, &snapshot)?;
+            let names = &analysis.names;
+            // A transaction that already holds locks on these tables must not wait for a change that waits for it.
+            let touched = self.block.open().is_some_and(|open| names.iter().all(|n| open.touched.contains(n)));
+            let guard = if touched && !names.is_empty() {
+                catalog.enter_touched(names)?
+            } else if let Some(guard) = catalog.try_enter(names) {
+                guard
+            } else {
+                catalog.enter(names, own).await?
+            };
+            match overlay {
+                None if guard.snapshot.epoch != snapshot.epoch => continue,
+                _ => {}
+            }
+            if let Some(open) = self.block.open_mut() {
+                open.touched.extend(names.iter().copied());
+            }
+            return Ok(Entered { snapshot, analysis, _guard: guard });
+        }
+    }
+
+    fn context<'a>(
+        &'a self,
+        unit: Unit<'a>,
+        snapshot: &'a Snapshot,
+        temporary: &'a dyn Fn(&str) -> bool,
+    ) -> Context<'a> {
+        Context {
+            snapshot,
+            search_path: &self.settings.search_path,
+            search_path_id: self.settings.search_path_id,
+            temporary,
+            types: unit.types,
+            cacheable: self.temporary.is_empty() && self.block.open().is_none_or(|o| o.overlay.is_none()),
+        }
+    }
+
+    /// The statement's analysis, cached with the statement.
+    pub(crate) fn analysis(&self, unit: Unit<'_>, snapshot: &Snapshot) -> Result<Arc<Analysis>, ServerError> {
+        let temporary = |name: &str| self.temporary.contains(name);
+        unit.statement.analysis(&self.context(unit, snapshot, &temporary))
+    }
+
+    /// The statement's description by the home shard, cached with the statement.
+    pub(crate) async fn description(
+        &mut self,
+        unit: Unit<'_>,
+        snapshot: &Snapshot,
+    ) -> Result<Arc<Description>, Problem> {
+        let temporary_names = self.temporary.clone();
+        let temporary = |name: &str| temporary_names.contains(name);
+        if let Some(description) = unit.statement.description(&self.context(unit, snapshot, &temporary)) {
+            return Ok(description);
+        }
+        let home = self.gateway.shards.home();
+        let (text, types) = (&unit.statement.text, unit.types);
+        let described = match self.block.open_mut() {
+            Some(open) if open.transaction.enlisted(home) => {
+                pgherd_query::describe(open.transaction.participant(home).await?, text, types).await
+            }
+            _ => match &mut self.pinned {
+                Some(pinned) => pgherd_query::describe(pinned, text, types).await,
+                None => {
+                    let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
+                    pgherd_query::describe(&mut backend, text, types).await
+                }
+            },
+        };
+        let description = Arc::new(described?);
+        unit.statement.keep_description(&self.context(unit, snapshot, &temporary), &description);
+        Ok(description)
+    }
+
+    /// An error with the user's names for things.
+    pub(crate) fn as_client_sees(&self, error: ServerError) -> ServerError {
+        let overlay = self.block.open().and_then(|open| open.overlay.clone());
+        name_parent(error, &overlay.unwrap_or_else(|| self.catalog().snapshot()))
+    }
+}
+
+/// 0A000 in one sentence.
+fn unsupported(what: &str, hint: &str) -> Problem {
+    ServerError::unsupported(format!("{what} is not supported through a gateway yet"), hint).into()
+}
+
+/// The catalog changed under a transaction that had begun: it must start again.
+fn stale_route(error: ServerError) -> ServerError {
+    ServerError::new(
+        pgherd_model::SqlState::SERIALIZATION_FAILURE,
+        "could not serialize access due to a concurrent change of the table's ranges",
+    )
+    .with_detail(error.fields().message.clone())
+    .with_hint("Repeat the transaction.")
+}

@@ -1,0 +1,334 @@
+//! The extended protocol. Messages gather until Sync or Flush, so that it is known whether a statement is alone
+//! (autocommit) or one of several that share an implicit transaction, as in PostgreSQL.
+//!
+//! ParseComplete and BindComplete come from here; what they would check is checked when the portal runs. A statement is
+//! described by the home shard, which knows every table.
+
+use super::{Mode, Problem, Session, Unit};
+use crate::statements::Statement;
+use bytes::{Bytes, BytesMut};
+use pgherd_model::{ServerError, ShardId, SqlState};
+use pgherd_sql::Kind;
+use pgwire::messages::PgWireFrontendMessage;
+use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Parse};
+use std::sync::Arc;
+
+/// A pipeline longer than this is run in parts (within one implicit transaction), so that it takes no more memory.
+const MAX_GATHERED: usize = 4096;
+
+/// A prepared statement of the session; `statement` is None for an empty text.
+pub(crate) struct Prepared {
+    pub(crate) statement: Option<Arc<Statement>>,
+    pub(crate) types: Vec<u32>,
+    pub(crate) named: bool,
+}
+
+/// A bound portal.
+pub(crate) struct Portal {
+    prepared: Arc<Prepared>,
+    parameters: Vec<(bool, Option<Bytes>)>,
+    formats: Vec<i16>,
+    pub(crate) state: PortalState,
+}
+
+/// How far a portal was run.
+#[derive(Clone, Default)]
+pub(crate) enum PortalState {
+    /// not yet
+    #[default]
+    Ready,
+    /// suspended, open on that shard
+    OnShard(ShardId),
+    /// suspended, with the remaining rows here: DataRow messages
+    Rows(BytesMut),
+    /// to its end
+    Done,
+}
+
+/// The name on a backend of a portal that may be suspended.
+pub(crate) fn backend_portal(name: &str) -> String {
+    format!("p_{name}")
+}
+
+impl Session {
+    /// One message of the extended protocol.
+    pub(crate) async fn extended_message(&mut self, message: PgWireFrontendMessage) -> Result<(), Problem> {
+        match message {
+            PgWireFrontendMessage::Sync(_) => self.sync().await,
+            PgWireFrontendMessage::Flush(_) => {
+                self.run_gathered(false).await?;
+                Ok(self.client.flush().await?)
+            }
+            _ if self.skip_to_sync => Ok(()),
+            message => {
+                self.gathered.push(message);
+                if self.gathered.len() >= MAX_GATHERED {
+                    self.run_gathered(false).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn sync(&mut self) -> Result<(), Problem> {
+        self.run_gathered(true).await?;
+        self.skip_to_sync = false;
+        if let Err(problem) = self.end_implicit().await {
+            match problem {
+                Problem::Error(error) => self.client.put_error(&error),
+                Problem::Gone => return Err(Problem::Gone),
+            }
+        }
+        if self.block.is_none() {
+            self.portals.clear();
+        }
+        self.client.put_ready(self.block.status());
+        Ok(())
+    }
+
+    async fn run_gathered(&mut self, to_sync: bool) -> Result<(), Problem> {
+        let mut messages = std::mem::take(&mut self.gathered);
+        let executes = messages.iter().filter(|m| matches!(m, PgWireFrontendMessage::Execute(_))).count();
+        let shared = executes > 1 || !to_sync;
+        let mut i = 0;
+        while i < messages.len() {
+            let result = match &mut messages[i] {
+                PgWireFrontendMessage::Parse(parse) => self.parse(parse),
+                PgWireFrontendMessage::Bind(bind) => self.bind(bind),
+                PgWireFrontendMessage::Close(close) => self.close(close).await,
+                PgWireFrontendMessage::Describe(describe) => {
+                    let describe = Describe::new(describe.target_type, describe.name.take());
+                    match messages.get(i + 1) {
+                        // Described and run in one go: the shard's own RowDescription is relayed.
+                        Some(PgWireFrontendMessage::Execute(execute))
+                            if describe.target_type == b'P' && describe.name == execute.name =>
+                        {
+                            let execute = Execute::new(execute.name.clone(), execute.max_rows);
+                            i += 1;
+                            self.execute(&execute, true, shared).await
+                        }
+                        _ => self.describe(&describe).await,
+                    }
+                }
+                PgWireFrontendMessage::Execute(execute) => {
+                    let execute = Execute::new(execute.name.take(), execute.max_rows);
+                    self.execute(&execute, false, shared).await
+                }
+                _ => Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "unexpected message").fatal().into()),
+            };
+            i += 1;
+            match result {
+                Ok(()) => self.client.flush_if_large().await?,
+                Err(Problem::Error(error)) => {
+                    self.fail(error).await?;
+                    self.skip_to_sync = true;
+                    break;
+                }
+                Err(Problem::Gone) => return Err(Problem::Gone),
+            }
+        }
+        messages.clear();
+        self.gathered = messages;
+        Ok(())
+    }
+
+    fn parse(&mut self, parse: &mut Parse) -> Result<(), Problem> {
+        let name = parse.name.take().unwrap_or_default();
+        let statements = self.gateway.cache.parse(&parse.query)?;
+        if statements.len() > 1 {
+            return Err(ServerError::new(
+                SqlState::SYNTAX_ERROR,
+                "cannot insert multiple commands into a prepared statement",
+            )
+            .into());
+        }
+        let statement = statements.first().cloned();
+        if self.block.is_failed() && !statement.as_ref().is_some_and(|s| ends_failed_block(&s.parsed.kind)) {
+            self.check_not_failed()?;
+        }
+        if !name.is_empty() && self.prepared.contains_key(&name) {
+            return Err(ServerError::new(
+                SqlState::DUPLICATE_PREPARED_STATEMENT,
+                format!("prepared statement \"{name}\" already exists"),
+            )
+            .into());
+        }
+        let named = !name.is_empty();
+        self.prepared.insert(name, Arc::new(Prepared { statement, types: std::mem::take(&mut parse.type_oids), named }));
+        self.client.put(b'1', &[]);
+        Ok(())
+    }
+
+    fn bind(&mut self, bind: &mut Bind) -> Result<(), Problem> {
+        let name = bind.statement_name.take().unwrap_or_default();
+        let prepared = self.prepared.get(&name).cloned().ok_or_else(|| no_statement(&name))?;
+        if self.block.is_failed() && !prepared.statement.as_ref().is_some_and(|s| ends_failed_block(&s.parsed.kind)) {
+            self.check_not_failed()?;
+        }
+        let portal = bind.portal_name.take().unwrap_or_default();
+        if !portal.is_empty() && self.portals.contains_key(&portal) {
+            let error = ServerError::new(SqlState::from_code("42P03"), format!("cursor \"{portal}\" already exists"));
+            return Err(error.into());
+        }
+        let (codes, values) = (&bind.parameter_format_codes, std::mem::take(&mut bind.parameters));
+        if codes.len() > 1 && codes.len() != values.len() {
+            return Err(ServerError::new(
+                SqlState::PROTOCOL_VIOLATION,
+                format!("bind message has {} parameter formats but {} parameters", codes.len(), values.len()),
+            )
+            .into());
+        }
+        let binary = |i: usize| crate::client::format_of(codes, i) == 1;
+        let parameters = values.into_iter().enumerate().map(|(i, value)| (binary(i), value)).collect();
+        let formats = std::mem::take(&mut bind.result_column_format_codes);
+        self.portals.insert(portal, Portal { prepared, parameters, formats, state: PortalState::Ready });
+        self.client.put(b'2', &[]);
+        Ok(())
+    }
+
+    async fn close(&mut self, close: &mut Close) -> Result<(), Problem> {
+        let name = close.name.take().unwrap_or_default();
+        match close.target_type {
+            b'S' => {
+                self.prepared.remove(&name);
+            }
+            _ => {
+                if let Some(Portal { state: PortalState::OnShard(shard), .. }) = self.portals.remove(&name) {
+                    self.close_on_shard(shard, &name).await?;
+                }
+            }
+        }
+        self.client.put(b'3', &[]);
+        Ok(())
+    }
+
+    async fn describe(&mut self, describe: &Describe) -> Result<(), Problem> {
+        let name = describe.name.clone().unwrap_or_default();
+        let (prepared, formats, parameters) = if describe.target_type == b'S' {
+            (self.prepared.get(&name).cloned().ok_or_else(|| no_statement(&name))?, Vec::new(), Vec::new())
+        } else {
+            let portal = self.portals.get(&name).ok_or_else(|| no_portal(&name))?;
+            (portal.prepared.clone(), portal.formats.clone(), portal.parameters.clone())
+        };
+        let of_statement = describe.target_type == b'S';
+        let Some(statement) = prepared.statement.as_ref().filter(|s| !answers_nothing(&s.parsed.kind)) else {
+            if of_statement {
+                self.client.put(b't', &0i16.to_be_bytes());
+            }
+            self.client.put(b'n', &[]);
+            return Ok(());
+        };
+        self.check_not_failed()?;
+        let mode = Mode::Extended { formats: &formats, describe: true, max_rows: 0, named: prepared.named, portal: &name };
+        let unit = Unit { statement, types: &prepared.types, parameters: &parameters, mode };
+        let entered = self.enter(unit).await?;
+        let described = match &statement.parsed.kind {
+            Kind::Execute(_) => self.describe_stored(unit).await?,
+            _ => self.description(unit, &entered.snapshot).await?,
+        };
+        if of_statement {
+            let mut body = (described.parameter_types.len() as i16).to_be_bytes().to_vec();
+            described.parameter_types.iter().for_each(|t| body.extend_from_slice(&t.to_be_bytes()));
+            self.client.put(b't', &body);
+        }
+        match &described.columns {
+            Some(columns) => self.client.put_row_description(columns, &formats),
+            None => self.client.put(b'n', &[]),
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, execute: &Execute, describe: bool, shared: bool) -> Result<(), Problem> {
+        let name = execute.name.clone().unwrap_or_default();
+        let portal = self.portals.get_mut(&name).ok_or_else(|| no_portal(&name))?;
+        let Some(statement) = portal.prepared.statement.clone() else {
+            if describe {
+                self.client.put(b'n', &[]);
+            }
+            self.client.put(b'I', &[]);
+            return Ok(());
+        };
+        match std::mem::replace(&mut portal.state, PortalState::Done) {
+            PortalState::Ready => {}
+            PortalState::OnShard(shard) => return self.resume_on_shard(&name, shard, execute.max_rows).await,
+            PortalState::Rows(rows) => return self.resume_rows(&name, rows, execute.max_rows).await,
+            PortalState::Done => {
+                let error = ServerError::new(
+                    SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("portal \"{name}\" cannot be run"),
+                );
+                return Err(error.into());
+            }
+        }
+        let prepared = portal.prepared.clone();
+        let (parameters, formats) = (std::mem::take(&mut portal.parameters), std::mem::take(&mut portal.formats));
+        let kind = &statement.parsed.kind;
+        if shared {
+            self.begin_implicit(kind);
+        }
+        let silent = describe && answers_nothing(kind);
+        if silent {
+            self.client.put(b'n', &[]);
+        }
+        let mode = Mode::Extended {
+            formats: &formats,
+            describe: describe && !silent,
+            max_rows: execute.max_rows.max(0),
+            named: prepared.named,
+            portal: &name,
+        };
+        self.run(Unit { statement: &statement, types: &prepared.types, parameters: &parameters, mode }).await
+    }
+}
+
+/// Statements that the gateway answers itself, always without rows.
+fn answers_nothing(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Begin { .. }
+            | Kind::Commit { .. }
+            | Kind::Rollback { .. }
+            | Kind::Savepoint(_)
+            | Kind::RollbackTo(_)
+            | Kind::Release(_)
+            | Kind::PrepareTransaction(_)
+            | Kind::CommitPrepared(_)
+            | Kind::RollbackPrepared(_)
+            | Kind::SetTransaction { .. }
+            | Kind::SetConstraints
+            | Kind::Set { .. }
+            | Kind::Reset(_)
+            | Kind::Discard(_)
+            | Kind::Copy(_)
+            | Kind::CallPgherd { .. }
+            | Kind::Ddl(_)
+            | Kind::Vacuum(_)
+            | Kind::Analyze(_)
+            | Kind::Reindex(..)
+            | Kind::Cluster(_)
+            | Kind::Prepare { .. }
+            | Kind::Deallocate(_)
+            | Kind::Declare { .. }
+            | Kind::Close(_)
+            | Kind::Listen(_)
+            | Kind::WholeServer
+    )
+}
+
+/// What may be parsed and bound in a failed block.
+fn ends_failed_block(kind: &Kind) -> bool {
+    matches!(kind, Kind::Commit { .. } | Kind::Rollback { .. } | Kind::RollbackTo(_))
+}
+
+/// 26000 with PostgreSQL's words.
+pub(crate) fn no_statement(name: &str) -> ServerError {
+    let text = match name {
+        "" => "unnamed prepared statement does not exist".to_owned(),
+        name => format!("prepared statement \"{name}\" does not exist"),
+    };
+    ServerError::new(SqlState::INVALID_STATEMENT_NAME, text)
+}
+
+fn no_portal(name: &str) -> ServerError {
+    ServerError::new(SqlState::INVALID_CURSOR_NAME, format!("portal \"{name}\" does not exist"))
+}

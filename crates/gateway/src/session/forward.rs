@@ -1,0 +1,258 @@
+//! One shard runs the whole statement; its reply is relayed as bytes.
+
+use super::execute::Entered;
+use super::extended::{PortalState, backend_portal};
+use super::relay::{End, Failure, Filter, Reply, relay};
+use super::{Mode, Problem, Session, Unit};
+use crate::statements::StatementCache;
+use bytes::Bytes;
+use pgherd_model::{ServerError, SqlState};
+use pgherd_shards::Backend;
+use pgherd_sql::Part;
+use postgres_protocol::IsNull;
+use postgres_protocol::message::frontend;
+
+/// More prepared statements than this on one backend, and all are closed.
+const MAX_STATEMENTS: usize = 1000;
+
+impl Session {
+    /// Forwards to one shard: alone in autocommit, else as a participant of the block.
+    pub(crate) async fn forward(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
+        if self.block.is_none() && part.fences.is_empty() {
+            return self.forward_alone(unit, part).await;
+        }
+        let made = self.ensure_block();
+        let result = self.forward_in_block(unit, entered, part).await;
+        self.finish_statement(made, result).await
+    }
+
+    /// Ends the block that was made for one statement, then tells the client its tag; in a longer block, just the tag.
+    pub(crate) async fn finish_statement(
+        &mut self,
+        made: bool,
+        result: Result<Option<String>, Problem>,
+    ) -> Result<(), Problem> {
+        let tag = match result {
+            Ok(tag) => tag,
+            Err(problem) => {
+                if made {
+                    self.rollback_block().await?;
+                }
+                return Err(problem);
+            }
+        };
+        if made {
+            self.commit_block().await?;
+        }
+        if let Some(tag) = tag {
+            self.client.put_tag(&tag);
+        }
+        Ok(())
+    }
+
+    /// Autocommit on one shard: PostgreSQL's own behaviour at PostgreSQL's own price.
+    async fn forward_alone(&mut self, unit: Unit<'_>, part: &Part) -> Result<(), Problem> {
+        let catalog = self.database.catalog.clone();
+        let fresh = || catalog.lease_is_valid();
+        let on_pinned = self.pinned.is_some() && part.shard == self.gateway.shards.home();
+        let mut checked_out = None;
+        let backend = match &mut self.pinned {
+            Some(pinned) if on_pinned => pinned,
+            _ => {
+                let backend = self.database.coordinator.autocommit(part.shard, &self.who).await?;
+                checked_out.insert(backend)
+            }
+        };
+        self.cancel.slot.start(backend.cancel_token());
+        let parsed = put_statement(backend, &self.gateway.cache, part, unit)?;
+        backend.flush().await?;
+        let filter = Filter { hide_preparation: true, hold_tag: false };
+        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let reply = settle(backend, parsed, end)?;
+        self.cancel.slot.clear();
+        drop(checked_out);
+        match reply.error {
+            Some(error) => Err(self.shard_error(part, unit, error).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// In a block; returns the tag for the caller to send when it is due.
+    async fn forward_in_block(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+        part: &Part,
+    ) -> Result<Option<String>, Problem> {
+        let catalog = self.database.catalog.clone();
+        let fresh = || catalog.lease_is_valid();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        if !entered.analysis.read_only {
+            open.transaction.wrote(part.shard);
+        }
+        let backend = open.transaction.participant(part.shard).await?;
+        lock_fences(backend, part);
+        self.cancel.slot.start(backend.cancel_token());
+        let parsed = put_statement(backend, &self.gateway.cache, part, unit)?;
+        backend.flush().await?;
+        let filter = Filter { hide_preparation: true, hold_tag: true };
+        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let reply = settle(backend, parsed, end)?;
+        self.cancel.slot.clear();
+        if let Some(error) = reply.error {
+            return Err(self.shard_error(part, unit, error).into());
+        }
+        if let (true, Mode::Extended { portal, .. }) = (reply.suspended, unit.mode) {
+            self.suspend(portal, PortalState::OnShard(part.shard));
+            self.client.put(b's', &[]);
+            return Ok(None);
+        }
+        Ok(reply.tag)
+    }
+
+    /// A shard's error with positions in the client's text and the user's names.
+    pub(crate) fn shard_error(&self, part: &Part, _unit: Unit<'_>, error: ServerError) -> ServerError {
+        if crate::errors::names_missing_child(&error) {
+            return error;
+        }
+        let position = error.fields().position.map(|p| pgherd_sql::map_position(part, p));
+        self.as_client_sees(error.with_position(position))
+    }
+}
+
+/// Opens a statement that goes through a parent: the fence's name carries the epoch, so a stale route gets 42P01.
+pub(crate) fn lock_fences(backend: &mut Backend, part: &Part) {
+    for fence in &part.fences {
+        backend.queue_silent(&format!("LOCK TABLE {fence} IN ACCESS SHARE MODE"));
+    }
+}
+
+/// A bug: a block was there a moment ago.
+pub(crate) fn no_block() -> ServerError {
+    ServerError::internal("a transaction block is missing")
+}
+
+/// Undoes what was assumed of a backend's prepared statements when the Parse did not come through, and turns a
+/// failed relay into what the client is told.
+pub(crate) fn settle(backend: &mut Backend, parsed: Option<u64>, end: Result<End, Failure>) -> Result<Reply, Problem> {
+    let reply = match end {
+        Ok(End::Ready(reply)) => reply,
+        Ok(End::Copy(_)) => {
+            backend.taint();
+            return Err(ServerError::internal("a statement that is no COPY began a copy").into());
+        }
+        Err(Failure::Client(_)) => return Err(Problem::Gone),
+        Err(Failure::Shard(error)) => return Err(error.into()),
+        Err(Failure::Stale) => return Err(lost_lease().into()),
+    };
+    if let Some(id) = parsed
+        && reply.error.is_some()
+        && !reply.prepared
+    {
+        backend.remove_statement(id);
+    }
+    Ok(reply)
+}
+
+/// The session ends: what was sent so far may be part of an answer that is not valid any more.
+pub(crate) fn lost_lease() -> ServerError {
+    ServerError::new(SqlState::CANNOT_CONNECT_NOW, "this gateway lost its lease while the statement ran")
+        .with_detail("The cluster may have changed since; the answer is discarded.")
+        .with_hint("Connect again, to this gateway or another one, and repeat the transaction.")
+        .fatal()
+}
+
+/// Writes the statement into the backend's outbox in the protocol it came by. Returns the number of the prepared
+/// statement that a Parse was sent for.
+pub(crate) fn put_statement(
+    backend: &mut Backend,
+    cache: &StatementCache,
+    part: &Part,
+    unit: Unit<'_>,
+) -> Result<Option<u64>, Problem> {
+    let Mode::Extended { formats, describe, max_rows, named, portal } = unit.mode else {
+        backend.queue_query(&part.text)?;
+        return Ok(None);
+    };
+    let chosen: Option<Vec<(u32, &(bool, Option<Bytes>))>> = part.parameters.as_ref().map(|numbers| {
+        let of = |n: &u16| {
+            let i = usize::from(*n);
+            Some((unit.types.get(i).copied().unwrap_or(0), unit.parameters.get(i)?))
+        };
+        numbers.iter().filter_map(of).collect()
+    });
+    let types: Vec<u32> = match &chosen {
+        Some(chosen) => chosen.iter().map(|(t, _)| *t).collect(),
+        None => unit.types.to_vec(),
+    };
+    let mut parsed = None;
+    let mut name = String::new();
+    if named {
+        if backend.statement_count() > MAX_STATEMENTS {
+            for id in backend.take_statements() {
+                close_statement(backend, id)?;
+            }
+        }
+        let id = cache.id(&part.text, &types);
+        name = format!("s{id}");
+        if !backend.has_statement(id) {
+            backend.add_statement(id);
+            parsed = Some(id);
+        }
+    }
+    // A portal that a limit may suspend keeps a name of its own, so that no other statement takes its place.
+    let portal = if max_rows > 0 { backend_portal(portal) } else { String::new() };
+    let out = backend.outbox();
+    if max_rows > 0 {
+        frontend::close(b'P', &portal, out).map_err(too_large)?;
+    }
+    if !named || parsed.is_some() {
+        frontend::parse(&name, &part.text, types, out).map_err(too_large)?;
+    }
+    match &chosen {
+        Some(chosen) => bind(&portal, &name, chosen.iter().map(|(_, p)| *p), formats, out)?,
+        None => bind(&portal, &name, unit.parameters.iter(), formats, out)?,
+    }
+    if describe {
+        frontend::describe(b'P', &portal, out).map_err(too_large)?;
+    }
+    frontend::execute(&portal, max_rows, out).map_err(too_large)?;
+    frontend::sync(out);
+    backend.expect_ready();
+    Ok(parsed)
+}
+
+fn bind<'a>(
+    portal: &str,
+    name: &str,
+    parameters: impl Iterator<Item = &'a (bool, Option<Bytes>)> + Clone,
+    formats: &[i16],
+    out: &mut bytes::BytesMut,
+) -> Result<(), Problem> {
+    let bound = frontend::bind(
+        portal,
+        name,
+        parameters.clone().map(|(binary, _)| i16::from(*binary)),
+        parameters,
+        |(_, value), buf| match value {
+            Some(bytes) => {
+                buf.extend_from_slice(bytes);
+                Ok(IsNull::No)
+            }
+            None => Ok(IsNull::Yes),
+        },
+        formats.iter().copied(),
+        out,
+    );
+    bound.map_err(|_| ServerError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "a parameter is too large").into())
+}
+
+/// Closes a prepared statement; its reply is read with the next one's and hidden.
+fn close_statement(backend: &mut Backend, id: u64) -> Result<(), Problem> {
+    backend.queue_silent(&format!("DEALLOCATE s{id}"));
+    Ok(())
+}
+
+fn too_large(error: std::io::Error) -> Problem {
+    ServerError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, error.to_string()).into()
+}

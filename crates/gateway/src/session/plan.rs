@@ -1,0 +1,202 @@
+//! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, and EXPLAIN of them.
+
+use super::execute::Entered;
+use super::forward::{lost_lease, no_block};
+use super::{Mode, Problem, Session, Unit};
+use bytes::BytesMut;
+use pgherd_model::{ServerError, SqlState};
+use pgherd_sql::Kind;
+
+impl Session {
+    /// Plans and runs a statement in the block, or in one of its own.
+    pub(crate) async fn plan(&mut self, unit: Unit<'_>, entered: &Entered) -> Result<(), Problem> {
+        let description = self.description(unit, &entered.snapshot).await?;
+        let made = self.ensure_block();
+        let result = self.plan_in_block(unit, entered, &description).await;
+        self.finish_statement(made, result).await
+    }
+
+    async fn plan_in_block(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+        description: &pgherd_query::Description,
+    ) -> Result<Option<String>, Problem> {
+        let ast = unit.statement.parsed.ast.as_deref().ok_or_else(|| {
+            ServerError::unsupported(
+                "this statement over several ranges is not supported yet",
+                "Its grammar is known to PostgreSQL only; restrict it to one range, or write it another way.",
+            )
+        })?;
+        let settings_sql = self.settings.set_sql();
+        let search_path = self.settings.search_path.clone();
+        let statement = pgherd_query::Statement {
+            text: &unit.statement.text,
+            ast,
+            parameter_types: &description.parameter_types,
+            parameters: unit.parameters,
+            result_formats: unit.mode.formats(),
+            search_path: &search_path,
+            snapshot: &entered.snapshot,
+            settings_sql: &settings_sql,
+        };
+        let gateway = self.gateway.clone();
+        let catalog = self.database.catalog.clone();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        self.cancel.slot.clear();
+        let (count, rows) = match &unit.statement.parsed.kind {
+            Kind::Insert => {
+                let columns = description.columns.as_deref();
+                pgherd_query::insert_select(statement, columns, &mut open.transaction, &gateway.engine).await?
+            }
+            _ => {
+                let columns = description.columns.as_deref().unwrap_or_default();
+                (0, Some(pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?))
+            }
+        };
+        let insert = matches!(unit.statement.parsed.kind, Kind::Insert);
+        if unit.mode.describes() {
+            match &description.columns {
+                Some(columns) => self.client.put_row_description(columns, unit.mode.formats()),
+                None if matches!(unit.mode, Mode::Extended { .. }) => self.client.put(b'n', &[]),
+                None => {}
+            }
+        }
+        let mut seen = 0;
+        let (limit, portal) = match unit.mode {
+            Mode::Extended { max_rows, portal, .. } if max_rows > 0 => (max_rows, portal),
+            _ => (0, ""),
+        };
+        let mut kept = BytesMut::new();
+        if let Some(mut rows) = rows {
+            while let Some(batch) = rows.next().await? {
+                seen += batch.rows;
+                if limit > 0 {
+                    kept.unsplit(batch.bytes);
+                    continue;
+                }
+                self.client.out.extend_from_slice(&batch.bytes);
+                if self.client.out.len() >= crate::client::FLUSH_AT {
+                    if !catalog.lease_is_valid() {
+                        return Err(lost_lease().into());
+                    }
+                    self.client.flush().await?;
+                }
+            }
+        }
+        if !catalog.lease_is_valid() {
+            return Err(lost_lease().into());
+        }
+        if limit > 0 {
+            let portal = portal.to_owned();
+            return Ok(self.deliver_rows(&portal, kept, limit).map(|n| format!("SELECT {n}")));
+        }
+        Ok(Some(if insert { format!("INSERT 0 {count}") } else { format!("SELECT {seen}") }))
+    }
+
+    /// EXPLAIN: PostgreSQL's own where one shard runs the statement, else the distributed plan.
+    pub(crate) async fn explain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let entered = self.enter(unit).await?;
+        if !entered.analysis.touches_sharded {
+            drop(entered);
+            return self.routed(unit).await;
+        }
+        drop(entered);
+        self.explain_sharded(unit).await
+    }
+
+    async fn explain_sharded(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let Kind::Explain { analyze, inner } = &unit.statement.parsed.kind else {
+            return Err(ServerError::internal("EXPLAIN without its parts").into());
+        };
+        let text = &unit.statement.text;
+        let inner_text = text.get(inner.clone()).unwrap_or_default();
+        let head = text.get(..inner.start).unwrap_or_default();
+        let statements = self.gateway.cache.parse(inner_text)?;
+        let statement = statements.first().ok_or_else(|| {
+            ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input")
+        })?;
+        let inner_unit = Unit { statement, ..unit };
+        let entered = self.enter(inner_unit).await?;
+        let values: Vec<pgherd_sql::ParameterValue<'_>> = unit
+            .parameters
+            .iter()
+            .enumerate()
+            .map(|(i, (binary, value))| pgherd_sql::ParameterValue {
+                bytes: value.as_deref(),
+                binary: *binary,
+                type_oid: unit.types.get(i).copied().unwrap_or(0),
+            })
+            .collect();
+        match entered.analysis.route(&entered.snapshot, &values) {
+            pgherd_sql::Route::Forward(mut part) => {
+                part.text = format!("{head}{}", part.text).into();
+                part.replaced = [].into();
+                self.forward(unit, &entered, &part).await
+            }
+            pgherd_sql::Route::Scatter { parts, .. } if !analyze => {
+                let mut lines = vec![format!("Distributed over {} shards", parts.len())];
+                for part in &parts {
+                    lines.push(format!("  ->  Shard {}: {}", part.shard, part.text));
+                }
+                self.put_plan(unit, &lines);
+                Ok(())
+            }
+            pgherd_sql::Route::Plan if !analyze => {
+                let description = self.description(inner_unit, &entered.snapshot).await?;
+                let lines = self.explain_planned(inner_unit, &entered, &description).await?;
+                self.put_plan(unit, &lines);
+                Ok(())
+            }
+            pgherd_sql::Route::Refuse(error) => Err(error.into()),
+            _ => Err(ServerError::unsupported(
+                "EXPLAIN of this statement is not supported yet",
+                "Use EXPLAIN without ANALYZE, or EXPLAIN a SELECT.",
+            )
+            .into()),
+        }
+    }
+
+    async fn explain_planned(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+        description: &pgherd_query::Description,
+    ) -> Result<Vec<String>, Problem> {
+        let ast = unit.statement.parsed.ast.as_deref().ok_or_else(|| {
+            ServerError::unsupported("EXPLAIN of this statement is not supported yet", "Run it without EXPLAIN.")
+        })?;
+        let settings_sql = self.settings.set_sql();
+        let statement = pgherd_query::Statement {
+            text: &unit.statement.text,
+            ast,
+            parameter_types: &description.parameter_types,
+            parameters: unit.parameters,
+            result_formats: &[],
+            search_path: &self.settings.search_path,
+            snapshot: &entered.snapshot,
+            settings_sql: &settings_sql,
+        };
+        let columns = description.columns.as_deref().unwrap_or_default();
+        Ok(pgherd_query::explain(statement, columns, &self.gateway.engine).await?)
+    }
+
+    fn put_plan(&mut self, unit: Unit<'_>, lines: &[String]) {
+        if unit.mode.describes() {
+            let column = pgherd_shards::ColumnDescription {
+                name: "QUERY PLAN".into(),
+                table_oid: 0,
+                column_number: 0,
+                type_oid: 25,
+                type_size: -1,
+                type_modifier: -1,
+                format: 0,
+            };
+            self.client.put_row_description(&[column], unit.mode.formats());
+        }
+        for line in lines {
+            self.client.put_row(&[Some(line.as_bytes())]);
+        }
+        self.client.put_tag("EXPLAIN");
+    }
+}

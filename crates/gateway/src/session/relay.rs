@@ -1,0 +1,187 @@
+//! Relays a backend's reply to the client as bytes.
+//!
+//! Runs of messages that pass unchanged are copied in one piece; only errors, notices and the end of the reply are
+//! looked at. An error is returned, not written, so that the caller can retry a stale route.
+
+use crate::client::{Client, FLUSH_AT};
+use pgherd_model::ServerError;
+use pgherd_shards::Backend;
+
+/// What of an extended reply the client is not to see, because the gateway answered it already or asked itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Filter {
+    /// ParseComplete and BindComplete
+    pub(crate) hide_preparation: bool,
+    /// CommandComplete and PortalSuspended, which the caller sends when a commit has succeeded
+    pub(crate) hold_tag: bool,
+}
+
+/// How a reply ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// ReadyForQuery came
+    Ready(Reply),
+    /// CopyInResponse or CopyOutResponse came and was relayed; the copy is the caller's
+    Copy(u8),
+}
+
+/// What a reply was.
+#[derive(Debug, Default)]
+pub(crate) struct Reply {
+    /// the first error
+    pub(crate) error: Option<ServerError>,
+    /// something of it was put into the client's buffer
+    pub(crate) delivered: bool,
+    /// the last command tag
+    pub(crate) tag: Option<String>,
+    /// the portal has more rows
+    pub(crate) suspended: bool,
+    /// ParseComplete came
+    pub(crate) prepared: bool,
+}
+
+/// Why relaying stopped.
+pub(crate) enum Failure {
+    /// the shard's connection
+    Shard(pgherd_shards::Error),
+    /// the client's
+    Client(std::io::Error),
+    /// this gateway lost its lease: the answer may be stale
+    Stale,
+}
+
+impl From<pgherd_shards::Error> for Failure {
+    fn from(error: pgherd_shards::Error) -> Self {
+        Self::Shard(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Client(error)
+    }
+}
+
+/// Relays until ReadyForQuery (which is not relayed) or a copy begins. `fresh` tells, each time before bytes become
+/// visible to the client, whether this gateway's view was valid when they were made.
+pub(crate) async fn relay(
+    backend: &mut Backend,
+    client: &mut Client,
+    filter: Filter,
+    fresh: &(dyn Fn() -> bool + Sync),
+) -> Result<End, Failure> {
+    match backend.skip_silent().await {
+        // The statement behind the failed one failed with it (25P02); its reply is read all the same.
+        Err(pgherd_shards::Error::Server(error)) => {
+            backend.drain().await.or_else(|e| match e {
+                pgherd_shards::Error::Server(_) => Ok(()),
+                other => Err(other),
+            })?;
+            return Ok(End::Ready(Reply { error: Some(error), ..Reply::default() }));
+        }
+        other => other?,
+    }
+    let mut reply = Reply::default();
+    let before = client.out.len();
+    loop {
+        let step = take_messages(backend, client, filter, &mut reply);
+        reply.delivered |= client.out.len() > before;
+        match step {
+            Step::Ready => {
+                if !fresh() {
+                    return Err(Failure::Stale);
+                }
+                return Ok(End::Ready(reply));
+            }
+            Step::Copy(tag) => return Ok(End::Copy(tag)),
+            Step::More => {}
+        }
+        if client.out.len() >= FLUSH_AT {
+            if !fresh() {
+                return Err(Failure::Stale);
+            }
+            client.flush().await?;
+        }
+        backend.fill().await?;
+    }
+}
+
+enum Step {
+    More,
+    Ready,
+    Copy(u8),
+}
+
+/// Takes all whole messages from the inbox.
+fn take_messages(
+    backend: &mut Backend,
+    client: &mut Client,
+    filter: Filter,
+    reply: &mut Reply,
+) -> Step {
+    // [0, passed) of the inbox goes to the client as it is; messages are only looked at, and copied in runs.
+    let mut passed = 0;
+    loop {
+        let inbox = backend.inbox();
+        let rest = &inbox[passed..];
+        let whole = match rest {
+            [_, a, b, c, d, ..] => 1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize,
+            _ => usize::MAX,
+        };
+        if rest.len() < whole {
+            let run = inbox.split_to(passed);
+            client.out.extend_from_slice(&run);
+            return Step::More;
+        }
+        let tag = rest[0];
+        let passes = match tag {
+            b'D' | b'T' | b'n' | b't' | b'I' | b'd' | b'c' => true,
+            b'C' => {
+                if filter.hold_tag {
+                    reply.tag = Some(String::from_utf8_lossy(&rest[5..whole - 1]).into_owned());
+                }
+                !filter.hold_tag
+            }
+            b's' => {
+                reply.suspended = true;
+                !filter.hold_tag
+            }
+            b'1' => {
+                reply.prepared = true;
+                !filter.hide_preparation
+            }
+            b'2' | b'3' => !filter.hide_preparation,
+            _ => false,
+        };
+        if passes {
+            passed += whole;
+            continue;
+        }
+        if passed > 0 {
+            let run = inbox.split_to(passed);
+            client.out.extend_from_slice(&run);
+            passed = 0;
+        }
+        let message = backend.inbox().split_to(whole);
+        let body = &message[5..];
+        match tag {
+            b'Z' => {
+                backend.note(tag, body);
+                return Step::Ready;
+            }
+            b'E' => {
+                reply.error.get_or_insert_with(|| ServerError::from_body(body));
+            }
+            b'S' => {
+                backend.note(tag, body);
+                client.out.extend_from_slice(&message);
+            }
+            b'G' | b'H' | b'W' => {
+                client.out.extend_from_slice(&message);
+                return Step::Copy(tag);
+            }
+            b'N' | b'A' => client.out.extend_from_slice(&message),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Schema change, pgherd's procedures and maintenance: the operations room does them in this session's transaction.
+
+use super::forward::no_block;
+use super::{Mode, Problem, Session, Unit};
+use pgherd_model::{ServerError, SqlState};
+use pgherd_operations::{Distribution, Outcome};
+use pgherd_sql::{DdlKind, Kind};
+
+impl Session {
+    /// DDL and CALL pgherd.….
+    pub(crate) async fn change_schema(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        if let Kind::Ddl(ddl) = &unit.statement.parsed.kind {
+            if ddl.concurrently {
+                return self.maintain(unit).await;
+            }
+            if self.is_temporary(ddl) {
+                return self.temporary_ddl(unit, ddl).await;
+            }
+        }
+        let made = self.ensure_block();
+        let result = self.change_in_block(unit).await;
+        self.finish_statement(made, result).await
+    }
+
+    async fn change_in_block(&mut self, unit: Unit<'_>) -> Result<Option<String>, Problem> {
+        let home = self.gateway.shards.home();
+        let catalog = self.database.catalog.clone();
+        let shards = self.gateway.shards.clone();
+        let search_path = self.settings.search_path.clone();
+        let distribution = Distribution {
+            default_distribution: self.settings.default_distribution.clone(),
+            initial_bounds: self.settings.initial_bounds.clone(),
+        };
+        self.cancel.slot.clear();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let snapshot = open.overlay.clone().unwrap_or_else(|| catalog.snapshot());
+        let session = pgherd_operations::Session {
+            catalog: &catalog,
+            shards: &shards,
+            search_path: &search_path,
+            distribution,
+            snapshot,
+        };
+        let statement = unit.statement;
+        let outcome = pgherd_operations::schema_change(
+            &session,
+            &mut open.transaction,
+            &statement.parsed,
+            &statement.text,
+            &mut open.change,
+        )
+        .await?;
+        if outcome.catalog_changed {
+            let backend = open.transaction.participant(home).await?;
+            open.overlay = Some(catalog.load_through(backend).await?);
+        }
+        Ok(Some(self.put_outcome(unit, outcome)))
+    }
+
+    /// Puts notices and rows; returns the tag.
+    fn put_outcome(&mut self, unit: Unit<'_>, outcome: Outcome) -> String {
+        for notice in outcome.notices {
+            let notice = self.as_client_sees(notice);
+            self.client.put_notice(&notice);
+        }
+        if !outcome.columns.is_empty() {
+            if matches!(unit.mode, Mode::Simple) {
+                self.client.put_row_description(&outcome.columns, &[]);
+            }
+            for row in &outcome.rows {
+                let values: Vec<Option<&[u8]>> = row.iter().map(|v| v.as_deref()).collect();
+                self.client.put_row(&values);
+            }
+        }
+        outcome.tag
+    }
+
+    /// VACUUM, ANALYZE, REINDEX, CLUSTER, CREATE INDEX CONCURRENTLY.
+    pub(crate) async fn maintain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        if let Kind::Analyze(_) = unit.statement.parsed.kind
+            && self.block.open().is_some()
+        {
+            return self.analyze_in_block(unit).await;
+        }
+        if self.block.open().is_some() {
+            let word = unit.statement.text.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+            return Err(ServerError::new(
+                SqlState::ACTIVE_TRANSACTION,
+                format!("{word} cannot run inside a transaction block"),
+            )
+            .into());
+        }
+        let entered = self.enter(unit).await?;
+        if !entered.analysis.touches_sharded && self.pinned.is_some() {
+            drop(entered);
+            return self.routed(unit).await;
+        }
+        let catalog = self.database.catalog.clone();
+        let shards = self.gateway.shards.clone();
+        let search_path = self.settings.search_path.clone();
+        let session = pgherd_operations::Session {
+            catalog: &catalog,
+            shards: &shards,
+            search_path: &search_path,
+            distribution: Distribution::default(),
+            snapshot: entered.snapshot.clone(),
+        };
+        let who = self.who.clone();
+        let statement = unit.statement;
+        let outcome = pgherd_operations::maintenance(
+            &session,
+            &self.database.coordinator,
+            &who,
+            &statement.parsed,
+            &statement.text,
+        )
+        .await?;
+        let tag = self.put_outcome(unit, outcome);
+        self.client.put_tag(&tag);
+        Ok(())
+    }
+
+    /// ANALYZE may run in a block: on every participant that holds a part.
+    async fn analyze_in_block(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let entered = self.enter(unit).await?;
+        if !entered.analysis.touches_sharded {
+            drop(entered);
+            return self.routed(unit).await;
+        }
+        let mut shards: Vec<_> =
+            entered.analysis.sharded.iter().filter_map(|t| t.sharded()).flat_map(|s| s.ranges.shards()).collect();
+        shards.sort();
+        shards.dedup();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        for shard in shards {
+            open.transaction.wrote(shard);
+            open.transaction.participant(shard).await?.simple(&unit.statement.text).await?;
+        }
+        self.client.put_tag("ANALYZE");
+        Ok(())
+    }
+
+    fn is_temporary(&self, ddl: &pgherd_sql::Ddl) -> bool {
+        let named = |name: &pgherd_sql::ObjectName| {
+            name.schema.as_deref().is_none_or(|s| s == "pg_temp") && self.temporary.contains(&name.name)
+        };
+        ddl.temporary || (!ddl.relations.is_empty() && ddl.relations.iter().all(named))
+    }
+
+    /// Temporary objects live on one home-shard backend, which stays with the session.
+    async fn temporary_ddl(&mut self, unit: Unit<'_>, ddl: &pgherd_sql::Ddl) -> Result<(), Problem> {
+        let entered = self.enter(unit).await?;
+        if entered.analysis.touches_sharded {
+            return Err(ServerError::unsupported(
+                "a temporary table made from a sharded table is not supported yet",
+                "Create the temporary table first, then INSERT … SELECT into it.",
+            )
+            .into());
+        }
+        let home = self.gateway.shards.home();
+        if self.pinned.is_none() && !self.block.open().is_some_and(|open| open.transaction.enlisted(home)) {
+            let backend = self.database.coordinator.autocommit(home, &self.who).await?;
+            match self.block.open_mut() {
+                Some(open) => open.transaction.adopt(backend),
+                None => self.pinned = Some(backend),
+            }
+        } else if let Some(open) = self.block.open_mut() {
+            open.transaction.keep_participant(home);
+        }
+        let part = pgherd_sql::Part {
+            shard: home,
+            text: unit.statement.text.clone(),
+            parameters: None,
+            fences: Vec::new(),
+            replaced: [].into(),
+        };
+        self.forward(unit, &entered, &part).await?;
+        for relation in &ddl.relations {
+            match ddl.kind {
+                DdlKind::CreateTable | DdlKind::CreateTableAs | DdlKind::CreateView | DdlKind::CreateSequence => {
+                    self.temporary.insert(relation.name.clone());
+                }
+                DdlKind::DropTable | DdlKind::DropView | DdlKind::DropSequence => {
+                    self.temporary.remove(&relation.name);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

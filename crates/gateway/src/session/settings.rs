@@ -1,0 +1,246 @@
+//! A session's settings, as the list of SET statements that make a fresh backend equal to it.
+//!
+//! PostgreSQL validates every SET: it runs on a home-shard backend first and enters the list when it
+//! succeeded. Backends are brought in line when they are checked out under another fingerprint.
+
+use super::Session;
+use pgherd_model::{ServerError, quote_identifier, quote_literal};
+use pgherd_shards::{RESET_SQL, SessionSettings};
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
+
+/// The settings, their fingerprint and what routing needs of them.
+#[derive(Clone, Default)]
+pub(crate) struct Settings {
+    /// from the start-up message: name and value, where RESET goes back to
+    startup: Vec<(String, String)>,
+    /// lower-case name and the statement that sets it, in the order they were first set
+    list: Vec<(String, Arc<str>)>,
+    fingerprint: u64,
+    /// the schemas of search_path, `$user` replaced
+    pub(crate) search_path: Arc<[Arc<str>]>,
+    pub(crate) search_path_id: u64,
+    pub(crate) default_distribution: String,
+    pub(crate) initial_bounds: String,
+}
+
+impl Settings {
+    /// The settings of a start-up message.
+    pub(crate) fn from_startup(startup: Vec<(String, String)>) -> Self {
+        let mut settings = Self { startup, ..Self::default() };
+        settings.reset_all();
+        settings
+    }
+
+    /// 0 when nothing differs from the role's own settings.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    fn refingerprint(&mut self) {
+        self.fingerprint = match self.list.is_empty() {
+            true => 0,
+            false => {
+                let mut hasher = ahash::RandomState::with_seeds(1, 2, 3, 4).build_hasher();
+                self.list.hash(&mut hasher);
+                hasher.finish() | 1
+            }
+        };
+    }
+
+    /// Notes a SET that a shard has accepted.
+    pub(crate) fn set(&mut self, name: &str, sql: &str) {
+        let name = name.to_ascii_lowercase();
+        self.list.retain(|(n, _)| *n != name);
+        // A new role or session user resets nothing else, but what follows runs as it: keep the order.
+        self.list.push((name, sql.into()));
+        self.refingerprint();
+    }
+
+    /// Notes a RESET of one setting.
+    pub(crate) fn reset(&mut self, name: &str) {
+        let name = name.to_ascii_lowercase();
+        self.list.retain(|(n, _)| *n != name);
+        if let Some(sql) = self.startup.iter().find(|(n, _)| *n == name).map(|(n, v)| set_statement(n, v)) {
+            self.list.push((name, sql.into()));
+        }
+        self.refingerprint();
+    }
+
+    /// Notes a RESET ALL.
+    pub(crate) fn reset_all(&mut self) {
+        // RESET ALL leaves role and session authorization as they are.
+        self.list.retain(|(n, _)| n == "role" || n == "session_authorization");
+        let startup: Vec<_> =
+            self.startup.iter().map(|(n, v)| (n.to_ascii_lowercase(), Arc::from(set_statement(n, v)))).collect();
+        self.list.extend(startup);
+        self.refingerprint();
+    }
+
+    /// Forgets all but the start-up's (DISCARD ALL).
+    pub(crate) fn discard(&mut self) {
+        self.list.clear();
+        self.reset_all();
+    }
+
+    /// What makes a backend with any earlier settings equal to this session; None for the role's own.
+    pub(crate) fn for_backends(&self) -> Option<Arc<SessionSettings>> {
+        if self.fingerprint == 0 {
+            return None;
+        }
+        let mut sync_sql = String::from(RESET_SQL);
+        for (_, statement) in &self.list {
+            sync_sql.push_str("; ");
+            sync_sql.push_str(statement);
+        }
+        Some(Arc::new(SessionSettings { fingerprint: self.fingerprint, sync_sql }))
+    }
+
+    /// The SETs alone, for a fresh connection.
+    pub(crate) fn set_sql(&self) -> String {
+        self.list.iter().map(|(_, s)| format!("{s};")).collect()
+    }
+
+    /// Whether the role differs from the one that logged in.
+    pub(crate) fn changes_role(&self) -> bool {
+        self.list.iter().any(|(n, _)| n == "role" || n == "session_authorization")
+    }
+
+    /// Takes over what the home shard says of the settings that routing depends on.
+    fn take_effective(&mut self, role: &str, values: [Option<&str>; 3]) {
+        let [path, distribution, bounds] = values;
+        let path: Vec<Arc<str>> = split_identifiers(path.unwrap_or_default())
+            .into_iter()
+            .map(|s| if s == "$user" { Arc::from(role) } else { Arc::from(s) })
+            .collect();
+        self.search_path_id = ahash::RandomState::with_seeds(5, 6, 7, 8).hash_one(&path);
+        self.search_path = path.into();
+        self.default_distribution = distribution.filter(|v| !v.is_empty()).unwrap_or("local").to_owned();
+        self.initial_bounds = bounds.unwrap_or_default().to_owned();
+    }
+}
+
+/// `SET "name" TO 'value'`; a list-valued setting's value is one that quoting would make a single element.
+fn set_statement(name: &str, value: &str) -> String {
+    let list = ["search_path", "datestyle", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries"];
+    let quoted_name = name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".");
+    if list.contains(&name.to_ascii_lowercase().as_str()) {
+        let elements: Vec<_> = split_identifiers(value).iter().map(|e| quote_literal(e)).collect();
+        return format!("SET {quoted_name} TO {}", if elements.is_empty() { "''".into() } else { elements.join(", ") });
+    }
+    format!("SET {quoted_name} TO {}", quote_literal(value))
+}
+
+/// PostgreSQL's SplitIdentifierString: commas, double quotes, unquoted parts folded to lower case.
+pub(crate) fn split_identifiers(list: &str) -> Vec<String> {
+    let (mut parts, mut current, mut quoted, mut was_quoted) = (Vec::new(), String::new(), false, false);
+    let mut chars = list.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (quoted, c) {
+            (true, '"') if chars.peek() == Some(&'"') => {
+                chars.next();
+                current.push('"');
+            }
+            (_, '"') => {
+                quoted = !quoted;
+                was_quoted = true;
+            }
+            (false, ',') => {
+                push_part(&mut parts, &mut current, was_quoted);
+                was_quoted = false;
+            }
+            (false, c) if c.is_whitespace() => {}
+            (false, c) => current.extend(c.to_lowercase()),
+            (true, c) => current.push(c),
+        }
+    }
+    push_part(&mut parts, &mut current, was_quoted);
+    parts
+}
+
+fn push_part(parts: &mut Vec<String>, current: &mut String, was_quoted: bool) {
+    let part = std::mem::take(current);
+    if !part.is_empty() || was_quoted {
+        parts.push(part);
+    }
+}
+
+/// Parses a start-up packet's `options`: `-c name=value`, `-cname=value`, `--name=value`, with backslash escapes.
+pub(crate) fn parse_options(options: &str) -> Vec<(String, String)> {
+    let (mut words, mut word, mut escaped) = (Vec::new(), String::new(), false);
+    for c in options.chars() {
+        match c {
+            _ if escaped => {
+                word.push(c);
+                escaped = false;
+            }
+            '\\' => escaped = true,
+            c if c.is_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            c => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    let mut settings = Vec::new();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let setting = match word.as_str() {
+            "-c" => words.next(),
+            w if w.starts_with("--") => Some(w[2..].to_owned()),
+            w if w.starts_with("-c") => Some(w[2..].to_owned()),
+            _ => None,
+        };
+        if let Some((name, value)) = setting.as_deref().and_then(|s| s.split_once('=')) {
+            settings.push((name.replace('-', "_"), value.to_owned()));
+        }
+    }
+    settings
+}
+
+impl Session {
+    /// Asks the home shard what the settings that routing depends on are now.
+    pub(crate) async fn refresh_effective_settings(&mut self) -> Result<(), ServerError> {
+        const ASK: &str = "SELECT current_setting('search_path'), \
+             current_setting('pgherd.default_distribution', true), current_setting('pgherd.initial_bounds', true)";
+        let results = self.ask_home(ASK).await?;
+        let text = |i| results.first().and_then(|r| r.text(0, i));
+        let role = self.who.role.clone();
+        self.settings.take_effective(&role, [text(0), text(1), text(2)]);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_split_as_postgresql_splits_them() {
+        assert_eq!(split_identifiers("\"$user\", public"), ["$user", "public"]);
+        assert_eq!(split_identifiers("A, \"B\"\"c\""), ["a", "B\"c"]);
+        assert_eq!(split_identifiers("\"\""), [""]);
+        assert!(split_identifiers("").is_empty());
+    }
+
+    #[test]
+    fn options_of_a_startup_packet() {
+        let options = parse_options(r"-c a.b=int\ 3,7 --work-mem=4MB -cx=1");
+        let expect = [("a.b", "int 3,7"), ("work_mem", "4MB"), ("x", "1")];
+        assert_eq!(options, expect.map(|(n, v)| (n.to_owned(), v.to_owned())));
+    }
+
+    #[test]
+    fn equal_settings_have_equal_fingerprints() {
+        let (mut a, mut b) = (Settings::default(), Settings::default());
+        a.set("TimeZone", "SET timezone TO 'UTC'");
+        b.set("timezone", "SET timezone TO 'UTC'");
+        assert_eq!(a.fingerprint(), b.fingerprint());
+        a.reset("timezone");
+        assert_eq!(a.fingerprint(), 0);
+    }
+}

@@ -1,0 +1,207 @@
+//! SET, RESET, DISCARD, SET TRANSACTION and SET CONSTRAINTS.
+//!
+//! PostgreSQL judges each: it runs on the home shard (in a block, on every participant), and what it accepted enters
+//! the session's list, from which other backends are brought in line.
+
+use super::block::notice;
+use super::settings::Settings;
+use super::{Problem, Session, Unit};
+use pgherd_model::{ServerError, SqlState};
+use pgherd_shards::{SimpleResult, UNKNOWN_SETTINGS};
+use pgherd_sql::{Kind, SetValue};
+
+impl Session {
+    /// Runs a statement that changes settings.
+    pub(crate) async fn change_settings(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let text = unit.statement.text.clone();
+        match &unit.statement.parsed.kind {
+            Kind::Set { name, local: true, .. } => {
+                if self.block.open().is_none_or(|open| open.implicit) {
+                    self.run_setting(&text).await?;
+                    let warning = notice(
+                        "WARNING",
+                        SqlState::NO_ACTIVE_TRANSACTION,
+                        "SET LOCAL can only be used in transaction blocks",
+                    );
+                    self.client.put_notice(&warning);
+                } else {
+                    self.run_setting(&text).await?;
+                    if let Some(open) = self.block.open_mut() {
+                        open.transaction.replay_on_join(text.clone());
+                    }
+                    self.after_setting(name).await?;
+                }
+                self.client.put_tag("SET");
+            }
+            Kind::Set { name, value, .. } => {
+                self.run_setting(&text).await?;
+                match value {
+                    SetValue::Default => self.settings.reset(name),
+                    SetValue::Values(_) => self.settings.set(name, &text),
+                }
+                self.settings_changed();
+                self.after_setting(name).await?;
+                self.client.put_tag("SET");
+            }
+            Kind::Reset(Some(name)) => {
+                self.run_setting(&text).await?;
+                self.settings.reset(name);
+                self.settings_changed();
+                self.after_setting(name).await?;
+                self.client.put_tag("RESET");
+            }
+            Kind::Reset(None) => {
+                self.run_setting(&text).await?;
+                self.settings.reset_all();
+                self.settings_changed();
+                self.refresh_effective_settings().await?;
+                self.client.put_tag("RESET");
+            }
+            Kind::SetTransaction { .. } => self.set_transaction(unit).await?,
+            Kind::SetConstraints => {
+                self.on_all_participants(&text).await?;
+                if let Some(open) = self.block.open_mut() {
+                    open.transaction.replay_on_join(text.clone());
+                }
+                self.client.put_tag("SET CONSTRAINTS");
+            }
+            Kind::Discard(what) => self.discard(what).await?,
+            _ => return Err(ServerError::internal("not a setting").into()),
+        }
+        Ok(())
+    }
+
+    /// Runs it where PostgreSQL can judge it, and on all that the session holds now.
+    async fn run_setting(&mut self, text: &str) -> Result<(), Problem> {
+        self.on_all_participants(text).await?;
+        let home = self.gateway.shards.home();
+        if self.block.open().is_some_and(|open| open.transaction.enlisted(home)) {
+            return Ok(());
+        }
+        let told = match &mut self.pinned {
+            Some(pinned) => {
+                pinned.simple(text).await?;
+                pinned.parameters().to_vec()
+            }
+            None => {
+                let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
+                backend.set_settings(UNKNOWN_SETTINGS);
+                let before = backend.parameters().to_vec();
+                backend.simple(text).await?;
+                let after = backend.parameters().to_vec();
+                after.into_iter().filter(|p| !before.contains(p)).collect()
+            }
+        };
+        self.tell_parameters(&told);
+        Ok(())
+    }
+
+    fn tell_parameters(&mut self, parameters: &[(String, String)]) {
+        for (name, value) in parameters {
+            self.client.put_parameter(name, value);
+        }
+    }
+
+    /// On every participant of the block; the client is told of the parameters that one of them reports anew.
+    async fn on_all_participants(&mut self, text: &str) -> Result<Vec<SimpleResult>, Problem> {
+        let mut results = Vec::new();
+        let mut told = Vec::new();
+        if let Some(open) = self.block.open_mut() {
+            for (_, backend) in open.transaction.participants() {
+                let before = backend.parameters().to_vec();
+                // Whether it stays depends on the block's end.
+                backend.set_settings(UNKNOWN_SETTINGS);
+                results = backend.simple(text).await?;
+                told = backend.parameters().iter().filter(|p| !before.contains(p)).cloned().collect();
+            }
+        }
+        self.tell_parameters(&told);
+        Ok(results)
+    }
+
+    /// The session's identity carries the settings to every checkout from now on.
+    pub(crate) fn settings_changed(&mut self) {
+        self.who.settings = self.settings.for_backends();
+        let who = self.who.clone();
+        if let Some(open) = self.block.open_mut() {
+            open.transaction.set_identity(who);
+        }
+    }
+
+    /// Back to the settings of an earlier moment.
+    pub(crate) fn restore_settings(&mut self, settings: Settings) {
+        if settings.fingerprint() != self.settings.fingerprint() || settings.search_path_id != self.settings.search_path_id
+        {
+            self.settings = settings;
+            self.settings_changed();
+        }
+    }
+
+    /// Routing depends on few settings; only those are asked for again.
+    async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
+        if matches!(name, "search_path" | "role" | "session_authorization") || name.starts_with("pgherd.") {
+            self.refresh_effective_settings().await?;
+        }
+        Ok(())
+    }
+
+    async fn set_transaction(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let Kind::SetTransaction { isolation, read_only, deferrable, session, snapshot } = &unit.statement.parsed.kind
+        else {
+            return Err(ServerError::internal("not SET TRANSACTION").into());
+        };
+        let text = unit.statement.text.clone();
+        if snapshot.is_some() {
+            return Err(ServerError::unsupported(
+                "SET TRANSACTION SNAPSHOT is not supported through a gateway yet",
+                "A snapshot belongs to one shard; connect to the shard itself.",
+            )
+            .into());
+        }
+        if *session {
+            self.run_setting(&text).await?;
+            self.settings.set("session characteristics", &text);
+            self.settings_changed();
+        } else if self.block.open().is_none_or(|open| open.implicit) {
+            let warning = notice(
+                "WARNING",
+                SqlState::NO_ACTIVE_TRANSACTION,
+                "SET TRANSACTION can only be used in transaction blocks",
+            );
+            self.client.put_notice(&warning);
+        } else if let Some(open) = self.block.open_mut() {
+            let isolation = isolation.map(super::block::isolation_of);
+            open.transaction.set_mode(isolation, *read_only, *deferrable).await?;
+        }
+        self.client.put_tag("SET");
+        Ok(())
+    }
+
+    async fn discard(&mut self, what: &str) -> Result<(), Problem> {
+        if what == "ALL" && !self.block.is_none() {
+            let error =
+                ServerError::new(SqlState::ACTIVE_TRANSACTION, "DISCARD ALL cannot run inside a transaction block");
+            return Err(error.into());
+        }
+        if what == "ALL" || what.starts_with("TEMP") {
+            self.drop_pinned();
+        }
+        if what == "ALL" {
+            self.prepared.clear();
+            self.portals.clear();
+            self.settings.discard();
+            self.settings_changed();
+            self.refresh_effective_settings().await?;
+        }
+        self.client.put_tag(&format!("DISCARD {what}"));
+        Ok(())
+    }
+
+    /// Gives up the pinned backend, and with it temporary tables and other state of the session.
+    pub(crate) fn drop_pinned(&mut self) {
+        if let Some(mut pinned) = self.pinned.take() {
+            pinned.taint();
+        }
+        self.temporary.clear();
+    }
+}

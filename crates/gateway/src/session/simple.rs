@@ -1,0 +1,65 @@
+//! The simple protocol: a text of one or several statements, all of them one implicit transaction where several.
+
+use super::{Mode, Problem, Session, Unit};
+use pgherd_model::ServerError;
+
+impl Session {
+    /// Runs a Query message and ends with ReadyForQuery.
+    pub(crate) async fn simple_query(&mut self, text: &str) -> Result<(), Problem> {
+        self.portals.remove("");
+        match self.run_text(text).await {
+            Ok(()) => {}
+            Err(Problem::Error(error)) => self.fail(error).await?,
+            Err(Problem::Gone) => return Err(Problem::Gone),
+        }
+        // An implicit block ends with the message, like the portals of a session without a block.
+        if let Err(problem) = self.end_implicit().await {
+            match problem {
+                Problem::Error(error) => self.client.put_error(&error),
+                Problem::Gone => return Err(Problem::Gone),
+            }
+        }
+        self.client.put_ready(self.block.status());
+        Ok(())
+    }
+
+    async fn run_text(&mut self, text: &str) -> Result<(), Problem> {
+        let statements = self.gateway.cache.parse(text)?;
+        if statements.is_empty() {
+            self.client.put(b'I', &[]);
+            return Ok(());
+        }
+        let several = statements.len() > 1;
+        for statement in statements.iter() {
+            if several {
+                self.begin_implicit(&statement.parsed.kind);
+            }
+            let unit = Unit { statement, types: &[], parameters: &[], mode: Mode::Simple };
+            match self.run(unit).await {
+                Err(Problem::Error(error)) => return Err(Problem::Error(shift(error, statement.offset_chars))),
+                other => other?,
+            }
+            self.client.flush_if_large().await?;
+        }
+        Ok(())
+    }
+
+    /// An error ends what is implicit and fails what is explicit.
+    pub(crate) async fn fail(&mut self, error: ServerError) -> Result<(), Problem> {
+        metrics::counter!("pgherd_errors_total", "sqlstate" => error.sqlstate().to_string()).increment(1);
+        let fatal = error.fields().severity == "FATAL";
+        self.client.put_error(&error);
+        self.block.fail();
+        if fatal {
+            self.client.flush().await?;
+            return Err(Problem::Gone);
+        }
+        Ok(())
+    }
+}
+
+/// A position within a statement becomes one within the whole text.
+pub(crate) fn shift(error: ServerError, characters: u32) -> ServerError {
+    let position = error.fields().position.map(|p| p + characters);
+    error.with_position(position)
+}

@@ -1,0 +1,112 @@
+//! From a start-up message to a session that can serve: the role logs in on the home shard, which also judges the
+//! start-up options and reports the parameters that the client is told.
+
+use super::block::Block;
+use super::settings::{Settings, parse_options};
+use super::Session;
+use crate::client::Client;
+use crate::listener::Shared;
+use pgherd_model::{ServerError, SqlState};
+use pgherd_shards::Identity;
+use std::sync::Arc;
+
+impl Session {
+    /// Logs in and tells the client that it may begin; gives the client back with the reason where it may not.
+    pub(crate) async fn start(
+        mut client: Client,
+        parameters: Vec<(String, String)>,
+        gateway: Arc<Shared>,
+    ) -> Result<Self, (Box<Client>, ServerError)> {
+        let prepared = async {
+            let (who, settings) = read_parameters(parameters, &gateway)?;
+            let database = gateway.databases.get(&who.database).await?;
+            Ok::<_, ServerError>((who, settings, database))
+        };
+        let (who, settings, database) = match prepared.await {
+            Ok(parts) => parts,
+            Err(error) => return Err((Box::new(client), error)),
+        };
+        client.out.reserve(1024);
+        let cancel = gateway.cancels.register();
+        let mut session = Self {
+            gateway,
+            client,
+            who,
+            database,
+            settings,
+            prepared: Default::default(),
+            portals: Default::default(),
+            block: Block::default(),
+            cancel,
+            temporary: Default::default(),
+            pinned: None,
+            gathered: Vec::new(),
+            skip_to_sync: false,
+        };
+        match session.log_in().await {
+            Ok(()) => Ok(session),
+            Err(error) => Err((Box::new(session.client), error)),
+        }
+    }
+
+    async fn log_in(&mut self) -> Result<(), ServerError> {
+        self.who.settings = self.settings.for_backends();
+        let home = self.gateway.shards.home();
+        let backend = self.database.coordinator.autocommit(home, &self.who).await.map_err(ServerError::from)?;
+        let reported = backend.parameters().to_vec();
+        drop(backend);
+        self.refresh_effective_settings().await?;
+        self.client.put(b'R', &0i32.to_be_bytes());
+        for (name, value) in &reported {
+            self.client.put_parameter(name, value);
+        }
+        let mut key = self.cancel.process_id.to_be_bytes().to_vec();
+        key.extend_from_slice(&self.cancel.secret.to_be_bytes());
+        self.client.put(b'K', &key);
+        self.client.put_ready(b'I');
+        metrics::counter!("pgherd_sessions_total").increment(1);
+        Ok(())
+    }
+}
+
+/// Splits the start-up message into who, where and settings.
+fn read_parameters(
+    parameters: Vec<(String, String)>,
+    gateway: &Shared,
+) -> Result<(Identity, Settings), ServerError> {
+    let (mut user, mut database, mut startup) = (None, None, Vec::new());
+    if let Some(distribution) = &gateway.options.default_distribution {
+        startup.push(("pgherd.default_distribution".to_owned(), distribution.clone()));
+    }
+    if let Some(bounds) = &gateway.options.initial_bounds {
+        startup.push(("pgherd.initial_bounds".to_owned(), bounds.clone()));
+    }
+    for (name, value) in parameters {
+        match name.as_str() {
+            "user" => user = Some(value),
+            "database" => database = Some(value),
+            "options" => startup.extend(parse_options(&value)),
+            "replication" if !matches!(value.as_str(), "false" | "off" | "no" | "0") => {
+                return Err(ServerError::unsupported(
+                    "replication connections are not available through a gateway",
+                    "Connect to the shard itself; `pgherd status` shows where it is.",
+                ));
+            }
+            "replication" => {}
+            name if name.starts_with("_pq_.") => {}
+            _ => startup.push((name, value)),
+        }
+    }
+    let user = user.filter(|u| !u.is_empty()).ok_or_else(|| {
+        ServerError::new(SqlState::INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
+    })?;
+    if user == gateway.options.service_role {
+        return Err(ServerError::new(
+            SqlState::INVALID_AUTHORIZATION,
+            format!("role \"{user}\" is the gateways' own and cannot log in through a gateway"),
+        )
+        .with_hint("Connect as another role."));
+    }
+    let database = database.filter(|d| !d.is_empty()).unwrap_or_else(|| user.clone());
+    Ok((Identity::new(&user, &database), Settings::from_startup(startup)))
+}

@@ -1,0 +1,197 @@
+//! PREPARE, EXECUTE and DEALLOCATE in SQL: they share the names of the protocol's prepared statements, as in
+//! PostgreSQL. Arguments are evaluated by the home shard.
+
+use super::extended::{Prepared, no_statement};
+use super::{Problem, Session, Unit};
+use bytes::Bytes;
+use pgherd_model::{ServerError, SqlState};
+use pgherd_query::Description;
+use pgherd_sql::Kind;
+use std::sync::Arc;
+
+impl Session {
+    /// Runs one of the three.
+    pub(crate) async fn stored(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        match &unit.statement.parsed.kind {
+            Kind::Prepare { name, types, inner } => {
+                let inner = unit.statement.text.get(inner.clone()).unwrap_or_default().to_owned();
+                self.prepare(name, types, &inner).await
+            }
+            Kind::Execute(name) => self.execute_stored(name, unit).await,
+            Kind::Deallocate(name) => {
+                match name {
+                    Some(name) => {
+                        self.prepared.remove(name).ok_or_else(|| no_statement(name))?;
+                        self.client.put_tag("DEALLOCATE");
+                    }
+                    None => {
+                        self.prepared.clear();
+                        self.client.put_tag("DEALLOCATE ALL");
+                    }
+                }
+                Ok(())
+            }
+            _ => Err(ServerError::internal("not PREPARE, EXECUTE or DEALLOCATE").into()),
+        }
+    }
+
+    async fn prepare(&mut self, name: &str, types: &[String], inner: &str) -> Result<(), Problem> {
+        if self.prepared.contains_key(name) {
+            return Err(ServerError::new(
+                SqlState::DUPLICATE_PREPARED_STATEMENT,
+                format!("prepared statement \"{name}\" already exists"),
+            )
+            .into());
+        }
+        let mut oids = Vec::with_capacity(types.len());
+        for type_name in types {
+            oids.push(if type_name.eq_ignore_ascii_case("unknown") { 0 } else { self.type_oid(type_name).await? });
+        }
+        let statements = self.gateway.cache.parse(inner)?;
+        let statement = statements.first().cloned();
+        let mut prepared = Prepared { statement, types: oids, named: true };
+        // PostgreSQL judges the statement now, and settles the types of its parameters.
+        if let Some(statement) = prepared.statement.clone() {
+            let mode = super::Mode::Simple;
+            let unit = Unit { statement: &statement, types: &prepared.types, parameters: &[], mode };
+            let entered = self.enter(unit).await?;
+            let described = self.description(unit, &entered.snapshot).await?;
+            prepared.types = described.parameter_types.clone();
+        }
+        self.prepared.insert(name.to_owned(), Arc::new(prepared));
+        self.client.put_tag("PREPARE");
+        Ok(())
+    }
+
+    async fn type_oid(&mut self, name: &str) -> Result<u32, Problem> {
+        let sql = format!("SELECT {}::regtype::oid", pgherd_model::quote_literal(name));
+        let results = self.ask_home(&sql).await?;
+        let oid = results.first().and_then(|r| r.text(0, 0)).and_then(|t| t.parse().ok());
+        Ok(oid.ok_or_else(|| ServerError::internal("regtype gave no oid"))?)
+    }
+
+    async fn execute_stored(&mut self, name: &str, unit: Unit<'_>) -> Result<(), Problem> {
+        let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
+        let Some(statement) = &prepared.statement else {
+            self.client.put(b'I', &[]);
+            return Ok(());
+        };
+        let arguments = arguments(&unit.statement.text);
+        let parameters = self.evaluate(name, arguments, &prepared.types).await?;
+        let inner = Unit { statement, types: &prepared.types, parameters: &parameters, mode: unit.mode };
+        match (inner.mode, parameters.is_empty()) {
+            // Without parameters the simple protocol can carry it as it is.
+            (_, true) | (super::Mode::Extended { .. }, _) => Box::pin(self.run(inner)).await,
+            (super::Mode::Simple, false) => {
+                let mode =
+                    super::Mode::Extended { formats: &[], describe: true, max_rows: 0, named: true, portal: "" };
+                let mark = self.client.out.len();
+                let result = Box::pin(self.run(Unit { mode, ..inner })).await;
+                drop_no_data(&mut self.client.out, mark);
+                result
+            }
+        }
+    }
+
+    /// The statement behind an EXECUTE, described.
+    pub(crate) async fn describe_stored(&mut self, unit: Unit<'_>) -> Result<Arc<Description>, Problem> {
+        let Kind::Execute(name) = &unit.statement.parsed.kind else {
+            return Err(ServerError::internal("not EXECUTE").into());
+        };
+        let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
+        let Some(statement) = &prepared.statement else {
+            return Ok(Arc::new(Description { parameter_types: Vec::new(), columns: None }));
+        };
+        let inner = Unit { statement, types: &prepared.types, ..unit };
+        let entered = self.enter(inner).await?;
+        let described = self.description(inner, &entered.snapshot).await?;
+        Ok(Arc::new(Description { parameter_types: Vec::new(), columns: described.columns.clone() }))
+    }
+
+    /// The arguments' values as text, converted to the parameters' types by the home shard.
+    async fn evaluate(
+        &mut self,
+        name: &str,
+        arguments: Option<&str>,
+        types: &[u32],
+    ) -> Result<Vec<(bool, Option<Bytes>)>, Problem> {
+        let Some(arguments) = arguments else {
+            if !types.is_empty() {
+                return Err(wrong_count(name, 0, types.len()));
+            }
+            return Ok(Vec::new());
+        };
+        // A prepared SELECT of the arguments, so that each is read as its parameter's type would read it.
+        let list = split_arguments(arguments);
+        if list.len() != types.len() {
+            return Err(wrong_count(name, list.len(), types.len()));
+        }
+        let mut names = Vec::with_capacity(types.len());
+        for oid in types {
+            let results = self.ask_home(&format!("SELECT format_type({oid}, NULL)")).await?;
+            names.push(results.first().and_then(|r| r.text(0, 0)).unwrap_or("text").to_owned());
+        }
+        let items: Vec<_> = list.iter().zip(&names).map(|(a, t)| format!("(({a})::{t})::text")).collect();
+        let results = self.ask_home(&format!("SELECT {}", items.join(", "))).await?;
+        let row = results.into_iter().next().and_then(|r| r.rows.into_iter().next()).unwrap_or_default();
+        Ok(row.into_iter().map(|value| (false, value)).collect())
+    }
+}
+
+fn wrong_count(name: &str, given: usize, expected: usize) -> Problem {
+    ServerError::new(
+        SqlState::SYNTAX_ERROR,
+        format!("wrong number of parameters for prepared statement \"{name}\""),
+    )
+    .with_detail(format!("Expected {expected} parameters but got {given}."))
+    .into()
+}
+
+/// What stands between the outermost parentheses.
+fn arguments(text: &str) -> Option<&str> {
+    let open = text.find('(')?;
+    let close = text.rfind(')')?;
+    (close > open).then(|| text[open + 1..close].trim()).filter(|a| !a.is_empty())
+}
+
+/// Splits at top-level commas.
+fn split_arguments(text: &str) -> Vec<&str> {
+    let (mut parts, mut depth, mut start, mut quote) = (Vec::new(), 0usize, 0, None);
+    for (i, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(q), c) if c == q => quote = None,
+            (Some(_), _) => {}
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '(' | '[') => depth += 1,
+            (None, ')' | ']') => depth = depth.saturating_sub(1),
+            (None, ',') if depth == 0 => {
+                parts.push(text[start..i].trim());
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(text[start..].trim());
+    parts
+}
+
+/// The simple protocol has no NoData: takes one out of what was put since `mark`.
+fn drop_no_data(out: &mut bytes::BytesMut, mark: usize) {
+    if out.len() >= mark + 5 && out[mark] == b'n' {
+        let rest = out.split_off(mark + 5);
+        out.truncate(mark);
+        out.unsplit(rest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_split_at_top_level() {
+        assert_eq!(arguments("EXECUTE p(1, f(2, 3), 'a,b')"), Some("1, f(2, 3), 'a,b'"));
+        assert_eq!(split_arguments("1, f(2, 3), 'a,b'"), ["1", "f(2, 3)", "'a,b'"]);
+        assert_eq!(arguments("EXECUTE p"), None);
+    }
+}

@@ -1,0 +1,161 @@
+//! Parsed and analysed statements, shared by all sessions of a gateway and keyed by their text.
+
+use ahash::AHashMap;
+use parking_lot::Mutex;
+use pgherd_model::{Epoch, ServerError, Snapshot};
+use pgherd_query::Description;
+use pgherd_sql::{Analysis, Parsed};
+use std::sync::Arc;
+
+/// How many texts are kept.
+const CAPACITY: usize = 4096;
+/// Longer texts (bulk INSERTs) are not kept.
+const LONGEST_CACHED: usize = 16 * 1024;
+
+/// One statement of a text.
+pub(crate) struct Statement {
+    /// the statement's own text, without the `;`
+    pub(crate) text: Arc<str>,
+    /// characters of the client's text before it, to map error positions
+    pub(crate) offset_chars: u32,
+    pub(crate) parsed: Parsed,
+    analysed: Mutex<Option<Analysed>>,
+    described: Mutex<Option<Described>>,
+}
+
+struct Analysed {
+    epoch: Epoch,
+    search_path: u64,
+    types: Vec<u32>,
+    analysis: Arc<Analysis>,
+}
+
+struct Described {
+    epoch: Epoch,
+    search_path: u64,
+    types: Vec<u32>,
+    description: Arc<Description>,
+}
+
+/// What an analysis depends on besides the text.
+pub(crate) struct Context<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) search_path: &'a [Arc<str>],
+    pub(crate) search_path_id: u64,
+    pub(crate) temporary: &'a dyn Fn(&str) -> bool,
+    pub(crate) types: &'a [u32],
+    /// false for a transaction's own uncommitted schema and for sessions with temporary tables
+    pub(crate) cacheable: bool,
+}
+
+impl Statement {
+    fn new(text: &str, offset_chars: u32, parsed: Parsed) -> Self {
+        Self { text: text.into(), offset_chars, parsed, analysed: Mutex::default(), described: Mutex::default() }
+    }
+
+    /// The analysis under `context`.
+    pub(crate) fn analysis(&self, context: &Context<'_>) -> Result<Arc<Analysis>, ServerError> {
+        if context.cacheable
+            && let Some(cached) = &*self.analysed.lock()
+            && cached.epoch == context.snapshot.epoch
+            && cached.search_path == context.search_path_id
+            && cached.types == context.types
+        {
+            return Ok(cached.analysis.clone());
+        }
+        let analysis = Arc::new(pgherd_sql::analyze(
+            &self.parsed,
+            &self.text,
+            context.snapshot,
+            context.search_path,
+            context.temporary,
+            context.types,
+        )?);
+        if context.cacheable {
+            *self.analysed.lock() = Some(Analysed {
+                epoch: context.snapshot.epoch,
+                search_path: context.search_path_id,
+                types: context.types.to_vec(),
+                analysis: analysis.clone(),
+            });
+        }
+        Ok(analysis)
+    }
+
+    /// A description made earlier under the same context.
+    pub(crate) fn description(&self, context: &Context<'_>) -> Option<Arc<Description>> {
+        let described = self.described.lock();
+        let cached = described.as_ref()?;
+        (context.cacheable
+            && cached.epoch == context.snapshot.epoch
+            && cached.search_path == context.search_path_id
+            && cached.types == context.types)
+            .then(|| cached.description.clone())
+    }
+
+    /// Keeps a description.
+    pub(crate) fn keep_description(&self, context: &Context<'_>, description: &Arc<Description>) {
+        if context.cacheable {
+            *self.described.lock() = Some(Described {
+                epoch: context.snapshot.epoch,
+                search_path: context.search_path_id,
+                types: context.types.to_vec(),
+                description: description.clone(),
+            });
+        }
+    }
+}
+
+/// The statements of one text.
+pub(crate) type Statements = Arc<[Arc<Statement>]>;
+
+/// The cache.
+pub(crate) struct StatementCache {
+    texts: Mutex<lru::LruCache<Arc<str>, Statements, ahash::RandomState>>,
+    ids: Mutex<AHashMap<(Arc<str>, Vec<u32>), u64>>,
+}
+
+impl Default for StatementCache {
+    fn default() -> Self {
+        let capacity = std::num::NonZeroUsize::new(CAPACITY).expect("not zero");
+        Self { texts: Mutex::new(lru::LruCache::with_hasher(capacity, ahash::RandomState::new())), ids: Mutex::default() }
+    }
+}
+
+impl StatementCache {
+    /// The text's statements, parsed now or earlier.
+    pub(crate) fn parse(&self, text: &str) -> Result<Statements, ServerError> {
+        if text.len() <= LONGEST_CACHED
+            && let Some(statements) = self.texts.lock().get(text)
+        {
+            return Ok(statements.clone());
+        }
+        let mut parsed = pgherd_sql::parse(text)?;
+        let statements: Statements = if parsed.len() == 1 && parsed[0].span.start == 0 {
+            let parsed = parsed.remove(0);
+            Arc::new([Arc::new(Statement::new(&text[parsed.span.clone()], 0, parsed))])
+        } else {
+            // Each on its own, so that all byte offsets count from the statement's start.
+            let mut statements = Vec::with_capacity(parsed.len());
+            for span in parsed.into_iter().map(|p| p.span) {
+                let offset_chars = text[..span.start].chars().count() as u32;
+                let own = &text[span];
+                if let Some(parsed) = pgherd_sql::parse(own)?.into_iter().next() {
+                    statements.push(Arc::new(Statement::new(own, offset_chars, parsed)));
+                }
+            }
+            statements.into()
+        };
+        if text.len() <= LONGEST_CACHED {
+            self.texts.lock().put(text.into(), statements.clone());
+        }
+        Ok(statements)
+    }
+
+    /// The number that names a prepared statement of this text and these types on every backend (`s<id>`).
+    pub(crate) fn id(&self, text: &Arc<str>, types: &[u32]) -> u64 {
+        let mut ids = self.ids.lock();
+        let next = ids.len() as u64 + 1;
+        *ids.entry((text.clone(), types.to_vec())).or_insert(next)
+    }
+}
