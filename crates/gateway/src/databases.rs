@@ -3,7 +3,7 @@
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Shards;
-use pgherd_transaction::Coordinator;
+use pgherd_transaction::{CommitIdentity, Coordinator};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -43,7 +43,14 @@ impl Databases {
                 _ => error,
             }
         })?;
-        let coordinator = Coordinator::open(self.shards.clone(), catalog.clone()).await.map_err(ServerError::from)?;
+        let (gateway, incarnation) = catalog.identity();
+        let identity = CommitIdentity {
+            cluster: catalog.cluster().to_owned(),
+            gateway: gateway.to_owned(),
+            incarnation,
+            secret: catalog.secret().to_owned(),
+        };
+        let coordinator = Coordinator::open(self.shards.clone(), name, identity).await.map_err(ServerError::from)?;
         let database = Arc::new(Database { catalog, coordinator });
         open.insert(name.to_owned(), database.clone());
         Ok(database)

@@ -9,7 +9,6 @@
 mod cancel;
 mod client;
 mod databases;
-mod errors;
 mod listener;
 mod metrics;
 mod session;

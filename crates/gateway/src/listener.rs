@@ -67,14 +67,6 @@ impl Gateway {
         let mut shard_options = pgherd_shards::Options::new(options.shards.clone(), options.service_role.clone());
         shard_options.pool_size = options.pool_size;
         let shards = Shards::new(shard_options);
-        let catalog = pgherd_catalog::Options {
-            cluster: options.cluster.clone(),
-            gateway: options.gateway_name.clone(),
-            address: options.listen.to_string(),
-            secret: options.secret.clone(),
-            lease: Duration::from_secs(6),
-            renew_every: Duration::from_secs(1),
-        };
         let listener = TcpListener::bind(options.listen).await.map_err(|e| Error::Listen(options.listen, e))?;
         let address = listener.local_addr().map_err(|e| Error::Listen(options.listen, e))?;
         let (stop, stopping) = watch::channel(false);
@@ -85,7 +77,12 @@ impl Gateway {
         let shared = Arc::new(Shared {
             databases: Databases::new(
                 shards.clone(),
-                pgherd_catalog::Options { address: address.to_string(), ..catalog },
+                pgherd_catalog::Options::new(
+                    options.cluster.clone(),
+                    options.gateway_name.clone(),
+                    address.to_string(),
+                    options.secret.clone(),
+                ),
             ),
             engine: Engine::new(pgherd_query::Limits { memory_bytes: options.query_memory_bytes, ..Default::default() })?,
             options,

@@ -51,8 +51,6 @@ pub(crate) struct Session {
     cancel: Registered,
     /// names of temporary tables, which live on the pinned backend
     temporary: HashSet<String>,
-    /// a home-shard backend that holds session state
-    pinned: Option<pgherd_shards::Backend>,
     /// extended protocol: messages since the last Sync or Flush
     gathered: Vec<PgWireFrontendMessage>,
     /// extended protocol: an error came, skip to Sync
@@ -206,9 +204,6 @@ impl Session {
         {
             return Ok(open.transaction.participant(home).await.map_err(ServerError::from)?.simple(sql).await?);
         }
-        if let Some(pinned) = &mut self.pinned {
-            return Ok(pinned.simple(sql).await?);
-        }
         let mut backend =
             self.database.coordinator.autocommit(home, &self.who).await.map_err(ServerError::from)?;
         Ok(backend.simple(sql).await?)
@@ -220,11 +215,8 @@ impl Session {
             let change = open.change;
             let _ = open.transaction.rollback().await;
             if let Some(change) = change {
-                change.finish(false).await;
+                let _ = change.finish().await;
             }
-        }
-        if let Some(mut pinned) = self.pinned.take() {
-            pinned.taint();
         }
     }
 }

@@ -113,10 +113,7 @@ pub(crate) fn notice(severity: &str, code: SqlState, message: &str) -> ServerErr
 impl Session {
     fn new_block(&mut self, mode: Mode) -> Box<Open> {
         let implicit = mode.implicit;
-        let mut transaction = self.database.coordinator.begin(self.who.clone(), mode);
-        if let Some(pinned) = self.pinned.take() {
-            transaction.adopt(pinned);
-        }
+        let transaction = self.database.coordinator.begin(self.who.clone(), mode);
         Box::new(Open {
             transaction,
             implicit,
@@ -302,16 +299,13 @@ impl Session {
         // A cancel that hits a commit could make it look done where it is not (transactions.md, trap 2).
         self.cancel.slot.clear();
         let result = transaction.commit().await;
-        let committed = matches!(&result, Ok(done) if done.committed);
-        if let Some(change) = change {
-            change.finish(committed).await;
-        }
+        let committed = matches!(&result, Ok(done) if done.tag == "COMMIT");
+        finish_change(change).await;
         match result {
             Ok(done) => {
                 for notice in &done.notices {
                     self.client.put_notice(notice);
                 }
-                self.pinned = done.adopted;
                 if !committed {
                     self.restore_settings(settings_before);
                 }
@@ -319,7 +313,6 @@ impl Session {
             }
             Err(error) => {
                 self.restore_settings(settings_before);
-                self.lost_pinned();
                 Err(self.as_client_sees(error.into()).into())
             }
         }
@@ -331,25 +324,9 @@ impl Session {
         let Open { transaction, change, settings_before, .. } = *open;
         self.portals.clear();
         self.restore_settings(settings_before);
-        let result = transaction.rollback().await;
-        if let Some(change) = change {
-            change.finish(false).await;
-        }
-        // A participant whose connection broke has rolled back by itself.
-        match result {
-            Ok(adopted) => self.pinned = adopted,
-            Err(error) => {
-                self.lost_pinned();
-                tracing::debug!("a rollback met a broken connection: {error}");
-            }
-        }
+        transaction.rollback().await?;
+        finish_change(change).await;
         Ok(())
-    }
-
-    /// The pinned backend went down with a transaction: its temporary tables are gone.
-    fn lost_pinned(&mut self) {
-        self.pinned = None;
-        self.temporary.clear();
     }
 
     /// After a rollback to a savepoint, the catalog as the transaction now sees it.
@@ -363,6 +340,15 @@ impl Session {
             open.overlay = Some(catalog.load_through(backend).await?);
         }
         Ok(())
+    }
+}
+
+/// Opens the names of a schema change again; where the home shard does not answer, the catalog goes on trying.
+async fn finish_change(change: Option<Change>) {
+    if let Some(change) = change
+        && let Err(error) = change.finish().await
+    {
+        tracing::warn!("a schema change is not cleared yet: {error}");
     }
 }
 

@@ -1,7 +1,6 @@
 //! Gives each statement to the branch that runs it, and runs those that routing decides.
 
 use super::{Problem, Session, Unit};
-use crate::errors::{name_parent, names_missing_child};
 use crate::statements::Context;
 use pgherd_catalog::StatementGuard;
 use pgherd_model::{ServerError, Snapshot};
@@ -17,7 +16,7 @@ pub(crate) struct Entered {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) analysis: Arc<Analysis>,
     /// held until the statement has finished on its shards
-    _guard: StatementGuard,
+    pub(crate) guard: StatementGuard,
 }
 
 impl Session {
@@ -145,7 +144,7 @@ impl Session {
             // A transaction that already holds locks on these tables must not wait for a change that waits for it.
             let touched = self.block.open().is_some_and(|open| names.iter().all(|n| open.touched.contains(n)));
             let guard = if touched && !names.is_empty() {
-                catalog.enter_touched(names)?
+                catalog.enter_touched(names, snapshot.clone())?
             } else if let Some(guard) = catalog.try_enter(names) {
                 guard
             } else {
@@ -158,7 +157,7 @@ impl Session {
             if let Some(open) = self.block.open_mut() {
                 open.touched.extend(names.iter().copied());
             }
-            return Ok(Entered { snapshot, analysis, _guard: guard });
+            return Ok(Entered { snapshot, analysis, guard });
         }
     }
 
@@ -201,13 +200,10 @@ impl Session {
             Some(open) if open.transaction.enlisted(home) => {
                 pgherd_query::describe(open.transaction.participant(home).await?, text, types).await
             }
-            _ => match &mut self.pinned {
-                Some(pinned) => pgherd_query::describe(pinned, text, types).await,
-                None => {
-                    let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
-                    pgherd_query::describe(&mut backend, text, types).await
-                }
-            },
+            _ => {
+                let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
+                pgherd_query::describe(&mut backend, text, types).await
+            }
         };
         let description = Arc::new(described?);
         unit.statement.keep_description(&self.context(unit, snapshot, &temporary), &description);
@@ -215,9 +211,11 @@ impl Session {
     }
 
     /// An error with the user's names for things.
-    pub(crate) fn as_client_sees(&self, error: ServerError) -> ServerError {
+    pub(crate) fn as_client_sees(&self, mut error: ServerError) -> ServerError {
         let overlay = self.block.open().and_then(|open| open.overlay.clone());
-        name_parent(error, &overlay.unwrap_or_else(|| self.catalog().snapshot()))
+        let snapshot = overlay.unwrap_or_else(|| self.catalog().snapshot());
+        pgherd_catalog::restore_parent_names(&mut error, &snapshot);
+        error
     }
 }
 
@@ -234,4 +232,9 @@ fn stale_route(error: ServerError) -> ServerError {
     )
     .with_detail(error.fields().message.clone())
     .with_hint("Repeat the transaction.")
+}
+
+/// Whether an error says that a child or fence is not there (any more): the route was stale.
+pub(crate) fn names_missing_child(error: &ServerError) -> bool {
+    error.sqlstate() == pgherd_model::SqlState::UNDEFINED_TABLE && error.fields().message.contains("pgherd_data")
 }

@@ -19,7 +19,7 @@ impl Session {
     /// Forwards to one shard: alone in autocommit, else as a participant of the block.
     pub(crate) async fn forward(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
         if self.block.is_none() && part.fences.is_empty() {
-            return self.forward_alone(unit, part).await;
+            return self.forward_alone(unit, entered, part).await;
         }
         let made = self.ensure_block();
         let result = self.forward_in_block(unit, entered, part).await;
@@ -51,18 +51,9 @@ impl Session {
     }
 
     /// Autocommit on one shard: PostgreSQL's own behaviour at PostgreSQL's own price.
-    async fn forward_alone(&mut self, unit: Unit<'_>, part: &Part) -> Result<(), Problem> {
-        let catalog = self.database.catalog.clone();
-        let fresh = || catalog.lease_is_valid();
-        let on_pinned = self.pinned.is_some() && part.shard == self.gateway.shards.home();
-        let mut checked_out = None;
-        let backend = match &mut self.pinned {
-            Some(pinned) if on_pinned => pinned,
-            _ => {
-                let backend = self.database.coordinator.autocommit(part.shard, &self.who).await?;
-                checked_out.insert(backend)
-            }
-        };
+    async fn forward_alone(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
+        let fresh = || entered.guard.is_valid();
+        let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.gateway.cache, part, unit)?;
         backend.flush().await?;
@@ -70,7 +61,6 @@ impl Session {
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
-        drop(checked_out);
         match reply.error {
             Some(error) => Err(self.shard_error(part, unit, error).into()),
             None => Ok(()),
@@ -84,9 +74,9 @@ impl Session {
         entered: &Entered,
         part: &Part,
     ) -> Result<Option<String>, Problem> {
-        let catalog = self.database.catalog.clone();
-        let fresh = || catalog.lease_is_valid();
+        let fresh = || entered.guard.is_valid();
         let open = self.block.open_mut().ok_or_else(no_block)?;
+        open.transaction.participant(part.shard).await?;
         if !entered.analysis.read_only {
             open.transaction.wrote(part.shard);
         }
@@ -112,7 +102,7 @@ impl Session {
 
     /// A shard's error with positions in the client's text and the user's names.
     pub(crate) fn shard_error(&self, part: &Part, _unit: Unit<'_>, error: ServerError) -> ServerError {
-        if crate::errors::names_missing_child(&error) {
+        if super::execute::names_missing_child(&error) {
             return error;
         }
         let position = error.fields().position.map(|p| pgherd_sql::map_position(part, p));

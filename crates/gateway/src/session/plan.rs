@@ -41,7 +41,6 @@ impl Session {
             settings_sql: &settings_sql,
         };
         let gateway = self.gateway.clone();
-        let catalog = self.database.catalog.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         self.cancel.slot.clear();
         let (count, rows) = match &unit.statement.parsed.kind {
@@ -77,14 +76,14 @@ impl Session {
                 }
                 self.client.out.extend_from_slice(&batch.bytes);
                 if self.client.out.len() >= crate::client::FLUSH_AT {
-                    if !catalog.lease_is_valid() {
+                    if !entered.guard.is_valid() {
                         return Err(lost_lease().into());
                     }
                     self.client.flush().await?;
                 }
             }
         }
-        if !catalog.lease_is_valid() {
+        if !entered.guard.is_valid() {
             return Err(lost_lease().into());
         }
         if limit > 0 {

@@ -44,6 +44,7 @@ impl Session {
     ) -> Result<Option<String>, Problem> {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         for (i, part) in parts.iter().enumerate() {
+            open.transaction.participant(part.shard).await?;
             if !entered.analysis.read_only {
                 open.transaction.wrote(part.shard);
             }
@@ -66,7 +67,7 @@ impl Session {
                 return Err(self.shard_error(part, unit, error).into());
             }
         }
-        if !self.catalog().lease_is_valid() {
+        if !entered.guard.is_valid() {
             return Err(lost_lease().into());
         }
         self.put_answers(unit, &answers, merge);

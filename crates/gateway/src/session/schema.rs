@@ -91,7 +91,7 @@ impl Session {
             .into());
         }
         let entered = self.enter(unit).await?;
-        if !entered.analysis.touches_sharded && self.pinned.is_some() {
+        if !entered.analysis.touches_sharded && self.who.pin.is_some() {
             drop(entered);
             return self.routed(unit).await;
         }
@@ -158,14 +158,13 @@ impl Session {
             .into());
         }
         let home = self.gateway.shards.home();
-        if self.pinned.is_none() && !self.block.open().is_some_and(|open| open.transaction.enlisted(home)) {
-            let backend = self.database.coordinator.autocommit(home, &self.who).await?;
+        if self.who.pin.is_none() {
+            let pin = pgherd_shards::Pin::new(home);
             match self.block.open_mut() {
-                Some(open) => open.transaction.adopt(backend),
-                None => self.pinned = Some(backend),
+                Some(open) => open.transaction.participant(home).await?.pin(Some(pin.clone())),
+                None => self.database.coordinator.autocommit(home, &self.who).await?.pin(Some(pin.clone())),
             }
-        } else if let Some(open) = self.block.open_mut() {
-            open.transaction.keep_participant(home);
+            self.who.pin = Some(pin);
         }
         let part = pgherd_sql::Part {
             shard: home,

@@ -78,20 +78,11 @@ impl Session {
         if self.block.open().is_some_and(|open| open.transaction.enlisted(home)) {
             return Ok(());
         }
-        let told = match &mut self.pinned {
-            Some(pinned) => {
-                pinned.simple(text).await?;
-                pinned.parameters().to_vec()
-            }
-            None => {
-                let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
-                backend.set_settings(UNKNOWN_SETTINGS);
-                let before = backend.parameters().to_vec();
-                backend.simple(text).await?;
-                let after = backend.parameters().to_vec();
-                after.into_iter().filter(|p| !before.contains(p)).collect()
-            }
-        };
+        let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
+        backend.set_settings(UNKNOWN_SETTINGS);
+        let before = backend.parameters().to_vec();
+        backend.simple(text).await?;
+        let told: Vec<_> = backend.parameters().iter().filter(|p| !before.contains(p)).cloned().collect();
         self.tell_parameters(&told);
         Ok(())
     }
@@ -122,9 +113,9 @@ impl Session {
     /// The session's identity carries the settings to every checkout from now on.
     pub(crate) fn settings_changed(&mut self) {
         self.who.settings = self.settings.for_backends();
-        let who = self.who.clone();
+        let settings = self.who.settings.clone();
         if let Some(open) = self.block.open_mut() {
-            open.transaction.set_identity(who);
+            open.transaction.set_settings(settings);
         }
     }
 
@@ -169,9 +160,15 @@ impl Session {
                 "SET TRANSACTION can only be used in transaction blocks",
             );
             self.client.put_notice(&warning);
-        } else if let Some(open) = self.block.open_mut() {
-            let isolation = isolation.map(super::block::isolation_of);
-            open.transaction.set_mode(isolation, *read_only, *deferrable).await?;
+        } else {
+            self.on_all_participants(&text).await?;
+            if let Some(open) = self.block.open_mut() {
+                let mut mode = open.transaction.mode().clone();
+                mode.isolation = isolation.map(super::block::isolation_of).or(mode.isolation);
+                mode.read_only = read_only.or(mode.read_only);
+                mode.deferrable = deferrable.or(mode.deferrable);
+                open.transaction.set_mode(mode);
+            }
         }
         self.client.put_tag("SET");
         Ok(())
@@ -199,9 +196,7 @@ impl Session {
 
     /// Gives up the pinned backend, and with it temporary tables and other state of the session.
     pub(crate) fn drop_pinned(&mut self) {
-        if let Some(mut pinned) = self.pinned.take() {
-            pinned.taint();
-        }
+        self.who.pin = None;
         self.temporary.clear();
     }
 }

@@ -39,7 +39,6 @@ impl Session {
             block: Block::default(),
             cancel,
             temporary: Default::default(),
-            pinned: None,
             gathered: Vec::new(),
             skip_to_sync: false,
         };
