@@ -95,9 +95,9 @@ EXCEPTION WHEN unique_violation THEN
 END $$;
 
 -- Announces a change unless another transaction's change has one of the names.
--- Returns its id and a fresh table number; nothing while it has to wait; 57P03 when the gateway has no lease.
+-- Returns its id; nothing while it has to wait; 57P03 when the gateway has no lease.
 CREATE OR REPLACE FUNCTION pgherd.announce_change(gateway text, root_change bigint, hashes bigint[], what text)
-RETURNS TABLE (change_id bigint, table_number bigint)
+RETURNS TABLE (change_id bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     LOCK TABLE pgherd.change IN SHARE ROW EXCLUSIVE MODE;
@@ -113,7 +113,6 @@ BEGIN
     IF root_change IS NULL THEN
         UPDATE pgherd.change c SET root = c.id WHERE c.id = change_id;
     END IF;
-    table_number := nextval('pgherd.table_number');
     RETURN NEXT;
 END $$;
 

@@ -143,3 +143,29 @@ BEGIN
         END LOOP;
     END LOOP;
 END $$;
+
+-- Sequences have their values on the home shard only. Elsewhere the ones that these tables' columns use (or these sequences
+-- themselves) are set to their end, so that a default which runs there by mistake fails (2200H) instead of giving a
+-- value twice. payload: ["public.t", "public.s"] as regclass reads it
+CREATE OR REPLACE FUNCTION pgherd.close_sequences(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    item record;
+BEGIN
+    PERFORM pgherd.check_signature('close_sequences ' || payload, signature);
+    FOR item IN
+        WITH named AS (SELECT to_regclass(name)::oid AS oid FROM json_array_elements_text(payload::json) AS n(name))
+        SELECT s.seqrelid AS oid, s.seqincrement > 0 AS ascending, s.seqmin, s.seqmax, s.seqcycle FROM pg_sequence s
+        WHERE s.seqrelid IN (SELECT oid FROM named)
+           OR s.seqrelid IN (SELECT d.objid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                AND d.refclassid = 'pg_class'::regclass AND d.refobjid IN (SELECT oid FROM named) AND d.deptype IN ('a', 'i'))
+           OR s.seqrelid IN (SELECT d.refobjid FROM pg_depend d JOIN pg_attrdef a ON a.oid = d.objid
+                WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass
+                AND a.adrelid IN (SELECT oid FROM named))
+    LOOP
+        IF item.seqcycle THEN
+            EXECUTE format('ALTER SEQUENCE %s NO CYCLE', item.oid::regclass);
+        END IF;
+        PERFORM setval(item.oid, CASE WHEN item.ascending THEN item.seqmax ELSE item.seqmin END, true);
+    END LOOP;
+END $$;

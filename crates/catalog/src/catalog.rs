@@ -132,7 +132,7 @@ impl Catalog {
         let inner = Arc::new(Inner {
             shards,
             database: database.to_owned(),
-            incarnation: (rand::random::<u64>() >> 1).to_string(),
+            incarnation: new_incarnation().to_string(),
             options,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             flight: Flight::new(),
@@ -268,12 +268,19 @@ impl Catalog {
         Change::begin(&self.inner, None, names, description).await
     }
 
-    /// The gateway's name and the number of this run, random and under 2^63; its row in `pgherd.gateway_lease` has it as text.
+    /// The gateway's name and the number of this run, which grows from run to run and is under 2^63; its row in `pgherd.gateway_lease` has it as text.
     pub fn identity(&self) -> (&str, u64) {
         (
             &self.inner.options.gateway,
             self.inner.incarnation.parse().unwrap_or_default(),
         )
+    }
+
+    /// A number for a new sharded table, which nobody else gets.
+    pub async fn new_table_number(&self) -> Result<pgherd_model::TableId, Error> {
+        let sql = "SELECT nextval('pgherd.table_number')::integer";
+        let number: i32 = self.inner.control().await?.query_one(sql, &[]).await?.get(0);
+        Ok(pgherd_model::TableId(number as u32))
     }
 
     /// What signs catalog writes and markers.
@@ -290,6 +297,14 @@ impl Catalog {
     pub fn database(&self) -> &str {
         &self.inner.database
     }
+}
+
+/// Microseconds since 1970, and ten random bits for gateways that start at once.
+fn new_incarnation() -> u64 {
+    let since_1970 = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    (since_1970.as_micros() as u64 & ((1 << 53) - 1)) << 10 | (rand::random::<u64>() & 1023)
 }
 
 impl Drop for Catalog {

@@ -19,7 +19,6 @@ pub struct Change {
     ids: Vec<i64>,
     held: usize,
     names: Vec<u64>,
-    fresh: Vec<i64>,
     done: bool,
 }
 
@@ -72,13 +71,7 @@ impl Change {
         change.done = true;
         self.ids.append(&mut change.ids);
         self.names.append(&mut change.names);
-        self.fresh.append(&mut change.fresh);
         Ok(())
-    }
-
-    /// A table number that nobody else has, one for each announcement.
-    pub fn take_table_number(&mut self) -> Option<u32> {
-        self.fresh.pop().and_then(|n| u32::try_from(n).ok())
     }
 
     /// The changes that the transaction does not hold yet, as the payload of `pgherd.hold_changes`, which it must run on the
@@ -151,7 +144,7 @@ impl std::fmt::Debug for Change {
 /// Announces, waiting for other changes of the same names, and closes the names here.
 async fn announce(inner: Arc<Inner>, root: Option<i64>, names: Vec<u64>, description: &str) -> Result<Change, Error> {
     let stored: Vec<i64> = names.iter().map(|&n| n as i64).collect();
-    let sql = "SELECT change_id, table_number FROM pgherd.announce_change($1, $2, $3, $4)";
+    let sql = "SELECT change_id FROM pgherd.announce_change($1, $2, $3, $4)";
     loop {
         let control = inner.control().await?;
         let row = control
@@ -161,7 +154,7 @@ async fn announce(inner: Arc<Inner>, root: Option<i64>, names: Vec<u64>, descrip
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let (id, number): (i64, i64) = (row.get(0), row.get(1));
+        let id: i64 = row.get(0);
         let root = root.unwrap_or(id);
         {
             let mut own = inner.own.lock();
@@ -173,7 +166,6 @@ async fn announce(inner: Arc<Inner>, root: Option<i64>, names: Vec<u64>, descrip
             ids: vec![id],
             held: 0,
             names,
-            fresh: vec![number],
             done: false,
         });
     }

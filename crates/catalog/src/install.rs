@@ -8,9 +8,10 @@ use pgherd_shards::{ShardConfig, Shards};
 const VERSION: i32 = 1;
 const SHARD_SQL: &str = include_str!("../sql/shard.sql");
 const MARKERS_SQL: &str = include_str!("../sql/markers.sql");
-const HOME_SQL: [&str; 3] = [
+const HOME_SQL: [&str; 4] = [
     include_str!("../sql/home.sql"),
     include_str!("../sql/snapshot.sql"),
+    include_str!("../sql/definition.sql"),
     include_str!("../sql/views.sql"),
 ];
 

@@ -1,0 +1,148 @@
+-- What schema change asks of PostgreSQL's own catalogs, on the home shard. Run with the caller's rights.
+
+-- A relation as far as placing it needs: NULL when there is none.
+CREATE OR REPLACE FUNCTION pgherd.inspect(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind,
+        'persistence', c.relpersistence, 'typed', c.reloftype <> 0, 'row_security', c.relrowsecurity,
+        'is_partition', c.relispartition, 'options', coalesce(to_json(c.reloptions), '[]'), 'method', m.amname,
+        'bound', pg_get_expr(c.relpartbound, c.oid),
+        'parent', (SELECT i.inhparent::bigint FROM pg_inherits i WHERE i.inhrelid = c.oid LIMIT 1),
+        'inherits', EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid OR i.inhparent = c.oid),
+        'strategy', p.partstrat,
+        'usual_order', (SELECT coalesce(bool_and(o.opcdefault), true) FROM unnest(p.partclass::oid[]) AS u(class)
+            JOIN pg_opclass o ON o.oid = u.class),
+        -- NULL among the names is an expression.
+        'key', (SELECT json_agg(json_build_object('name', a.attname, 'type', a.atttypid::bigint, 'type_name', format_type(a.atttypid, NULL),
+                'ordered_by_bytes', a.attcollation = 0 OR (SELECT CASE WHEN k.collprovider = 'd' THEN d.datcollate ELSE k.collcollate END
+                    IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8', 'ucs_basic') OR k.collname IN ('C', 'POSIX', 'ucs_basic', 'C.UTF-8', 'C.utf8')
+                    FROM pg_collation k, pg_database d WHERE k.oid = a.attcollation AND d.datname = current_database()))
+                ORDER BY key.n)
+            FROM unnest(coalesce(p.partattrs::int2[],
+                (SELECT x.indkey::int2[] FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary))) WITH ORDINALITY AS key(attnum, n)
+            LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = key.attnum AND key.attnum > 0),
+        'columns', (SELECT coalesce(json_agg(json_build_object('name', a.attname, 'type', a.atttypid::bigint,
+                'type_name', format_type(a.atttypid, NULL), 'generated', a.attgenerated <> '',
+                'ordered_by_bytes', a.attcollation = 0 OR (SELECT CASE WHEN k.collprovider = 'd' THEN d.datcollate ELSE k.collcollate END
+                    IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8', 'ucs_basic') OR k.collname IN ('C', 'POSIX', 'ucs_basic', 'C.UTF-8', 'C.utf8')
+                    FROM pg_collation k, pg_database d WHERE k.oid = a.attcollation AND d.datname = current_database()))
+                ORDER BY a.attnum), '[]')
+            FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+        'primary_key', EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary),
+        'unique', (SELECT coalesce(json_agg(json_build_object('name', i.relname, 'plain', x.indexprs IS NULL,
+                'exclusion', x.indisexclusion, 'columns',
+                (SELECT coalesce(json_agg(a.attname ORDER BY k.n), '[]') FROM unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)
+                    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.n <= x.indnkeyatts))), '[]')
+            FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+            WHERE x.indrelid = c.oid AND (x.indisunique OR x.indisexclusion)),
+        'foreign_keys', (SELECT coalesce(json_agg(json_build_object('name', k.conname, 'relation', k.conrelid::bigint,
+                'referenced', k.confrelid::bigint, 'referenced_name', k.confrelid::regclass::text, 'relation_name', k.conrelid::regclass::text)), '[]')
+            FROM pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = c.oid OR k.confrelid = c.oid)),
+        'triggers', (SELECT coalesce(json_agg(t.tgname), '[]') FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
+        'rules', (SELECT coalesce(json_agg(r.rulename), '[]') FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
+        'policies', (SELECT coalesce(json_agg(o.polname), '[]') FROM pg_policy o WHERE o.polrelid = c.oid),
+        'newest_index', (SELECT i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = c.oid
+            ORDER BY x.indexrelid DESC LIMIT 1),
+        'table_of_index', (SELECT x.indrelid::regclass::text FROM pg_index x WHERE x.indexrelid = c.oid),
+        'is_unique_index', (SELECT x.indisunique FROM pg_index x WHERE x.indexrelid = c.oid)
+    )::text
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid LEFT JOIN pg_am m ON m.oid = c.relam
+    WHERE c.oid = relation
+$$;
+
+CREATE OR REPLACE FUNCTION pgherd.sequence_clause(sequence oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT format('INCREMENT BY %s MINVALUE %s MAXVALUE %s START WITH %s CACHE %s%s', s.seqincrement, s.seqmin, s.seqmax, s.seqstart,
+        s.seqcache, CASE WHEN s.seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END)
+    FROM pg_sequence s WHERE s.seqrelid = sequence
+$$;
+
+-- All that it takes to make a table of the same columns, constraints, indexes, comments and grants, as SQL with full names.
+CREATE OR REPLACE FUNCTION pgherd.definition(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH sequences AS (
+        SELECT DISTINCT ON (s.seqrelid) s.seqrelid, q.relname, qn.nspname, a.attname, d.deptype, format_type(s.seqtypid, NULL) AS type
+        FROM pg_sequence s JOIN pg_class q ON q.oid = s.seqrelid JOIN pg_namespace qn ON qn.oid = q.relnamespace
+        LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = s.seqrelid AND d.refclassid = 'pg_class'::regclass
+            AND d.refobjid = relation AND d.deptype IN ('a', 'i')
+        LEFT JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = d.refobjsubid
+        WHERE d.objid IS NOT NULL OR s.seqrelid IN (SELECT e.refobjid FROM pg_depend e JOIN pg_attrdef f ON f.oid = e.objid
+            WHERE e.classid = 'pg_attrdef'::regclass AND e.refclassid = 'pg_class'::regclass AND f.adrelid = relation)
+        ORDER BY s.seqrelid
+    )
+    SELECT json_build_object(
+        'owner', pg_get_userbyid(c.relowner),
+        'partition_key', pg_get_partkeydef(relation),
+        'columns', (SELECT coalesce(json_agg(format('%I %s%s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+                CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation
+                    THEN (SELECT format(' COLLATE %I.%I', kn.nspname, k.collname) FROM pg_collation k JOIN pg_namespace kn ON kn.oid = k.collnamespace
+                        WHERE k.oid = a.attcollation) ELSE '' END,
+                CASE WHEN a.attgenerated = 's' THEN format(' GENERATED ALWAYS AS (%s) STORED', pg_get_expr(d.adbin, d.adrelid))
+                    WHEN a.attidentity <> '' THEN format(' GENERATED %s AS IDENTITY (SEQUENCE NAME %s %s)',
+                        CASE a.attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END,
+                        (SELECT format('%I.%I', s.nspname, s.relname) FROM sequences s WHERE s.attname = a.attname AND s.deptype = 'i'),
+                        (SELECT pgherd.sequence_clause(s.seqrelid) FROM sequences s WHERE s.attname = a.attname AND s.deptype = 'i'))
+                    WHEN d.adbin IS NOT NULL THEN format(' DEFAULT %s', pg_get_expr(d.adbin, d.adrelid)) ELSE '' END,
+                CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END) ORDER BY a.attnum), '[]')
+            FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+            LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+            WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped),
+        'column_names', (SELECT coalesce(json_agg(a.attname ORDER BY a.attnum), '[]') FROM pg_attribute a
+            WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+        'builtin_types', (SELECT coalesce(bool_and(a.atttypid < 16384), true) FROM pg_attribute a
+            WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped),
+        'constraints', (SELECT coalesce(json_agg(format('CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)) ORDER BY k.contype DESC, k.oid), '[]')
+            FROM pg_constraint k WHERE k.conrelid = relation AND k.contype IN ('c', 'p', 'u', 'x')),
+        'indexes', (SELECT coalesce(json_agg(pg_get_indexdef(x.indexrelid) ORDER BY x.indexrelid), '[]') FROM pg_index x
+            WHERE x.indrelid = relation AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.indexrelid AND k.conrelid = relation)),
+        'index_names', (SELECT coalesce(json_agg(format('%I.%I', n.nspname, i.relname)), '[]') FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+            WHERE x.indrelid = relation),
+        'sequences', (SELECT coalesce(json_agg(json_build_object('name', format('%I.%I', s.nspname, s.relname), 'plain_name', s.relname,
+                'create', format('CREATE SEQUENCE IF NOT EXISTS %I.%I AS %s %s', s.nspname, s.relname, s.type, pgherd.sequence_clause(s.seqrelid)),
+                'owned_by', s.attname, 'identity', coalesce(s.deptype = 'i', false))), '[]') FROM sequences s),
+        'statistics', (SELECT coalesce(json_agg(pg_get_statisticsobjdef(e.oid)), '[]') FROM pg_statistic_ext e WHERE e.stxrelid = relation),
+        'statistics_names', (SELECT coalesce(json_agg(format('%I.%I', en.nspname, e.stxname)), '[]') FROM pg_statistic_ext e
+            JOIN pg_namespace en ON en.oid = e.stxnamespace WHERE e.stxrelid = relation),
+        'comments', (SELECT coalesce(json_agg(text), '[]') FROM (
+            SELECT format('COMMENT ON TABLE %I.%I IS %L', n.nspname, c.relname, o.description) AS text FROM pg_description o
+                WHERE o.classoid = 'pg_class'::regclass AND o.objoid = relation AND o.objsubid = 0
+            UNION ALL SELECT format('COMMENT ON COLUMN %I.%I.%I IS %L', n.nspname, c.relname, a.attname, o.description) FROM pg_description o
+                JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = o.objsubid
+                WHERE o.classoid = 'pg_class'::regclass AND o.objoid = relation AND o.objsubid > 0
+            UNION ALL SELECT format('COMMENT ON CONSTRAINT %I ON %I.%I IS %L', k.conname, n.nspname, c.relname, o.description) FROM pg_description o
+                JOIN pg_constraint k ON k.oid = o.objoid AND k.conrelid = relation WHERE o.classoid = 'pg_constraint'::regclass
+            UNION ALL SELECT format('COMMENT ON INDEX %I.%I IS %L', n.nspname, i.relname, o.description) FROM pg_description o
+                JOIN pg_index x ON x.indexrelid = o.objoid AND x.indrelid = relation JOIN pg_class i ON i.oid = x.indexrelid
+                WHERE o.classoid = 'pg_class'::regclass) comments),
+        'grants', (SELECT coalesce(json_agg(text), '[]') FROM (
+            SELECT format('GRANT %s ON TABLE %I.%I TO %s%s', g.privilege_type, n.nspname, c.relname,
+                CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
+                CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) AS text
+            FROM aclexplode(c.relacl) g WHERE g.grantee <> c.relowner
+            UNION ALL SELECT format('GRANT %s (%I) ON TABLE %I.%I TO %s%s', g.privilege_type, a.attname, n.nspname, c.relname,
+                CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
+                CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+            FROM pg_attribute a, aclexplode(a.attacl) g WHERE a.attrelid = relation AND a.attacl IS NOT NULL) grants),
+        'views', (SELECT coalesce(json_agg(DISTINCT jsonb_build_object('name', format('%I.%I', vn.nspname, v.relname), 'kind', v.relkind,
+                'options', array_to_string(v.reloptions, ', '), 'definition', pg_get_viewdef(v.oid))), '[]')
+            FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid JOIN pg_class v ON v.oid = w.ev_class JOIN pg_namespace vn ON vn.oid = v.relnamespace
+            WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = relation AND v.oid <> relation),
+        'functions', (SELECT coalesce(json_agg(DISTINCT d.objid::regprocedure::text), '[]') FROM pg_depend d
+            WHERE d.classid = 'pg_proc'::regclass AND ((d.refclassid = 'pg_class'::regclass AND d.refobjid = relation)
+                OR (d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype)))
+    )::text
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
+$$;
+
+-- Sharded tables and declared partitions whose relation is gone: what a DROP with CASCADE took along.
+CREATE OR REPLACE FUNCTION pgherd.vanished() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT json_build_object(
+        'tables', (SELECT coalesce(json_agg(json_build_object('id', t.id, 'fence', t.fence)), '[]') FROM pgherd.sharded_table t
+            WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.relation)),
+        'ranges', (SELECT coalesce(json_agg(json_build_object('table', r.table_id, 'id', r.id)), '[]') FROM pgherd.table_range r
+            JOIN pgherd.sharded_table t ON t.id = r.table_id
+            WHERE r.declared AND EXISTS (SELECT FROM pg_class c WHERE c.oid = t.relation)
+              AND to_regclass(format('%I.%I', r.child_schema, r.child)) IS NULL))::text
+$$;

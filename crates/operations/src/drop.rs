@@ -1,0 +1,172 @@
+//! DROP TABLE and TRUNCATE over any mix of local tables, sharded tables and declared partitions.
+
+use crate::statement_text::StatementText;
+use crate::work::Work;
+use pgherd_model::{Name, ServerError, ShardId, Table, TableKind};
+use pgherd_sql::{Ddl, ObjectName};
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+
+/// The relations of the list that the catalog knows.
+fn known(work: &Work<'_, '_>, names: &[ObjectName]) -> Vec<Arc<Table>> {
+    names.iter().filter_map(|n| work.resolve(n)).collect()
+}
+
+/// Of these, what exists on a shard other than the home shard.
+fn there(work: &Work<'_, '_>, tables: &[Arc<Table>], shard: ShardId) -> Vec<Name> {
+    let present = |table: &&Arc<Table>| match &table.kind {
+        TableKind::Sharded(_) => true,
+        TableKind::Partition { parent, range } => work
+            .snapshot
+            .table(parent)
+            .and_then(|p| p.sharded()?.ranges.get(*range).map(|r| r.shard == shard))
+            .unwrap_or(false),
+        TableKind::View { .. } | TableKind::Refused { .. } => false,
+    };
+    tables.iter().filter(present).map(|t| t.name.clone()).collect()
+}
+
+/// The names to lock on every shard: sharded tables, and the parents of partitions.
+fn parents(tables: &[Arc<Table>]) -> Vec<String> {
+    let mut names: Vec<_> = tables
+        .iter()
+        .filter_map(|t| match &t.kind {
+            TableKind::Sharded(_) => Some(t.name.to_string()),
+            TableKind::Partition { parent, .. } => Some(parent.to_string()),
+            _ => None,
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// DROP TABLE.
+pub(crate) async fn drop_tables(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    if known(work, &ddl.relations).is_empty() && !text.has(&["cascade"]) {
+        return work.on_home(text.text).await;
+    }
+    let mut names: Vec<String> = ddl.relations.iter().map(|n| n.name.clone()).collect();
+    for table in known(work, &ddl.relations) {
+        names.extend(partition_names(&table));
+        if let TableKind::Partition { parent, .. } = &table.kind {
+            names.push(parent.name.to_string());
+        }
+    }
+    if text.has(&["cascade"]) {
+        // Views that go along are known names too.
+        let views = work.snapshot.relations.values().flatten().filter_map(|(_, t)| t.as_ref());
+        names.extend(views.filter(|t| matches!(t.kind, TableKind::View { .. })).map(|t| t.name.name.to_string()));
+    }
+    let reaches = names.iter().any(|n| work.snapshot.relations.contains_key(n.as_str()));
+    if reaches {
+        work.announce(names.iter().map(String::as_str), text.text).await?;
+    }
+    let tables = known(work, &ddl.relations);
+    let shards = work.shards();
+    work.lock(&shards, &parents(&tables), "ACCESS EXCLUSIVE").await?;
+    let tag = work.on_home(text.text).await?;
+    for shard in work.others() {
+        let names: Vec<_> = there(work, &tables, shard).iter().map(Name::to_string).collect();
+        if !names.is_empty() {
+            let sql = format!("DROP TABLE IF EXISTS {} CASCADE", names.join(", "));
+            work.on(shard, &sql).await?;
+        }
+    }
+    forget_vanished(work).await?;
+    Ok(tag)
+}
+
+/// The declared partitions' names go with the table.
+fn partition_names(table: &Table) -> Vec<String> {
+    let ranges = table.sharded().map(|s| s.ranges.ranges()).unwrap_or_default();
+    ranges.iter().filter(|r| r.declared).map(|r| r.child.name.to_string()).collect()
+}
+
+#[derive(Debug, Deserialize)]
+struct Vanished {
+    tables: Vec<VanishedTable>,
+    ranges: Vec<VanishedRange>,
+}
+
+#[derive(Debug, Deserialize)]
+struct VanishedTable {
+    id: u32,
+    fence: u32,
+}
+
+#[derive(Debug, Deserialize)]
+struct VanishedRange {
+    table: u32,
+    id: u32,
+}
+
+/// Takes what the home shard has dropped, by name or by CASCADE, out of the catalog.
+pub(crate) async fn forget_vanished(work: &mut Work<'_, '_>) -> Result<(), ServerError> {
+    work.write_catalog().await?;
+    let text = work.value("SELECT pgherd.vanished()").await?.unwrap_or_default();
+    let vanished: Vanished =
+        serde_json::from_str(&text).map_err(|e| ServerError::internal(format!("pgherd.vanished(): {e}")))?;
+    let fences: Vec<_> = vanished
+        .tables
+        .iter()
+        .map(|t| pgherd_catalog::fence_name(pgherd_model::TableId(t.id), t.fence).name.to_string())
+        .collect();
+    for table in &vanished.tables {
+        work.write(json!({"do": "drop_table", "id": table.id}));
+    }
+    for range in &vanished.ranges {
+        work.write(json!({"do": "drop_range", "table": range.table, "id": range.id}));
+    }
+    if !fences.is_empty() {
+        let payload = json!({"create": [], "drop": fences}).to_string();
+        for shard in work.shards() {
+            work.signed(shard, "change_fences", &payload).await?;
+        }
+    }
+    let mut changed: Vec<u32> = vanished.ranges.iter().map(|r| r.table).collect();
+    changed.dedup();
+    for id in changed {
+        let table = work.snapshot.sharded().find(|t| t.sharded().is_some_and(|s| s.id.0 == id)).cloned();
+        if let Some(sharded) = table.as_ref().and_then(|t| t.sharded()) {
+            work.write(json!({"do": "set", "id": id, "colocation": id}));
+            work.renew_fence(sharded).await?;
+        }
+    }
+    Ok(())
+}
+
+/// TRUNCATE: takes its locks on all shards in one order before it does anything.
+pub(crate) async fn truncate(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let tables = known(work, &ddl.relations);
+    for table in &tables {
+        work.refuse_refused(table)?;
+    }
+    let shards = work.shards();
+    work.lock(&shards, &parents(&tables), "ACCESS EXCLUSIVE").await?;
+    let tag = work.on_home(text.text).await?;
+    for shard in work.others() {
+        let names: Vec<_> = there(work, &tables, shard).iter().map(Name::to_string).collect();
+        if !names.is_empty() {
+            work.on(shard, &text.with_names(&ddl.relations, &names)).await?;
+        }
+    }
+    if text.has(&["restart", "identity"]) {
+        let names: Vec<_> = tables
+            .iter()
+            .filter(|t| t.sharded().is_some())
+            .map(|t| t.name.to_string())
+            .collect();
+        work.close_sequences(&names).await?;
+    }
+    Ok(tag)
+}

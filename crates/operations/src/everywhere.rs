@@ -1,0 +1,185 @@
+//! What every shard has: schemas, types, functions, extensions, roles, sequences' names, and grants.
+
+use crate::drop::forget_vanished;
+use crate::statement_text::StatementText;
+use crate::view::reaches;
+use crate::work::Work;
+use pgherd_model::{Name, ServerError, TableKind};
+use pgherd_sql::{Ddl, DdlKind};
+
+/// The whole statement on every shard.
+pub(crate) async fn broadcast(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    use DdlKind::*;
+    let any_sharded = work.snapshot.sharded().next().is_some();
+    if ddl.kind == CreateSchema {
+        let more = ["table", "view", "index", "trigger"].iter().any(|w| text.has(&["create", w]));
+        if more {
+            return Err(ServerError::unsupported(
+                "CREATE SCHEMA cannot create what is in it at the same time",
+                "Create the schema first, then its tables.",
+            ));
+        }
+    }
+    let may_drop = matches!(ddl.kind, DropSchema | DropOwned | DropType | DropDomain | DropExtension | DropRole);
+    let may_rename = matches!(ddl.kind, AlterSchema | AlterType | AlterDomain | ReassignOwned | AlterExtension);
+    if any_sharded && (may_drop && (text.has(&["cascade"]) || ddl.kind == DropOwned) || may_rename) {
+        // Whatever goes along, no statement may run on any of it meanwhile.
+        work.announce([""], text.text).await?;
+    }
+    let tag = work.on_home(text.text).await?;
+    let others = work.others();
+    work.on_each(&others, text.text).await?;
+    if any_sharded {
+        if may_drop {
+            forget_vanished(work).await?;
+        }
+        if may_rename {
+            let tables: Vec<Name> = work.snapshot.sharded().map(|t| t.name.clone()).collect();
+            work.reload().await?;
+            let shards = work.shards();
+            work.keep_children(&shards, &tables).await?;
+        }
+    }
+    Ok(tag)
+}
+
+/// CREATE, ALTER and DROP FUNCTION, PROCEDURE, AGGREGATE.
+pub(crate) async fn function(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let any_sharded = work.snapshot.sharded().next().is_some();
+    let body_reaches = any_sharded && (reaches(work, text) || body_mentions(work, text.text));
+    if body_reaches {
+        // Views, triggers and other functions may call it: what they are can change with it.
+        work.announce([""], text.text).await?;
+    }
+    let tag = work.on_home(text.text).await?;
+    for shard in work.others() {
+        // A body over local tables cannot be checked elsewhere; one in standard SQL form cannot even be made there. A
+        // function that is missing on a shard gives an error where it is used, not a wrong answer.
+        let sql = match ddl.kind {
+            DdlKind::CreateFunction => format!("SET LOCAL check_function_bodies = off; {}", text.text),
+            _ => text.text.to_owned(),
+        };
+        work.tolerating(shard, &sql, &["42P01", "42883", "42704"]).await?;
+        if ddl.kind == DdlKind::CreateFunction {
+            work.on(shard, "SET LOCAL check_function_bodies = on").await?;
+        }
+    }
+    Ok(tag)
+}
+
+/// Whether the body, which is a string, mentions a known name or runs dynamic SQL.
+fn body_mentions(work: &Work<'_, '_>, text: &str) -> bool {
+    let text = text.to_lowercase();
+    let word = |w: &str| {
+        !w.is_empty()
+            && text.match_indices(w).any(|(at, _)| {
+                let is_word = |c: char| c.is_alphanumeric() || c == '_';
+                !text[..at].chars().next_back().is_some_and(is_word)
+                    && !text[at + w.len()..].chars().next().is_some_and(is_word)
+            })
+    };
+    word("execute")
+        || work.snapshot.relations.keys().any(|n| word(&n.to_lowercase()))
+        || work.snapshot.unsafe_functions.iter().any(|n| word(&n.to_lowercase()))
+        || text.contains("spi")
+}
+
+/// Sequences: defined everywhere, so that defaults can name them; their values come from the home shard.
+pub(crate) async fn sequence(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    if ddl.temporary {
+        return work.on_home(text.text).await;
+    }
+    let tag = work.on_home(text.text).await?;
+    // Sequences of local tables' serial columns are on the home shard only, as are the tables that OWNED BY names.
+    let sql = match ddl.kind {
+        DdlKind::CreateSequence => text.text.to_owned(),
+        _ => text.if_exists("sequence"),
+    };
+    let before = work.notice_count();
+    for shard in work.others() {
+        work.tolerating(shard, &sql, &["42P01", "42703", "42P07"]).await?;
+    }
+    work.truncate_notices(before);
+    if ddl.kind != DdlKind::DropSequence {
+        let names: Vec<_> = ddl.relations.iter().map(|n| text.written(n).to_owned()).collect();
+        work.close_sequences(&names).await?;
+    } else if text.has(&["cascade"]) {
+        forget_vanished(work).await?;
+    }
+    Ok(tag)
+}
+
+/// GRANT and REVOKE: on tables where the tables are, on everything else everywhere. Children follow their parents.
+pub(crate) async fn grant(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let tag = work.on_home(text.text).await?;
+    let shards = work.shards();
+    if ddl.relations.is_empty() {
+        let before = work.notice_count();
+        for shard in work.others() {
+            // Functions over local tables may be missing elsewhere.
+            work.tolerating(shard, text.text, &["42883", "42P01"]).await?;
+        }
+        work.truncate_notices(before);
+        if text.has(&["on", "all", "tables"]) {
+            let tables: Vec<Name> = work.snapshot.sharded().map(|t| t.name.clone()).collect();
+            work.keep_children(&shards, &tables).await?;
+        }
+        return Ok(tag);
+    }
+    let tables: Vec<_> = ddl.relations.iter().filter_map(|n| work.resolve(n)).collect();
+    let sharded: Vec<Name> = tables.iter().filter(|t| t.sharded().is_some()).map(|t| t.name.clone()).collect();
+    for shard in work.others() {
+        let there = tables.iter().filter(|t| match &t.kind {
+            TableKind::Sharded(_) => true,
+            TableKind::Partition { parent, range } => work
+                .snapshot
+                .table(parent)
+                .and_then(|p| p.sharded()?.ranges.get(*range).map(|r| r.shard == shard))
+                .unwrap_or(false),
+            _ => false,
+        });
+        let names: Vec<_> = there.map(|t| t.name.to_string()).collect();
+        if !names.is_empty() {
+            work.on(shard, &text.with_names(&ddl.relations, &names)).await?;
+        }
+    }
+    work.keep_children(&shards, &sharded).await?;
+    Ok(tag)
+}
+
+/// The rest: what types and operators are made of goes everywhere, what connects servers stays on the home shard.
+pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<String, ServerError> {
+    let everywhere = [
+        "cast", "collation", "operator", "conversion", "language", "transform", "access", "text", "trusted", "procedural",
+    ];
+    let second = text.identifiers().nth(1).unwrap_or_default();
+    if everywhere.contains(&second.as_str()) {
+        let tag = work.on_home(text.text).await?;
+        let others = work.others();
+        work.on_each(&others, text.text).await?;
+        return Ok(tag);
+    }
+    if reaches(work, text) {
+        return Err(ServerError::unsupported(
+            "this statement cannot involve sharded tables",
+            "It would take effect on one shard's part only.",
+        ));
+    }
+    work.on_home(text.text).await
+}

@@ -1,0 +1,78 @@
+//! Triggers, rules, policies and statistics, which belong to a table. On a sharded table they exist on every shard, as
+//! far as what runs inside one shard cannot see less than it should.
+
+use crate::statement_text::StatementText;
+use crate::work::Work;
+use pgherd_model::{ServerError, TableKind};
+use pgherd_sql::{Ddl, DdlKind};
+
+/// CREATE, ALTER or DROP of such an object.
+pub(crate) async fn change(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    if ddl.kind == DdlKind::CreateTrigger {
+        refuse_unsafe_function(work, text)?;
+    }
+    if matches!(ddl.kind, DdlKind::CreateRule) {
+        refuse_rule(work, ddl, text)?;
+    }
+    let Some(table) = ddl.relations.first().and_then(|n| work.resolve(n)) else {
+        return work.on_home(text.text).await;
+    };
+    let name = &table.name.name;
+    match &table.kind {
+        TableKind::Sharded(_) => {}
+        TableKind::Partition { .. } => {
+            return Err(ServerError::unsupported(
+                format!("cannot change partition \"{name}\" on its own"),
+                "Change the sharded table, and its partitions follow.",
+            ));
+        }
+        TableKind::View { .. } | TableKind::Refused { .. } => {
+            work.announce([&**name], text.text).await?;
+            return work.on_home(text.text).await;
+        }
+    }
+    if ddl.kind == DdlKind::CreateTrigger && !text.has(&["for", "each", "row"]) && !text.has(&["for", "row"]) {
+        return Err(ServerError::unsupported(
+            format!("statement-level triggers on sharded table \"{name}\" would fire once on every shard"),
+            "Use a trigger FOR EACH ROW.",
+        ));
+    }
+    work.announce([&**name], text.text).await?;
+    let shards = work.shards();
+    let mode = if ddl.kind == DdlKind::CreateStatistics { "SHARE UPDATE EXCLUSIVE" } else { "ACCESS EXCLUSIVE" };
+    work.lock(&shards, &[table.name.to_string()], mode).await?;
+    let tag = work.on_home(text.text).await?;
+    let others = work.others();
+    work.on_each(&others, text.text).await?;
+    work.keep_children(&shards, std::slice::from_ref(&table.name)).await?;
+    Ok(tag)
+}
+
+/// A trigger's function runs inside one shard.
+fn refuse_unsafe_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
+    match text.identifiers().find(|i| work.snapshot.unsafe_functions.contains(i)) {
+        Some(function) => Err(ServerError::unsupported(
+            format!("function {function} may read or write sharded tables and cannot run in a trigger"),
+            "A trigger runs inside one shard and would see that shard's part only.",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A rule rewrites inside one shard.
+fn refuse_rule(work: &Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
+    let known = |i: &String| work.snapshot.relations.contains_key(i.as_str());
+    let own = ddl.relations.first().and_then(|n| work.resolve(n));
+    let view = own.as_ref().is_some_and(|t| matches!(t.kind, TableKind::View { .. }));
+    if own.is_some() && !view || text.identifiers().any(|i| known(&i)) || view {
+        return Err(ServerError::unsupported(
+            "rules cannot involve sharded tables",
+            "A rule runs inside one shard and would see that shard's part only. Use a trigger FOR EACH ROW.",
+        ));
+    }
+    Ok(())
+}

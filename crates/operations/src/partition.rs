@@ -1,0 +1,277 @@
+//! Declared partitions of sharded tables: `CREATE TABLE … PARTITION OF`, and their own ALTER and DETACH.
+//!
+//! A declared partition holds its rows on the shard that owns its range. The home shard has every declared partition by
+//! name; where it is not the owner, an empty one with `CHECK (false)`, so that names are taken, `\d` shows it and nothing can be
+//! written there by mistake.
+
+use crate::copy_rows::copy_rows;
+use crate::ranges::{NewRange, colocation, write_range};
+use crate::statement_text::StatementText;
+use crate::work::Work;
+use pgherd_model::{
+    Bound, KeyBound, KeyType, Name, RangeId, ServerError, ShardId, Sharded, SqlState, Table, TableKind,
+};
+use pgherd_sql::{Ddl, ObjectName};
+use serde_json::json;
+use std::sync::Arc;
+
+/// The constraint of an empty stand-in on the home shard.
+const ELSEWHERE: &str = "pgherd_elsewhere";
+
+/// `CREATE TABLE name PARTITION OF parent FOR VALUES …`.
+pub(crate) async fn create(
+    work: &mut Work<'_, '_>,
+    name: &ObjectName,
+    parent: &ObjectName,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    work.announce([name.name.as_str(), parent.name.as_str()], text.text).await?;
+    let table = work.sharded(parent).ok_or_else(|| changed(parent))?;
+    let full = crate::create_table::full_name(work, name).await?;
+    if text.has(&["if", "not", "exists"]) && work.inspect(&full.to_string()).await?.is_some() {
+        return work.on_home(text.text).await;
+    }
+    let shards = work.shards();
+    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE").await?;
+    let mut sharded = table.sharded().expect("just resolved").clone();
+    if sharded.automatic {
+        drop_automatic(work, &table.name, &mut sharded).await?;
+    }
+    let tag = work.on_home(text.text).await?;
+    let made = work.inspect(&full.to_string()).await?.ok_or_else(|| changed(name))?;
+    let bounds = made.bound.as_deref().and_then(|b| parse_for_values(b, &sharded.key_types));
+    let Some((from, to)) = bounds.filter(|_| made.kind == 'r') else {
+        let what = if made.kind == 'p' { "sub-partitioned" } else { "DEFAULT" };
+        return Err(ServerError::unsupported(
+            format!("sharded table \"{}\" cannot have a {what} partition", table.name.name),
+            "Call pgherd.undistribute first, while the table is empty, or declare ranges with FOR VALUES FROM … TO ….",
+        ));
+    };
+    let shard = least_used(&sharded, &shards);
+    if shard == work.home() {
+        // It is the real one.
+    } else {
+        work.on(work.home(), &format!("ALTER TABLE {full} ADD CONSTRAINT {ELSEWHERE} CHECK (false)"))
+            .await?;
+        work.on(shard, text.text).await?;
+    }
+    let range = NewRange {
+        id: RangeId(sharded.next_range),
+        from,
+        to,
+        shard,
+    };
+    write_range(work, sharded.id, &range, &full, true);
+    let mut placed: Vec<_> = sharded
+        .ranges
+        .ranges()
+        .iter()
+        .map(|r| (r.from.clone(), r.to.clone(), r.shard))
+        .collect();
+    placed.push((range.from, range.to, shard));
+    placed.sort_by(|a, b| a.0.cmp(&b.0));
+    let number = colocation(&work.snapshot, sharded.id, &sharded.key_types, &placed);
+    work.write(json!({"do": "set", "id": sharded.id.0, "automatic": false, "colocation": number}));
+    work.renew_fence(&sharded).await?;
+    Ok(tag)
+}
+
+fn changed(name: &ObjectName) -> ServerError {
+    ServerError::new(
+        SqlState::UNDEFINED_TABLE,
+        format!("relation \"{}\" does not exist", name.name),
+    )
+}
+
+/// The shard that owns the fewest of this table's ranges, so that partitions spread evenly.
+fn least_used(sharded: &Sharded, shards: &[ShardId]) -> ShardId {
+    let used = |shard: ShardId| sharded.ranges.ranges().iter().filter(|r| r.shard == shard).count();
+    shards.iter().copied().min_by_key(|s| (used(*s), *s)).unwrap_or(ShardId(1))
+}
+
+/// From the first declared partition on, only declared bounds exist: pgherd's own ranges go, if they are empty.
+async fn drop_automatic(work: &mut Work<'_, '_>, parent: &Name, sharded: &mut Sharded) -> Result<(), ServerError> {
+    for range in sharded.ranges.ranges().to_vec() {
+        let sql = format!("SELECT EXISTS (SELECT FROM {})", range.child);
+        let results = work.on(range.shard, &sql).await?;
+        if results.last().and_then(|r| r.text(0, 0)) != Some("f") {
+            return Err(ServerError::new(
+                SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("cannot declare partitions of table \"{}\", which has rows in ranges of pgherd's own", parent.name),
+            )
+            .with_hint("Declare partitions before there are rows, or split ranges with CALL pgherd.split(…)."));
+        }
+        work.on(range.shard, &format!("DROP TABLE {}", range.child)).await?;
+        work.write(json!({"do": "drop_range", "table": sharded.id.0, "id": range.id.0}));
+    }
+    sharded.ranges = pgherd_model::RangeMap::default();
+    Ok(())
+}
+
+/// `FOR VALUES FROM (…) TO (…)` as PostgreSQL prints it.
+pub(crate) fn parse_for_values(text: &str, key_types: &[KeyType]) -> Option<(KeyBound, KeyBound)> {
+    let rest = text.strip_prefix("FOR VALUES FROM (")?;
+    let (from, rest) = parse_list(rest, key_types)?;
+    let rest = rest.strip_prefix(" TO (")?;
+    let (to, rest) = parse_list(rest, key_types)?;
+    rest.is_empty().then_some((from, to))
+}
+
+/// The values up to the closing parenthesis, and what is behind it.
+fn parse_list<'t>(mut rest: &'t str, key_types: &[KeyType]) -> Option<(KeyBound, &'t str)> {
+    let mut bounds = Vec::new();
+    for key_type in key_types {
+        if let Some(after) = rest.strip_prefix("MINVALUE") {
+            bounds.push(Bound::Min);
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("MAXVALUE") {
+            bounds.push(Bound::Max);
+            rest = after;
+        } else {
+            let (value, after) = parse_value(rest)?;
+            bounds.push(Bound::Value(key_type.parse_text(&value)?));
+            rest = after;
+        }
+        rest = rest.strip_prefix(", ").unwrap_or(rest);
+    }
+    Some((KeyBound(bounds), rest.strip_prefix(')')?))
+}
+
+/// A constant: `'text'`, `E'…'` is not printed for keys, a number plain or quoted.
+fn parse_value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('\'') else {
+        let end = text.find([',', ')'])?;
+        return Some((text[..end].to_owned(), &text[end..]));
+    };
+    let (mut value, mut chars) = (String::new(), quoted.char_indices().peekable());
+    while let Some((at, c)) = chars.next() {
+        if c != '\'' {
+            value.push(c);
+        } else if chars.peek().is_some_and(|(_, next)| *next == '\'') {
+            chars.next();
+            value.push('\'');
+        } else {
+            return Some((value, &quoted[at + 1..]));
+        }
+    }
+    None
+}
+
+/// The sharded table and the range of a declared partition.
+fn owner(work: &Work<'_, '_>, partition: &Table) -> Option<(Arc<Table>, pgherd_model::Range)> {
+    let TableKind::Partition { parent, range } = &partition.kind else {
+        return None;
+    };
+    let parent = work.snapshot.table(parent)?.clone();
+    let range = parent.sharded()?.ranges.get(*range)?.clone();
+    Some((parent, range))
+}
+
+/// ALTER TABLE of a declared partition: what does not make it differ from its parent.
+pub(crate) async fn alter(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let name = &ddl.relations[0];
+    let harmless = [
+        &["rename", "to"][..],
+        &["set", "("],
+        &["reset"],
+        &["cluster"],
+        &["set", "without", "cluster"],
+        &["owner", "to"],
+        &["set", "statistics"],
+        &["replica", "identity"],
+    ];
+    if !harmless.iter().any(|words| text.has(&words[..1]) && words.iter().all(|w| *w == "(" || text.has(&[w]))) {
+        return Err(ServerError::unsupported(
+            format!("cannot change partition \"{}\" on its own", name.name),
+            "Change the sharded table, and its partitions follow.",
+        ));
+    }
+    let renamed = text.new_name();
+    let mut names = vec![name.name.as_str()];
+    names.extend(renamed.as_deref());
+    work.announce(names, text.text).await?;
+    let partition = work.resolve(name).ok_or_else(|| changed(name))?;
+    let (parent, range) = owner(work, &partition).ok_or_else(|| changed(name))?;
+    let tag = work.on_home(text.text).await?;
+    if range.shard != work.home() {
+        work.on(range.shard, text.text).await?;
+    }
+    if let (Some(new), Some(sharded)) = (renamed, parent.sharded()) {
+        work.write(json!({
+            "do": "name_range", "table": sharded.id.0, "id": range.id.0, "child_schema": *range.child.schema, "child": new,
+        }));
+    }
+    Ok(tag)
+}
+
+/// `ALTER TABLE parent DETACH PARTITION name`: it becomes a local table, so its rows move to the home shard.
+pub(crate) async fn detach(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let (parent, Some(name)) = (&ddl.relations[0], &ddl.partition) else {
+        return Err(ServerError::internal("DETACH PARTITION without a partition"));
+    };
+    if text.has(&["attach", "partition"]) {
+        return Err(ServerError::unsupported(
+            format!("cannot attach a table to sharded table \"{}\"", parent.name),
+            "Create the partition with CREATE TABLE … PARTITION OF, and insert the rows.",
+        ));
+    }
+    if ddl.concurrently || text.has(&["concurrently"]) || text.has(&["finalize"]) {
+        return Err(ServerError::unsupported(
+            format!("cannot detach partitions of sharded table \"{}\" concurrently", parent.name),
+            "Leave out CONCURRENTLY.",
+        ));
+    }
+    work.announce([name.name.as_str(), parent.name.as_str()], text.text).await?;
+    let table = work.sharded(parent).ok_or_else(|| changed(parent))?;
+    let shards = work.shards();
+    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE").await?;
+    let found = work.resolve(name).and_then(|p| owner(work, &p));
+    // Whatever else is named, PostgreSQL says what is wrong with it.
+    let tag = work.on_home(text.text).await?;
+    let (Some((_, range)), Some(sharded)) = (found, table.sharded()) else {
+        return Ok(tag);
+    };
+    if range.shard != work.home() {
+        let child = range.child.to_string();
+        let definition = work.definition(&range.child).await?;
+        let columns = definition.copied_columns();
+        work.on_home(&format!("ALTER TABLE {child} DROP CONSTRAINT {ELSEWHERE}")).await?;
+        let query = format!("SELECT {columns} FROM {child}");
+        let target = (work.home(), child.as_str(), columns.as_str());
+        copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
+        work.on(range.shard, &format!("DROP TABLE {child}")).await?;
+    }
+    work.write(json!({"do": "drop_range", "table": sharded.id.0, "id": range.id.0}));
+    work.write(json!({"do": "set", "id": sharded.id.0, "colocation": sharded.id.0}));
+    work.renew_fence(sharded).await?;
+    Ok(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgherd_model::KeyValue;
+
+    #[test]
+    fn bounds_are_read_as_postgresql_prints_them() {
+        let (from, to) = parse_for_values(
+            "FOR VALUES FROM ('it''s, (so)', MINVALUE) TO ('z', 5)",
+            &[KeyType::Text, KeyType::Int],
+        )
+        .unwrap();
+        assert_eq!(from.0[0], Bound::Value(KeyValue::Text("it's, (so)".into())));
+        assert_eq!(from.0[1], Bound::Min);
+        assert_eq!(to.0[1], Bound::Value(KeyValue::Int(5)));
+        let (from, _) = parse_for_values("FOR VALUES FROM ('-3') TO (MAXVALUE)", &[KeyType::Int]).unwrap();
+        assert_eq!(from.0[0], Bound::Value(KeyValue::Int(-3)));
+        assert!(parse_for_values("DEFAULT", &[KeyType::Int]).is_none());
+    }
+}

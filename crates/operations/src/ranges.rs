@@ -1,0 +1,283 @@
+//! Making a table's ranges: the parent on every shard, a child on each owner, the fence, the catalog's rows.
+
+use crate::inspect::Definition;
+use crate::work::Work;
+use pgherd_catalog::{child_name, fence_name};
+use pgherd_model::{
+    Bound, KeyBound, KeyType, Name, Range, RangeId, ServerError, ShardId, Snapshot, TableId, quote_literal,
+};
+use serde_json::{Value, json};
+
+/// A range to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct NewRange {
+    pub id: RangeId,
+    pub from: KeyBound,
+    pub to: KeyBound,
+    pub shard: ShardId,
+}
+
+/// A new sharded table.
+pub(crate) struct NewTable<'a> {
+    pub id: TableId,
+    pub name: Name,
+    pub key_types: Vec<KeyType>,
+    pub ranges: Vec<NewRange>,
+    pub by_default: bool,
+    /// storage options of the children
+    pub options: &'a [String],
+}
+
+/// Ranges over all keys: neighbours on different shards where there are splits, else one range where there are fewest.
+pub(crate) fn automatic_ranges(
+    bounds: Vec<(KeyBound, KeyBound)>,
+    snapshot: &Snapshot,
+    shards: &[ShardId],
+) -> Vec<NewRange> {
+    let single = bounds.len() == 1;
+    bounds
+        .into_iter()
+        .enumerate()
+        .map(|(i, (from, to))| NewRange {
+            id: RangeId(i as u32 + 1),
+            from,
+            to,
+            shard: if single {
+                emptiest(snapshot, shards)
+            } else {
+                shards[i % shards.len()]
+            },
+        })
+        .collect()
+}
+
+/// The shard with the fewest ranges of all tables.
+fn emptiest(snapshot: &Snapshot, shards: &[ShardId]) -> ShardId {
+    let count = |shard: ShardId| {
+        let tables = snapshot.sharded().filter_map(|t| t.sharded());
+        tables.map(|s| s.ranges.ranges().iter().filter(|r| r.shard == shard).count()).sum::<usize>()
+    };
+    shards.iter().copied().min_by_key(|s| (count(*s), *s)).unwrap_or(ShardId(1))
+}
+
+/// The number of a table with the same key types and bounds on the same shards, or else this table's own.
+pub(crate) fn colocation(
+    snapshot: &Snapshot,
+    own: TableId,
+    key_types: &[KeyType],
+    ranges: &[(KeyBound, KeyBound, ShardId)],
+) -> u32 {
+    snapshot
+        .sharded()
+        .filter_map(|t| t.sharded())
+        .find(|s| {
+            let theirs = s.ranges.ranges();
+            s.id != own
+                && s.key_types == key_types
+                && theirs.len() == ranges.len()
+                && theirs
+                    .iter()
+                    .zip(ranges)
+                    .all(|(a, b)| a.from == b.0 && a.to == b.1 && a.shard == b.2)
+        })
+        .map_or(own.0, |s| s.colocation)
+}
+
+/// A bound as the catalog stores it.
+pub(crate) fn stored_bound(bound: &KeyBound) -> Vec<String> {
+    let column = |b: &Bound| match b {
+        Bound::Min => "<".to_owned(),
+        Bound::Max => ">".to_owned(),
+        Bound::Value(v) => format!("={}", v.to_text()),
+    };
+    bound.0.iter().map(column).collect()
+}
+
+/// `FOR VALUES FROM (…) TO (…)`. MINVALUE and MAXVALUE go on to the last column, as PostgreSQL demands.
+pub(crate) fn for_values(from: &KeyBound, to: &KeyBound) -> String {
+    let text = |bound: &KeyBound| {
+        let mut infinite = None;
+        let parts: Vec<_> = bound
+            .0
+            .iter()
+            .map(|b| {
+                let b = infinite.unwrap_or(b);
+                if !matches!(b, Bound::Value(_)) {
+                    infinite = Some(b);
+                }
+                match b {
+                    Bound::Min => "MINVALUE".to_owned(),
+                    Bound::Max => "MAXVALUE".to_owned(),
+                    Bound::Value(v) => quote_literal(&v.to_text()),
+                }
+            })
+            .collect();
+        parts.join(", ")
+    };
+    format!("FOR VALUES FROM ({}) TO ({})", text(from), text(to))
+}
+
+/// Makes children under their parents, with the parents' owner and grants. `options` are storage options.
+pub(crate) async fn make_children(
+    work: &mut Work<'_, '_>,
+    parent: &Name,
+    table: TableId,
+    ranges: &[NewRange],
+    options: &[String],
+) -> Result<(), ServerError> {
+    let with = if options.is_empty() {
+        String::new()
+    } else {
+        format!(" WITH ({})", options.join(", "))
+    };
+    for shard in work.shards() {
+        let own: Vec<_> = ranges.iter().filter(|r| r.shard == shard).collect();
+        if own.is_empty() {
+            continue;
+        }
+        let (mut statements, mut adopted) = (Vec::new(), Vec::new());
+        for range in own {
+            let child = child_name(table, range.id).name;
+            // Made beside the parent, where the client may make tables; the service role then moves it.
+            let made = format!("pgherd_{child}");
+            let full = Name::new(&parent.schema, &made);
+            let values = for_values(&range.from, &range.to);
+            statements.push(format!("CREATE TABLE {full} PARTITION OF {parent} {values}{with}"));
+            adopted.push(json!({"schema": *parent.schema, "from": made, "to": *child}));
+        }
+        work.on(shard, &statements.join("; ")).await?;
+        work.signed(shard, "adopt", &Value::Array(adopted).to_string()).await?;
+    }
+    let mut owners: Vec<_> = ranges.iter().map(|r| r.shard).collect();
+    owners.sort();
+    owners.dedup();
+    work.keep_children(&owners, std::slice::from_ref(parent)).await
+}
+
+/// Everything of a new table but its parent on the home shard, which exists: parents elsewhere, children, fences, catalog.
+pub(crate) async fn establish(
+    work: &mut Work<'_, '_>,
+    table: &NewTable<'_>,
+    definition: &Definition,
+    partition_key: &str,
+) -> Result<(), ServerError> {
+    let mut statements = definition.create_sequences();
+    statements.extend(definition.create(&table.name, Some(partition_key)));
+    statements.extend(definition.own_sequences(&table.name));
+    statements.extend(definition.grants.iter().cloned());
+    let role = work.transaction.who().role.clone();
+    if *role != *definition.owner {
+        let owner = pgherd_model::quote_identifier(&definition.owner);
+        statements.push(format!("ALTER TABLE {} OWNER TO {owner}", table.name));
+    }
+    let others = work.others();
+    work.on_each(&others, &statements.join("; ")).await?;
+    let payload = json!({"create": [*fence_name(table.id, 1).name], "drop": []}).to_string();
+    for shard in work.shards() {
+        work.signed(shard, "change_fences", &payload).await?;
+    }
+    make_children(work, &table.name, table.id, &table.ranges, table.options).await?;
+    work.close_sequences(&[table.name.to_string()]).await?;
+    let placed: Vec<_> = table
+        .ranges
+        .iter()
+        .map(|r| (r.from.clone(), r.to.clone(), r.shard))
+        .collect();
+    let colocation = colocation(&work.snapshot, table.id, &table.key_types, &placed);
+    work.write(json!({
+        "do": "table", "id": table.id.0, "relation": table.name.to_string(), "automatic": true,
+        "by_default": table.by_default, "colocation": colocation, "fence": 1,
+    }));
+    for range in &table.ranges {
+        write_range(work, table.id, range, &child_name(table.id, range.id), false);
+    }
+    Ok(())
+}
+
+/// The catalog's row of a range.
+pub(crate) fn write_range(work: &mut Work<'_, '_>, table: TableId, range: &NewRange, child: &Name, declared: bool) {
+    work.write(json!({
+        "do": "range", "table": table.0, "id": range.id.0, "lower": stored_bound(&range.from),
+        "upper": stored_bound(&range.to), "shard": range.shard.0, "child_schema": *child.schema,
+        "child": *child.name, "declared": declared,
+    }));
+}
+
+/// The condition that a row's key lies in a range, in SQL over the quoted key columns.
+pub(crate) fn condition(columns: &[String], key_types: &[KeyType], from: &KeyBound, to: &KeyBound) -> String {
+    let (lower, upper) = (edge(columns, key_types, from, true), edge(columns, key_types, to, false));
+    let not_null: Vec<_> = columns.iter().map(|c| format!("{c} IS NOT NULL")).collect();
+    format!("{lower} AND {upper} AND {}", not_null.join(" AND "))
+}
+
+/// `key >= bound` (lower) or `key < bound`. Behind an infinite column nothing counts: the rows whose first columns equal the
+/// bound's are all above it (MINVALUE) or all below it (MAXVALUE).
+fn edge(columns: &[String], key_types: &[KeyType], bound: &KeyBound, lower: bool) -> String {
+    let finite: Vec<_> = bound
+        .0
+        .iter()
+        .zip(key_types)
+        .map_while(|(b, t)| match b {
+            Bound::Value(v) => Some(v.to_literal(*t)),
+            _ => None,
+        })
+        .collect();
+    let above = match bound.0.get(finite.len()) {
+        None | Some(Bound::Min) => true,
+        Some(_) => false,
+    };
+    if finite.is_empty() {
+        return if above == lower { "true".into() } else { "false".into() };
+    }
+    let operator = match (lower, above) {
+        (true, true) => ">=",
+        (true, false) => ">",
+        (false, true) => "<",
+        (false, false) => "<=",
+    };
+    let names = columns[..finite.len()].join(", ");
+    format!("ROW({names}) {operator} ROW({})", finite.join(", "))
+}
+
+/// A range of the catalog as one to be made again under another number.
+pub(crate) fn renumbered(range: &Range, id: RangeId) -> NewRange {
+    NewRange {
+        id,
+        from: range.from.clone(),
+        to: range.to.clone(),
+        shard: range.shard,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgherd_model::KeyValue;
+
+    #[test]
+    fn conditions_treat_infinite_columns_as_postgresql_does() {
+        let columns = ["\"a\"".to_owned(), "\"b\"".to_owned()];
+        let types = [KeyType::Int, KeyType::Int];
+        let bound = |second: Bound| KeyBound(vec![Bound::Value(KeyValue::Int(5)), second]);
+        let lower = |b| edge(&columns, &types, &b, true);
+        let upper = |b| edge(&columns, &types, &b, false);
+        assert_eq!(lower(bound(Bound::Min)), "ROW(\"a\") >= ROW('5'::integer)");
+        assert_eq!(lower(bound(Bound::Max)), "ROW(\"a\") > ROW('5'::integer)");
+        assert_eq!(upper(bound(Bound::Min)), "ROW(\"a\") < ROW('5'::integer)");
+        assert_eq!(upper(bound(Bound::Max)), "ROW(\"a\") <= ROW('5'::integer)");
+        let two = bound(Bound::Value(KeyValue::Int(6)));
+        assert_eq!(upper(two), "ROW(\"a\", \"b\") < ROW('5'::integer, '6'::integer)");
+        assert_eq!(lower(KeyBound::min(2)), "true");
+        assert_eq!(upper(KeyBound::max(2)), "true");
+    }
+
+    #[test]
+    fn bounds_are_written_with_trailing_infinities() {
+        let from = KeyBound(vec![Bound::Value(KeyValue::Text("it's".into())), Bound::Min]);
+        assert_eq!(
+            for_values(&from, &KeyBound(vec![Bound::Max, Bound::Min])),
+            "FOR VALUES FROM ('it''s', MINVALUE) TO (MAXVALUE, MAXVALUE)"
+        );
+        assert_eq!(stored_bound(&from), ["=it's", "<"]);
+    }
+}

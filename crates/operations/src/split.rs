@@ -1,0 +1,164 @@
+//! Splits an empty or small range in two and places the upper half, in one transaction. The whole colocation group is
+//! split at the same key, so that joins on the key stay on a shard.
+
+use crate::copy_rows::copy_rows;
+use crate::ranges::{NewRange, condition, make_children, write_range};
+use crate::work::Work;
+use pgherd_catalog::child_name;
+use pgherd_model::{
+    Bound, KeyBound, Name, Range, RangeId, ServerError, ShardId, Sharded, SqlState, Table, quote_identifier,
+};
+use serde_json::json;
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+/// A range with more rows than this is not split: its rows move while everybody waits.
+pub const SPLIT_ROWS: u64 = 500_000;
+
+/// Splits the range of `name` that holds the key `at` (one text per key column, or of the first ones), so that `at` begins the
+/// upper half, which goes to shard `to`, or where this table has the fewest ranges.
+pub(crate) async fn split(
+    work: &mut Work<'_, '_>,
+    name: &Name,
+    at: &[String],
+    to: Option<ShardId>,
+) -> Result<(), ServerError> {
+    let group = group(work, name)?;
+    let names: Vec<_> = group.iter().map(|t| t.name.name.to_string()).collect();
+    work.announce(names.iter().map(String::as_str), &format!("split {name}")).await?;
+    let mut group = self::group(work, name)?;
+    group.sort_by_key(|t| t.sharded().map(|s| s.id));
+    let shards = work.shards();
+    let tables: Vec<_> = group.iter().map(|t| t.name.to_string()).collect();
+    work.lock(&shards, &tables, "ACCESS EXCLUSIVE").await?;
+    let Some(first) = group.iter().find(|t| t.name == *name).and_then(|t| t.sharded()) else {
+        return Err(ServerError::internal("a table is not in its own colocation group"));
+    };
+    let at = key(first, at)?;
+    let to = to.unwrap_or_else(|| least_used(first, &shards));
+    for table in &group {
+        if let Some(sharded) = table.sharded() {
+            split_one(work, table, sharded, &at, to).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The table and those that move together with it.
+fn group(work: &Work<'_, '_>, name: &Name) -> Result<Vec<Arc<Table>>, ServerError> {
+    let table = work.snapshot.table(name).and_then(|t| t.sharded());
+    let Some(sharded) = table else {
+        return Err(ServerError::new(
+            SqlState::WRONG_OBJECT_TYPE,
+            format!("\"{}\" is not a sharded table", name.name),
+        ));
+    };
+    let same = |t: &&Arc<Table>| t.sharded().is_some_and(|s| s.colocation == sharded.colocation);
+    Ok(work.snapshot.sharded().filter(same).cloned().collect())
+}
+
+fn least_used(sharded: &Sharded, shards: &[ShardId]) -> ShardId {
+    let used = |shard: ShardId| sharded.ranges.ranges().iter().filter(|r| r.shard == shard).count();
+    shards.iter().copied().min_by_key(|s| (used(*s), *s)).unwrap_or(ShardId(1))
+}
+
+/// The bound that the texts mean.
+fn key(sharded: &Sharded, at: &[String]) -> Result<KeyBound, ServerError> {
+    let invalid = |why: String| ServerError::new(SqlState::INVALID_PARAMETER_VALUE, why);
+    if at.len() > sharded.key.len() {
+        return Err(invalid(format!("the key has {} columns", sharded.key.len())));
+    }
+    let mut bound = Vec::new();
+    for (text, key_type) in at.iter().zip(&sharded.key_types) {
+        let value = key_type.parse_text(text).ok_or_else(|| {
+            invalid(format!("\"{text}\" is not a value that a range of this key can begin with"))
+        })?;
+        bound.push(Bound::Value(value));
+    }
+    bound.resize(sharded.key.len(), Bound::Min);
+    Ok(KeyBound(bound))
+}
+
+async fn split_one(
+    work: &mut Work<'_, '_>,
+    table: &Table,
+    sharded: &Sharded,
+    at: &KeyBound,
+    to: ShardId,
+) -> Result<(), ServerError> {
+    let inside = |r: &&Range| r.from.cmp(at) == Ordering::Less && r.to.cmp(at) == Ordering::Greater;
+    let Some(range) = sharded.ranges.ranges().iter().find(inside).cloned() else {
+        return Err(ServerError::new(
+            SqlState::INVALID_PARAMETER_VALUE,
+            format!("no range of table \"{}\" has that key inside", table.name.name),
+        )
+        .with_hint("It is a bound already, or outside of the declared partitions; see pgherd.ranges."));
+    };
+    if range.declared {
+        return Err(ServerError::unsupported(
+            format!("declared partition \"{}\" cannot be split yet", range.child.name),
+            "Only ranges that pgherd made can be split.",
+        ));
+    }
+    let child = range.child.to_string();
+    let counted = work.on(range.shard, &format!("SELECT pg_catalog.count(*) FROM {child}")).await?;
+    let rows: u64 = counted.last().and_then(|r| r.text(0, 0)?.parse().ok()).unwrap_or(0);
+    if rows > SPLIT_ROWS {
+        return Err(ServerError::new(
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("range {} of table \"{}\" has {rows} rows, and more than {SPLIT_ROWS} are not split yet", range.id.0, table.name.name),
+        ));
+    }
+    // New names for both halves: who still knows the old range gets 42P01.
+    let lower = NewRange {
+        id: RangeId(sharded.next_range),
+        from: range.from.clone(),
+        to: at.clone(),
+        shard: range.shard,
+    };
+    let upper = NewRange {
+        id: RangeId(sharded.next_range + 1),
+        from: at.clone(),
+        to: range.to.clone(),
+        shard: to,
+    };
+    let definition = work.definition(&table.name).await?;
+    let options = options(work, range.shard, &range).await?;
+    work.on(range.shard, &format!("ALTER TABLE {} DETACH PARTITION {child}", table.name)).await?;
+    let halves = [lower, upper];
+    make_children(work, &table.name, sharded.id, &halves, &options).await?;
+    let quoted: Vec<_> = sharded.key.iter().map(|c| quote_identifier(c)).collect();
+    let columns = definition.copied_columns();
+    let mut moved = 0;
+    for half in &halves {
+        let condition = condition(&quoted, &sharded.key_types, &half.from, &half.to);
+        let query = format!("SELECT {columns} FROM {child} WHERE {condition}");
+        let target = child_name(sharded.id, half.id).to_string();
+        let target = (half.shard, target.as_str(), columns.as_str());
+        moved += copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
+    }
+    if moved != rows {
+        return Err(ServerError::internal(format!("{rows} rows were to be moved, and {moved} were")));
+    }
+    work.on(range.shard, &format!("DROP TABLE {child}")).await?;
+    for half in &halves {
+        let analyze = format!("ANALYZE {}", child_name(sharded.id, half.id));
+        work.on(half.shard, &analyze).await?;
+        write_range(work, sharded.id, half, &child_name(sharded.id, half.id), false);
+    }
+    work.write(json!({"do": "drop_range", "table": sharded.id.0, "id": range.id.0}));
+    work.renew_fence(sharded).await
+}
+
+/// The storage options of a child, for its halves.
+async fn options(work: &mut Work<'_, '_>, shard: ShardId, range: &Range) -> Result<Vec<String>, ServerError> {
+    let sql = format!(
+        "SELECT pg_catalog.unnest(reloptions) FROM pg_catalog.pg_class WHERE oid = {}::pg_catalog.regclass",
+        pgherd_model::quote_literal(&range.child.to_string())
+    );
+    let results = work.on(shard, &sql).await?;
+    let rows = results.last().map_or(0, |r| r.rows.len());
+    Ok((0..rows)
+        .filter_map(|i| results.last().and_then(|r| r.text(i, 0)).map(str::to_owned))
+        .collect())
+}

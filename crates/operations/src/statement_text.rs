@@ -1,0 +1,203 @@
+//! Edits of a statement's text by its tokens: what is put in, taken out or looked for never depends on how it is
+//! spaced, quoted or commented.
+
+use pgherd_sql::lexer::{Token, TokenKind};
+use pgherd_sql::{ObjectName, Parsed};
+use std::ops::Range;
+
+/// A statement with its tokens.
+pub(crate) struct StatementText<'a> {
+    pub text: &'a str,
+    tokens: &'a [Token],
+}
+
+impl<'a> StatementText<'a> {
+    /// `text` may be the statement's own text or the whole query string that it is part of.
+    pub fn new(statement: &'a Parsed, text: &'a str) -> Self {
+        let whole = text.len() == statement.span.len();
+        Self {
+            text: if whole { text } else { statement.text(text) },
+            tokens: &statement.tokens,
+        }
+    }
+
+    /// Whether these words stand one behind the other somewhere.
+    pub fn has(&self, words: &[&str]) -> bool {
+        self.find(words).is_some()
+    }
+
+    /// The place of the first of these consecutive words.
+    pub fn find(&self, words: &[&str]) -> Option<usize> {
+        (0..self.tokens.len()).find(|&at| {
+            words.iter().enumerate().all(|(i, word)| {
+                let token = self.tokens.get(at + i);
+                token.is_some_and(|t| t.is_word(self.text, word))
+            })
+        })
+    }
+
+    /// All identifiers, as the catalog stores them; key words among them.
+    pub fn identifiers(&self) -> impl Iterator<Item = String> + '_ {
+        self.tokens.iter().filter_map(|t| t.identifier(self.text))
+    }
+
+    /// Where the first parenthesis that opens behind `from` (a byte) closes, as the byte behind it.
+    fn parenthesis(&self, from: usize) -> Option<Range<usize>> {
+        let open = self.tokens.iter().position(|t| t.start as usize >= from && t.is(self.text, "("))?;
+        let mut depth = 0;
+        for token in &self.tokens[open..] {
+            if token.is(self.text, "(") {
+                depth += 1;
+            } else if token.is(self.text, ")") {
+                depth -= 1;
+                if depth == 0 {
+                    return Some(self.tokens[open].start as usize..token.end as usize);
+                }
+            }
+        }
+        None
+    }
+
+    /// `CREATE TABLE name (…) …` with PARTITION BY, and without the WITH (…), which goes to the children.
+    pub fn partitioned(&self, name: &ObjectName, by: &str) -> Option<String> {
+        let columns = self.parenthesis(name.span.end)?;
+        let rest = columns.end;
+        let mut tail = self.text[rest..].to_owned();
+        let with = self.tokens.iter().position(|t| t.start as usize >= rest && t.is_word(self.text, "with"));
+        if let Some(at) = with {
+            let from = self.tokens[at].start as usize;
+            let options = self.parenthesis(from)?;
+            tail = format!("{}{}", &self.text[rest..from], &self.text[options.end..]);
+        }
+        Some(format!("{} PARTITION BY {by}{tail}", &self.text[..rest]))
+    }
+
+    /// The text with the list of names (contiguous, `a, b, c`) replaced by `kept`.
+    pub fn with_names(&self, names: &[ObjectName], kept: &[String]) -> String {
+        match (names.first(), names.last()) {
+            (Some(first), Some(last)) => format!(
+                "{}{}{}",
+                &self.text[..first.span.start],
+                kept.join(", "),
+                &self.text[last.span.end..]
+            ),
+            _ => self.text.to_owned(),
+        }
+    }
+
+    /// The text without the word ONLY in front of a table's name.
+    pub fn without_only(&self, name: &ObjectName) -> String {
+        let before = self.tokens.iter().rfind(|t| (t.end as usize) <= name.span.start);
+        match before.filter(|t| t.is_word(self.text, "only")) {
+            Some(only) => format!("{}{}", &self.text[..only.start as usize], &self.text[only.end as usize..]),
+            None => self.text.to_owned(),
+        }
+    }
+
+    /// `CREATE [UNIQUE] INDEX ON …` with a name put in.
+    pub fn with_index_name(&self, name: &str) -> Option<String> {
+        let at = self.find(&["index"])?;
+        let end = self.tokens[at].end as usize;
+        Some(format!("{} {name}{}", &self.text[..end], &self.text[end..]))
+    }
+
+    /// `ALTER/DROP SEQUENCE …` with IF EXISTS put in where it is missing.
+    pub fn if_exists(&self, object: &str) -> String {
+        match self.find(&[object]).filter(|_| !self.has(&[object, "if", "exists"])) {
+            Some(at) => {
+                let end = self.tokens[at].end as usize;
+                format!("{} IF EXISTS{}", &self.text[..end], &self.text[end..])
+            }
+            None => self.text.to_owned(),
+        }
+    }
+
+    /// The tables behind REFERENCES.
+    pub fn referenced(&self) -> Vec<ObjectName> {
+        let word = |t: &Token| matches!(t.kind, TokenKind::Word | TokenKind::Quoted);
+        let mut found = Vec::new();
+        for (at, token) in self.tokens.iter().enumerate() {
+            if !token.is_word(self.text, "references") {
+                continue;
+            }
+            let Some(first) = self.tokens.get(at + 1).filter(|t| word(t)) else {
+                continue;
+            };
+            let dotted = self.tokens.get(at + 2).is_some_and(|t| t.is(self.text, "."));
+            let second = self.tokens.get(at + 3).filter(|t| dotted && word(t));
+            let (schema, name, end) = match second {
+                Some(second) => (first.identifier(self.text), second.identifier(self.text), second.end),
+                None => (None, first.identifier(self.text), first.end),
+            };
+            found.extend(name.map(|name| ObjectName {
+                schema,
+                name,
+                span: first.start as usize..end as usize,
+            }));
+        }
+        found
+    }
+
+    /// The name behind `RENAME TO`.
+    pub fn new_name(&self) -> Option<String> {
+        let at = self.find(&["rename", "to"])?;
+        self.tokens.get(at + 2)?.identifier(self.text)
+    }
+
+    /// A name as written.
+    pub fn written(&self, name: &ObjectName) -> &'a str {
+        &self.text[name.span.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sql: &str, edit: impl Fn(&StatementText, &[ObjectName]) -> String, expected: &str) {
+        let parsed = pgherd_sql::parse(sql).unwrap().remove(0);
+        let pgherd_sql::Kind::Ddl(ddl) = &parsed.kind else {
+            panic!("{sql} is no schema change");
+        };
+        assert_eq!(edit(&StatementText::new(&parsed, sql), &ddl.relations), expected);
+    }
+
+    #[test]
+    fn partition_by_goes_behind_the_columns_and_options_leave() {
+        check(
+            "create table \"A (\" (id int check (id > (1)) primary key) with (fillfactor=100)",
+            |t, n| t.partitioned(&n[0], "RANGE (\"id\")").unwrap(),
+            "create table \"A (\" (id int check (id > (1)) primary key) PARTITION BY RANGE (\"id\") ",
+        );
+    }
+
+    #[test]
+    fn lists_are_narrowed_and_only_is_dropped() {
+        check(
+            "truncate a, b /* , */ , c cascade",
+            |t, n| t.with_names(n, &["\"public\".\"b\"".into()]),
+            "truncate \"public\".\"b\" cascade",
+        );
+        check(
+            "alter table only a add primary key (id)",
+            |t, n| t.without_only(&n[0]),
+            "alter table  a add primary key (id)",
+        );
+        check(
+            "create unique index on a (id)",
+            |t, _| t.with_index_name("\"x\"").unwrap(),
+            "create unique index \"x\" on a (id)",
+        );
+    }
+
+    #[test]
+    fn references_are_found() {
+        let parsed = pgherd_sql::parse("create table a (b int references s.\"C\" (x), d int references e)")
+            .unwrap()
+            .remove(0);
+        let text = "create table a (b int references s.\"C\" (x), d int references e)";
+        let found = StatementText::new(&parsed, text).referenced();
+        let names: Vec<_> = found.iter().map(|n| (n.schema.as_deref(), n.name.as_str())).collect();
+        assert_eq!(names, [(Some("s"), "C"), (None, "e")]);
+    }
+}

@@ -1,0 +1,86 @@
+//! Views, materialised views and CREATE TABLE AS. They exist on the home shard; a view that reaches sharded tables is
+//! expanded by gateways, so it needs no twin elsewhere.
+
+use crate::statement_text::StatementText;
+use crate::work::Work;
+use crate::drop::forget_vanished;
+use pgherd_model::ServerError;
+use pgherd_sql::{Ddl, DdlKind};
+
+/// Whether the text names anything through which it could reach a sharded table.
+pub(crate) fn reaches(work: &Work<'_, '_>, text: &StatementText<'_>) -> bool {
+    text.identifiers().any(|i| {
+        work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i)
+    })
+}
+
+/// CREATE, ALTER and DROP of views and materialised views.
+pub(crate) async fn change_views(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let reaches = reaches(work, text);
+    if reaches && ddl.kind == DdlKind::CreateMaterializedView {
+        return Err(ServerError::unsupported(
+            "materialized views cannot be made of sharded tables yet",
+            "Use a view, or a table that is filled with INSERT … SELECT.",
+        ));
+    }
+    if ddl.temporary && reaches {
+        return Err(ServerError::unsupported(
+            "temporary views cannot be made of sharded tables yet",
+            "Use a view that is not temporary, or WITH.",
+        ));
+    }
+    if reaches {
+        let renamed = text.new_name();
+        let mut names: Vec<_> = ddl.relations.iter().map(|n| n.name.as_str()).collect();
+        names.extend(renamed.as_deref());
+        if text.has(&["cascade"]) {
+            names.push("");
+        }
+        work.announce(names, text.text).await?;
+    }
+    let tag = work.on_home(text.text).await?;
+    if ddl.kind == DdlKind::DropView && text.has(&["cascade"]) {
+        forget_vanished(work).await?;
+    }
+    Ok(tag)
+}
+
+/// REFRESH MATERIALIZED VIEW.
+pub(crate) async fn refresh(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    for name in &ddl.relations {
+        if let Some(table) = work.resolve(name) {
+            work.refuse_refused(&table)?;
+        }
+    }
+    work.on_home(text.text).await
+}
+
+/// CREATE TABLE AS and SELECT INTO from what is local; the new table is local.
+pub(crate) async fn table_as(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let own = ddl.relations.first().map(|n| n.name.clone()).unwrap_or_default();
+    let others = text.identifiers().filter(|i| *i != own).any(|i| {
+        work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i)
+    });
+    if others {
+        return Err(ServerError::unsupported(
+            "CREATE TABLE AS cannot read sharded tables yet",
+            "Create the table first, and fill it with INSERT … SELECT.",
+        ));
+    }
+    if work.snapshot.relations.contains_key(own.as_str()) {
+        work.announce([own.as_str()], text.text).await?;
+    }
+    work.on_home(text.text).await
+}

@@ -1,0 +1,362 @@
+//! One schema change at work: runs SQL on participants, gathers notices, and writes the catalog.
+
+use crate::inspect::{Definition, Relation};
+use crate::{Outcome, Session};
+use pgherd_catalog::{Change, restore_parent_names, sign};
+use pgherd_model::{Name, ServerError, ShardId, Sharded, Snapshot, SqlState, Table, TableKind, quote_literal};
+use pgherd_shards::SimpleResult;
+use pgherd_sql::ObjectName;
+use pgherd_transaction::Transaction;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long one attempt to lock a table waits on one shard. Then all that was locked is given up, so that whoever
+/// holds the lock and waits for us can go on.
+const LOCK_ATTEMPT: &str = "1s";
+/// How long all attempts may take.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+/// The savepoint of this room's own.
+const SAVEPOINT: &str = "pgherd_operation";
+
+/// A statement's state.
+pub(crate) struct Work<'w, 's> {
+    pub session: &'w Session<'s>,
+    pub transaction: &'w mut Transaction,
+    change: &'w mut Option<Change>,
+    pub snapshot: Arc<Snapshot>,
+    notices: Vec<ServerError>,
+    catalog_changed: bool,
+    writes: Vec<Value>,
+}
+
+impl<'w, 's> Work<'w, 's> {
+    pub fn new(
+        session: &'w Session<'s>,
+        transaction: &'w mut Transaction,
+        change: &'w mut Option<Change>,
+    ) -> Work<'w, 's> {
+        Work {
+            snapshot: session.snapshot.clone(),
+            session,
+            transaction,
+            change,
+            notices: Vec::new(),
+            catalog_changed: false,
+            writes: Vec::new(),
+        }
+    }
+
+    pub fn home(&self) -> ShardId {
+        self.session.shards.home()
+    }
+
+    pub fn shards(&self) -> Vec<ShardId> {
+        self.session.shards.all().iter().map(|s| s.id).collect()
+    }
+
+    pub fn others(&self) -> Vec<ShardId> {
+        let home = self.home();
+        self.shards().into_iter().filter(|s| *s != home).collect()
+    }
+
+    /// Runs SQL on one shard. Notices of other shards than the home shard's are kept where the home shard did not say the same.
+    pub async fn on(&mut self, shard: ShardId, sql: &str) -> Result<Vec<SimpleResult>, ServerError> {
+        let home = self.home();
+        let backend = self.transaction.participant(shard).await?;
+        let result = backend.simple(sql).await;
+        for mut notice in backend.take_notices() {
+            restore_parent_names(&mut notice, &self.snapshot);
+            let known = |n: &ServerError| n.fields().message == notice.fields().message;
+            if shard == home || !self.notices.iter().any(known) {
+                self.notices.push(notice);
+            }
+        }
+        self.transaction.wrote(shard);
+        result.map_err(|e| self.worded(e.into()))
+    }
+
+    fn worded(&self, mut error: ServerError) -> ServerError {
+        restore_parent_names(&mut error, &self.snapshot);
+        error
+    }
+
+    /// Runs SQL on the home shard and returns the last command tag.
+    pub async fn on_home(&mut self, sql: &str) -> Result<String, ServerError> {
+        let results = self.on(self.home(), sql).await?;
+        Ok(results.last().map(|r| r.tag.clone()).unwrap_or_default())
+    }
+
+    /// Runs SQL on these shards, one after the other in their order: all who lock several shards do it in that order.
+    pub async fn on_each(&mut self, shards: &[ShardId], sql: &str) -> Result<(), ServerError> {
+        for shard in shards {
+            self.on(*shard, sql).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs SQL on a shard; an error with one of these states undoes it there and is not an error.
+    pub async fn tolerating(&mut self, shard: ShardId, sql: &str, states: &[&str]) -> Result<bool, ServerError> {
+        self.on(shard, &format!("SAVEPOINT {SAVEPOINT}")).await?;
+        match self.on(shard, sql).await {
+            Ok(_) => {
+                self.on(shard, &format!("RELEASE SAVEPOINT {SAVEPOINT}")).await?;
+                Ok(true)
+            }
+            Err(e) if states.contains(&e.sqlstate().code()) => {
+                self.undo(shard).await?;
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens what [`Self::undo`] undoes.
+    pub async fn attempt(&mut self, shard: ShardId) -> Result<(), ServerError> {
+        self.on(shard, &format!("SAVEPOINT {SAVEPOINT}")).await.map(drop)
+    }
+
+    pub async fn keep(&mut self, shard: ShardId) -> Result<(), ServerError> {
+        self.on(shard, &format!("RELEASE SAVEPOINT {SAVEPOINT}")).await.map(drop)
+    }
+
+    pub async fn undo(&mut self, shard: ShardId) -> Result<(), ServerError> {
+        let sql = format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}");
+        self.on(shard, &sql).await.map(drop)
+    }
+
+    /// One value of the home shard, as text.
+    pub async fn value(&mut self, sql: &str) -> Result<Option<String>, ServerError> {
+        let results = self.on(self.home(), sql).await?;
+        Ok(results.last().and_then(|r| r.text(0, 0)).map(str::to_owned))
+    }
+
+    /// Calls one of the functions that only gateways may use.
+    pub async fn signed(&mut self, shard: ShardId, function: &str, payload: &str) -> Result<(), ServerError> {
+        let secret = self.session.catalog.secret().to_owned();
+        let backend = self.transaction.participant(shard).await?;
+        let proof = sign(&secret, function, payload, backend.process_id());
+        let sql = format!("SELECT pgherd.{function}($1, $2)");
+        let called = backend.query(&sql, &[Some(payload), Some(&proof)]).await;
+        self.transaction.wrote(shard);
+        called.map_err(|e| self.worded(e.into())).map(drop)
+    }
+
+    /// Announces the change of these names to all gateways and waits for them; the catalog is read anew then. An empty
+    /// name stands for all.
+    pub async fn announce<'n>(
+        &mut self,
+        names: impl IntoIterator<Item = &'n str>,
+        what: &str,
+    ) -> Result<(), ServerError> {
+        let hash = |n: &str| if n.is_empty() { 0 } else { name_hash(n) };
+        let names: Vec<u64> = names.into_iter().map(hash).collect();
+        let what: String = what.chars().take(200).collect();
+        match self.change.as_mut() {
+            Some(change) => change.extend(&names, &what).await?,
+            None => *self.change = Some(self.session.catalog.begin_change(&names, &what).await?),
+        }
+        self.catalog_changed = true;
+        let unheld = self.change.as_mut().and_then(Change::take_unheld);
+        if let Some(payload) = unheld {
+            self.signed(self.home(), "hold_changes", &payload).await?;
+        }
+        let catalog = self.session.catalog.clone();
+        let home = self.home();
+        self.snapshot = catalog.load_through(self.transaction.participant(home).await?).await?;
+        Ok(())
+    }
+
+    /// Reads the catalog again after own writes.
+    pub async fn reload(&mut self) -> Result<(), ServerError> {
+        self.write_catalog().await?;
+        let (catalog, home) = (self.session.catalog.clone(), self.home());
+        self.snapshot = catalog.load_through(self.transaction.participant(home).await?).await?;
+        Ok(())
+    }
+
+    /// What a name is.
+    pub fn resolve(&self, name: &ObjectName) -> Option<Arc<Table>> {
+        match self
+            .snapshot
+            .resolve(name.schema.as_deref(), &name.name, self.session.search_path)
+        {
+            pgherd_model::Resolved::Known(table) => Some(table),
+            pgherd_model::Resolved::Home => None,
+        }
+    }
+
+    /// The sharded table of this name.
+    pub fn sharded(&self, name: &ObjectName) -> Option<Arc<Table>> {
+        self.resolve(name).filter(|t| t.sharded().is_some())
+    }
+
+    /// Locks these tables on these shards, shard by shard, and gives all locks up and tries again where one is not to be had soon.
+    pub async fn lock(&mut self, shards: &[ShardId], tables: &[String], mode: &str) -> Result<(), ServerError> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let sql = format!(
+            "SET LOCAL lock_timeout = '{LOCK_ATTEMPT}'; LOCK TABLE {} IN {mode} MODE",
+            tables.join(", ")
+        );
+        let configured = self.value("SELECT pg_catalog.current_setting('lock_timeout')").await?;
+        let restore = format!(
+            "SET LOCAL lock_timeout = {}",
+            quote_literal(configured.as_deref().unwrap_or("0"))
+        );
+        loop {
+            let mut opened = Vec::new();
+            let mut failed = None;
+            for shard in shards {
+                self.attempt(*shard).await?;
+                opened.push(*shard);
+                if let Err(e) = self.on(*shard, &sql).await {
+                    failed = Some(e);
+                    break;
+                }
+            }
+            for shard in &opened {
+                match failed {
+                    None => {
+                        self.on(*shard, &restore).await?;
+                        self.keep(*shard).await?;
+                    }
+                    Some(_) => self.undo(*shard).await?,
+                }
+            }
+            match failed {
+                None => return Ok(()),
+                Some(e) if !yields(&e) || started.elapsed() > LOCK_PATIENCE => return Err(e),
+                Some(_) => tokio::time::sleep(Duration::from_millis(rand::random_range(20..200))).await,
+            }
+        }
+    }
+
+    /// A catalog write, done together with the others at the end.
+    pub fn write(&mut self, value: Value) {
+        self.catalog_changed = true;
+        self.writes.push(value);
+    }
+
+    pub async fn write_catalog(&mut self) -> Result<(), ServerError> {
+        if self.writes.is_empty() {
+            return Ok(());
+        }
+        let payload = Value::Array(std::mem::take(&mut self.writes)).to_string();
+        self.signed(self.home(), "write_catalog", &payload).await
+    }
+
+    /// Replaces a table's fence on every shard, so that statements with an older range map fail.
+    pub async fn renew_fence(&mut self, sharded: &Sharded) -> Result<(), ServerError> {
+        let next = sharded.fence_number + 1;
+        let payload = json!({
+            "drop": [*sharded.fence.name],
+            "create": [*pgherd_catalog::fence_name(sharded.id, next).name],
+        });
+        for shard in self.shards() {
+            self.signed(shard, "change_fences", &payload.to_string()).await?;
+        }
+        self.write(json!({"do": "set", "id": sharded.id.0, "fence": next}));
+        Ok(())
+    }
+
+    /// Children get the owner, grants and index names that follow from their parents.
+    pub async fn keep_children(&mut self, shards: &[ShardId], tables: &[Name]) -> Result<(), ServerError> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let payload = json!(tables.iter().map(Name::to_string).collect::<Vec<_>>()).to_string();
+        for shard in shards {
+            self.signed(*shard, "keep_children", &payload).await?;
+        }
+        Ok(())
+    }
+
+    /// On all shards but the home shard, these tables' sequences give no values.
+    pub async fn close_sequences(&mut self, names: &[String]) -> Result<(), ServerError> {
+        let payload = json!(names).to_string();
+        for shard in self.others() {
+            self.signed(shard, "close_sequences", &payload).await?;
+        }
+        Ok(())
+    }
+
+    /// What the home shard knows of a relation, by a name as SQL writes it.
+    pub async fn inspect(&mut self, name: &str) -> Result<Option<Relation>, ServerError> {
+        let sql = format!(
+            "SELECT pgherd.inspect(pg_catalog.to_regclass({}))",
+            quote_literal(name)
+        );
+        match self.value(&sql).await? {
+            Some(text) => serde_json::from_str(&text).map(Some).map_err(unreadable),
+            None => Ok(None),
+        }
+    }
+
+    /// How to make a table like this one.
+    pub async fn definition(&mut self, name: &Name) -> Result<Definition, ServerError> {
+        let sql = format!(
+            "SELECT pgherd.definition({}::pg_catalog.regclass)",
+            quote_literal(&name.to_string())
+        );
+        let text = self.value(&sql).await?.unwrap_or_default();
+        serde_json::from_str(&text).map_err(unreadable)
+    }
+
+    pub fn notice(&mut self, text: impl Into<String>) {
+        self.notices
+            .push(ServerError::new(SqlState::SUCCESS, text).with_severity("NOTICE"));
+    }
+
+    pub fn take_notices(&mut self) -> Vec<ServerError> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Forgets notices of an attempt that was undone.
+    pub fn truncate_notices(&mut self, count: usize) {
+        self.notices.truncate(count);
+    }
+
+    pub fn notice_count(&self) -> usize {
+        self.notices.len()
+    }
+
+    /// The end: writes the catalog.
+    pub async fn finish(mut self, tag: String) -> Result<Outcome, ServerError> {
+        self.write_catalog().await?;
+        Ok(Outcome {
+            tag,
+            notices: self.notices,
+            catalog_changed: self.catalog_changed,
+            ..Outcome::default()
+        })
+    }
+
+    /// Refuses what would show one shard's part only.
+    pub fn refuse_refused(&self, table: &Table) -> Result<(), ServerError> {
+        match &table.kind {
+            TableKind::Refused { reason } => Err(ServerError::unsupported(
+                format!("relation \"{}\" cannot be used while it reaches sharded tables", table.name.name),
+                "Drop what is named in the detail, or make the sharded table local with CALL pgherd.undistribute(…).",
+            )
+            .with_detail(reason.clone())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A stable hash of a relation's name; the same that statements enter with.
+fn name_hash(name: &str) -> u64 {
+    pgherd_sql::name_hash(name)
+}
+
+/// A lock that somebody else holds, perhaps waiting for one of ours.
+fn yields(error: &ServerError) -> bool {
+    matches!(error.sqlstate(), SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK_DETECTED)
+}
+
+fn unreadable(error: serde_json::Error) -> ServerError {
+    ServerError::internal(format!("the catalog's description cannot be read: {error}"))
+}
