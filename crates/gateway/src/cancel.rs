@@ -61,7 +61,12 @@ impl CancelRegistry {
             }
         };
         sessions.insert(process_id, (secret, slot.clone()));
-        Registered { registry: self.clone(), process_id, secret, slot }
+        Registered {
+            registry: self.clone(),
+            process_id,
+            secret,
+            slot,
+        }
     }
 
     /// Cancels what the session runs; unknown ids and wrong secrets do nothing, as in PostgreSQL.

@@ -67,7 +67,10 @@ impl Client {
                     )));
                 }
                 Err(error) => {
-                    return Err(Gone::Garbage(ServerError::new(SqlState::PROTOCOL_VIOLATION, error.to_string())));
+                    return Err(Gone::Garbage(ServerError::new(
+                        SqlState::PROTOCOL_VIOLATION,
+                        error.to_string(),
+                    )));
                 }
             }
             self.inbox.reserve(8 * 1024);
@@ -85,13 +88,19 @@ impl Client {
         }
         let length = i32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]);
         if length < 4 {
-            return Err(Gone::Garbage(ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid message length")));
+            return Err(Gone::Garbage(ServerError::new(
+                SqlState::PROTOCOL_VIOLATION,
+                "invalid message length",
+            )));
         }
         if length as usize > self.max_message_bytes {
             return Err(Gone::Garbage(
                 ServerError::new(
                     SqlState::PROGRAM_LIMIT_EXCEEDED,
-                    format!("a message of {length} bytes exceeds the limit of {} bytes", self.max_message_bytes),
+                    format!(
+                        "a message of {length} bytes exceeds the limit of {} bytes",
+                        self.max_message_bytes
+                    ),
                 )
                 .with_hint("Raise max_message_bytes in the gateway's configuration, or use COPY for bulk data."),
             ));
@@ -115,7 +124,11 @@ impl Client {
 
     /// Sends when much has gathered.
     pub(crate) async fn flush_if_large(&mut self) -> io::Result<()> {
-        if self.out.len() >= FLUSH_AT { self.flush().await } else { Ok(()) }
+        if self.out.len() >= FLUSH_AT {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     /// A message of a letter and a body.

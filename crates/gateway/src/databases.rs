@@ -23,7 +23,11 @@ pub(crate) struct Databases {
 
 impl Databases {
     pub(crate) fn new(shards: Arc<Shards>, options: pgherd_catalog::Options) -> Self {
-        Self { shards, options, open: Mutex::default() }
+        Self {
+            shards,
+            options,
+            open: Mutex::default(),
+        }
     }
 
     /// The database of this name, opened (recovery runs once before this returns) if it was not.
@@ -32,17 +36,19 @@ impl Databases {
         if let Some(database) = open.get(name) {
             return Ok(database.clone());
         }
-        let catalog = Catalog::open(self.shards.clone(), name, self.options.clone()).await.map_err(|error| {
-            let error = ServerError::from(error);
-            match error.sqlstate() {
-                SqlState::UNDEFINED_TABLE => ServerError::new(
-                    SqlState::INVALID_CATALOG_NAME,
-                    format!("database \"{name}\" is not part of the cluster"),
-                )
-                .with_hint("Run `pgherd init` with this database's name, or connect to another database."),
-                _ => error,
-            }
-        })?;
+        let catalog = Catalog::open(self.shards.clone(), name, self.options.clone())
+            .await
+            .map_err(|error| {
+                let error = ServerError::from(error);
+                match error.sqlstate() {
+                    SqlState::UNDEFINED_TABLE => ServerError::new(
+                        SqlState::INVALID_CATALOG_NAME,
+                        format!("database \"{name}\" is not part of the cluster"),
+                    )
+                    .with_hint("Run `pgherd init` with this database's name, or connect to another database."),
+                    _ => error,
+                }
+            })?;
         let (gateway, incarnation) = catalog.identity();
         let identity = CommitIdentity {
             cluster: catalog.cluster().to_owned(),
@@ -50,7 +56,9 @@ impl Databases {
             incarnation,
             secret: catalog.secret().to_owned(),
         };
-        let coordinator = Coordinator::open(self.shards.clone(), name, identity).await.map_err(ServerError::from)?;
+        let coordinator = Coordinator::open(self.shards.clone(), name, identity)
+            .await
+            .map_err(ServerError::from)?;
         let database = Arc::new(Database { catalog, coordinator });
         open.insert(name.to_owned(), database.clone());
         Ok(database)

@@ -67,11 +67,17 @@ impl Gateway {
         let mut shard_options = pgherd_shards::Options::new(options.shards.clone(), options.service_role.clone());
         shard_options.pool_size = options.pool_size;
         let shards = Shards::new(shard_options);
-        let listener = TcpListener::bind(options.listen).await.map_err(|e| Error::Listen(options.listen, e))?;
+        let listener = TcpListener::bind(options.listen)
+            .await
+            .map_err(|e| Error::Listen(options.listen, e))?;
         let address = listener.local_addr().map_err(|e| Error::Listen(options.listen, e))?;
         let (stop, stopping) = watch::channel(false);
         let metrics_address = match options.metrics_listen {
-            Some(at) => Some(metrics::serve(at, stopping.clone()).await.map_err(|e| Error::Listen(at, e))?),
+            Some(at) => Some(
+                metrics::serve(at, stopping.clone())
+                    .await
+                    .map_err(|e| Error::Listen(at, e))?,
+            ),
             None => None,
         };
         let shared = Arc::new(Shared {
@@ -84,7 +90,10 @@ impl Gateway {
                     options.secret.clone(),
                 ),
             ),
-            engine: Engine::new(pgherd_query::Limits { memory_bytes: options.query_memory_bytes, ..Default::default() })?,
+            engine: Engine::new(pgherd_query::Limits {
+                memory_bytes: options.query_memory_bytes,
+                ..Default::default()
+            })?,
             options,
             shards,
             cache: StatementCache::default(),
@@ -94,7 +103,12 @@ impl Gateway {
         });
         shared.databases.get("postgres").await?;
         let task = tokio::spawn(accept(listener, shared));
-        Ok(GatewayHandle { address, metrics_address, stop, task })
+        Ok(GatewayHandle {
+            address,
+            metrics_address,
+            stop,
+            task,
+        })
     }
 }
 
@@ -177,7 +191,9 @@ async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
             SqlState::INVALID_AUTHORIZATION,
             format!("no authentication method is configured for host \"{}\"", peer.ip()),
         )
-        .with_hint("This gateway trusts loopback clients only; connect from the gateway's own host or through a tunnel.");
+        .with_hint(
+            "This gateway trusts loopback clients only; connect from the gateway's own host or through a tunnel.",
+        );
         return refuse(client, error).await;
     }
     match Session::start(client, parameters, shared).await {
@@ -221,11 +237,18 @@ async fn start_up(client: &mut Client, shared: &Shared) -> Result<Option<Paramet
                 negotiate_version(client, &startup);
                 return Ok(Some(startup.parameters.into_iter().collect()));
             }
-            Ok(_) => return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "expected a startup message")),
+            Ok(_) => {
+                return Err(ServerError::new(
+                    SqlState::PROTOCOL_VIOLATION,
+                    "expected a startup message",
+                ));
+            }
             Err(Gone::Closed) => return Ok(None),
             Err(Gone::Garbage(_)) => {
-                return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
-                    .with_hint("This port speaks PostgreSQL's protocol, version 3."));
+                return Err(
+                    ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
+                        .with_hint("This port speaks PostgreSQL's protocol, version 3."),
+                );
             }
         }
     }

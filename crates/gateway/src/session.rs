@@ -202,10 +202,20 @@ impl Session {
         if let Some(open) = self.block.open_mut()
             && open.transaction.enlisted(home)
         {
-            return Ok(open.transaction.participant(home).await.map_err(ServerError::from)?.simple(sql).await?);
+            return Ok(open
+                .transaction
+                .participant(home)
+                .await
+                .map_err(ServerError::from)?
+                .simple(sql)
+                .await?);
         }
-        let mut backend =
-            self.database.coordinator.autocommit(home, &self.who).await.map_err(ServerError::from)?;
+        let mut backend = self
+            .database
+            .coordinator
+            .autocommit(home, &self.who)
+            .await
+            .map_err(ServerError::from)?;
         Ok(backend.simple(sql).await?)
     }
 

@@ -50,7 +50,13 @@ pub(crate) struct Context<'a> {
 
 impl Statement {
     fn new(text: &str, offset_chars: u32, parsed: Parsed) -> Self {
-        Self { text: text.into(), offset_chars, parsed, analysed: Mutex::default(), described: Mutex::default() }
+        Self {
+            text: text.into(),
+            offset_chars,
+            parsed,
+            analysed: Mutex::default(),
+            described: Mutex::default(),
+        }
     }
 
     /// The analysis under `context`.
@@ -118,7 +124,10 @@ pub(crate) struct StatementCache {
 impl Default for StatementCache {
     fn default() -> Self {
         let capacity = std::num::NonZeroUsize::new(CAPACITY).expect("not zero");
-        Self { texts: Mutex::new(lru::LruCache::with_hasher(capacity, ahash::RandomState::new())), ids: Mutex::default() }
+        Self {
+            texts: Mutex::new(lru::LruCache::with_hasher(capacity, ahash::RandomState::new())),
+            ids: Mutex::default(),
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use crate::convert::{self, Target, distributable};
 use crate::create_table::{first_key_column, refuse_foreign_keys};
+use crate::partition;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use crate::partition;
 use pgherd_model::{Name, ServerError, SqlState, Table, TableKind};
 use pgherd_sql::{Ddl, ObjectName};
 
@@ -40,7 +40,8 @@ async fn alter_sharded(
     work.announce(names(name, &renamed), text.text).await?;
     let table = still_sharded(work, name)?;
     let shards = work.shards();
-    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE").await?;
+    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
+        .await?;
     let sql = text.without_only(name);
     let home = work.home();
     let by_default = table.sharded().is_some_and(|s| s.by_default);
@@ -60,7 +61,10 @@ async fn alter_sharded(
     let others = work.others();
     work.on_each(&others, &sql).await?;
     work.reload().await?;
-    let now = work.snapshot.sharded().find(|t| t.sharded().map(|s| s.id) == table.sharded().map(|s| s.id));
+    let now = work
+        .snapshot
+        .sharded()
+        .find(|t| t.sharded().map(|s| s.id) == table.sharded().map(|s| s.id));
     if let Some(now) = now.map(|t| t.name.clone()) {
         work.keep_children(&shards, std::slice::from_ref(&now)).await?;
         work.close_sequences(&[now.to_string()]).await?;
@@ -69,14 +73,14 @@ async fn alter_sharded(
 }
 
 /// After the announcement the table may be another than before.
-pub(crate) fn still_sharded(
-    work: &Work<'_, '_>,
-    name: &ObjectName,
-) -> Result<std::sync::Arc<Table>, ServerError> {
+pub(crate) fn still_sharded(work: &Work<'_, '_>, name: &ObjectName) -> Result<std::sync::Arc<Table>, ServerError> {
     work.sharded(name).ok_or_else(|| {
         ServerError::new(
             SqlState::SERIALIZATION_FAILURE,
-            format!("could not serialize access: table \"{}\" was changed meanwhile", name.name),
+            format!(
+                "could not serialize access: table \"{}\" was changed meanwhile",
+                name.name
+            ),
         )
         .with_hint("Repeat the transaction.")
     })
@@ -104,7 +108,11 @@ pub(crate) async fn as_local(
     convert::undistribute(work, &table.name).await?;
     work.truncate_notices(before);
     let tag = work.on_home(sql).await?;
-    work.notice(format!("table \"{}\" is local: {}", table.name.name, why.fields().message));
+    work.notice(format!(
+        "table \"{}\" is local: {}",
+        table.name.name,
+        why.fields().message
+    ));
     Ok(tag)
 }
 
@@ -117,7 +125,10 @@ async fn refuse_what_cannot_hold(work: &mut Work<'_, '_>, table: &Table) -> Resu
     };
     match relation.foreign_keys.first() {
         Some(key) => Err(ServerError::unsupported(
-            format!("foreign key \"{}\" of sharded table \"{}\" cannot be checked across ranges", key.name, table.name.name),
+            format!(
+                "foreign key \"{}\" of sharded table \"{}\" cannot be checked across ranges",
+                key.name, table.name.name
+            ),
             "Leave the foreign key out, or make the table local with CALL pgherd.undistribute(…).",
         )),
         None => Ok(()),

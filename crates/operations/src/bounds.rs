@@ -157,7 +157,10 @@ mod tests {
     #[test]
     fn bounds_are_sorted_and_serve_related_types() {
         let distribution = of("int 7,3,7; text h,'q;r'; timestamp 2020-01-01 00:00:00");
-        assert_eq!(distribution.splits(KeyType::BigInt), [KeyValue::Int(3), KeyValue::Int(7)]);
+        assert_eq!(
+            distribution.splits(KeyType::BigInt),
+            [KeyValue::Int(3), KeyValue::Int(7)]
+        );
         assert_eq!(
             distribution.splits(KeyType::Varchar),
             [KeyValue::Text("h".into()), KeyValue::Text("q;r".into())]
@@ -183,6 +186,9 @@ mod tests {
             assert_eq!(error.sqlstate().code(), "22023", "{bad}");
         }
         assert!(Distribution::from_settings(Some("somehow"), None).is_err());
-        assert_eq!(Distribution::from_settings(None, None).unwrap(), Distribution::default());
+        assert_eq!(
+            Distribution::from_settings(None, None).unwrap(),
+            Distribution::default()
+        );
     }
 }

@@ -1,12 +1,12 @@
 //! Local to sharded and back: a new table under the same name with all that the old one had, rows copied within the
 //! transaction, the old one dropped.
 
+use crate::bounds;
 use crate::copy_rows::copy_rows;
 use crate::inspect::{Definition, Relation};
 use crate::ranges::{NewRange, NewTable, automatic_ranges, condition, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use crate::bounds;
 use pgherd_catalog::child_name;
 use pgherd_model::{KeyType, Name, ServerError, Sharded, Table, TableKind, quote_identifier};
 use serde_json::json;
@@ -22,18 +22,30 @@ pub(crate) fn distributable(relation: &Relation, key: &[String]) -> Result<Vec<K
         (relation.inherits, "it inherits or is inherited from"),
         (relation.typed, "it is a typed table"),
         (relation.persistence != 'p', "it is temporary or unlogged"),
-        (relation.method.as_deref().is_some_and(|m| m != "heap"), "its access method is not heap"),
-        (!relation.foreign_keys.is_empty(), "a foreign key cannot be checked across ranges yet"),
+        (
+            relation.method.as_deref().is_some_and(|m| m != "heap"),
+            "its access method is not heap",
+        ),
+        (
+            !relation.foreign_keys.is_empty(),
+            "a foreign key cannot be checked across ranges yet",
+        ),
         (!relation.triggers.is_empty(), "it has triggers"),
         (!relation.rules.is_empty(), "it has rules"),
-        (relation.row_security || !relation.policies.is_empty(), "it has row level security"),
+        (
+            relation.row_security || !relation.policies.is_empty(),
+            "it has row level security",
+        ),
     ];
     if let Some((_, why)) = refused.iter().find(|(holds, _)| *holds) {
         return Err((*why).into());
     }
     for unique in &relation.unique {
         if unique.exclusion {
-            return Err(format!("exclusion constraint \"{}\" cannot hold across ranges", unique.name));
+            return Err(format!(
+                "exclusion constraint \"{}\" cannot hold across ranges",
+                unique.name
+            ));
         }
         let covers = unique.plain && key.iter().all(|k| unique.columns.contains(k));
         if !covers {
@@ -138,13 +150,19 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
     let relation = work.inspect(&name.to_string()).await?;
     let Some(relation) = relation.filter(|r| r.triggers.is_empty() && r.policies.is_empty()) else {
         return Err(ServerError::unsupported(
-            format!("table \"{}\" has triggers or policies and cannot be made local yet", name.name),
+            format!(
+                "table \"{}\" has triggers or policies and cannot be made local yet",
+                name.name
+            ),
             "Drop them, and create them again afterwards.",
         ));
     };
     if !sharded.automatic && !sharded.ranges.ranges().is_empty() {
         return Err(ServerError::unsupported(
-            format!("table \"{}\" has declared partitions and cannot be made local", name.name),
+            format!(
+                "table \"{}\" has declared partitions and cannot be made local",
+                name.name
+            ),
             "Detach its partitions first.",
         ));
     }
@@ -200,10 +218,15 @@ async fn set_aside(
         statements.push(format!("ALTER INDEX {index} RENAME TO pgherd_old_{number}_i{i}"));
     }
     for (i, statistics) in definition.statistics_names.iter().enumerate() {
-        statements.push(format!("ALTER STATISTICS {statistics} RENAME TO pgherd_old_{number}_s{i}"));
+        statements.push(format!(
+            "ALTER STATISTICS {statistics} RENAME TO pgherd_old_{number}_s{i}"
+        ));
     }
     for (i, sequence) in definition.sequences.iter().filter(|s| s.identity).enumerate() {
-        statements.push(format!("ALTER SEQUENCE {} RENAME TO pgherd_old_{number}_q{i}", sequence.name));
+        statements.push(format!(
+            "ALTER SEQUENCE {} RENAME TO pgherd_old_{number}_q{i}",
+            sequence.name
+        ));
     }
     work.on_home(&statements.join("; ")).await?;
     Ok(old)
@@ -230,11 +253,17 @@ async fn remake_on_home(
     statements.extend(definition.comments.iter().cloned());
     let role = work.transaction.who().role.clone();
     if *role != *definition.owner {
-        statements.push(format!("ALTER TABLE {name} OWNER TO {}", quote_identifier(&definition.owner)));
+        statements.push(format!(
+            "ALTER TABLE {name} OWNER TO {}",
+            quote_identifier(&definition.owner)
+        ));
     }
     for view in &definition.views {
         let options = view.options.as_ref().map_or(String::new(), |o| format!(" WITH ({o})"));
-        statements.push(format!("CREATE OR REPLACE VIEW {}{options} AS {}", view.name, view.definition));
+        statements.push(format!(
+            "CREATE OR REPLACE VIEW {}{options} AS {}",
+            view.name, view.definition
+        ));
     }
     work.on_home(&statements.join("; ")).await.map(drop)
 }
@@ -272,7 +301,10 @@ pub(crate) async fn free_referenced(work: &mut Work<'_, '_>, text: &StatementTex
             }
             TableKind::Sharded(_) | TableKind::Partition { .. } => {
                 return Err(ServerError::unsupported(
-                    format!("a foreign key cannot be checked across the ranges of table \"{}\"", table.name.name),
+                    format!(
+                        "a foreign key cannot be checked across the ranges of table \"{}\"",
+                        table.name.name
+                    ),
                     "Leave the foreign key out, or make that table local with CALL pgherd.undistribute(…).",
                 ));
             }

@@ -45,7 +45,9 @@ pub(crate) async fn copy_rows(
         }
     }
     let (Some(source), Some(sink)) = (source, sink) else {
-        return Err(ServerError::internal("a shard left the transaction while rows were copied"));
+        return Err(ServerError::internal(
+            "a shard left the transaction while rows were copied",
+        ));
     };
     let out = format!("COPY ({query}) TO STDOUT WITH (FORMAT {format})");
     let into = format!("COPY {table} ({columns}) FROM STDIN WITH (FORMAT {format})");

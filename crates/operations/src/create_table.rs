@@ -153,12 +153,28 @@ async fn make_ranges(
 
 /// A local table's foreign key to a sharded table would be checked on the home shard's part only.
 pub(crate) fn refuse_foreign_keys(work: &Work<'_, '_>, made: &Relation) -> Result<(), ServerError> {
-    let sharded = |oid: u32| work.snapshot.sharded().filter_map(|t| t.sharded()).any(|s| s.relation == oid);
-    match made.foreign_keys.iter().find(|k| sharded(k.referenced) || sharded(k.relation)) {
+    let sharded = |oid: u32| {
+        work.snapshot
+            .sharded()
+            .filter_map(|t| t.sharded())
+            .any(|s| s.relation == oid)
+    };
+    match made
+        .foreign_keys
+        .iter()
+        .find(|k| sharded(k.referenced) || sharded(k.relation))
+    {
         Some(key) => {
-            let other = if sharded(key.referenced) { &key.referenced_name } else { &key.relation_name };
+            let other = if sharded(key.referenced) {
+                &key.referenced_name
+            } else {
+                &key.relation_name
+            };
             Err(ServerError::unsupported(
-                format!("foreign key \"{}\" cannot be checked across the ranges of {other}", key.name),
+                format!(
+                    "foreign key \"{}\" cannot be checked across the ranges of {other}",
+                    key.name
+                ),
                 "Leave the foreign key out, or make that table local with CALL pgherd.undistribute(…).",
             ))
         }

@@ -60,8 +60,17 @@ pub(crate) async fn drop_tables(
     }
     if text.has(&["cascade"]) {
         // Views that go along are known names too.
-        let views = work.snapshot.relations.values().flatten().filter_map(|(_, t)| t.as_ref());
-        names.extend(views.filter(|t| matches!(t.kind, TableKind::View { .. })).map(|t| t.name.name.to_string()));
+        let views = work
+            .snapshot
+            .relations
+            .values()
+            .flatten()
+            .filter_map(|(_, t)| t.as_ref());
+        names.extend(
+            views
+                .filter(|t| matches!(t.kind, TableKind::View { .. }))
+                .map(|t| t.name.name.to_string()),
+        );
     }
     let reaches = names.iter().any(|n| work.snapshot.relations.contains_key(n.as_str()));
     if reaches {
@@ -85,7 +94,11 @@ pub(crate) async fn drop_tables(
 /// The declared partitions' names go with the table.
 fn partition_names(table: &Table) -> Vec<String> {
     let ranges = table.sharded().map(|s| s.ranges.ranges()).unwrap_or_default();
-    ranges.iter().filter(|r| r.declared).map(|r| r.child.name.to_string()).collect()
+    ranges
+        .iter()
+        .filter(|r| r.declared)
+        .map(|r| r.child.name.to_string())
+        .collect()
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,7 +128,11 @@ pub(crate) async fn forget_vanished(work: &mut Work<'_, '_>) -> Result<(), Serve
     let fences: Vec<_> = vanished
         .tables
         .iter()
-        .map(|t| pgherd_catalog::fence_name(pgherd_model::TableId(t.id), t.fence).name.to_string())
+        .map(|t| {
+            pgherd_catalog::fence_name(pgherd_model::TableId(t.id), t.fence)
+                .name
+                .to_string()
+        })
         .collect();
     for table in &vanished.tables {
         work.write(json!({"do": "drop_table", "id": table.id}));
@@ -132,7 +149,11 @@ pub(crate) async fn forget_vanished(work: &mut Work<'_, '_>) -> Result<(), Serve
     let mut changed: Vec<u32> = vanished.ranges.iter().map(|r| r.table).collect();
     changed.dedup();
     for id in changed {
-        let table = work.snapshot.sharded().find(|t| t.sharded().is_some_and(|s| s.id.0 == id)).cloned();
+        let table = work
+            .snapshot
+            .sharded()
+            .find(|t| t.sharded().is_some_and(|s| s.id.0 == id))
+            .cloned();
         if let Some(sharded) = table.as_ref().and_then(|t| t.sharded()) {
             work.write(json!({"do": "set", "id": id, "colocation": id}));
             work.renew_fence(sharded).await?;

@@ -16,7 +16,9 @@ pub(crate) async fn broadcast(
     use DdlKind::*;
     let any_sharded = work.snapshot.sharded().next().is_some();
     if ddl.kind == CreateSchema {
-        let more = ["table", "view", "index", "trigger"].iter().any(|w| text.has(&["create", w]));
+        let more = ["table", "view", "index", "trigger"]
+            .iter()
+            .any(|w| text.has(&["create", w]));
         if more {
             return Err(ServerError::unsupported(
                 "CREATE SCHEMA cannot create what is in it at the same time",
@@ -24,8 +26,14 @@ pub(crate) async fn broadcast(
             ));
         }
     }
-    let may_drop = matches!(ddl.kind, DropSchema | DropOwned | DropType | DropDomain | DropExtension | DropRole);
-    let may_rename = matches!(ddl.kind, AlterSchema | AlterType | AlterDomain | ReassignOwned | AlterExtension);
+    let may_drop = matches!(
+        ddl.kind,
+        DropSchema | DropOwned | DropType | DropDomain | DropExtension | DropRole
+    );
+    let may_rename = matches!(
+        ddl.kind,
+        AlterSchema | AlterType | AlterDomain | ReassignOwned | AlterExtension
+    );
     if any_sharded && (may_drop && (text.has(&["cascade"]) || ddl.kind == DropOwned) || may_rename) {
         // Whatever goes along, no statement may run on any of it meanwhile.
         work.announce([""], text.text).await?;
@@ -122,11 +130,7 @@ pub(crate) async fn sequence(
 }
 
 /// GRANT and REVOKE: on tables where the tables are, on everything else everywhere. Children follow their parents.
-pub(crate) async fn grant(
-    work: &mut Work<'_, '_>,
-    ddl: &Ddl,
-    text: &StatementText<'_>,
-) -> Result<String, ServerError> {
+pub(crate) async fn grant(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<String, ServerError> {
     let tag = work.on_home(text.text).await?;
     let shards = work.shards();
     if ddl.relations.is_empty() {
@@ -143,7 +147,11 @@ pub(crate) async fn grant(
         return Ok(tag);
     }
     let tables: Vec<_> = ddl.relations.iter().filter_map(|n| work.resolve(n)).collect();
-    let sharded: Vec<Name> = tables.iter().filter(|t| t.sharded().is_some()).map(|t| t.name.clone()).collect();
+    let sharded: Vec<Name> = tables
+        .iter()
+        .filter(|t| t.sharded().is_some())
+        .map(|t| t.name.clone())
+        .collect();
     for shard in work.others() {
         let there = tables.iter().filter(|t| match &t.kind {
             TableKind::Sharded(_) => true,
@@ -166,7 +174,16 @@ pub(crate) async fn grant(
 /// The rest: what types and operators are made of goes everywhere, what connects servers stays on the home shard.
 pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<String, ServerError> {
     let everywhere = [
-        "cast", "collation", "operator", "conversion", "language", "transform", "access", "text", "trusted", "procedural",
+        "cast",
+        "collation",
+        "operator",
+        "conversion",
+        "language",
+        "transform",
+        "access",
+        "text",
+        "trusted",
+        "procedural",
     ];
     let second = text.identifiers().nth(1).unwrap_or_default();
     if everywhere.contains(&second.as_str()) {

@@ -21,7 +21,10 @@ pub(crate) async fn create_index(
     }
     if text.has(&["on", "only"]) {
         return Err(ServerError::unsupported(
-            format!("cannot create an index on the parent of sharded table \"{}\" only", name.name),
+            format!(
+                "cannot create an index on the parent of sharded table \"{}\" only",
+                name.name
+            ),
             "Leave out ONLY.",
         ));
     }
@@ -50,7 +53,10 @@ pub(crate) async fn create_index(
         Some(_) => text.text.to_owned(),
         None => {
             // The name that the home shard found, since another shard might find another.
-            let made = work.inspect(&table.name.to_string()).await?.and_then(|r| r.newest_index);
+            let made = work
+                .inspect(&table.name.to_string())
+                .await?
+                .and_then(|r| r.newest_index);
             made.and_then(|m| text.with_index_name(&quote_identifier(&m)))
                 .ok_or_else(|| ServerError::internal("a new index has no name"))?
         }

@@ -133,7 +133,9 @@ impl KeyColumn {
         };
         let Some(key_type) = KeyType::from_oid(oid) else {
             let type_name = self.type_name.as_deref().unwrap_or("unknown");
-            return Err(format!("its key column \"{name}\" has type {type_name}, which ranges cannot be made of"));
+            return Err(format!(
+                "its key column \"{name}\" has type {type_name}, which ranges cannot be made of"
+            ));
         };
         if self.generated {
             return Err(format!("its key column \"{name}\" is generated"));

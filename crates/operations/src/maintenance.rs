@@ -24,7 +24,10 @@ pub async fn maintenance(
     let (names, everything): (Vec<ObjectName>, bool) = match &statement.kind {
         Kind::Vacuum(names) | Kind::Analyze(names) => (names.clone(), names.is_empty()),
         Kind::Cluster(name) => (name.iter().cloned().collect(), name.is_none()),
-        Kind::Reindex(what, name) => (name.iter().cloned().collect(), !matches!(what.as_str(), "TABLE" | "INDEX")),
+        Kind::Reindex(what, name) => (
+            name.iter().cloned().collect(),
+            !matches!(what.as_str(), "TABLE" | "INDEX"),
+        ),
         _ => return Err(ServerError::internal("not a maintenance statement")),
     };
     let mut outcome = Outcome::default();
@@ -75,9 +78,14 @@ fn elsewhere(
     }
     let kept: Vec<String> = names
         .iter()
-        .filter_map(|name| match session.snapshot.resolve(name.schema.as_deref(), &name.name, session.search_path) {
-            Resolved::Known(table) => is_there(session, &table, shard).then(|| text.written(name).to_owned()),
-            Resolved::Home => None,
+        .filter_map(|name| {
+            match session
+                .snapshot
+                .resolve(name.schema.as_deref(), &name.name, session.search_path)
+            {
+                Resolved::Known(table) => is_there(session, &table, shard).then(|| text.written(name).to_owned()),
+                Resolved::Home => None,
+            }
         })
         .collect();
     if kept.is_empty() {

@@ -43,7 +43,11 @@ pub(crate) async fn change(
     }
     work.announce([&**name], text.text).await?;
     let shards = work.shards();
-    let mode = if ddl.kind == DdlKind::CreateStatistics { "SHARE UPDATE EXCLUSIVE" } else { "ACCESS EXCLUSIVE" };
+    let mode = if ddl.kind == DdlKind::CreateStatistics {
+        "SHARE UPDATE EXCLUSIVE"
+    } else {
+        "ACCESS EXCLUSIVE"
+    };
     work.lock(&shards, &[table.name.to_string()], mode).await?;
     let tag = work.on_home(text.text).await?;
     let others = work.others();

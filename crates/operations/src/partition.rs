@@ -25,21 +25,26 @@ pub(crate) async fn create(
     parent: &ObjectName,
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
-    work.announce([name.name.as_str(), parent.name.as_str()], text.text).await?;
+    work.announce([name.name.as_str(), parent.name.as_str()], text.text)
+        .await?;
     let table = work.sharded(parent).ok_or_else(|| changed(parent))?;
     let full = crate::create_table::full_name(work, name).await?;
     if text.has(&["if", "not", "exists"]) && work.inspect(&full.to_string()).await?.is_some() {
         return work.on_home(text.text).await;
     }
     let shards = work.shards();
-    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE").await?;
+    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
+        .await?;
     let mut sharded = table.sharded().expect("just resolved").clone();
     if sharded.automatic {
         drop_automatic(work, &table.name, &mut sharded).await?;
     }
     let tag = work.on_home(text.text).await?;
     let made = work.inspect(&full.to_string()).await?.ok_or_else(|| changed(name))?;
-    let bounds = made.bound.as_deref().and_then(|b| parse_for_values(b, &sharded.key_types));
+    let bounds = made
+        .bound
+        .as_deref()
+        .and_then(|b| parse_for_values(b, &sharded.key_types));
     let Some((from, to)) = bounds.filter(|_| made.kind == 'r') else {
         let what = if made.kind == 'p' { "sub-partitioned" } else { "DEFAULT" };
         return Err(ServerError::unsupported(
@@ -51,8 +56,11 @@ pub(crate) async fn create(
     if shard == work.home() {
         // It is the real one.
     } else {
-        work.on(work.home(), &format!("ALTER TABLE {full} ADD CONSTRAINT {ELSEWHERE} CHECK (false)"))
-            .await?;
+        work.on(
+            work.home(),
+            &format!("ALTER TABLE {full} ADD CONSTRAINT {ELSEWHERE} CHECK (false)"),
+        )
+        .await?;
         work.on(shard, text.text).await?;
     }
     let range = NewRange {
@@ -86,7 +94,11 @@ fn changed(name: &ObjectName) -> ServerError {
 /// The shard that owns the fewest of this table's ranges, so that partitions spread evenly.
 fn least_used(sharded: &Sharded, shards: &[ShardId]) -> ShardId {
     let used = |shard: ShardId| sharded.ranges.ranges().iter().filter(|r| r.shard == shard).count();
-    shards.iter().copied().min_by_key(|s| (used(*s), *s)).unwrap_or(ShardId(1))
+    shards
+        .iter()
+        .copied()
+        .min_by_key(|s| (used(*s), *s))
+        .unwrap_or(ShardId(1))
 }
 
 /// From the first declared partition on, only declared bounds exist: pgherd's own ranges go, if they are empty.
@@ -97,7 +109,10 @@ async fn drop_automatic(work: &mut Work<'_, '_>, parent: &Name, sharded: &mut Sh
         if results.last().and_then(|r| r.text(0, 0)) != Some("f") {
             return Err(ServerError::new(
                 SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("cannot declare partitions of table \"{}\", which has rows in ranges of pgherd's own", parent.name),
+                format!(
+                    "cannot declare partitions of table \"{}\", which has rows in ranges of pgherd's own",
+                    parent.name
+                ),
             )
             .with_hint("Declare partitions before there are rows, or split ranges with CALL pgherd.split(…)."));
         }
@@ -168,11 +183,7 @@ fn owner(work: &Work<'_, '_>, partition: &Table) -> Option<(Arc<Table>, pgherd_m
 }
 
 /// ALTER TABLE of a declared partition: what does not make it differ from its parent.
-pub(crate) async fn alter(
-    work: &mut Work<'_, '_>,
-    ddl: &Ddl,
-    text: &StatementText<'_>,
-) -> Result<String, ServerError> {
+pub(crate) async fn alter(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<String, ServerError> {
     let name = &ddl.relations[0];
     let harmless = [
         &["rename", "to"][..],
@@ -184,7 +195,10 @@ pub(crate) async fn alter(
         &["set", "statistics"],
         &["replica", "identity"],
     ];
-    if !harmless.iter().any(|words| text.has(&words[..1]) && words.iter().all(|w| *w == "(" || text.has(&[w]))) {
+    if !harmless
+        .iter()
+        .any(|words| text.has(&words[..1]) && words.iter().all(|w| *w == "(" || text.has(&[w])))
+    {
         return Err(ServerError::unsupported(
             format!("cannot change partition \"{}\" on its own", name.name),
             "Change the sharded table, and its partitions follow.",
@@ -225,14 +239,19 @@ pub(crate) async fn detach(
     }
     if ddl.concurrently || text.has(&["concurrently"]) || text.has(&["finalize"]) {
         return Err(ServerError::unsupported(
-            format!("cannot detach partitions of sharded table \"{}\" concurrently", parent.name),
+            format!(
+                "cannot detach partitions of sharded table \"{}\" concurrently",
+                parent.name
+            ),
             "Leave out CONCURRENTLY.",
         ));
     }
-    work.announce([name.name.as_str(), parent.name.as_str()], text.text).await?;
+    work.announce([name.name.as_str(), parent.name.as_str()], text.text)
+        .await?;
     let table = work.sharded(parent).ok_or_else(|| changed(parent))?;
     let shards = work.shards();
-    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE").await?;
+    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
+        .await?;
     let found = work.resolve(name).and_then(|p| owner(work, &p));
     // Whatever else is named, PostgreSQL says what is wrong with it.
     let tag = work.on_home(text.text).await?;
@@ -243,7 +262,8 @@ pub(crate) async fn detach(
         let child = range.child.to_string();
         let definition = work.definition(&range.child).await?;
         let columns = definition.copied_columns();
-        work.on_home(&format!("ALTER TABLE {child} DROP CONSTRAINT {ELSEWHERE}")).await?;
+        work.on_home(&format!("ALTER TABLE {child} DROP CONSTRAINT {ELSEWHERE}"))
+            .await?;
         let query = format!("SELECT {columns} FROM {child}");
         let target = (work.home(), child.as_str(), columns.as_str());
         copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;

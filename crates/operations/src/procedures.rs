@@ -95,7 +95,11 @@ fn texts(value: &Literal) -> Result<Option<Vec<String>>, String> {
 fn object_name(text: &str) -> Result<ObjectName, ServerError> {
     let invalid = || ServerError::new(SqlState::from_code("42602"), format!("invalid name syntax: {text:?}"));
     let tokens = pgherd_sql::lexer::tokenize(text).map_err(|_| invalid())?;
-    let identifier = |i: usize| tokens.get(i).and_then(|t: &pgherd_sql::lexer::Token| t.identifier(text));
+    let identifier = |i: usize| {
+        tokens
+            .get(i)
+            .and_then(|t: &pgherd_sql::lexer::Token| t.identifier(text))
+    };
     let (schema, name) = match tokens.len() {
         1 => (None, identifier(0)),
         3 if tokens[1].is(text, ".") => (Some(identifier(0).ok_or_else(invalid)?), identifier(2)),
@@ -122,7 +126,8 @@ async fn distribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> R
             _ => Err(wrong_kind(&name, "is not a plain table")),
         };
     }
-    work.announce([name.name.as_str()], &format!("distribute {written}")).await?;
+    work.announce([name.name.as_str()], &format!("distribute {written}"))
+        .await?;
     let Some(relation) = work.inspect(&written).await? else {
         return Err(ServerError::new(
             SqlState::UNDEFINED_TABLE,
@@ -130,7 +135,8 @@ async fn distribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> R
         ));
     };
     let home = work.home();
-    work.lock(&[home], &[relation.full_name().to_string()], "ACCESS EXCLUSIVE").await?;
+    work.lock(&[home], &[relation.full_name().to_string()], "ACCESS EXCLUSIVE")
+        .await?;
     let cannot = |why: String| {
         ServerError::unsupported(
             format!("table \"{}\" cannot be distributed: {why}", relation.name),
@@ -144,7 +150,10 @@ async fn distribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> R
         Some(other) => {
             let table = work.sharded(&object_name(other)?);
             let table = table.ok_or_else(|| wrong_kind_text(other, "is not a sharded table"))?;
-            if table.sharded().is_some_and(|s| s.key_types != key_types || !s.automatic) {
+            if table
+                .sharded()
+                .is_some_and(|s| s.key_types != key_types || !s.automatic)
+            {
                 return Err(cannot(format!("its key does not match the ranges of \"{other}\"")));
             }
             Some(table)
@@ -181,14 +190,18 @@ fn wrong_kind_text(name: &str, why: &str) -> ServerError {
 
 async fn undistribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> Result<(), ServerError> {
     let name = object_name(first(taken, 0).unwrap_or_default())?;
-    let table = work.sharded(&name).ok_or_else(|| wrong_kind(&name, "is not a sharded table"))?;
+    let table = work
+        .sharded(&name)
+        .ok_or_else(|| wrong_kind(&name, "is not a sharded table"))?;
     let full: Name = table.name.clone();
     convert::undistribute(work, &full).await
 }
 
 async fn split_range(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> Result<(), ServerError> {
     let name = object_name(first(taken, 0).unwrap_or_default())?;
-    let table = work.sharded(&name).ok_or_else(|| wrong_kind(&name, "is not a sharded table"))?;
+    let table = work
+        .sharded(&name)
+        .ok_or_else(|| wrong_kind(&name, "is not a sharded table"))?;
     let to = match first(taken, 2) {
         Some(wanted) => Some(shard(work, wanted)?),
         None => None,

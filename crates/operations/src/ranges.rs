@@ -55,9 +55,15 @@ pub(crate) fn automatic_ranges(
 fn emptiest(snapshot: &Snapshot, shards: &[ShardId]) -> ShardId {
     let count = |shard: ShardId| {
         let tables = snapshot.sharded().filter_map(|t| t.sharded());
-        tables.map(|s| s.ranges.ranges().iter().filter(|r| r.shard == shard).count()).sum::<usize>()
+        tables
+            .map(|s| s.ranges.ranges().iter().filter(|r| r.shard == shard).count())
+            .sum::<usize>()
     };
-    shards.iter().copied().min_by_key(|s| (count(*s), *s)).unwrap_or(ShardId(1))
+    shards
+        .iter()
+        .copied()
+        .min_by_key(|s| (count(*s), *s))
+        .unwrap_or(ShardId(1))
 }
 
 /// The number of a table with the same key types and bounds on the same shards, or else this table's own.
@@ -205,7 +211,10 @@ pub(crate) fn write_range(work: &mut Work<'_, '_>, table: TableId, range: &NewRa
 
 /// The condition that a row's key lies in a range, in SQL over the quoted key columns.
 pub(crate) fn condition(columns: &[String], key_types: &[KeyType], from: &KeyBound, to: &KeyBound) -> String {
-    let (lower, upper) = (edge(columns, key_types, from, true), edge(columns, key_types, to, false));
+    let (lower, upper) = (
+        edge(columns, key_types, from, true),
+        edge(columns, key_types, to, false),
+    );
     let not_null: Vec<_> = columns.iter().map(|c| format!("{c} IS NOT NULL")).collect();
     format!("{lower} AND {upper} AND {}", not_null.join(" AND "))
 }

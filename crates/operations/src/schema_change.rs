@@ -68,7 +68,11 @@ fn refuse_own_schemas(work: &Work<'_, '_>, ddl: &Ddl) -> Result<(), ServerError>
     let names = ddl.relations.iter().chain(&ddl.object).chain(&ddl.partition);
     for name in names {
         let schema_statement = matches!(ddl.kind, DdlKind::AlterSchema | DdlKind::DropSchema);
-        let schema = if schema_statement { Some(&name.name) } else { name.schema.as_ref() };
+        let schema = if schema_statement {
+            Some(&name.name)
+        } else {
+            name.schema.as_ref()
+        };
         if schema.is_some_and(|s| s == "pgherd" || s == "pgherd_data") {
             return Err(ServerError::new(
                 SqlState::INSUFFICIENT_PRIVILEGE,

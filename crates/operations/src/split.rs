@@ -25,7 +25,8 @@ pub(crate) async fn split(
 ) -> Result<(), ServerError> {
     let group = group(work, name)?;
     let names: Vec<_> = group.iter().map(|t| t.name.name.to_string()).collect();
-    work.announce(names.iter().map(String::as_str), &format!("split {name}")).await?;
+    work.announce(names.iter().map(String::as_str), &format!("split {name}"))
+        .await?;
     let mut group = self::group(work, name)?;
     group.sort_by_key(|t| t.sharded().map(|s| s.id));
     let shards = work.shards();
@@ -59,7 +60,11 @@ fn group(work: &Work<'_, '_>, name: &Name) -> Result<Vec<Arc<Table>>, ServerErro
 
 fn least_used(sharded: &Sharded, shards: &[ShardId]) -> ShardId {
     let used = |shard: ShardId| sharded.ranges.ranges().iter().filter(|r| r.shard == shard).count();
-    shards.iter().copied().min_by_key(|s| (used(*s), *s)).unwrap_or(ShardId(1))
+    shards
+        .iter()
+        .copied()
+        .min_by_key(|s| (used(*s), *s))
+        .unwrap_or(ShardId(1))
 }
 
 /// The bound that the texts mean.
@@ -71,7 +76,9 @@ fn key(sharded: &Sharded, at: &[String]) -> Result<KeyBound, ServerError> {
     let mut bound = Vec::new();
     for (text, key_type) in at.iter().zip(&sharded.key_types) {
         let value = key_type.parse_text(text).ok_or_else(|| {
-            invalid(format!("\"{text}\" is not a value that a range of this key can begin with"))
+            invalid(format!(
+                "\"{text}\" is not a value that a range of this key can begin with"
+            ))
         })?;
         bound.push(Bound::Value(value));
     }
@@ -101,12 +108,17 @@ async fn split_one(
         ));
     }
     let child = range.child.to_string();
-    let counted = work.on(range.shard, &format!("SELECT pg_catalog.count(*) FROM {child}")).await?;
+    let counted = work
+        .on(range.shard, &format!("SELECT pg_catalog.count(*) FROM {child}"))
+        .await?;
     let rows: u64 = counted.last().and_then(|r| r.text(0, 0)?.parse().ok()).unwrap_or(0);
     if rows > SPLIT_ROWS {
         return Err(ServerError::new(
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("range {} of table \"{}\" has {rows} rows, and more than {SPLIT_ROWS} are not split yet", range.id.0, table.name.name),
+            format!(
+                "range {} of table \"{}\" has {rows} rows, and more than {SPLIT_ROWS} are not split yet",
+                range.id.0, table.name.name
+            ),
         ));
     }
     // New names for both halves: who still knows the old range gets 42P01.
@@ -124,7 +136,11 @@ async fn split_one(
     };
     let definition = work.definition(&table.name).await?;
     let options = options(work, range.shard, &range).await?;
-    work.on(range.shard, &format!("ALTER TABLE {} DETACH PARTITION {child}", table.name)).await?;
+    work.on(
+        range.shard,
+        &format!("ALTER TABLE {} DETACH PARTITION {child}", table.name),
+    )
+    .await?;
     let halves = [lower, upper];
     make_children(work, &table.name, sharded.id, &halves, &options).await?;
     let quoted: Vec<_> = sharded.key.iter().map(|c| quote_identifier(c)).collect();
@@ -138,7 +154,9 @@ async fn split_one(
         moved += copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
     }
     if moved != rows {
-        return Err(ServerError::internal(format!("{rows} rows were to be moved, and {moved} were")));
+        return Err(ServerError::internal(format!(
+            "{rows} rows were to be moved, and {moved} were"
+        )));
     }
     work.on(range.shard, &format!("DROP TABLE {child}")).await?;
     for half in &halves {

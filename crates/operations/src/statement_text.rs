@@ -43,7 +43,10 @@ impl<'a> StatementText<'a> {
 
     /// Where the first parenthesis that opens behind `from` (a byte) closes, as the byte behind it.
     fn parenthesis(&self, from: usize) -> Option<Range<usize>> {
-        let open = self.tokens.iter().position(|t| t.start as usize >= from && t.is(self.text, "("))?;
+        let open = self
+            .tokens
+            .iter()
+            .position(|t| t.start as usize >= from && t.is(self.text, "("))?;
         let mut depth = 0;
         for token in &self.tokens[open..] {
             if token.is(self.text, "(") {
@@ -63,7 +66,10 @@ impl<'a> StatementText<'a> {
         let columns = self.parenthesis(name.span.end)?;
         let rest = columns.end;
         let mut tail = self.text[rest..].to_owned();
-        let with = self.tokens.iter().position(|t| t.start as usize >= rest && t.is_word(self.text, "with"));
+        let with = self
+            .tokens
+            .iter()
+            .position(|t| t.start as usize >= rest && t.is_word(self.text, "with"));
         if let Some(at) = with {
             let from = self.tokens[at].start as usize;
             let options = self.parenthesis(from)?;
@@ -89,7 +95,11 @@ impl<'a> StatementText<'a> {
     pub fn without_only(&self, name: &ObjectName) -> String {
         let before = self.tokens.iter().rfind(|t| (t.end as usize) <= name.span.start);
         match before.filter(|t| t.is_word(self.text, "only")) {
-            Some(only) => format!("{}{}", &self.text[..only.start as usize], &self.text[only.end as usize..]),
+            Some(only) => format!(
+                "{}{}",
+                &self.text[..only.start as usize],
+                &self.text[only.end as usize..]
+            ),
             None => self.text.to_owned(),
         }
     }

@@ -1,17 +1,16 @@
 //! Views, materialised views and CREATE TABLE AS. They exist on the home shard; a view that reaches sharded tables is
 //! expanded by gateways, so it needs no twin elsewhere.
 
+use crate::drop::forget_vanished;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use crate::drop::forget_vanished;
 use pgherd_model::ServerError;
 use pgherd_sql::{Ddl, DdlKind};
 
 /// Whether the text names anything through which it could reach a sharded table.
 pub(crate) fn reaches(work: &Work<'_, '_>, text: &StatementText<'_>) -> bool {
-    text.identifiers().any(|i| {
-        work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i)
-    })
+    text.identifiers()
+        .any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i))
 }
 
 /// CREATE, ALTER and DROP of views and materialised views.
@@ -70,9 +69,10 @@ pub(crate) async fn table_as(
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
     let own = ddl.relations.first().map(|n| n.name.clone()).unwrap_or_default();
-    let others = text.identifiers().filter(|i| *i != own).any(|i| {
-        work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i)
-    });
+    let others = text
+        .identifiers()
+        .filter(|i| *i != own)
+        .any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i));
     if others {
         return Err(ServerError::unsupported(
             "CREATE TABLE AS cannot read sharded tables yet",

@@ -117,7 +117,9 @@ impl<'w, 's> Work<'w, 's> {
     }
 
     pub async fn keep(&mut self, shard: ShardId) -> Result<(), ServerError> {
-        self.on(shard, &format!("RELEASE SAVEPOINT {SAVEPOINT}")).await.map(drop)
+        self.on(shard, &format!("RELEASE SAVEPOINT {SAVEPOINT}"))
+            .await
+            .map(drop)
     }
 
     pub async fn undo(&mut self, shard: ShardId) -> Result<(), ServerError> {
@@ -285,10 +287,7 @@ impl<'w, 's> Work<'w, 's> {
 
     /// What the home shard knows of a relation, by a name as SQL writes it.
     pub async fn inspect(&mut self, name: &str) -> Result<Option<Relation>, ServerError> {
-        let sql = format!(
-            "SELECT pgherd.inspect(pg_catalog.to_regclass({}))",
-            quote_literal(name)
-        );
+        let sql = format!("SELECT pgherd.inspect(pg_catalog.to_regclass({}))", quote_literal(name));
         match self.value(&sql).await? {
             Some(text) => serde_json::from_str(&text).map(Some).map_err(unreadable),
             None => Ok(None),
@@ -338,7 +337,10 @@ impl<'w, 's> Work<'w, 's> {
     pub fn refuse_refused(&self, table: &Table) -> Result<(), ServerError> {
         match &table.kind {
             TableKind::Refused { reason } => Err(ServerError::unsupported(
-                format!("relation \"{}\" cannot be used while it reaches sharded tables", table.name.name),
+                format!(
+                    "relation \"{}\" cannot be used while it reaches sharded tables",
+                    table.name.name
+                ),
                 "Drop what is named in the detail, or make the sharded table local with CALL pgherd.undistribute(…).",
             )
             .with_detail(reason.clone())),
@@ -354,7 +356,10 @@ fn name_hash(name: &str) -> u64 {
 
 /// A lock that somebody else holds, perhaps waiting for one of ours.
 fn yields(error: &ServerError) -> bool {
-    matches!(error.sqlstate(), SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK_DETECTED)
+    matches!(
+        error.sqlstate(),
+        SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK_DETECTED
+    )
 }
 
 fn unreadable(error: serde_json::Error) -> ServerError {

@@ -249,7 +249,11 @@ pub struct Backend {
 impl Backend {
     pub(crate) fn new(connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Self {
         Self {
-            connection: Some(connection), pool, permit: Some(permit), pin: None }
+            connection: Some(connection),
+            pool,
+            permit: Some(permit),
+            pin: None,
+        }
     }
 
     fn connection(&self) -> &Connection {
@@ -533,7 +537,9 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else { return };
+        let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else {
+            return;
+        };
         match self.pin.take() {
             Some(pin) if connection.is_reusable() => pin.hold(connection, self.pool.clone(), permit),
             Some(_) => {}

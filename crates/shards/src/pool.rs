@@ -52,7 +52,10 @@ pub struct Pin {
 impl Pin {
     /// For a connection to this shard; see [`Backend::pin`].
     pub fn new(shard: ShardId) -> Arc<Self> {
-        Arc::new(Self { shard, held: Mutex::default() })
+        Arc::new(Self {
+            shard,
+            held: Mutex::default(),
+        })
     }
 
     pub(crate) fn hold(&self, connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) {
@@ -208,7 +211,12 @@ impl Shards {
 
     /// A connection logged in as `who`, from the pool or new.
     pub async fn checkout(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
-        let backend = match who.pin.as_ref().filter(|pin| pin.shard == shard).and_then(|pin| pin.held.lock().take()) {
+        let backend = match who
+            .pin
+            .as_ref()
+            .filter(|pin| pin.shard == shard)
+            .and_then(|pin| pin.held.lock().take())
+        {
             Some((connection, pool, permit)) => {
                 let mut backend = Backend::new(connection, pool, permit);
                 backend.pin(who.pin.clone());

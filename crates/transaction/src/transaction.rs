@@ -183,8 +183,12 @@ impl Transaction {
             return Err(Error::OneShardOnly { level: level.as_sql() });
         }
         let backend = self.coordinator.autocommit(shard, &self.who).await?;
-        self.participants
-            .push(Participant::open(backend, &self.mode.begin(), &self.savepoints, &self.replays));
+        self.participants.push(Participant::open(
+            backend,
+            &self.mode.begin(),
+            &self.savepoints,
+            &self.replays,
+        ));
         Ok(self.participants.len() - 1)
     }
 

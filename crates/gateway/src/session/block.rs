@@ -130,7 +130,10 @@ impl Session {
     pub(crate) fn begin_implicit(&mut self, kind: &Kind) {
         let control = matches!(kind, Kind::Begin { .. } | Kind::Commit { .. } | Kind::Rollback { .. });
         if self.block.is_none() && !control {
-            self.block = Block::Open(self.new_block(Mode { implicit: true, ..Mode::default() }));
+            self.block = Block::Open(self.new_block(Mode {
+                implicit: true,
+                ..Mode::default()
+            }));
         }
     }
 
@@ -138,7 +141,10 @@ impl Session {
     /// the caller ends it with the statement.
     pub(crate) fn ensure_block(&mut self) -> bool {
         if self.block.is_none() {
-            self.block = Block::Open(self.new_block(Mode { implicit: true, ..Mode::default() }));
+            self.block = Block::Open(self.new_block(Mode {
+                implicit: true,
+                ..Mode::default()
+            }));
             return true;
         }
         false
@@ -156,7 +162,11 @@ impl Session {
     /// Transaction control. `Ok(false)`: not a statement of that kind.
     pub(crate) async fn control(&mut self, kind: &Kind) -> Result<bool, Problem> {
         match kind {
-            Kind::Begin { isolation, read_only, deferrable } => {
+            Kind::Begin {
+                isolation,
+                read_only,
+                deferrable,
+            } => {
                 let mode = Mode {
                     isolation: isolation.map(isolation_of),
                     read_only: *read_only,
@@ -229,8 +239,11 @@ impl Session {
             // BEGIN amid several statements makes their block explicit; what they did stays in it.
             Some(open) if open.implicit => open.implicit = false,
             Some(_) => {
-                let warning =
-                    notice("WARNING", SqlState::ACTIVE_TRANSACTION, "there is already a transaction in progress");
+                let warning = notice(
+                    "WARNING",
+                    SqlState::ACTIVE_TRANSACTION,
+                    "there is already a transaction in progress",
+                );
                 self.client.put_notice(&warning);
             }
         }
@@ -277,7 +290,11 @@ impl Session {
             )
             .into());
         }
-        let warning = notice("WARNING", SqlState::NO_ACTIVE_TRANSACTION, "there is no transaction in progress");
+        let warning = notice(
+            "WARNING",
+            SqlState::NO_ACTIVE_TRANSACTION,
+            "there is no transaction in progress",
+        );
         self.client.put_notice(&warning);
         if self.block.open().is_some() {
             match tag {
@@ -293,8 +310,15 @@ impl Session {
 
     /// Commits whatever block is open; the tag says whether PostgreSQL rolled back instead.
     pub(crate) async fn commit_block(&mut self) -> Result<&'static str, Problem> {
-        let Some(open) = self.block.take() else { return Ok("COMMIT") };
-        let Open { transaction, change, settings_before, .. } = *open;
+        let Some(open) = self.block.take() else {
+            return Ok("COMMIT");
+        };
+        let Open {
+            transaction,
+            change,
+            settings_before,
+            ..
+        } = *open;
         self.portals.clear();
         // A cancel that hits a commit could make it look done where it is not (transactions.md, trap 2).
         self.cancel.slot.clear();
@@ -321,7 +345,12 @@ impl Session {
     /// Rolls back whatever block is open.
     pub(crate) async fn rollback_block(&mut self) -> Result<(), Problem> {
         let Some(open) = self.block.take() else { return Ok(()) };
-        let Open { transaction, change, settings_before, .. } = *open;
+        let Open {
+            transaction,
+            change,
+            settings_before,
+            ..
+        } = *open;
         self.portals.clear();
         self.restore_settings(settings_before);
         transaction.rollback().await?;

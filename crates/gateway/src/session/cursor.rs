@@ -55,7 +55,11 @@ impl Session {
         let entered = self.enter(Unit { statement, ..unit }).await?;
         match entered.analysis.route(&entered.snapshot, &[]) {
             Route::Forward(part) => {
-                let shifted = Part { text: format!("{head}{}", part.text).into(), replaced: [].into(), ..part };
+                let shifted = Part {
+                    text: format!("{head}{}", part.text).into(),
+                    replaced: [].into(),
+                    ..part
+                };
                 self.forward(unit, &entered, &shifted).await?;
                 if let Some(open) = self.block.open_mut() {
                     open.cursors.insert(name.to_owned(), shifted.shard);
@@ -73,9 +77,18 @@ impl Session {
 
     async fn on_cursor(&mut self, unit: Unit<'_>, name: &str) -> Result<(), Problem> {
         let home = self.gateway.shards.home();
-        let shard = self.block.open().and_then(|open| open.cursors.get(name).copied()).unwrap_or(home);
-        let part =
-            Part { shard, text: unit.statement.text.clone(), parameters: None, fences: vec![], replaced: [].into() };
+        let shard = self
+            .block
+            .open()
+            .and_then(|open| open.cursors.get(name).copied())
+            .unwrap_or(home);
+        let part = Part {
+            shard,
+            text: unit.statement.text.clone(),
+            parameters: None,
+            fences: vec![],
+            replaced: [].into(),
+        };
         let entered = self.enter(unit).await?;
         self.forward(unit, &entered, &part).await?;
         if let (Kind::Close(_), Some(open)) = (&unit.statement.parsed.kind, self.block.open_mut()) {

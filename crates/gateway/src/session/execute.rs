@@ -41,7 +41,10 @@ impl Session {
             }
             Kind::Explain { .. } => Box::pin(self.explain(unit)).await,
             Kind::Declare { .. } | Kind::Fetch { .. } | Kind::Close(_) => Box::pin(self.cursor(unit)).await,
-            Kind::Listen(_) => Err(unsupported("LISTEN", "Listen on the home shard directly; `pgherd status` shows it.")),
+            Kind::Listen(_) => Err(unsupported(
+                "LISTEN",
+                "Listen on the home shard directly; `pgherd status` shows it.",
+            )),
             Kind::PrepareTransaction(_) | Kind::CommitPrepared(_) | Kind::RollbackPrepared(_) => Err(unsupported(
                 "two-phase commit by the client",
                 "Use BEGIN and COMMIT: pgherd commits over several shards atomically by itself.",
@@ -128,7 +131,10 @@ impl Session {
         let results = self.ask_home(query).await?;
         let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
         let text = |v: Option<bytes::Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
-        Ok(rows.into_iter().map(|row| row.into_iter().map(text).collect()).collect())
+        Ok(rows
+            .into_iter()
+            .map(|row| row.into_iter().map(text).collect())
+            .collect())
     }
 
     /// Analyses the statement under the present catalog and registers it there: until the result is dropped, none of
@@ -142,7 +148,10 @@ impl Session {
             let analysis = self.analysis(unit, &snapshot)?;
             let names = &analysis.names;
             // A transaction that already holds locks on these tables must not wait for a change that waits for it.
-            let touched = self.block.open().is_some_and(|open| names.iter().all(|n| open.touched.contains(n)));
+            let touched = self
+                .block
+                .open()
+                .is_some_and(|open| names.iter().all(|n| open.touched.contains(n)));
             let guard = if touched && !names.is_empty() {
                 catalog.enter_touched(names, snapshot.clone())?
             } else if let Some(guard) = catalog.try_enter(names) {
@@ -157,7 +166,11 @@ impl Session {
             if let Some(open) = self.block.open_mut() {
                 open.touched.extend(names.iter().copied());
             }
-            return Ok(Entered { snapshot, analysis, guard });
+            return Ok(Entered {
+                snapshot,
+                analysis,
+                guard,
+            });
         }
     }
 
@@ -206,7 +219,8 @@ impl Session {
             }
         };
         let description = Arc::new(described?);
-        unit.statement.keep_description(&self.context(unit, snapshot, &temporary), &description);
+        unit.statement
+            .keep_description(&self.context(unit, snapshot, &temporary), &description);
         Ok(description)
     }
 

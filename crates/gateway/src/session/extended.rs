@@ -88,7 +88,10 @@ impl Session {
 
     async fn run_gathered(&mut self, to_sync: bool) -> Result<(), Problem> {
         let mut messages = std::mem::take(&mut self.gathered);
-        let executes = messages.iter().filter(|m| matches!(m, PgWireFrontendMessage::Execute(_))).count();
+        let executes = messages
+            .iter()
+            .filter(|m| matches!(m, PgWireFrontendMessage::Execute(_)))
+            .count();
         let shared = executes > 1 || !to_sync;
         let mut i = 0;
         while i < messages.len() {
@@ -114,7 +117,9 @@ impl Session {
                     let execute = Execute::new(execute.name.take(), execute.max_rows);
                     self.execute(&execute, false, shared).await
                 }
-                _ => Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "unexpected message").fatal().into()),
+                _ => Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "unexpected message")
+                    .fatal()
+                    .into()),
             };
             i += 1;
             match result {
@@ -154,7 +159,14 @@ impl Session {
             .into());
         }
         let named = !name.is_empty();
-        self.prepared.insert(name, Arc::new(Prepared { statement, types: std::mem::take(&mut parse.type_oids), named }));
+        self.prepared.insert(
+            name,
+            Arc::new(Prepared {
+                statement,
+                types: std::mem::take(&mut parse.type_oids),
+                named,
+            }),
+        );
         self.client.put(b'1', &[]);
         Ok(())
     }
@@ -162,26 +174,50 @@ impl Session {
     fn bind(&mut self, bind: &mut Bind) -> Result<(), Problem> {
         let name = bind.statement_name.take().unwrap_or_default();
         let prepared = self.prepared.get(&name).cloned().ok_or_else(|| no_statement(&name))?;
-        if self.block.is_failed() && !prepared.statement.as_ref().is_some_and(|s| ends_failed_block(&s.parsed.kind)) {
+        if self.block.is_failed()
+            && !prepared
+                .statement
+                .as_ref()
+                .is_some_and(|s| ends_failed_block(&s.parsed.kind))
+        {
             self.check_not_failed()?;
         }
         let portal = bind.portal_name.take().unwrap_or_default();
         if !portal.is_empty() && self.portals.contains_key(&portal) {
-            let error = ServerError::new(SqlState::from_code("42P03"), format!("cursor \"{portal}\" already exists"));
+            let error = ServerError::new(
+                SqlState::from_code("42P03"),
+                format!("cursor \"{portal}\" already exists"),
+            );
             return Err(error.into());
         }
         let (codes, values) = (&bind.parameter_format_codes, std::mem::take(&mut bind.parameters));
         if codes.len() > 1 && codes.len() != values.len() {
             return Err(ServerError::new(
                 SqlState::PROTOCOL_VIOLATION,
-                format!("bind message has {} parameter formats but {} parameters", codes.len(), values.len()),
+                format!(
+                    "bind message has {} parameter formats but {} parameters",
+                    codes.len(),
+                    values.len()
+                ),
             )
             .into());
         }
         let binary = |i: usize| crate::client::format_of(codes, i) == 1;
-        let parameters = values.into_iter().enumerate().map(|(i, value)| (binary(i), value)).collect();
+        let parameters = values
+            .into_iter()
+            .enumerate()
+            .map(|(i, value)| (binary(i), value))
+            .collect();
         let formats = std::mem::take(&mut bind.result_column_format_codes);
-        self.portals.insert(portal, Portal { prepared, parameters, formats, state: PortalState::Ready });
+        self.portals.insert(
+            portal,
+            Portal {
+                prepared,
+                parameters,
+                formats,
+                state: PortalState::Ready,
+            },
+        );
         self.client.put(b'2', &[]);
         Ok(())
     }
@@ -193,7 +229,11 @@ impl Session {
                 self.prepared.remove(&name);
             }
             _ => {
-                if let Some(Portal { state: PortalState::OnShard(shard), .. }) = self.portals.remove(&name) {
+                if let Some(Portal {
+                    state: PortalState::OnShard(shard),
+                    ..
+                }) = self.portals.remove(&name)
+                {
                     self.close_on_shard(shard, &name).await?;
                 }
             }
@@ -205,10 +245,18 @@ impl Session {
     async fn describe(&mut self, describe: &Describe) -> Result<(), Problem> {
         let name = describe.name.clone().unwrap_or_default();
         let (prepared, formats, parameters) = if describe.target_type == b'S' {
-            (self.prepared.get(&name).cloned().ok_or_else(|| no_statement(&name))?, Vec::new(), Vec::new())
+            (
+                self.prepared.get(&name).cloned().ok_or_else(|| no_statement(&name))?,
+                Vec::new(),
+                Vec::new(),
+            )
         } else {
             let portal = self.portals.get(&name).ok_or_else(|| no_portal(&name))?;
-            (portal.prepared.clone(), portal.formats.clone(), portal.parameters.clone())
+            (
+                portal.prepared.clone(),
+                portal.formats.clone(),
+                portal.parameters.clone(),
+            )
         };
         let of_statement = describe.target_type == b'S';
         let Some(statement) = prepared.statement.as_ref().filter(|s| !answers_nothing(&s.parsed.kind)) else {
@@ -219,8 +267,19 @@ impl Session {
             return Ok(());
         };
         self.check_not_failed()?;
-        let mode = Mode::Extended { formats: &formats, describe: true, max_rows: 0, named: prepared.named, portal: &name };
-        let unit = Unit { statement, types: &prepared.types, parameters: &parameters, mode };
+        let mode = Mode::Extended {
+            formats: &formats,
+            describe: true,
+            max_rows: 0,
+            named: prepared.named,
+            portal: &name,
+        };
+        let unit = Unit {
+            statement,
+            types: &prepared.types,
+            parameters: &parameters,
+            mode,
+        };
         let entered = self.enter(unit).await?;
         let described = match &statement.parsed.kind {
             Kind::Execute(_) => self.describe_stored(unit).await?,
@@ -228,7 +287,10 @@ impl Session {
         };
         if of_statement {
             let mut body = (described.parameter_types.len() as i16).to_be_bytes().to_vec();
-            described.parameter_types.iter().for_each(|t| body.extend_from_slice(&t.to_be_bytes()));
+            described
+                .parameter_types
+                .iter()
+                .for_each(|t| body.extend_from_slice(&t.to_be_bytes()));
             self.client.put(b't', &body);
         }
         match &described.columns {
@@ -261,7 +323,10 @@ impl Session {
             }
         }
         let prepared = portal.prepared.clone();
-        let (parameters, formats) = (std::mem::take(&mut portal.parameters), std::mem::take(&mut portal.formats));
+        let (parameters, formats) = (
+            std::mem::take(&mut portal.parameters),
+            std::mem::take(&mut portal.formats),
+        );
         let kind = &statement.parsed.kind;
         if shared {
             self.begin_implicit(kind);
@@ -277,7 +342,13 @@ impl Session {
             named: prepared.named,
             portal: &name,
         };
-        self.run(Unit { statement: &statement, types: &prepared.types, parameters: &parameters, mode }).await
+        self.run(Unit {
+            statement: &statement,
+            types: &prepared.types,
+            parameters: &parameters,
+            mode,
+        })
+        .await
     }
 }
 
@@ -330,5 +401,8 @@ pub(crate) fn no_statement(name: &str) -> ServerError {
 }
 
 fn no_portal(name: &str) -> ServerError {
-    ServerError::new(SqlState::INVALID_CURSOR_NAME, format!("portal \"{name}\" does not exist"))
+    ServerError::new(
+        SqlState::INVALID_CURSOR_NAME,
+        format!("portal \"{name}\" does not exist"),
+    )
 }

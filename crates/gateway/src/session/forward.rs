@@ -57,7 +57,10 @@ impl Session {
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.gateway.cache, part, unit)?;
         backend.flush().await?;
-        let filter = Filter { hide_preparation: true, hold_tag: false };
+        let filter = Filter {
+            hide_preparation: true,
+            hold_tag: false,
+        };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
@@ -85,7 +88,10 @@ impl Session {
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.gateway.cache, part, unit)?;
         backend.flush().await?;
-        let filter = Filter { hide_preparation: true, hold_tag: true };
+        let filter = Filter {
+            hide_preparation: true,
+            hold_tag: true,
+        };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
@@ -146,10 +152,13 @@ pub(crate) fn settle(backend: &mut Backend, parsed: Option<u64>, end: Result<End
 
 /// The session ends: what was sent so far may be part of an answer that is not valid any more.
 pub(crate) fn lost_lease() -> ServerError {
-    ServerError::new(SqlState::CANNOT_CONNECT_NOW, "this gateway lost its lease while the statement ran")
-        .with_detail("The cluster may have changed since; the answer is discarded.")
-        .with_hint("Connect again, to this gateway or another one, and repeat the transaction.")
-        .fatal()
+    ServerError::new(
+        SqlState::CANNOT_CONNECT_NOW,
+        "this gateway lost its lease while the statement ran",
+    )
+    .with_detail("The cluster may have changed since; the answer is discarded.")
+    .with_hint("Connect again, to this gateway or another one, and repeat the transaction.")
+    .fatal()
 }
 
 /// Writes the statement into the backend's outbox in the protocol it came by. Returns the number of the prepared
@@ -160,7 +169,14 @@ pub(crate) fn put_statement(
     part: &Part,
     unit: Unit<'_>,
 ) -> Result<Option<u64>, Problem> {
-    let Mode::Extended { formats, describe, max_rows, named, portal } = unit.mode else {
+    let Mode::Extended {
+        formats,
+        describe,
+        max_rows,
+        named,
+        portal,
+    } = unit.mode
+    else {
         backend.queue_query(&part.text)?;
         return Ok(None);
     };
@@ -191,7 +207,11 @@ pub(crate) fn put_statement(
         }
     }
     // A portal that a limit may suspend keeps a name of its own, so that no other statement takes its place.
-    let portal = if max_rows > 0 { backend_portal(portal) } else { String::new() };
+    let portal = if max_rows > 0 {
+        backend_portal(portal)
+    } else {
+        String::new()
+    };
     let out = backend.outbox();
     if max_rows > 0 {
         frontend::close(b'P', &portal, out).map_err(too_large)?;

@@ -45,12 +45,18 @@ impl Session {
         self.cancel.slot.clear();
         let (count, rows) = match &unit.statement.parsed.kind {
             Kind::Insert => {
-                let columns = description.columns.as_deref();
-                pgherd_query::insert_select(statement, columns, &mut open.transaction, &gateway.engine).await?
+                return Err(ServerError::unsupported(
+                    "INSERT … SELECT over several ranges is not supported yet",
+                    "Select the rows first, then INSERT them with VALUES.",
+                )
+                .into());
             }
             _ => {
                 let columns = description.columns.as_deref().unwrap_or_default();
-                (0, Some(pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?))
+                (
+                    0,
+                    Some(pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?),
+                )
             }
         };
         let insert = matches!(unit.statement.parsed.kind, Kind::Insert);
@@ -90,7 +96,11 @@ impl Session {
             let portal = portal.to_owned();
             return Ok(self.deliver_rows(&portal, kept, limit).map(|n| format!("SELECT {n}")));
         }
-        Ok(Some(if insert { format!("INSERT 0 {count}") } else { format!("SELECT {seen}") }))
+        Ok(Some(if insert {
+            format!("INSERT 0 {count}")
+        } else {
+            format!("SELECT {seen}")
+        }))
     }
 
     /// EXPLAIN: PostgreSQL's own where one shard runs the statement, else the distributed plan.
@@ -112,9 +122,9 @@ impl Session {
         let inner_text = text.get(inner.clone()).unwrap_or_default();
         let head = text.get(..inner.start).unwrap_or_default();
         let statements = self.gateway.cache.parse(inner_text)?;
-        let statement = statements.first().ok_or_else(|| {
-            ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input")
-        })?;
+        let statement = statements
+            .first()
+            .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
         let inner_unit = Unit { statement, ..unit };
         let entered = self.enter(inner_unit).await?;
         let values: Vec<pgherd_sql::ParameterValue<'_>> = unit
@@ -141,12 +151,6 @@ impl Session {
                 self.put_plan(unit, &lines);
                 Ok(())
             }
-            pgherd_sql::Route::Plan if !analyze => {
-                let description = self.description(inner_unit, &entered.snapshot).await?;
-                let lines = self.explain_planned(inner_unit, &entered, &description).await?;
-                self.put_plan(unit, &lines);
-                Ok(())
-            }
             pgherd_sql::Route::Refuse(error) => Err(error.into()),
             _ => Err(ServerError::unsupported(
                 "EXPLAIN of this statement is not supported yet",
@@ -154,30 +158,6 @@ impl Session {
             )
             .into()),
         }
-    }
-
-    async fn explain_planned(
-        &mut self,
-        unit: Unit<'_>,
-        entered: &Entered,
-        description: &pgherd_query::Description,
-    ) -> Result<Vec<String>, Problem> {
-        let ast = unit.statement.parsed.ast.as_deref().ok_or_else(|| {
-            ServerError::unsupported("EXPLAIN of this statement is not supported yet", "Run it without EXPLAIN.")
-        })?;
-        let settings_sql = self.settings.set_sql();
-        let statement = pgherd_query::Statement {
-            text: &unit.statement.text,
-            ast,
-            parameter_types: &description.parameter_types,
-            parameters: unit.parameters,
-            result_formats: &[],
-            search_path: &self.settings.search_path,
-            snapshot: &entered.snapshot,
-            settings_sql: &settings_sql,
-        };
-        let columns = description.columns.as_deref().unwrap_or_default();
-        Ok(pgherd_query::explain(statement, columns, &self.gateway.engine).await?)
     }
 
     fn put_plan(&mut self, unit: Unit<'_>, lines: &[String]) {

@@ -77,7 +77,10 @@ pub(crate) async fn relay(
                 pgherd_shards::Error::Server(_) => Ok(()),
                 other => Err(other),
             })?;
-            return Ok(End::Ready(Reply { error: Some(error), ..Reply::default() }));
+            return Ok(End::Ready(Reply {
+                error: Some(error),
+                ..Reply::default()
+            }));
         }
         other => other?,
     }
@@ -113,12 +116,7 @@ enum Step {
 }
 
 /// Takes all whole messages from the inbox.
-fn take_messages(
-    backend: &mut Backend,
-    client: &mut Client,
-    filter: Filter,
-    reply: &mut Reply,
-) -> Step {
+fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter, reply: &mut Reply) -> Step {
     // [0, passed) of the inbox goes to the client as it is; messages are only looked at, and copied in runs.
     let mut passed = 0;
     loop {

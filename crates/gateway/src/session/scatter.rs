@@ -106,9 +106,21 @@ impl Session {
 /// Each part is parsed anew: which of several prepared statements came through is not worth following.
 fn unnamed(unit: Unit<'_>) -> Unit<'_> {
     match unit.mode {
-        Mode::Extended { formats, describe, portal, .. } => {
-            Unit { mode: Mode::Extended { formats, describe, portal, max_rows: 0, named: false }, ..unit }
-        }
+        Mode::Extended {
+            formats,
+            describe,
+            portal,
+            ..
+        } => Unit {
+            mode: Mode::Extended {
+                formats,
+                describe,
+                portal,
+                max_rows: 0,
+                named: false,
+            },
+            ..unit
+        },
         Mode::Simple => unit,
     }
 }
@@ -122,7 +134,10 @@ fn interleaves(order: &[u16], answers: &[Answer]) -> bool {
             None => return false,
         }
     }
-    counts.iter().zip(answers).all(|(count, answer)| *count == answer.row_ends.len())
+    counts
+        .iter()
+        .zip(answers)
+        .all(|(count, answer)| *count == answer.row_ends.len())
 }
 
 /// Reads one shard's whole answer: the statement's ReadyForQuery and those of what was queued with it.
@@ -145,7 +160,9 @@ async fn read_answer(backend: &mut Backend) -> Result<Answer, Problem> {
             }
             b'C' => answer.tag = String::from_utf8_lossy(&message.body[..message.body.len() - 1]).into_owned(),
             b'E' => {
-                answer.error.get_or_insert_with(|| ServerError::from_body(&message.body));
+                answer
+                    .error
+                    .get_or_insert_with(|| ServerError::from_body(&message.body));
             }
             b'Z' => {
                 answer.notices = backend.take_notices();
@@ -162,7 +179,11 @@ fn sum_tags(answers: &[Answer]) -> String {
     let Some((word, count)) = first.rsplit_once(' ').filter(|(_, n)| n.parse::<u64>().is_ok()) else {
         return first.to_owned();
     };
-    let count_of = |tag: &str| tag.rsplit_once(' ').and_then(|(_, n)| n.parse::<u64>().ok()).unwrap_or(0);
+    let count_of = |tag: &str| {
+        tag.rsplit_once(' ')
+            .and_then(|(_, n)| n.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
     let rest: u64 = answers[1..].iter().map(|a| count_of(&a.tag)).sum();
     format!("{word} {}", count.parse::<u64>().unwrap_or(0) + rest)
 }

@@ -27,10 +27,10 @@ impl Session {
         let catalog = self.database.catalog.clone();
         let shards = self.gateway.shards.clone();
         let search_path = self.settings.search_path.clone();
-        let distribution = Distribution {
-            default_distribution: self.settings.default_distribution.clone(),
-            initial_bounds: self.settings.initial_bounds.clone(),
-        };
+        let distribution = Distribution::from_settings(
+            Some(&self.settings.default_distribution),
+            Some(&self.settings.initial_bounds),
+        )?;
         self.cancel.slot.clear();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let snapshot = open.overlay.clone().unwrap_or_else(|| catalog.snapshot());
@@ -83,7 +83,13 @@ impl Session {
             return self.analyze_in_block(unit).await;
         }
         if self.block.open().is_some() {
-            let word = unit.statement.text.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+            let word = unit
+                .statement
+                .text
+                .split_whitespace()
+                .next()
+                .unwrap_or_default()
+                .to_ascii_uppercase();
             return Err(ServerError::new(
                 SqlState::ACTIVE_TRANSACTION,
                 format!("{word} cannot run inside a transaction block"),
@@ -127,14 +133,23 @@ impl Session {
             drop(entered);
             return self.routed(unit).await;
         }
-        let mut shards: Vec<_> =
-            entered.analysis.sharded.iter().filter_map(|t| t.sharded()).flat_map(|s| s.ranges.shards()).collect();
+        let mut shards: Vec<_> = entered
+            .analysis
+            .sharded
+            .iter()
+            .filter_map(|t| t.sharded())
+            .flat_map(|s| s.ranges.shards())
+            .collect();
         shards.sort();
         shards.dedup();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         for shard in shards {
             open.transaction.wrote(shard);
-            open.transaction.participant(shard).await?.simple(&unit.statement.text).await?;
+            open.transaction
+                .participant(shard)
+                .await?
+                .simple(&unit.statement.text)
+                .await?;
         }
         self.client.put_tag("ANALYZE");
         Ok(())
@@ -162,7 +177,12 @@ impl Session {
             let pin = pgherd_shards::Pin::new(home);
             match self.block.open_mut() {
                 Some(open) => open.transaction.participant(home).await?.pin(Some(pin.clone())),
-                None => self.database.coordinator.autocommit(home, &self.who).await?.pin(Some(pin.clone())),
+                None => self
+                    .database
+                    .coordinator
+                    .autocommit(home, &self.who)
+                    .await?
+                    .pin(Some(pin.clone())),
             }
             self.who.pin = Some(pin);
         }

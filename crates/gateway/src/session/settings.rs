@@ -27,7 +27,10 @@ pub(crate) struct Settings {
 impl Settings {
     /// The settings of a start-up message.
     pub(crate) fn from_startup(startup: Vec<(String, String)>) -> Self {
-        let mut settings = Self { startup, ..Self::default() };
+        let mut settings = Self {
+            startup,
+            ..Self::default()
+        };
         settings.reset_all();
         settings
     }
@@ -61,7 +64,12 @@ impl Settings {
     pub(crate) fn reset(&mut self, name: &str) {
         let name = name.to_ascii_lowercase();
         self.list.retain(|(n, _)| *n != name);
-        if let Some(sql) = self.startup.iter().find(|(n, _)| *n == name).map(|(n, v)| set_statement(n, v)) {
+        if let Some(sql) = self
+            .startup
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(n, v)| set_statement(n, v))
+        {
             self.list.push((name, sql.into()));
         }
         self.refingerprint();
@@ -71,8 +79,11 @@ impl Settings {
     pub(crate) fn reset_all(&mut self) {
         // RESET ALL leaves role and session authorization as they are.
         self.list.retain(|(n, _)| n == "role" || n == "session_authorization");
-        let startup: Vec<_> =
-            self.startup.iter().map(|(n, v)| (n.to_ascii_lowercase(), Arc::from(set_statement(n, v)))).collect();
+        let startup: Vec<_> = self
+            .startup
+            .iter()
+            .map(|(n, v)| (n.to_ascii_lowercase(), Arc::from(set_statement(n, v))))
+            .collect();
         self.list.extend(startup);
         self.refingerprint();
     }
@@ -93,7 +104,10 @@ impl Settings {
             sync_sql.push_str("; ");
             sync_sql.push_str(statement);
         }
-        Some(Arc::new(SessionSettings { fingerprint: self.fingerprint, sync_sql }))
+        Some(Arc::new(SessionSettings {
+            fingerprint: self.fingerprint,
+            sync_sql,
+        }))
     }
 
     /// The SETs alone, for a fresh connection.
@@ -103,7 +117,9 @@ impl Settings {
 
     /// Whether the role differs from the one that logged in.
     pub(crate) fn changes_role(&self) -> bool {
-        self.list.iter().any(|(n, _)| n == "role" || n == "session_authorization")
+        self.list
+            .iter()
+            .any(|(n, _)| n == "role" || n == "session_authorization")
     }
 
     /// Takes over what the home shard says of the settings that routing depends on.
@@ -122,11 +138,24 @@ impl Settings {
 
 /// `SET "name" TO 'value'`; a list-valued setting's value is one that quoting would make a single element.
 fn set_statement(name: &str, value: &str) -> String {
-    let list = ["search_path", "datestyle", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries"];
+    let list = [
+        "search_path",
+        "datestyle",
+        "temp_tablespaces",
+        "session_preload_libraries",
+        "local_preload_libraries",
+    ];
     let quoted_name = name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".");
     if list.contains(&name.to_ascii_lowercase().as_str()) {
         let elements: Vec<_> = split_identifiers(value).iter().map(|e| quote_literal(e)).collect();
-        return format!("SET {quoted_name} TO {}", if elements.is_empty() { "''".into() } else { elements.join(", ") });
+        return format!(
+            "SET {quoted_name} TO {}",
+            if elements.is_empty() {
+                "''".into()
+            } else {
+                elements.join(", ")
+            }
+        );
     }
     format!("SET {quoted_name} TO {}", quote_literal(value))
 }

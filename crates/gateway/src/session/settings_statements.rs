@@ -82,7 +82,12 @@ impl Session {
         backend.set_settings(UNKNOWN_SETTINGS);
         let before = backend.parameters().to_vec();
         backend.simple(text).await?;
-        let told: Vec<_> = backend.parameters().iter().filter(|p| !before.contains(p)).cloned().collect();
+        let told: Vec<_> = backend
+            .parameters()
+            .iter()
+            .filter(|p| !before.contains(p))
+            .cloned()
+            .collect();
         self.tell_parameters(&told);
         Ok(())
     }
@@ -103,7 +108,12 @@ impl Session {
                 // Whether it stays depends on the block's end.
                 backend.set_settings(UNKNOWN_SETTINGS);
                 results = backend.simple(text).await?;
-                told = backend.parameters().iter().filter(|p| !before.contains(p)).cloned().collect();
+                told = backend
+                    .parameters()
+                    .iter()
+                    .filter(|p| !before.contains(p))
+                    .cloned()
+                    .collect();
             }
         }
         self.tell_parameters(&told);
@@ -121,7 +131,8 @@ impl Session {
 
     /// Back to the settings of an earlier moment.
     pub(crate) fn restore_settings(&mut self, settings: Settings) {
-        if settings.fingerprint() != self.settings.fingerprint() || settings.search_path_id != self.settings.search_path_id
+        if settings.fingerprint() != self.settings.fingerprint()
+            || settings.search_path_id != self.settings.search_path_id
         {
             self.settings = settings;
             self.settings_changed();
@@ -137,7 +148,13 @@ impl Session {
     }
 
     async fn set_transaction(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        let Kind::SetTransaction { isolation, read_only, deferrable, session, snapshot } = &unit.statement.parsed.kind
+        let Kind::SetTransaction {
+            isolation,
+            read_only,
+            deferrable,
+            session,
+            snapshot,
+        } = &unit.statement.parsed.kind
         else {
             return Err(ServerError::internal("not SET TRANSACTION").into());
         };
@@ -176,8 +193,10 @@ impl Session {
 
     async fn discard(&mut self, what: &str) -> Result<(), Problem> {
         if what == "ALL" && !self.block.is_none() {
-            let error =
-                ServerError::new(SqlState::ACTIVE_TRANSACTION, "DISCARD ALL cannot run inside a transaction block");
+            let error = ServerError::new(
+                SqlState::ACTIVE_TRANSACTION,
+                "DISCARD ALL cannot run inside a transaction block",
+            );
             return Err(error.into());
         }
         if what == "ALL" || what.starts_with("TEMP") {

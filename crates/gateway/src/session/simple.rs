@@ -34,7 +34,12 @@ impl Session {
             if several {
                 self.begin_implicit(&statement.parsed.kind);
             }
-            let unit = Unit { statement, types: &[], parameters: &[], mode: Mode::Simple };
+            let unit = Unit {
+                statement,
+                types: &[],
+                parameters: &[],
+                mode: Mode::Simple,
+            };
             match self.run(unit).await {
                 Err(Problem::Error(error)) => return Err(Problem::Error(shift(error, statement.offset_chars))),
                 other => other?,

@@ -1,9 +1,9 @@
 //! From a start-up message to a session that can serve: the role logs in on the home shard, which also judges the
 //! start-up options and reports the parameters that the client is told.
 
+use super::Session;
 use super::block::Block;
 use super::settings::{Settings, parse_options};
-use super::Session;
 use crate::client::Client;
 use crate::listener::Shared;
 use pgherd_model::{ServerError, SqlState};
@@ -51,7 +51,12 @@ impl Session {
     async fn log_in(&mut self) -> Result<(), ServerError> {
         self.who.settings = self.settings.for_backends();
         let home = self.gateway.shards.home();
-        let backend = self.database.coordinator.autocommit(home, &self.who).await.map_err(ServerError::from)?;
+        let backend = self
+            .database
+            .coordinator
+            .autocommit(home, &self.who)
+            .await
+            .map_err(ServerError::from)?;
         let reported = backend.parameters().to_vec();
         drop(backend);
         self.refresh_effective_settings().await?;
@@ -69,10 +74,7 @@ impl Session {
 }
 
 /// Splits the start-up message into who, where and settings.
-fn read_parameters(
-    parameters: Vec<(String, String)>,
-    gateway: &Shared,
-) -> Result<(Identity, Settings), ServerError> {
+fn read_parameters(parameters: Vec<(String, String)>, gateway: &Shared) -> Result<(Identity, Settings), ServerError> {
     let (mut user, mut database, mut startup) = (None, None, Vec::new());
     if let Some(distribution) = &gateway.options.default_distribution {
         startup.push(("pgherd.default_distribution".to_owned(), distribution.clone()));
@@ -97,7 +99,10 @@ fn read_parameters(
         }
     }
     let user = user.filter(|u| !u.is_empty()).ok_or_else(|| {
-        ServerError::new(SqlState::INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
+        ServerError::new(
+            SqlState::INVALID_AUTHORIZATION,
+            "no PostgreSQL user name specified in startup packet",
+        )
     })?;
     if user == gateway.options.service_role {
         return Err(ServerError::new(

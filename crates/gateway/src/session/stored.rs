@@ -45,15 +45,28 @@ impl Session {
         }
         let mut oids = Vec::with_capacity(types.len());
         for type_name in types {
-            oids.push(if type_name.eq_ignore_ascii_case("unknown") { 0 } else { self.type_oid(type_name).await? });
+            oids.push(if type_name.eq_ignore_ascii_case("unknown") {
+                0
+            } else {
+                self.type_oid(type_name).await?
+            });
         }
         let statements = self.gateway.cache.parse(inner)?;
         let statement = statements.first().cloned();
-        let mut prepared = Prepared { statement, types: oids, named: true };
+        let mut prepared = Prepared {
+            statement,
+            types: oids,
+            named: true,
+        };
         // PostgreSQL judges the statement now, and settles the types of its parameters.
         if let Some(statement) = prepared.statement.clone() {
             let mode = super::Mode::Simple;
-            let unit = Unit { statement: &statement, types: &prepared.types, parameters: &[], mode };
+            let unit = Unit {
+                statement: &statement,
+                types: &prepared.types,
+                parameters: &[],
+                mode,
+            };
             let entered = self.enter(unit).await?;
             let described = self.description(unit, &entered.snapshot).await?;
             prepared.types = described.parameter_types.clone();
@@ -78,13 +91,23 @@ impl Session {
         };
         let arguments = arguments(&unit.statement.text);
         let parameters = self.evaluate(name, arguments, &prepared.types).await?;
-        let inner = Unit { statement, types: &prepared.types, parameters: &parameters, mode: unit.mode };
+        let inner = Unit {
+            statement,
+            types: &prepared.types,
+            parameters: &parameters,
+            mode: unit.mode,
+        };
         match (inner.mode, parameters.is_empty()) {
             // Without parameters the simple protocol can carry it as it is.
             (_, true) | (super::Mode::Extended { .. }, _) => Box::pin(self.run(inner)).await,
             (super::Mode::Simple, false) => {
-                let mode =
-                    super::Mode::Extended { formats: &[], describe: true, max_rows: 0, named: true, portal: "" };
+                let mode = super::Mode::Extended {
+                    formats: &[],
+                    describe: true,
+                    max_rows: 0,
+                    named: true,
+                    portal: "",
+                };
                 let mark = self.client.out.len();
                 let result = Box::pin(self.run(Unit { mode, ..inner })).await;
                 drop_no_data(&mut self.client.out, mark);
@@ -100,12 +123,22 @@ impl Session {
         };
         let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
         let Some(statement) = &prepared.statement else {
-            return Ok(Arc::new(Description { parameter_types: Vec::new(), columns: None }));
+            return Ok(Arc::new(Description {
+                parameter_types: Vec::new(),
+                columns: None,
+            }));
         };
-        let inner = Unit { statement, types: &prepared.types, ..unit };
+        let inner = Unit {
+            statement,
+            types: &prepared.types,
+            ..unit
+        };
         let entered = self.enter(inner).await?;
         let described = self.description(inner, &entered.snapshot).await?;
-        Ok(Arc::new(Description { parameter_types: Vec::new(), columns: described.columns.clone() }))
+        Ok(Arc::new(Description {
+            parameter_types: Vec::new(),
+            columns: described.columns.clone(),
+        }))
     }
 
     /// The arguments' values as text, converted to the parameters' types by the home shard.
@@ -131,9 +164,17 @@ impl Session {
             let results = self.ask_home(&format!("SELECT format_type({oid}, NULL)")).await?;
             names.push(results.first().and_then(|r| r.text(0, 0)).unwrap_or("text").to_owned());
         }
-        let items: Vec<_> = list.iter().zip(&names).map(|(a, t)| format!("(({a})::{t})::text")).collect();
+        let items: Vec<_> = list
+            .iter()
+            .zip(&names)
+            .map(|(a, t)| format!("(({a})::{t})::text"))
+            .collect();
         let results = self.ask_home(&format!("SELECT {}", items.join(", "))).await?;
-        let row = results.into_iter().next().and_then(|r| r.rows.into_iter().next()).unwrap_or_default();
+        let row = results
+            .into_iter()
+            .next()
+            .and_then(|r| r.rows.into_iter().next())
+            .unwrap_or_default();
         Ok(row.into_iter().map(|value| (false, value)).collect())
     }
 }
@@ -151,7 +192,9 @@ fn wrong_count(name: &str, given: usize, expected: usize) -> Problem {
 fn arguments(text: &str) -> Option<&str> {
     let open = text.find('(')?;
     let close = text.rfind(')')?;
-    (close > open).then(|| text[open + 1..close].trim()).filter(|a| !a.is_empty())
+    (close > open)
+        .then(|| text[open + 1..close].trim())
+        .filter(|a| !a.is_empty())
 }
 
 /// Splits at top-level commas.

@@ -27,14 +27,19 @@ impl Session {
         frontend::sync(backend.outbox());
         backend.expect_ready();
         backend.flush().await?;
-        let filter = Filter { hide_preparation: true, hold_tag: false };
+        let filter = Filter {
+            hide_preparation: true,
+            hold_tag: false,
+        };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, None, end)?;
         self.cancel.slot.clear();
         if reply.suspended {
             self.suspend(name, PortalState::OnShard(shard));
         }
-        reply.error.map_or(Ok(()), |error| Err(self.as_client_sees(error).into()))
+        reply
+            .error
+            .map_or(Ok(()), |error| Err(self.as_client_sees(error).into()))
     }
 
     /// Delivers more of the rows that are left.
