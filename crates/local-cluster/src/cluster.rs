@@ -137,7 +137,10 @@ impl LocalCluster {
             shard.make()
         }))
         .await?;
-        if folder.was_made() { Ok(()) } else { folder.set_made() }
+        if folder.was_made() {
+            return Ok(());
+        }
+        folder.set_made(shards[0].account())
     }
 
     /// The data folder, as a canonical path.

@@ -51,7 +51,7 @@ impl DataFolder {
             account.own(path)?;
         }
         let path = path.canonicalize().map_err(Error::io("find", path))?;
-        let lock = lock(&path)?;
+        let lock = lock(&path, account)?;
         let file = path.join("local-cluster.toml");
         let state = match fs::read_to_string(&file) {
             Ok(text) => {
@@ -85,7 +85,7 @@ impl DataFolder {
             state,
             _lock: lock,
         };
-        folder.save()?;
+        folder.save(account)?;
         Ok(folder)
     }
 
@@ -105,13 +105,13 @@ impl DataFolder {
     }
 
     /// Notes that all shards have data; the links to those that lie elsewhere are made here.
-    pub fn set_made(&mut self) -> Result<()> {
+    pub fn set_made(&mut self, account: &Account) -> Result<()> {
         for number in (1..=self.state.shards).filter(|_| self.state.storage != self.path) {
             let name = format!("shard{number}");
             replace_with_link(&self.path.join(&name), &self.state.storage.join(&name))?;
         }
         self.state.made = true;
-        self.save()
+        self.save(account)
     }
 
     /// The folder for the sockets, made and checked.
@@ -136,7 +136,7 @@ impl DataFolder {
         Ok(folder)
     }
 
-    fn save(&self) -> Result<()> {
+    fn save(&self, account: &Account) -> Result<()> {
         let path = self.path.join("local-cluster.toml");
         let text = toml::to_string(&self.state).map_err(|error| Error::State {
             path: path.clone(),
@@ -152,7 +152,8 @@ impl DataFolder {
             fs::rename(&staging, &path)?;
             File::open(&self.path)?.sync_all()
         };
-        write().map_err(Error::io("write", &path))
+        write().map_err(Error::io("write", &path))?;
+        account.own(&path)
     }
 }
 
@@ -165,7 +166,7 @@ impl Drop for DataFolder {
     }
 }
 
-fn lock(folder: &Path) -> Result<File> {
+fn lock(folder: &Path, account: &Account) -> Result<File> {
     let path = folder.join("lock");
     let file = File::options()
         .read(true)
@@ -196,6 +197,8 @@ fn lock(folder: &Path) -> Result<File> {
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     noted.map_err(Error::io("write", &path))?;
+    // Whoever owns the folder may run this without root's help the next time.
+    account.own(&path)?;
     Ok(file)
 }
 
