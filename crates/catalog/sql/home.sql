@@ -190,3 +190,7 @@ BEGIN
         END CASE;
     END LOOP;
 END $$;
+
+-- Which gateways are alive, as recovery asks: the transaction room reads this and nothing else of the catalog.
+CREATE OR REPLACE VIEW pgherd.gateway AS
+    SELECT name, incarnation::bigint AS incarnation, lease_until FROM pgherd.gateway_lease;
