@@ -1,0 +1,142 @@
+//! The files of sql-tests/ on plain PostgreSQL, on one shard and on three: the same file, the same results.
+//!
+//! A statement that pgherd refuses with 0A000 is a gap, which the table shows; one that it answers otherwise than
+//! PostgreSQL fails the test. With `PGHERD_WRITE_COMPATIBILITY` set, the table goes to docs/compatibility.md.
+
+use pgherd_local_cluster::PlainServer;
+use pgherd_testkit::herd::Herd;
+use pgherd_testkit::slt::{self, Options};
+use pgherd_testkit::wire::Protocol;
+use pgherd_testkit::{Comparison, Isolation, Summary, transcript};
+use std::path::{Path, PathBuf};
+
+/// Small bounds, so that a handful of rows lies on three shards. Plain PostgreSQL takes both settings for a user's own.
+const SETTINGS: [(&str, &str); 2] = [
+    ("pgherd.default_distribution", "primary_key"),
+    (
+        "pgherd.initial_bounds",
+        "int 3,7; bigint 3,7; smallint 3,7; numeric 3,7; text h,q; varchar h,q; \
+         uuid 55555555-5555-5555-5555-555555555555,aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa; date 2024-03-01,2024-07-01; \
+         timestamp 2024-03-01 00:00:00,2024-07-01 00:00:00; timestamptz 2024-03-01 00:00:00+00,2024-07-01 00:00:00+00",
+    ),
+];
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn options(url: String, folder: &str) -> Options {
+    Options {
+        isolation: Isolation::Schema,
+        settings: SETTINGS
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec(),
+        keep_going: true,
+        accept_refusals: true,
+        check_types: true,
+        show: false,
+        ..Options::new(url, vec![repository().join("sql-tests").join(folder)])
+    }
+}
+
+/// Where a cluster's gateway listens.
+async fn herd(shards: usize) -> (Herd, pgherd_testkit::herd::Gateway, String) {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), shards)
+        .await
+        .expect("shards");
+    let gateway = herd.gateway("sql").await.expect("gateway");
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", gateway.port());
+    (herd, gateway, url)
+}
+
+fn failures(name: &str, summary: &Summary) -> String {
+    let mut text = String::new();
+    for failure in summary.files.iter().flat_map(|file| &file.failures) {
+        text.push_str(&format!("{name}: {}\n\n", failure.text(false).trim_end()));
+    }
+    text
+}
+
+fn assert_no_failures(comparison: &Comparison) {
+    println!("{comparison}");
+    let wrong: String = comparison
+        .targets
+        .iter()
+        .map(|(name, summary)| failures(name, summary))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong}\n{comparison}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compatibility_files_give_the_same_everywhere() {
+    let mut comparison = Comparison::default();
+    let plain = PlainServer::ephemeral(false).await.expect("PostgreSQL");
+    let mut add = async |name: &str, url: &str, protocol| {
+        let options = Options {
+            protocol,
+            ..options(url.to_owned(), "compatibility")
+        };
+        comparison
+            .targets
+            .push((name.to_owned(), slt::run(options).await.expect(name)));
+    };
+    add("PostgreSQL", &plain.conninfo("postgres", "postgres"), Protocol::Simple).await;
+    for (shards, name) in [(1, "1 shard"), (3, "3 shards")] {
+        let (herd, gateway, url) = herd(shards).await;
+        add(name, &url, Protocol::Simple).await;
+        if shards == 3 {
+            add("3 shards, extended protocol", &url, Protocol::Extended).await;
+        }
+        gateway.stop().await;
+        herd.stop().await;
+    }
+    if std::env::var_os("PGHERD_WRITE_COMPATIBILITY").is_some() {
+        write_compatibility(&comparison);
+    }
+    assert_no_failures(&comparison);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transcripts_give_the_same_everywhere() {
+    let mut comparison = Comparison::default();
+    let plain = PlainServer::ephemeral(false).await.expect("PostgreSQL");
+    let on_plain = transcript::run(options(plain.conninfo("postgres", "postgres"), "transcripts")).await;
+    comparison
+        .targets
+        .push(("PostgreSQL".to_owned(), on_plain.expect("PostgreSQL")));
+    for (shards, name) in [(1, "1 shard"), (3, "3 shards")] {
+        let (herd, gateway, url) = herd(shards).await;
+        let summary = transcript::run(options(url, "transcripts")).await.expect(name);
+        comparison.targets.push((name.to_owned(), summary));
+        gateway.stop().await;
+        herd.stop().await;
+    }
+    assert_no_failures(&comparison);
+}
+
+/// What only pgherd has; nothing here may be refused but what the files say.
+#[tokio::test(flavor = "multi_thread")]
+async fn pgherds_own_surface() {
+    let (herd, gateway, url) = herd(3).await;
+    let options = Options {
+        settings: Vec::new(),
+        accept_refusals: false,
+        ..options(url, "pgherd")
+    };
+    let summary = slt::run(options).await.expect("run");
+    gateway.stop().await;
+    herd.stop().await;
+    assert_no_failures(&Comparison {
+        targets: vec![("3 shards".to_owned(), summary)],
+    });
+}
+
+fn write_compatibility(comparison: &Comparison) {
+    let text = format!(
+        "# Compatibility\n\nWhat the files of `sql-tests/compatibility` give, run by\n\
+         `PGHERD_WRITE_COMPATIBILITY=1 cargo test -p pgherd --test sql`. `ok` is the result of PostgreSQL 15, to the \
+         letter.\n*Refused* is a clear error (0A000) instead of it; *skipped* is what could not be run after that. \
+         *Failed* is\na bug. Tables are split at small keys, so that a handful of rows lies on every shard.\n\n{comparison}\n"
+    );
+    std::fs::write(repository().join("docs/compatibility.md"), text).expect("docs/compatibility.md");
+}
