@@ -43,6 +43,9 @@ pub struct Arguments {
     /// Compare column types too: I integers, R other numbers, T the rest, ? anything.
     #[arg(long)]
     check_types: bool,
+    /// Read SQLite's original dialect: a value per line, printed as the query's type letters say.
+    #[arg(long, conflicts_with_all = ["check_types", "rewrite"])]
+    classic: bool,
     /// Write what the server answers into the files as the expected results.
     #[arg(long = "override")]
     rewrite: bool,
@@ -85,6 +88,7 @@ impl From<Arguments> for Options {
             keep_going: arguments.keep_going,
             accept_refusals: arguments.accept_refusals,
             check_types: arguments.check_types,
+            classic: arguments.classic,
             rewrite: arguments.rewrite,
             statement_limit: Duration::from_secs(arguments.timeout),
             show: !arguments.quiet,

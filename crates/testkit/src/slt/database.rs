@@ -1,5 +1,6 @@
 //! The connection that the `sqllogictest` crate drives, and how values and types are shown in a file.
 
+use super::classic::ExpectedTypes;
 use crate::wire::{Protocol, Session, StatementResult, Target};
 use crate::{Error, Result};
 use async_trait::async_trait;
@@ -19,28 +20,26 @@ impl TransactionStatus {
     }
 }
 
+/// What the sessions of a file have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    pub(super) protocol: Protocol,
+    pub(super) statement_limit: Duration,
+    pub(super) status: TransactionStatus,
+    /// Set for files of the classic dialect.
+    pub(super) expected_types: Option<ExpectedTypes>,
+}
+
 /// One session of a file.
 pub(super) struct Database {
     session: Session,
-    protocol: Protocol,
-    statement_limit: Duration,
-    status: TransactionStatus,
+    shared: Shared,
 }
 
 impl Database {
-    pub(super) async fn open(
-        target: &Target,
-        protocol: Protocol,
-        statement_limit: Duration,
-        status: TransactionStatus,
-    ) -> Result<Self> {
+    pub(super) async fn open(target: &Target, shared: Shared) -> Result<Self> {
         let session = target.connect().await?;
-        Ok(Database {
-            session,
-            protocol,
-            statement_limit,
-            status,
-        })
+        Ok(Database { session, shared })
     }
 }
 
@@ -50,13 +49,15 @@ impl AsyncDB for Database {
     type ColumnType = DefaultColumnType;
 
     async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>> {
-        let reply = self.session.run(sql, self.protocol, self.statement_limit).await?;
-        self.status
+        let shared = &self.shared;
+        let reply = self.session.run(sql, shared.protocol, shared.statement_limit).await?;
+        shared
+            .status
             .0
             .store(self.session.transaction_status() != 'I', Ordering::Relaxed);
         match reply.error {
             Some(error) => Err(Error::Server(error)),
-            None => Ok(to_output(reply.results)),
+            None => Ok(to_output(reply.results, shared.expected_types.as_ref())),
         }
     }
 
@@ -82,7 +83,7 @@ impl AsyncDB for Database {
 }
 
 /// Rows of all statements of the text one after the other; without any, the row count of the last command tag.
-fn to_output(results: Vec<StatementResult>) -> DBOutput<DefaultColumnType> {
+fn to_output(results: Vec<StatementResult>, expected: Option<&ExpectedTypes>) -> DBOutput<DefaultColumnType> {
     if !results.iter().any(|result| result.columns.is_some()) {
         return DBOutput::StatementComplete(results.last().map_or(0, StatementResult::affected_rows));
     }
@@ -91,24 +92,21 @@ fn to_output(results: Vec<StatementResult>) -> DBOutput<DefaultColumnType> {
     for result in results {
         if let Some(columns) = result.columns {
             types = columns.iter().map(|column| column_type(column.type_oid)).collect();
-            rows.extend(
-                result
-                    .rows
-                    .into_iter()
-                    .map(|row| row.into_iter().map(show_value).collect()),
-            );
+            rows.extend(result.rows.into_iter().map(|row| show_row(row, expected)));
         }
     }
     DBOutput::Rows { types, rows }
 }
 
 /// The conventions of the format: NULL and the empty string would otherwise be invisible.
-fn show_value(value: Option<String>) -> String {
-    match value {
-        None => "NULL".to_owned(),
-        Some(value) if value.is_empty() => "(empty)".to_owned(),
-        Some(value) => value,
-    }
+fn show_row(row: Vec<Option<String>>, expected: Option<&ExpectedTypes>) -> Vec<String> {
+    let show = |(column, value)| match (value, expected) {
+        (None, _) => "NULL".to_owned(),
+        (Some(value), _) if String::is_empty(&value) => "(empty)".to_owned(),
+        (Some(value), Some(expected)) => expected.show(column, value),
+        (Some(value), None) => value,
+    };
+    row.into_iter().enumerate().map(show).collect()
 }
 
 /// The format's three letters for PostgreSQL's built-in types, by OID (pg_type.dat).
@@ -150,14 +148,17 @@ mod tests {
 
     #[test]
     fn null_and_empty_are_visible_and_rows_of_all_statements_count() {
-        let output = to_output(vec![
-            result(&[None, Some("")], "SELECT 2"),
-            StatementResult {
-                tag: "UPDATE 4".into(),
-                ..StatementResult::default()
-            },
-            result(&[Some("x y")], "SELECT 1"),
-        ]);
+        let output = to_output(
+            vec![
+                result(&[None, Some("")], "SELECT 2"),
+                StatementResult {
+                    tag: "UPDATE 4".into(),
+                    ..StatementResult::default()
+                },
+                result(&[Some("x y")], "SELECT 1"),
+            ],
+            None,
+        );
         let DBOutput::Rows { types, rows } = output else {
             panic!("rows expected")
         };
@@ -168,10 +169,13 @@ mod tests {
     #[test]
     fn a_statement_without_rows_gives_the_count_of_its_tag() {
         for (tag, count) in [("INSERT 0 3", 3), ("UPDATE 12", 12), ("CREATE TABLE", 0), ("", 0)] {
-            let output = to_output(vec![StatementResult {
-                tag: tag.into(),
-                ..StatementResult::default()
-            }]);
+            let output = to_output(
+                vec![StatementResult {
+                    tag: tag.into(),
+                    ..StatementResult::default()
+                }],
+                None,
+            );
             assert!(
                 matches!(output, DBOutput::StatementComplete(actual) if actual == count),
                 "{tag}"

@@ -1,6 +1,7 @@
 //! Runs the records of one file and collects what fails.
 
-use super::database::{Database, TransactionStatus, same_types};
+use super::classic::{self, ExpectedTypes};
+use super::database::{Database, Shared, TransactionStatus, same_types};
 use super::{Options, rewrite};
 use crate::place::Place;
 use crate::wire::{Protocol, Target};
@@ -25,11 +26,19 @@ pub(super) async fn run(path: PathBuf, target: &Target, options: &Options) -> Fi
 }
 
 async fn run_in_place(outcome: &mut FileOutcome, target: &Target, options: &Options) -> Result<()> {
-    let records = sqllogictest::parse_file(&outcome.path).map_err(|error| Error::Script(error.to_string()))?;
+    let records = if options.classic {
+        classic::parse(&outcome.path)?
+    } else {
+        sqllogictest::parse_file(&outcome.path).map_err(|error| Error::Script(error.to_string()))?
+    };
     let place = Place::make(target, options.isolation).await?;
-    let status = TransactionStatus::default();
-    let mut runner =
-        Runner::new(|| Database::open(&place.target, options.protocol, options.statement_limit, status.clone()));
+    let shared = Shared {
+        protocol: options.protocol,
+        statement_limit: options.statement_limit,
+        status: TransactionStatus::default(),
+        expected_types: options.classic.then(ExpectedTypes::default),
+    };
+    let mut runner = Runner::new(|| Database::open(&place.target, shared.clone()));
     runner.add_label("postgresql");
     runner.add_label(match options.protocol {
         Protocol::Simple => "simple",
@@ -44,7 +53,7 @@ async fn run_in_place(outcome: &mut FileOutcome, target: &Target, options: &Opti
     if options.rewrite {
         outcome.records = rewrite::rewrite(&outcome.path, records, &mut runner).await?;
     } else {
-        apply(records, &mut runner, options, &status, outcome).await;
+        apply(records, &mut runner, options, &shared, outcome).await;
     }
     runner.shutdown_async().await;
     drop(runner);
@@ -55,7 +64,7 @@ async fn apply<M: MakeConnection<Conn = Database>>(
     records: Vec<Record<DefaultColumnType>>,
     runner: &mut Runner<Database, M>,
     options: &Options,
-    status: &TransactionStatus,
+    shared: &Shared,
     outcome: &mut FileOutcome,
 ) {
     let total = records.iter().filter(|record| is_test(record)).count();
@@ -64,12 +73,15 @@ async fn apply<M: MakeConnection<Conn = Database>>(
             return;
         }
         outcome.records += usize::from(is_test(&record));
+        if let Some(types) = &shared.expected_types {
+            types.set(&record);
+        }
         let Err(error) = runner.run_async(ignore_sqlstate_line(record.clone())).await else {
             continue;
         };
         let goes_on = if options.accept_refusals && is_refusal(&error) {
             outcome.refusals.push(Failure::from(error));
-            changes_nothing(&record) && !status.in_block()
+            changes_nothing(&record) && !shared.status.in_block()
         } else {
             outcome.failures.push(Failure::from(error));
             options.keep_going

@@ -9,6 +9,7 @@
 //! crate's `report` shows them.
 
 mod arguments;
+mod classic;
 mod database;
 mod file;
 mod rewrite;
@@ -47,6 +48,8 @@ pub struct Options {
     pub accept_refusals: bool,
     /// Compares the column types too: `I` integers, `R` other numbers, `T` the rest, `?` anything.
     pub check_types: bool,
+    /// Reads SQLite's original dialect of the format: a value per line, printed as the query's type letters say.
+    pub classic: bool,
     /// Writes what the server answers into the files as the expected result, instead of comparing.
     pub rewrite: bool,
     /// How long one statement may take.
@@ -69,6 +72,7 @@ impl Options {
             keep_going: false,
             accept_refusals: false,
             check_types: false,
+            classic: false,
             rewrite: false,
             statement_limit: Duration::from_secs(60),
             show: true,
