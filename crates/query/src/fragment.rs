@@ -1,12 +1,58 @@
-//! The parameters that a shard's SQL gets.
+//! What a shard is asked: where a table's rows are, and the parameters that the SQL there gets.
 
 use crate::statement::Statement;
 use bytes::Bytes;
+use pgherd_model::{RangeId, ShardId, Table};
+use std::sync::Arc;
+
+/// Some of a table's rows on one shard.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub shard: ShardId,
+    /// what to read there, as SQL
+    pub relation: String,
+    /// to lock first, as SQL
+    pub fences: Vec<Arc<str>>,
+}
+
+/// The ranges of a table that can hold rows which meet a condition (in SQL, over the table's columns; empty for none).
+/// None for a table that has no ranges.
+pub(crate) fn ranges(_statement: &Statement<'_>, table: &Table, _filter: &str) -> Option<Vec<RangeId>> {
+    Some(table.sharded()?.ranges.ranges().iter().map(|r| r.id).collect())
+}
+
+/// Where those ranges are: per shard the child when only one is asked for and may be named, else the parent, fenced.
+pub(crate) fn places(table: &Table, wanted: &[RangeId]) -> Option<Vec<Place>> {
+    let sharded = table.sharded()?;
+    let wanted = || sharded.ranges.ranges().iter().filter(|r| wanted.contains(&r.id));
+    let mut shards: Vec<_> = wanted().map(|r| r.shard).collect();
+    shards.sort();
+    shards.dedup();
+    let place = |shard| {
+        let mut ranges = wanted().filter(|r| r.shard == shard);
+        match (ranges.next(), ranges.next()) {
+            (Some(only), None) if sharded.direct => Place {
+                shard,
+                relation: only.child.to_string(),
+                fences: Vec::new(),
+            },
+            _ => Place {
+                shard,
+                relation: table.name.to_string(),
+                fences: vec![sharded.fence.to_string().into()],
+            },
+        }
+    };
+    Some(shards.into_iter().map(place).collect())
+}
 
 /// Types and values for a piece of the statement that keeps the client's parameter numbers. Parameters that it does
 /// not use are sent as NULLs of type text: their types may not exist on the shard, and PostgreSQL wants a type for each.
 pub(crate) fn parameters(statement: &Statement<'_>, sql: &str) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
     const TEXT: u32 = 25;
+    if statement.parameters.is_empty() {
+        return (Vec::new(), Vec::new());
+    }
     let used = used_parameters(sql);
     let count = used.iter().max().copied().unwrap_or(0);
     (1..=count)

@@ -11,6 +11,7 @@ mod edit;
 mod fragment;
 mod gather;
 mod metadata;
+mod plan;
 mod pushdown;
 mod refusal;
 mod relations;
@@ -21,38 +22,13 @@ mod statement;
 mod views;
 
 pub(crate) use pgherd_transaction::{Fragment, Transaction};
+pub use plan::engine::{Engine, Limits};
 pub use relay::RowBatch;
 pub use rows::Rows;
 pub use statement::{Description, Statement, describe};
 
 use pgherd_model::ServerError;
 use pgherd_shards::ColumnDescription;
-
-/// How much the gateway may use for queries.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// bytes that all statements together may hold in memory; more is spilled to disk
-    pub memory_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { memory_bytes: 1 << 30 }
-    }
-}
-
-/// What all sessions share.
-#[derive(Debug)]
-pub struct Engine {
-    _limits: Limits,
-}
-
-impl Engine {
-    /// With these limits.
-    pub fn new(limits: Limits) -> Result<Self, ServerError> {
-        Ok(Self { _limits: limits })
-    }
-}
 
 /// Runs a SELECT over several shards, in one cut. `columns` are those of [`describe`].
 ///
@@ -64,6 +40,12 @@ pub async fn select<'t>(
     transaction: &'t mut Transaction,
     engine: &Engine,
 ) -> Result<Rows<'t>, ServerError> {
-    let _ = (columns, engine);
+    let mut transaction = transaction;
+    if let Some(plan) = plan::plan(&statement, columns) {
+        match plan::run(plan, &statement, transaction, engine).await? {
+            Ok(rows) => return Ok(rows),
+            Err(unused) => transaction = unused,
+        }
+    }
     gather::select(&statement, transaction).await
 }

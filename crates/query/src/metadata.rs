@@ -106,6 +106,19 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
     Ok(metadata)
 }
 
+/// Whether all text columns of a relation (its name as SQL) have the database's collation or C, so that they compare by
+/// bytes.
+pub(crate) async fn is_bytewise(home: &mut Backend, name: &str) -> Result<bool, ServerError> {
+    let sql = format!(
+        "SELECT (NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = to_regclass({}) AND a.attnum > 0 \
+         AND NOT a.attisdropped AND a.attcollation NOT IN \
+         (0, 'pg_catalog.\"default\"'::regcollation, 'pg_catalog.\"C\"'::regcollation, 'pg_catalog.\"POSIX\"'::regcollation)))::text",
+        quote_literal(name)
+    );
+    let results = home.simple(&sql).await?;
+    Ok(results.first().and_then(|r| r.text(0, 0)) == Some("true"))
+}
+
 fn add_row<'a>(relations: &mut [Option<Relation>], value: impl Fn(usize) -> Option<&'a str>) -> Option<()> {
     let place: usize = value(0)?.parse().ok()?;
     let entry = relations.get_mut(place.checked_sub(1)?)?;

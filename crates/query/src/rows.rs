@@ -1,9 +1,13 @@
 //! The result of a SELECT: rows as they come, in the formats that the client asked for.
 
+use crate::Transaction;
+use crate::plan::{self, Merge};
 use crate::relay::{self, RowBatch};
+use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt;
+use futures::future::BoxFuture;
 use pgherd_model::ServerError;
 use pgherd_shards::{Backend, CancelToken};
-use std::marker::PhantomData;
 
 /// A connection that is no participant, in a transaction of its own that is rolled back. Dropped in the middle of a
 /// statement, the statement is cancelled and the connection closed.
@@ -43,23 +47,49 @@ impl Drop for Scratch {
 
 type MapError = Box<dyn Fn(ServerError) -> ServerError + Send + Sync>;
 
-enum Source {
+enum Source<'t> {
+    /// PostgreSQL's own result, on the scratch connection
     Scratch(Scratch, MapError),
+    /// shards' rows put together
+    Merge(Merge, &'t mut Transaction),
+    /// DataFusion's result, and what feeds it from the shards until it is done
+    Computed(
+        SendableRecordBatchStream,
+        Option<BoxFuture<'t, Result<(), ServerError>>>,
+    ),
+    /// all there is
+    Ready(RowBatch),
     Done,
 }
 
-/// Rows on their way to the client. Drop it, or read it to its end, before the transaction is used again.
+/// Rows on their way to the client. Read it to its end, or to an error, before the transaction is used again.
 pub struct Rows<'t> {
-    source: Source,
-    _transaction: PhantomData<&'t mut ()>,
+    source: Source<'t>,
 }
 
-impl Rows<'_> {
+impl<'t> Rows<'t> {
     pub(crate) fn scratch(scratch: Scratch, map_error: MapError) -> Self {
-        Self {
-            source: Source::Scratch(scratch, map_error),
-            _transaction: PhantomData,
-        }
+        let source = Source::Scratch(scratch, map_error);
+        Self { source }
+    }
+
+    pub(crate) fn merge(merge: Merge, transaction: &'t mut Transaction) -> Self {
+        let source = Source::Merge(merge, transaction);
+        Self { source }
+    }
+
+    pub(crate) fn computed(stream: SendableRecordBatchStream, pump: BoxFuture<'t, Result<(), ServerError>>) -> Self {
+        let source = Source::Computed(stream, Some(pump));
+        Self { source }
+    }
+
+    pub(crate) fn ready(rows: RowBatch) -> Self {
+        let source = if rows.rows > 0 {
+            Source::Ready(rows)
+        } else {
+            Source::Done
+        };
+        Self { source }
     }
 
     /// The next rows; None at the end, when everything behind them has ended as well. After an error
@@ -67,15 +97,32 @@ impl Rows<'_> {
     pub async fn next(&mut self) -> Result<Option<RowBatch>, ServerError> {
         let next = match &mut self.source {
             Source::Scratch(scratch, map_error) => relay::next_rows(scratch.backend()).await.map_err(|e| map_error(e)),
+            Source::Merge(merge, transaction) => merge.next(transaction).await,
+            Source::Computed(stream, pump) => next_computed(stream, pump).await,
+            Source::Ready(_) => {
+                let Source::Ready(rows) = std::mem::replace(&mut self.source, Source::Done) else {
+                    return Ok(None);
+                };
+                return Ok(Some(rows));
+            }
             Source::Done => return Ok(None),
         };
-        if !matches!(next, Ok(Some(_))) {
-            let Source::Scratch(scratch, map_error) = std::mem::replace(&mut self.source, Source::Done) else {
-                return next;
-            };
-            if next.is_ok() {
-                scratch.finish().await.map_err(|e| map_error(e))?;
+        if matches!(next, Ok(Some(_))) {
+            return next;
+        }
+        match std::mem::replace(&mut self.source, Source::Done) {
+            Source::Scratch(scratch, map_error) if next.is_ok() => scratch.finish().await.map_err(|e| map_error(e))?,
+            Source::Computed(stream, pump) => {
+                // Nobody wants more rows: the pump sees its channels closed and stops the shards.
+                drop(stream);
+                let pumped = match pump {
+                    Some(pump) => pump.await,
+                    None => Ok(()),
+                };
+                // A shard's error is why the stream failed or ended.
+                pumped?;
             }
+            _ => {}
         }
         next
     }
@@ -84,7 +131,36 @@ impl Rows<'_> {
     pub fn cancel_token(&mut self) -> Option<CancelToken> {
         match &mut self.source {
             Source::Scratch(scratch, _) => Some(scratch.backend().cancel_token()),
-            Source::Done => None,
+            _ => None,
+        }
+    }
+}
+
+/// DataFusion's next batch, while the pump runs beside it.
+async fn next_computed<'t>(
+    stream: &mut SendableRecordBatchStream,
+    pump: &mut Option<BoxFuture<'t, Result<(), ServerError>>>,
+) -> Result<Option<RowBatch>, ServerError> {
+    loop {
+        let batch = match pump {
+            Some(pumping) => tokio::select! {
+                batch = stream.next() => batch,
+                pumped = pumping => {
+                    *pump = None;
+                    pumped?;
+                    continue;
+                }
+            },
+            None => stream.next().await,
+        };
+        match batch {
+            None => return Ok(None),
+            Some(batch) => {
+                let rows = plan::result_rows(&batch.map_err(plan::engine::error)?)?;
+                if rows.rows > 0 {
+                    return Ok(Some(rows));
+                }
+            }
         }
     }
 }

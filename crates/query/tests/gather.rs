@@ -127,6 +127,28 @@ async fn every_query_gives_postgresqls_answer() {
 }
 
 #[tokio::test]
+async fn planned_queries_give_postgresqls_answer() {
+    let mut f = fixture().await;
+    f.check_file("plan.sql").await;
+    for (sql, parameters) in [
+        (
+            "SELECT id FROM items WHERE grp > $1 ORDER BY id LIMIT $2 OFFSET $3",
+            vec![Some("2"), Some("7"), Some("3")],
+        ),
+        (
+            "SELECT sum(price), count(*) FROM items WHERE id BETWEEN $1 AND $2",
+            vec![Some("45"), Some("120")],
+        ),
+        (
+            "SELECT $1::text, grp, count(*) FROM items WHERE name LIKE $1 GROUP BY grp",
+            vec![Some("n%")],
+        ),
+    ] {
+        assert_eq!(f.difference(sql, &parameters).await, None);
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_exact_is_refused() {
     let f = fixture().await;
     f.on(1, "CREATE SEQUENCE nothing").await;

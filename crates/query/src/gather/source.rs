@@ -1,12 +1,13 @@
 //! The relations that a gather reads: which rows, which columns, from where, into what.
 
 use crate::Fragment;
+use crate::fragment::{self, Place};
 use crate::metadata::{Metadata, Relation};
 use crate::pushdown::{self, Columns};
 use crate::relations::Mention;
 use crate::statement::Statement;
 use crate::views::ParsedQuery;
-use pgherd_model::{RangeId, Resolved, ServerError, ShardId, Table, TableKind, quote_identifier};
+use pgherd_model::{RangeId, Resolved, ServerError, Table, TableKind, quote_identifier};
 use sqlparser::ast::{Expr, JoinConstraint, JoinOperator, Select, SelectItem, TableFactor, Visit, Visitor};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
@@ -30,8 +31,7 @@ pub(crate) struct Gathered {
     wanted: Vec<usize>,
     /// rows are copied in binary
     pub binary: bool,
-    /// (shard, relation there, fences)
-    places: Vec<(ShardId, String, Vec<Arc<str>>)>,
+    places: Vec<Place>,
     /// any of these (each a list of conditions that all hold); empty for all rows
     filters: Vec<Vec<String>>,
     /// the statement may rely on the primary key for GROUP BY
@@ -250,37 +250,24 @@ pub(super) fn sources(
     sources
 }
 
-/// Where the rows are: per shard the child when only one range is there and may be named, else the parent.
-fn places(
-    statement: &Statement<'_>,
-    relation: &Relation,
-    table: Option<&Table>,
-) -> Vec<(ShardId, String, Vec<Arc<str>>)> {
-    let home = (statement.snapshot.home(), relation.sql(), Vec::new());
-    let Some(table) = table else {
-        return vec![home];
+/// Where the rows are.
+fn places(statement: &Statement<'_>, relation: &Relation, table: Option<&Table>) -> Vec<Place> {
+    let at = |shard, relation| Place {
+        shard,
+        relation,
+        fences: Vec::new(),
     };
-    match &table.kind {
-        TableKind::Sharded(sharded) => {
-            let in_shard = |shard| sharded.ranges.ranges().iter().filter(move |r| r.shard == shard);
-            let place = |shard| {
-                let mut ranges = in_shard(shard);
-                match (ranges.next(), ranges.next()) {
-                    (Some(only), None) if sharded.direct => (shard, only.child.to_string(), Vec::new()),
-                    _ => (shard, table.name.to_string(), vec![sharded.fence.to_string().into()]),
-                }
-            };
-            sharded.ranges.shards().into_iter().map(place).collect()
+    match table.map(|t| (t, &t.kind)) {
+        Some((table, TableKind::Sharded(sharded))) => {
+            let all: Vec<_> = sharded.ranges.ranges().iter().map(|r| r.id).collect();
+            fragment::places(table, &all).unwrap_or_default()
         }
-        TableKind::Partition { parent, range } => {
+        Some((_, TableKind::Partition { parent, range })) => {
             let parent = statement.snapshot.table(parent).and_then(|t| t.sharded());
             let range = parent.and_then(|s| s.ranges.get(*range));
-            range
-                .map(|r| (r.shard, r.child.to_string(), Vec::new()))
-                .into_iter()
-                .collect()
+            range.map(|r| at(r.shard, r.child.to_string())).into_iter().collect()
         }
-        _ => vec![home],
+        _ => vec![at(statement.snapshot.home(), relation.sql())],
     }
 }
 
@@ -343,17 +330,22 @@ impl Gathered {
     pub fn fragments(&self, statement: &Statement<'_>) -> Vec<Fragment> {
         let places = self.places.iter().enumerate();
         places
-            .map(|(i, (shard, relation, fences))| {
-                let sql = format!("SELECT {} FROM {relation}{}", self.columns_sql(), self.where_sql());
-                let (parameter_types, parameters) = crate::fragment::parameters(statement, &sql);
+            .map(|(i, place)| {
+                let sql = format!(
+                    "SELECT {} FROM {}{}",
+                    self.columns_sql(),
+                    place.relation,
+                    self.where_sql()
+                );
+                let (parameter_types, parameters) = fragment::parameters(statement, &sql);
                 Fragment {
-                    shard: *shard,
+                    shard: place.shard,
                     portal: format!("f{}", self.first_portal + i),
                     sql,
                     parameter_types,
                     parameters,
                     result_formats: vec![i16::from(self.binary)],
-                    fences: fences.clone(),
+                    fences: place.fences.clone(),
                 }
             })
             .collect()

@@ -1,0 +1,90 @@
+//! What all sessions share: DataFusion's runtime with its memory limit, and what was learned about tables.
+
+use datafusion::common::DataFusionError;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use pgherd_model::{ServerError, SqlState, Table};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// How much the gateway may use for queries.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// bytes that all statements together may hold in memory; more is spilled to disk
+    pub memory_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_bytes: 1 << 30 }
+    }
+}
+
+/// Facts are forgotten beyond this many tables.
+const MOST_TABLES: usize = 10_000;
+
+/// What all sessions share.
+pub struct Engine {
+    runtime: Arc<RuntimeEnv>,
+    config: SessionConfig,
+    /// by the address of a table's description, which is kept so that the address stays its own
+    bytewise: Mutex<HashMap<usize, (Arc<Table>, bool)>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
+impl Engine {
+    /// With these limits.
+    pub fn new(limits: Limits) -> Result<Self, ServerError> {
+        let pool = Arc::new(FairSpillPool::new(limits.memory_bytes));
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(pool)
+            .build_arc()
+            .map_err(error)?;
+        let config = SessionConfig::new().with_information_schema(false);
+        Ok(Self {
+            runtime,
+            config,
+            bytewise: Mutex::default(),
+        })
+    }
+
+    /// A context for one statement.
+    pub(crate) fn context(&self) -> SessionContext {
+        SessionContext::new_with_config_rt(self.config.clone(), self.runtime.clone())
+    }
+
+    /// Whether all text of the table compares by bytes, where that is known.
+    pub(crate) fn is_bytewise(&self, table: &Arc<Table>) -> Option<bool> {
+        let facts = self.bytewise.lock().ok()?;
+        facts.get(&(Arc::as_ptr(table) as usize)).map(|(_, bytewise)| *bytewise)
+    }
+
+    pub(crate) fn learn_bytewise(&self, table: &Arc<Table>, bytewise: bool) {
+        if let Ok(mut facts) = self.bytewise.lock() {
+            if facts.len() >= MOST_TABLES {
+                facts.clear();
+            }
+            facts.insert(Arc::as_ptr(table) as usize, (table.clone(), bytewise));
+        }
+    }
+}
+
+/// DataFusion's error as PostgreSQL would report it: an error of ours from inside passes through whole.
+pub(crate) fn error(error: DataFusionError) -> ServerError {
+    match error.find_root() {
+        DataFusionError::External(inner) => match inner.downcast_ref::<ServerError>() {
+            Some(server) => server.clone(),
+            None => ServerError::internal(inner.to_string()),
+        },
+        DataFusionError::ResourcesExhausted(message) => ServerError::new(SqlState::OUT_OF_MEMORY, "out of memory")
+            .with_detail(message.clone())
+            .with_hint("Raise the gateway's memory for queries, or let the query return or group fewer rows."),
+        other => ServerError::internal(other.to_string()),
+    }
+}

@@ -1,0 +1,362 @@
+//! Tier 2, plan: SELECTs on tier 2's list ([`shape`]) run as SQL on each shard and are put together in the gateway.
+//!
+//! 1. [`shape`] turns the tree into SQL for the shards and a recipe for their rows; None sends the statement to tier 3.
+//! 2. One cut is opened, all shards start at once.
+//! 3. Without computing: [`merge`]. One group: its partial results are added up here. Groups and DISTINCT: [`frame`]
+//!    hands the rows to DataFusion, which groups and sorts by keys and spills, and calls back into [`functions`].
+//!
+//! Values that are only passed on are never decoded: each column comes from the shards in the client's format.
+
+pub(crate) mod engine;
+mod finish;
+mod frame;
+mod functions;
+mod key;
+mod merge;
+mod numeric;
+mod row;
+mod shape;
+mod total;
+
+use crate::fragment;
+use crate::pushdown::{Columns, From};
+use crate::relay::RowBatch;
+use crate::rows::Rows;
+use crate::statement::Statement;
+use crate::{Engine, Fragment, Transaction};
+use bytes::BytesMut;
+use datafusion::logical_expr::AggregateUDF;
+use datafusion::prelude::col;
+use finish::{Finish, row_of};
+use frame::Layout;
+pub(crate) use merge::Merge;
+use pgherd_model::{Resolved, ServerError, ShardId, Table};
+use pgherd_shards::{ColumnDescription, TransactionStatus};
+use shape::{Context, Output, Shape};
+use sqlparser::ast::{Query, SetExpr, Statement as Ast, TableFactor};
+use std::sync::Arc;
+
+/// A statement of tier 2, ready to run.
+pub(crate) struct Plan {
+    pub table: Arc<Table>,
+    shape: Shape,
+    formats: Vec<i16>,
+    pub fragments: Vec<Fragment>,
+}
+
+/// The columns of the one table.
+struct TableColumns<'a> {
+    at: usize,
+    names: Vec<String>,
+    parameter: &'a dyn Fn(usize) -> bool,
+}
+
+impl Columns for TableColumns<'_> {
+    fn columns_at(&self, at: usize) -> Option<&[String]> {
+        (at == self.at).then_some(self.names.as_slice())
+    }
+
+    fn parameter(&self, number: usize) -> bool {
+        (self.parameter)(number)
+    }
+}
+
+/// The plan; None when the statement is not on tier 2's list.
+pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> Option<Plan> {
+    let Ast::Query(query) = statement.ast else {
+        return None;
+    };
+    let SetExpr::Select(select) = &*query.body else {
+        return None;
+    };
+    let table = the_table(statement, query)?;
+    let formats = client_formats(statement, columns)?;
+    let parameter = |number: usize| {
+        let oid = number.checked_sub(1).and_then(|i| statement.parameter_types.get(i));
+        oid.is_some_and(|oid| (1..16384).contains(oid))
+    };
+    let number = |number: usize| whole_parameter(statement, number);
+    let TableFactor::Table { name, .. } = &select.from.first()?.relation else {
+        return None;
+    };
+    let at = (name.0.first()?.as_ident()?.span.start.column as usize).checked_sub(1)?;
+    let known = TableColumns {
+        at,
+        names: table.columns.iter().map(|c| c.name.clone()).collect(),
+        parameter: &parameter,
+    };
+    let from = From::of(&select.from, &known);
+    let context = Context {
+        table: &table,
+        columns,
+        formats: formats.clone(),
+        parameter: &parameter,
+        number: &number,
+    };
+    let shape = shape::shape(query, select, &from, &context)?;
+    let fragments = fragments(statement, &table, &shape)?;
+    Some(Plan {
+        table,
+        shape,
+        formats,
+        fragments,
+    })
+}
+
+/// The sharded table of a FROM that names just one, without TABLESAMPLE and the like.
+fn the_table(statement: &Statement<'_>, query: &Query) -> Option<Arc<Table>> {
+    let SetExpr::Select(select) = &*query.body else {
+        return None;
+    };
+    let [tree] = select.from.as_slice() else {
+        return None;
+    };
+    let TableFactor::Table {
+        name,
+        alias,
+        args: None,
+        sample: None,
+        ..
+    } = &tree.relation
+    else {
+        return None;
+    };
+    let renamed = alias.as_ref().is_some_and(|a| !a.columns.is_empty());
+    if !tree.joins.is_empty() || renamed {
+        return None;
+    }
+    let parts = crate::relations::parts(name)?;
+    let (schema, last) = match parts.as_slice() {
+        [last] => (None, *last),
+        [schema, last] => (Some(crate::relations::fold(schema)), *last),
+        _ => return None,
+    };
+    let name = crate::relations::fold(last);
+    match statement
+        .snapshot
+        .resolve(schema.as_deref(), &name, statement.search_path)
+    {
+        Resolved::Known(table) if table.sharded().is_some() => Some(table),
+        _ => None,
+    }
+}
+
+/// One format per column; None where a value's format means something on its own server only.
+fn client_formats(statement: &Statement<'_>, columns: &[ColumnDescription]) -> Option<Vec<i16>> {
+    let format = |i: usize| match statement.result_formats {
+        [] => 0,
+        [one] => *one,
+        each => each.get(i).copied().unwrap_or(0),
+    };
+    let formats: Vec<_> = (0..columns.len()).map(format).collect();
+    // regproc … regcollation: numbers that other servers give to other objects.
+    let foreign = |oid: u32| {
+        oid >= 16384 || matches!(oid, 24 | 2202..=2211 | 3734 | 3735 | 3769 | 3770 | 4089..=4097 | 4191 | 4192)
+    };
+    let portable = columns
+        .iter()
+        .zip(&formats)
+        .all(|(c, f)| *f == 0 || !foreign(c.type_oid));
+    portable.then_some(formats)
+}
+
+/// A parameter's value where it is an int2, int4 or int8.
+fn whole_parameter(statement: &Statement<'_>, number: usize) -> Option<i64> {
+    let (binary, value) = statement.parameters.get(number.checked_sub(1)?)?;
+    let value = value.as_ref()?;
+    match (statement.parameter_types.get(number - 1)?, binary) {
+        (20 | 21 | 23, true) => key::KeyKind::Whole.number(value),
+        (20 | 21 | 23, false) => std::str::from_utf8(value).ok()?.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// The SQL for each shard.
+fn fragments(statement: &Statement<'_>, table: &Arc<Table>, shape: &Shape) -> Option<Vec<Fragment>> {
+    let places = fragment::places(table, &fragment::ranges(statement, table, &shape.filter)?)?;
+    let mut end = String::new();
+    if !shape.filter.is_empty() {
+        end.push_str(&format!(" WHERE {}", shape.filter));
+    }
+    match &shape.group {
+        Some(group) if !group.is_empty() => end.push_str(&format!(" GROUP BY {}", group.join(", "))),
+        Some(_) => {}
+        None => {
+            if !shape.order.is_empty() && !shape.distinct {
+                end.push_str(&format!(" ORDER BY {}", shape.order.join(", ")));
+            }
+            // With DISTINCT, a shard's rows in no order say nothing about which are first.
+            if let (Some(limit), false) = (shape.limit, shape.distinct) {
+                end.push_str(&format!(
+                    " LIMIT {}",
+                    limit.saturating_add(shape.offset).min(i64::MAX as u64)
+                ));
+            }
+        }
+    }
+    let distinct = if shape.distinct { "DISTINCT " } else { "" };
+    let make = |(i, place): (usize, fragment::Place)| {
+        let sql = format!(
+            "SELECT {distinct}{} FROM {}{end}",
+            shape.select.join(", "),
+            place.relation
+        );
+        let (parameter_types, parameters) = fragment::parameters(statement, &sql);
+        Fragment {
+            shard: place.shard,
+            portal: format!("f{i}"),
+            sql,
+            parameter_types,
+            parameters,
+            result_formats: shape.formats.clone(),
+            fences: place.fences,
+        }
+    };
+    Some(places.into_iter().enumerate().map(make).collect())
+}
+
+impl Plan {
+    /// Whether the text of all its tables compares by bytes; asks the home shard the first time.
+    async fn is_bytewise(
+        &self,
+        home: ShardId,
+        transaction: &mut Transaction,
+        engine: &Engine,
+    ) -> Result<bool, ServerError> {
+        if let Some(known) = engine.is_bytewise(&self.table) {
+            return Ok(known);
+        }
+        let backend = transaction.participant(home).await?;
+        let bytewise = crate::metadata::is_bytewise(backend, &self.table.name.to_string()).await?;
+        // What an open transaction has changed is not for others to know.
+        if backend.status() != TransactionStatus::InBlock || transaction.mode().implicit {
+            engine.learn_bytewise(&self.table, bytewise);
+        }
+        Ok(bytewise)
+    }
+
+    fn finish(&self) -> Finish {
+        Finish {
+            outputs: self.shape.outputs.clone(),
+            formats: self.formats.clone(),
+            sort: self.shape.sort.clone(),
+            columns: self.shape.select.len(),
+        }
+    }
+}
+
+/// Runs a plan; None when it turns out that the table's text does not compare by bytes.
+pub(crate) async fn run<'t>(
+    plan: Plan,
+    statement: &Statement<'_>,
+    transaction: &'t mut Transaction,
+    engine: &Engine,
+) -> Result<Result<Rows<'t>, &'t mut Transaction>, ServerError> {
+    let compares = !plan.shape.sort.is_empty() || !plan.shape.group_keys.is_empty() || has_extremes(&plan.shape);
+    if compares && !plan.is_bytewise(statement.snapshot.home(), transaction, engine).await? {
+        return Ok(Err(transaction));
+    }
+    transaction.open_cut(&plan.fragments).await?;
+    merge::start(&plan.fragments, transaction).await?;
+    if !plan.shape.group_keys.is_empty() {
+        return grouped(plan, transaction, engine).await.map(Ok);
+    }
+    if plan.shape.group.is_some() {
+        return single_group(plan, transaction).await.map(Ok);
+    }
+    Ok(Ok(Rows::merge(Merge::new(&plan.shape, plan.fragments), transaction)))
+}
+
+fn has_extremes(shape: &Shape) -> bool {
+    shape
+        .outputs
+        .iter()
+        .any(|o| matches!(o, Output::Aggregate { key: Some(_), .. }))
+}
+
+/// Aggregates without GROUP BY: one row per shard, one row in all.
+async fn single_group<'t>(plan: Plan, transaction: &'t mut Transaction) -> Result<Rows<'t>, ServerError> {
+    let finish = plan.finish();
+    let read = async {
+        let mut group = finish.group();
+        for fragment in &plan.fragments {
+            let backend = transaction.participant(fragment.shard).await?;
+            while let Some(batch) = crate::relay::next_rows(backend).await? {
+                for message in row::messages(&batch.bytes) {
+                    group.add(&finish, message)?;
+                }
+            }
+        }
+        let mut batch = RowBatch::default();
+        if plan.shape.offset == 0 && plan.shape.limit != Some(0) {
+            group.write_row(&finish, &mut batch.bytes)?;
+            batch.rows = 1;
+        }
+        Ok(batch)
+    };
+    let read: Result<RowBatch, ServerError> = read.await;
+    merge::finish(transaction, read.is_ok()).await?;
+    Ok(Rows::ready(read?))
+}
+
+/// GROUP BY and DISTINCT.
+async fn grouped<'t>(plan: Plan, transaction: &'t mut Transaction, engine: &Engine) -> Result<Rows<'t>, ServerError> {
+    let finish = Arc::new(plan.finish());
+    let layout = Layout::new("a", plan.shape.group_keys.clone());
+    let keys = layout.keys.len();
+    let made = async {
+        let (table, feed) = frame::table(layout, plan.fragments.len())?;
+        let group = AggregateUDF::new_from_impl(functions::FinishGroup::new(finish.clone()));
+        let keys = (0..keys).map(|i| col(format!("a_k{i}"))).collect();
+        let frame = engine.context().read_table(table)?;
+        let frame = frame.aggregate(keys, vec![group.call(vec![col("a_row")]).alias("result")])?;
+        let frame = ordered(frame.select(vec![col("result")])?, &plan.shape)?;
+        Ok((frame.execute_stream().await?, feed))
+    };
+    let made: Result<_, datafusion::common::DataFusionError> = made.await;
+    match made {
+        Ok((stream, feed)) => {
+            let pump = frame::pump(vec![feed], plan.fragments, transaction);
+            Ok(Rows::computed(stream, Box::pin(pump)))
+        }
+        Err(error) => {
+            merge::finish(transaction, false).await?;
+            Err(engine::error(error))
+        }
+    }
+}
+
+/// ORDER BY, OFFSET and LIMIT over results with their sort keys.
+fn ordered(
+    frame: datafusion::prelude::DataFrame,
+    shape: &Shape,
+) -> Result<datafusion::prelude::DataFrame, datafusion::common::DataFusionError> {
+    let mut frame = frame;
+    if !shape.sort.is_empty() {
+        frame = frame.sort(vec![col("result").sort(true, false)])?;
+    }
+    if shape.limit.is_some() || shape.offset > 0 {
+        frame = frame.limit(shape.offset as usize, shape.limit.map(|l| l as usize))?;
+    }
+    Ok(frame)
+}
+
+/// A batch of results as DataRow messages.
+pub(crate) fn result_rows(batch: &arrow::array::RecordBatch) -> Result<RowBatch, ServerError> {
+    use arrow::array::Array;
+    use arrow::array::AsArray;
+    let column = batch
+        .columns()
+        .first()
+        .and_then(|c| c.as_binary_opt::<i32>())
+        .ok_or_else(merge::garbled)?;
+    let mut out = RowBatch {
+        rows: column.len(),
+        bytes: BytesMut::with_capacity(column.value_data().len()),
+    };
+    for result in column.iter() {
+        let row = result.and_then(row_of).ok_or_else(merge::garbled)?;
+        out.bytes.extend_from_slice(row);
+    }
+    Ok(out)
+}
