@@ -23,6 +23,17 @@ impl CancelSlot {
         self.requested.store(false, Ordering::Relaxed);
     }
 
+    /// A statement starts that enlists backends as it goes; these it has already.
+    pub(crate) fn start_all(&self, tokens: Vec<CancelToken>) {
+        *self.running.lock() = tokens;
+        self.requested.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the client asked to cancel since the statement started.
+    pub(crate) fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
+    }
+
     /// It runs on one more backend.
     pub(crate) fn add(&self, token: CancelToken) {
         self.running.lock().push(token);

@@ -27,6 +27,8 @@ pub(crate) enum Gone {
     Closed,
     /// it sent what is no message; it is told and cut off
     Garbage(ServerError),
+    /// a statement that is no UTF-8, by the simple protocol or not; it is told, and goes on
+    Text((ServerError, bool)),
 }
 
 impl Client {
@@ -57,6 +59,7 @@ impl Client {
     pub(crate) async fn next(&mut self) -> Result<PgWireFrontendMessage, Gone> {
         loop {
             self.check_length()?;
+            self.check_text()?;
             match PgWireFrontendMessage::decode(&mut self.inbox, &self.context) {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
@@ -106,6 +109,41 @@ impl Client {
             ));
         }
         Ok(())
+    }
+
+    /// A statement with bytes that are no UTF-8 is taken out and refused, as PostgreSQL does; decoding it would replace them.
+    fn check_text(&mut self) -> Result<(), Gone> {
+        if self.context.awaiting_frontend_startup
+            || !matches!(self.inbox.first(), Some(b'Q' | b'P'))
+            || !self.has_message()
+        {
+            return Ok(());
+        }
+        let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
+        let body = &self.inbox[5..1 + length];
+        // Query is one string; Parse is a name and a text, then numbers.
+        let strings = if self.inbox[0] == b'Q' { 1 } else { 2 };
+        let end = body
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == 0)
+            .nth(strings - 1)
+            .map_or(body.len(), |(i, _)| i);
+        let Err(error) = std::str::from_utf8(&body[..end]) else {
+            return Ok(());
+        };
+        let at = error.valid_up_to();
+        let bytes: Vec<_> = body[at..(at + error.error_len().unwrap_or(1)).min(end)]
+            .iter()
+            .map(|b| format!("0x{b:02x}"))
+            .collect();
+        let message = format!("invalid byte sequence for encoding \"UTF8\": {}", bytes.join(" "));
+        let simple = strings == 1;
+        let _ = self.inbox.split_to(1 + length);
+        Err(Gone::Text((
+            ServerError::new(SqlState::from_code("22021"), message),
+            simple,
+        )))
     }
 
     /// Sends what has gathered.

@@ -244,7 +244,7 @@ async fn start_up(client: &mut Client, shared: &Shared) -> Result<Option<Paramet
                 ));
             }
             Err(Gone::Closed) => return Ok(None),
-            Err(Gone::Garbage(_)) => {
+            Err(Gone::Garbage(_) | Gone::Text(_)) => {
                 return Err(
                     ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
                         .with_hint("This port speaks PostgreSQL's protocol, version 3."),

@@ -168,6 +168,7 @@ impl Session {
                     let _ = self.client.flush().await;
                     break;
                 }
+                Err(Gone::Text(error)) => self.refuse_text(error).await,
                 Ok(message) => self.message(message).await,
             };
             if done.is_err() {
@@ -189,6 +190,22 @@ impl Session {
             | PgWireFrontendMessage::CopyFail(_) => Ok(()),
             message => self.extended_message(message).await,
         }
+    }
+
+    /// A statement could not be read: an error, and in the simple protocol ReadyForQuery.
+    async fn refuse_text(&mut self, error: (ServerError, bool)) -> Result<(), Problem> {
+        let (error, simple) = error;
+        self.fail(error).await?;
+        if !simple {
+            self.skip_to_sync = true;
+            self.gathered.clear();
+            return Ok(());
+        }
+        if let Err(Problem::Gone) = self.end_implicit().await {
+            return Err(Problem::Gone);
+        }
+        self.client.put_ready(self.block.status());
+        Ok(())
     }
 
     /// The catalog of the session's database.

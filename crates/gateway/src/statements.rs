@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 /// How many texts are kept.
 const CAPACITY: usize = 4096;
+/// How many prepared texts are known by number.
+const MOST_IDS: usize = 65_536;
 /// Longer texts (bulk INSERTs) are not kept.
 const LONGEST_CACHED: usize = 16 * 1024;
 
@@ -115,10 +117,17 @@ impl Statement {
 /// The statements of one text.
 pub(crate) type Statements = Arc<[Arc<Statement>]>;
 
+/// Numbers of prepared statements on backends. A number is never used again; forgetting one only costs a Parse.
+#[derive(Default)]
+struct Ids {
+    known: AHashMap<(Arc<str>, Vec<u32>), u64>,
+    last: u64,
+}
+
 /// The cache.
 pub(crate) struct StatementCache {
     texts: Mutex<lru::LruCache<Arc<str>, Statements, ahash::RandomState>>,
-    ids: Mutex<AHashMap<(Arc<str>, Vec<u32>), u64>>,
+    ids: Mutex<Ids>,
 }
 
 impl Default for StatementCache {
@@ -164,7 +173,16 @@ impl StatementCache {
     /// The number that names a prepared statement of this text and these types on every backend (`s<id>`).
     pub(crate) fn id(&self, text: &Arc<str>, types: &[u32]) -> u64 {
         let mut ids = self.ids.lock();
-        let next = ids.len() as u64 + 1;
-        *ids.entry((text.clone(), types.to_vec())).or_insert(next)
+        let key = (text.clone(), types.to_vec());
+        if let Some(id) = ids.known.get(&key) {
+            return *id;
+        }
+        if ids.known.len() >= MOST_IDS {
+            ids.known.clear();
+        }
+        ids.last += 1;
+        let id = ids.last;
+        ids.known.insert(key, id);
+        id
     }
 }

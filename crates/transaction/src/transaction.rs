@@ -9,7 +9,7 @@ use crate::participant::Participant;
 use crate::{Coordinator, Error};
 use futures::future::join_all;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
-use pgherd_shards::{Backend, Identity, SessionSettings, Shards, TransactionStatus};
+use pgherd_shards::{Backend, CancelToken, Identity, SessionSettings, Shards, TransactionStatus};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -102,6 +102,8 @@ pub struct Transaction {
     /// statements for shards that join late, each with the number of savepoints that were open
     replays: Vec<(usize, Arc<str>)>,
     failed: bool,
+    /// told of each connection that joins
+    on_join: Option<Arc<dyn Fn(CancelToken) + Send + Sync>>,
     pub(crate) after_commit: Vec<(ShardId, String)>,
     /// commits that this transaction's cuts have shown it
     pub(crate) seen_gids: BTreeSet<Gid>,
@@ -118,6 +120,7 @@ impl Transaction {
             savepoints: Vec::new(),
             replays: Vec::new(),
             failed: false,
+            on_join: None,
             after_commit: Vec::new(),
             seen_gids: BTreeSet::new(),
         }
@@ -142,6 +145,12 @@ impl Transaction {
     /// caller sends it to those that are enlisted. Undone with the savepoint it came after.
     pub fn replay_on_join(&mut self, sql: Arc<str>) {
         self.replays.push((self.savepoints.len(), sql));
+    }
+
+    /// Tells of each connection that joins from now on, so that a statement which enlists shards as it goes can be
+    /// cancelled on all of them.
+    pub fn on_join(&mut self, tell: Arc<dyn Fn(CancelToken) + Send + Sync>) {
+        self.on_join = Some(tell);
     }
 
     /// What BEGIN said.
@@ -183,6 +192,9 @@ impl Transaction {
             return Err(Error::OneShardOnly { level: level.as_sql() });
         }
         let backend = self.coordinator.autocommit(shard, &self.who).await?;
+        if let Some(tell) = &self.on_join {
+            tell(backend.cancel_token());
+        }
         self.participants.push(Participant::open(
             backend,
             &self.mode.begin(),

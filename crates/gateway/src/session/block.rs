@@ -113,7 +113,9 @@ pub(crate) fn notice(severity: &str, code: SqlState, message: &str) -> ServerErr
 impl Session {
     fn new_block(&mut self, mode: Mode) -> Box<Open> {
         let implicit = mode.implicit;
-        let transaction = self.database.coordinator.begin(self.who.clone(), mode);
+        let mut transaction = self.database.coordinator.begin(self.who.clone(), mode);
+        let slot = self.cancel.slot.clone();
+        transaction.on_join(Arc::new(move |token| slot.add(token)));
         Box::new(Open {
             transaction,
             implicit,

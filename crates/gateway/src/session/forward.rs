@@ -137,7 +137,7 @@ pub(crate) fn settle(backend: &mut Backend, parsed: Option<u64>, end: Result<End
             backend.taint();
             return Err(ServerError::internal("a statement that is no COPY began a copy").into());
         }
-        Err(Failure::Client(_)) => return Err(Problem::Gone),
+        Err(Failure::Client) => return Err(Problem::Gone),
         Err(Failure::Shard(error)) => return Err(error.into()),
         Err(Failure::Stale) => return Err(lost_lease().into()),
     };

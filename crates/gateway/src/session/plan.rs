@@ -42,7 +42,13 @@ impl Session {
         };
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        self.cancel.slot.clear();
+        let slot = self.cancel.slot.clone();
+        slot.start_all(
+            open.transaction
+                .participants()
+                .map(|(_, backend)| backend.cancel_token())
+                .collect(),
+        );
         let (count, rows) = match &unit.statement.parsed.kind {
             Kind::Insert => {
                 return Err(ServerError::unsupported(
@@ -74,7 +80,13 @@ impl Session {
         };
         let mut kept = BytesMut::new();
         if let Some(mut rows) = rows {
+            if let Some(token) = rows.cancel_token() {
+                slot.add(token);
+            }
             while let Some(batch) = rows.next().await? {
+                if slot.is_requested() {
+                    return Err(canceled().into());
+                }
                 seen += batch.rows;
                 if limit > 0 {
                     kept.unsplit(batch.bytes);
@@ -178,4 +190,9 @@ impl Session {
         }
         self.client.put_tag("EXPLAIN");
     }
+}
+
+/// 57014, for a request that came between two steps on the shards.
+fn canceled() -> ServerError {
+    ServerError::new(SqlState::QUERY_CANCELED, "canceling statement due to user request")
 }

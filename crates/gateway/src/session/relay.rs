@@ -44,8 +44,8 @@ pub(crate) struct Reply {
 pub(crate) enum Failure {
     /// the shard's connection
     Shard(pgherd_shards::Error),
-    /// the client's
-    Client(std::io::Error),
+    /// the client is gone
+    Client,
     /// this gateway lost its lease: the answer may be stale
     Stale,
 }
@@ -57,8 +57,8 @@ impl From<pgherd_shards::Error> for Failure {
 }
 
 impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::Client(error)
+    fn from(_: std::io::Error) -> Self {
+        Self::Client
     }
 }
 

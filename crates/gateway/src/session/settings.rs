@@ -115,13 +115,6 @@ impl Settings {
         self.list.iter().map(|(_, s)| format!("{s};")).collect()
     }
 
-    /// Whether the role differs from the one that logged in.
-    pub(crate) fn changes_role(&self) -> bool {
-        self.list
-            .iter()
-            .any(|(n, _)| n == "role" || n == "session_authorization")
-    }
-
     /// Takes over what the home shard says of the settings that routing depends on.
     fn take_effective(&mut self, role: &str, values: [Option<&str>; 3]) {
         let [path, distribution, bounds] = values;
@@ -158,6 +151,23 @@ fn set_statement(name: &str, value: &str) -> String {
         );
     }
     format!("SET {quoted_name} TO {}", quote_literal(value))
+}
+
+/// Whether an encoding's name means UTF8. SQL_ASCII asks for no conversion, which is the same.
+pub(crate) fn is_utf8(name: &str) -> bool {
+    let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    matches!(
+        plain.to_ascii_uppercase().as_str(),
+        "UTF8" | "UNICODE" | "SQLASCII" | "DEFAULT"
+    )
+}
+
+/// Other encodings are refused rather than misread.
+pub(crate) fn only_utf8(name: &str) -> ServerError {
+    ServerError::unsupported(
+        format!("client_encoding \"{name}\" is not supported through a gateway yet"),
+        "Set client_encoding to UTF8 and let the client convert.",
+    )
 }
 
 /// PostgreSQL's SplitIdentifierString: commas, double quotes, unquoted parts folded to lower case.

@@ -33,6 +33,13 @@ impl Session {
                 }
                 self.client.put_tag("SET");
             }
+            Kind::Set {
+                name,
+                value: SetValue::Values(values),
+                ..
+            } if name == "client_encoding" && !super::settings::is_utf8(values.first().map_or("", String::as_str)) => {
+                return Err(super::settings::only_utf8(values.first().map_or("", String::as_str)).into());
+            }
             Kind::Set { name, value, .. } => {
                 self.run_setting(&text).await?;
                 match value {

@@ -3,7 +3,7 @@
 
 use super::Session;
 use super::block::Block;
-use super::settings::{Settings, parse_options};
+use super::settings::{Settings, is_utf8, only_utf8, parse_options};
 use crate::client::Client;
 use crate::listener::Shared;
 use pgherd_model::{ServerError, SqlState};
@@ -95,6 +95,7 @@ fn read_parameters(parameters: Vec<(String, String)>, gateway: &Shared) -> Resul
             }
             "replication" => {}
             name if name.starts_with("_pq_.") => {}
+            "client_encoding" if !is_utf8(&value) => return Err(only_utf8(&value)),
             _ => startup.push((name, value)),
         }
     }
