@@ -1,2 +1,90 @@
-//! The pgherd command.
-fn main() {}
+//! The `pgherd` command: configuration, and one module per subcommand. What the subcommands do lies in the other crates.
+
+mod config;
+mod error;
+mod gateway;
+mod init;
+mod progress;
+mod status;
+mod terminated;
+mod up;
+
+use clap::{Parser, Subcommand};
+use error::{Error, Result};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Many PostgreSQL servers behave as one database
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::UpArgs),
+    Gateway(gateway::GatewayArgs),
+    Init(init::InitArgs),
+    Status(status::StatusArgs),
+    Slt(pgherd_testkit::slt::Arguments),
+    Bench(pgherd_testkit::bench::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // A download's retries are told by its error, in the end.
+    let filter = EnvFilter::try_from_env("PGHERD_LOG").unwrap_or_else(|_| EnvFilter::new("warn,reqwest_retry=error"));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .init();
+    let outcome = match Cli::parse().command {
+        Command::Up(args) => up::run(args).await,
+        Command::Gateway(args) => gateway::run(args).await,
+        Command::Init(args) => init::run(args).await,
+        Command::Status(args) => status::run(args).await,
+        Command::Slt(arguments) => return slt(arguments).await,
+        Command::Bench(arguments) => return bench(arguments).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+/// Failed files are reported by the runner itself; here they only become the exit status.
+async fn slt(arguments: pgherd_testkit::slt::Arguments) -> ExitCode {
+    match pgherd_testkit::slt::run(arguments.into()).await {
+        Ok(summary) if summary.all_passed() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// A benchmark in which transactions failed has measured something else than it says.
+async fn bench(arguments: pgherd_testkit::bench::Arguments) -> ExitCode {
+    let measured = async { pgherd_testkit::bench::run(arguments.options()?).await };
+    match measured.await {
+        Ok(report) => {
+            println!("{}", report.table());
+            match report.failed_transactions() {
+                0 => ExitCode::SUCCESS,
+                count => {
+                    eprintln!("pgherd: {count} transactions failed\nThe table says on which side; its log says why");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Err(error) => failed(&error.into()),
+    }
+}
+
+fn failed(error: &Error) -> ExitCode {
+    eprintln!("pgherd: {error}");
+    ExitCode::FAILURE
+}
