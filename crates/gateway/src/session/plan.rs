@@ -49,7 +49,7 @@ impl Session {
                 .map(|(_, backend)| backend.cancel_token())
                 .collect(),
         );
-        let (count, rows) = match &unit.statement.parsed.kind {
+        let mut rows = match &unit.statement.parsed.kind {
             Kind::Insert => {
                 return Err(ServerError::unsupported(
                     "INSERT … SELECT over several ranges is not supported yet",
@@ -59,13 +59,9 @@ impl Session {
             }
             _ => {
                 let columns = description.columns.as_deref().unwrap_or_default();
-                (
-                    0,
-                    Some(pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?),
-                )
+                pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?
             }
         };
-        let insert = matches!(unit.statement.parsed.kind, Kind::Insert);
         if unit.mode.describes() {
             match &description.columns {
                 Some(columns) => self.client.put_row_description(columns, unit.mode.formats()),
@@ -79,28 +75,28 @@ impl Session {
             _ => (0, ""),
         };
         let mut kept = BytesMut::new();
-        if let Some(mut rows) = rows {
-            if let Some(token) = rows.cancel_token() {
-                slot.add(token);
+        if let Some(token) = rows.cancel_token() {
+            slot.add(token);
+        }
+        while let Some(batch) = rows.next().await? {
+            if slot.is_requested() {
+                return Err(canceled().into());
             }
-            while let Some(batch) = rows.next().await? {
-                if slot.is_requested() {
-                    return Err(canceled().into());
+            seen += batch.rows;
+            if limit > 0 {
+                kept.unsplit(batch.bytes);
+                continue;
+            }
+            self.client.out.extend_from_slice(&batch.bytes);
+            if self.client.out.len() >= crate::client::FLUSH_AT {
+                if !entered.guard.is_valid() {
+                    return Err(lost_lease().into());
                 }
-                seen += batch.rows;
-                if limit > 0 {
-                    kept.unsplit(batch.bytes);
-                    continue;
-                }
-                self.client.out.extend_from_slice(&batch.bytes);
-                if self.client.out.len() >= crate::client::FLUSH_AT {
-                    if !entered.guard.is_valid() {
-                        return Err(lost_lease().into());
-                    }
-                    self.client.flush().await?;
-                }
+                self.client.flush().await?;
             }
         }
+        // They borrow the transaction, which the session needs again.
+        drop(rows);
         if !entered.guard.is_valid() {
             return Err(lost_lease().into());
         }
@@ -108,11 +104,7 @@ impl Session {
             let portal = portal.to_owned();
             return Ok(self.deliver_rows(&portal, kept, limit).map(|n| format!("SELECT {n}")));
         }
-        Ok(Some(if insert {
-            format!("INSERT 0 {count}")
-        } else {
-            format!("SELECT {seen}")
-        }))
+        Ok(Some(format!("SELECT {seen}")))
     }
 
     /// EXPLAIN: PostgreSQL's own where one shard runs the statement, else the distributed plan.
