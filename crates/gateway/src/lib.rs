@@ -6,6 +6,9 @@
 //! The path of a forwarded statement: [`session`] reads it, [`statements`] has it parsed and analysed, the
 //! catalog lets it in, `session::forward` sends it and `session::relay` copies the reply.
 
+// That a session's future can move between threads is proved through every type of a parsed statement.
+#![recursion_limit = "256"]
+
 mod cancel;
 mod client;
 mod databases;
