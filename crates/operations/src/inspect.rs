@@ -6,7 +6,6 @@ use serde::Deserialize;
 /// A relation as far as placing it needs.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Relation {
-    pub oid: u32,
     pub schema: String,
     pub name: String,
     /// relkind
@@ -95,7 +94,6 @@ pub(crate) struct Definition {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Sequence {
     pub name: String,
-    pub plain_name: String,
     pub create: String,
     pub owned_by: Option<String>,
     pub identity: bool,

@@ -71,8 +71,7 @@ fn refuse_unsafe_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Resu
 fn refuse_rule(work: &Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
     let known = |i: &String| work.snapshot.relations.contains_key(i.as_str());
     let own = ddl.relations.first().and_then(|n| work.resolve(n));
-    let view = own.as_ref().is_some_and(|t| matches!(t.kind, TableKind::View { .. }));
-    if own.is_some() && !view || text.identifiers().any(|i| known(&i)) || view {
+    if own.is_some() || text.identifiers().any(|i| known(&i)) {
         return Err(ServerError::unsupported(
             "rules cannot involve sharded tables",
             "A rule runs inside one shard and would see that shard's part only. Use a trigger FOR EACH ROW.",

@@ -309,10 +309,6 @@ impl<'w, 's> Work<'w, 's> {
             .push(ServerError::new(SqlState::SUCCESS, text).with_severity("NOTICE"));
     }
 
-    pub fn take_notices(&mut self) -> Vec<ServerError> {
-        std::mem::take(&mut self.notices)
-    }
-
     /// Forgets notices of an attempt that was undone.
     pub fn truncate_notices(&mut self, count: usize) {
         self.notices.truncate(count);
