@@ -16,6 +16,7 @@ mod listener;
 mod metrics;
 mod session;
 mod statements;
+mod template;
 
 pub use listener::{Error, Gateway, GatewayHandle};
 

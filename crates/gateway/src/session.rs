@@ -27,6 +27,7 @@ use crate::client::{Client, Gone};
 use crate::databases::Database;
 use crate::listener::Shared;
 use crate::statements::Statement;
+use crate::template::Template;
 use block::Block;
 use bytes::Bytes;
 use extended::{Portal, Prepared};
@@ -65,6 +66,8 @@ pub(crate) struct Unit<'a> {
     pub(crate) types: &'a [u32],
     /// the parameters: binary format or not, value
     pub(crate) parameters: &'a [(bool, Option<Bytes>)],
+    /// the statement stands for a text with these constants in place of its parameters
+    pub(crate) template: Option<&'a Template<'a>>,
     pub(crate) mode: Mode<'a>,
 }
 
@@ -106,6 +109,8 @@ impl Mode<'_> {
 pub(crate) enum Problem {
     /// told to the client; the session goes on
     Error(ServerError),
+    /// it cannot be run by its template: parse the whole text
+    NeedsWholeText,
     /// the client is gone, or the session must end
     Gone,
 }

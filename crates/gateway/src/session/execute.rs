@@ -2,6 +2,7 @@
 
 use super::{Problem, Session, Unit};
 use crate::statements::Context;
+use crate::template::Template;
 use pgherd_catalog::StatementGuard;
 use pgherd_model::{ServerError, Snapshot};
 use pgherd_query::Description;
@@ -84,6 +85,9 @@ impl Session {
     }
 
     async fn run_entered(&mut self, unit: Unit<'_>, entered: &Entered) -> Result<(), Problem> {
+        if let Some(template) = unit.template {
+            return self.run_template(unit, entered, template).await;
+        }
         let types = self.parameter_types(unit, entered).await?;
         let values: Vec<ParameterValue<'_>> = unit
             .parameters
@@ -110,6 +114,28 @@ impl Session {
             Route::Defaults { .. } => {
                 Err(ServerError::internal("routing asked for default values that it was given").into())
             }
+        }
+    }
+
+    /// Forwards the client's own text where its constants lead.
+    async fn run_template(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+        template: &Template<'_>,
+    ) -> Result<(), Problem> {
+        let value = |v| ParameterValue {
+            bytes: Some(str::as_bytes(v)),
+            binary: false,
+            type_oid: 0,
+        };
+        let values: Vec<ParameterValue<'_>> = template.values().map(value).collect();
+        match entered.analysis.route(&entered.snapshot, &values) {
+            Route::Forward(part) => match template.render(&part) {
+                Some(part) => self.forward(unit, entered, &part).await,
+                None => Err(Problem::NeedsWholeText),
+            },
+            _ => Err(Problem::NeedsWholeText),
         }
     }
 
@@ -145,7 +171,10 @@ impl Session {
             let own = self.block.open().and_then(|open| open.change_id());
             let catalog = self.catalog().clone();
             let snapshot = overlay.clone().unwrap_or_else(|| catalog.snapshot());
-            let analysis = self.analysis(unit, &snapshot)?;
+            let analysis = match self.analysis(unit, &snapshot) {
+                Err(_) if unit.template.is_some() => return Err(Problem::NeedsWholeText),
+                analysis => analysis?,
+            };
             let names = &analysis.names;
             // A transaction that already holds locks on these tables must not wait for a change that waits for it.
             let touched = self

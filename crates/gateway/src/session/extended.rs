@@ -76,7 +76,7 @@ impl Session {
         if let Err(problem) = self.end_implicit().await {
             match problem {
                 Problem::Error(error) => self.client.put_error(&error),
-                Problem::Gone => return Err(Problem::Gone),
+                other => return Err(other),
             }
         }
         if self.block.is_none() {
@@ -129,7 +129,7 @@ impl Session {
                     self.skip_to_sync = true;
                     break;
                 }
-                Err(Problem::Gone) => return Err(Problem::Gone),
+                Err(other) => return Err(other),
             }
         }
         messages.clear();
@@ -279,6 +279,7 @@ impl Session {
             types: &prepared.types,
             parameters: &parameters,
             mode,
+            template: None,
         };
         let entered = self.enter(unit).await?;
         let described = match &statement.parsed.kind {
@@ -347,6 +348,7 @@ impl Session {
             types: &prepared.types,
             parameters: &parameters,
             mode,
+            template: None,
         })
         .await
     }

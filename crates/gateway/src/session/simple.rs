@@ -1,7 +1,9 @@
 //! The simple protocol: a text of one or several statements, all of them one implicit transaction where several.
 
 use super::{Mode, Problem, Session, Unit};
+use crate::template::Template;
 use pgherd_model::ServerError;
+use pgherd_sql::Kind;
 
 impl Session {
     /// Runs a Query message and ends with ReadyForQuery.
@@ -10,20 +12,53 @@ impl Session {
         match self.run_text(text).await {
             Ok(()) => {}
             Err(Problem::Error(error)) => self.fail(error).await?,
-            Err(Problem::Gone) => return Err(Problem::Gone),
+            Err(other) => return Err(other),
         }
         // An implicit block ends with the message, like the portals of a session without a block.
         if let Err(problem) = self.end_implicit().await {
             match problem {
                 Problem::Error(error) => self.client.put_error(&error),
-                Problem::Gone => return Err(Problem::Gone),
+                other => return Err(other),
             }
         }
         self.client.put_ready(self.block.status());
         Ok(())
     }
 
+    /// Runs the text by its template, parsed and analysed for all texts alike; false where it takes the whole text.
+    async fn run_by_template(&mut self, text: &str) -> Result<bool, Problem> {
+        let Some(template) = Template::of(text) else {
+            return Ok(false);
+        };
+        let Ok(statements) = self.gateway.cache.parse(&template.pattern) else {
+            return Ok(false);
+        };
+        let [statement] = &statements[..] else { return Ok(false) };
+        let plain = matches!(
+            statement.parsed.kind,
+            Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete
+        );
+        if !plain || statement.parsed.ast.is_none() {
+            return Ok(false);
+        }
+        self.check_not_failed()?;
+        let unit = Unit {
+            statement,
+            types: &[],
+            parameters: &[],
+            mode: Mode::Simple,
+            template: Some(&template),
+        };
+        match self.routed(unit).await {
+            Err(Problem::NeedsWholeText) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     async fn run_text(&mut self, text: &str) -> Result<(), Problem> {
+        if self.run_by_template(text).await? {
+            return Ok(());
+        }
         let statements = self.gateway.cache.parse(text)?;
         if statements.is_empty() {
             self.client.put(b'I', &[]);
@@ -39,6 +74,7 @@ impl Session {
                 types: &[],
                 parameters: &[],
                 mode: Mode::Simple,
+                template: None,
             };
             match self.run(unit).await {
                 Err(Problem::Error(error)) => return Err(Problem::Error(shift(error, statement.offset_chars))),

@@ -66,6 +66,7 @@ impl Session {
                 types: &prepared.types,
                 parameters: &[],
                 mode,
+                template: None,
             };
             let entered = self.enter(unit).await?;
             let described = self.description(unit, &entered.snapshot).await?;
@@ -96,6 +97,7 @@ impl Session {
             types: &prepared.types,
             parameters: &parameters,
             mode: unit.mode,
+            template: None,
         };
         match (inner.mode, parameters.is_empty()) {
             // Without parameters the simple protocol can carry it as it is.
