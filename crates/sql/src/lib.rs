@@ -27,6 +27,7 @@ pub mod relations;
 mod restriction;
 pub mod route;
 mod scalar;
+mod tree;
 mod walk;
 
 pub use analysis::{Analysis, analyze, name_hash};

@@ -2,6 +2,7 @@
 
 mod fixture;
 mod insert;
+mod oracle;
 mod properties;
 mod relations;
 mod select;

@@ -1,0 +1,313 @@
+//! sqlparser's tree of a statement, from our own tokens.
+//!
+//! Its spans are byte offsets: all tokens are on line 1, with the column `byte offset within the statement + 1`. So
+//! both sides agree on where every token begins, by construction. What sqlparser lacks or reads differently from
+//! PostgreSQL is written in a way that it reads right, where that changes nothing that is asked of the tree; else
+//! there is no tree.
+
+use crate::lexer::{Token, TokenKind};
+use sqlparser::ast::{
+    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Statement, Value, VisitMut, VisitorMut,
+};
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::parser::Parser;
+use sqlparser::tokenizer as sp;
+use std::ops::ControlFlow;
+
+/// The tree of one statement; None where sqlparser lacks the grammar or would read something differently.
+pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
+    let dialect = PostgreSqlDialect {};
+    let mut conversion = Conversion {
+        text,
+        tokens,
+        out: Vec::with_capacity(tokens.len() + 4),
+        depth: 0,
+        operands: Vec::new(),
+        marked: false,
+    };
+    for i in 0..tokens.len() {
+        conversion.token(i, &dialect)?;
+    }
+    if let Some(last) = tokens.last() {
+        conversion.close_operands(last, |_| true);
+    }
+    let marked = conversion.marked;
+    let mut parser = Parser::new(&dialect).with_tokens_with_locations(conversion.out);
+    let mut statement = parser.parse_statement().ok()?;
+    if parser.peek_token().token != sp::Token::EOF {
+        return None;
+    }
+    if marked {
+        let _ = statement.visit(&mut Unmark);
+    }
+    Some(statement)
+}
+
+/// sqlparser takes all that follows IS [NOT] DISTINCT FROM for its operand, also behind AND and OR. So it gets
+/// `a <=> mark(b)`, which it reads with the right precedence, and [`Unmark`] puts the meaning back.
+const DISTINCT: &str = "pgherd is distinct from";
+const NOT_DISTINCT: &str = "pgherd is not distinct from";
+
+const PHRASES: [(&[&str], &str); 2] = [
+    (&["is", "distinct", "from"], DISTINCT),
+    (&["is", "not", "distinct", "from"], NOT_DISTINCT),
+];
+
+struct Unmark;
+
+impl VisitorMut for Unmark {
+    type Break = ();
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if let Expr::BinaryOp {
+            left,
+            op: BinaryOperator::Spaceship,
+            right,
+        } = expr
+            && let Expr::Function(function) = &mut **right
+            && let Some(name) = function
+                .name
+                .0
+                .first()
+                .and_then(|p| p.as_ident())
+                .map(|i| i.value.clone())
+            && let FunctionArguments::List(list) = &mut function.args
+            && let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(operand))) = list.args.pop()
+        {
+            let nothing = Box::new(Expr::Value(Value::Null.into()));
+            let (left, right) = (std::mem::replace(left, nothing), Box::new(operand));
+            *expr = match name == DISTINCT {
+                true => Expr::IsDistinctFrom(left, right),
+                false => Expr::IsNotDistinctFrom(left, right),
+            };
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+struct Conversion<'a> {
+    text: &'a str,
+    tokens: &'a [Token],
+    out: Vec<sp::TokenWithSpan>,
+    /// of parentheses, brackets and CASE
+    depth: usize,
+    /// the depths at which an operand of IS DISTINCT FROM is open
+    operands: Vec<usize>,
+    /// there was one
+    marked: bool,
+}
+
+/// Words that end the operand of IS DISTINCT FROM: what binds less tightly, and what follows an expression.
+const OPERAND_ENDS: [&str; 40] = [
+    "and",
+    "or",
+    "is",
+    "isnull",
+    "notnull",
+    "then",
+    "else",
+    "when",
+    "end",
+    "as",
+    "from",
+    "where",
+    "group",
+    "having",
+    "window",
+    "order",
+    "limit",
+    "offset",
+    "fetch",
+    "for",
+    "union",
+    "intersect",
+    "except",
+    "returning",
+    "on",
+    "join",
+    "left",
+    "right",
+    "inner",
+    "full",
+    "cross",
+    "natural",
+    "using",
+    "set",
+    "asc",
+    "desc",
+    "nulls",
+    "over",
+    "filter",
+    "values",
+];
+
+impl Conversion<'_> {
+    fn word(&self, i: usize, word: &str) -> bool {
+        self.tokens.get(i).is_some_and(|t| t.is_word(self.text, word))
+    }
+
+    /// Whether these words stand at `i` and behind.
+    fn words(&self, i: usize, words: &[&str]) -> bool {
+        words.iter().enumerate().all(|(ahead, word)| self.word(i + ahead, word))
+    }
+
+    /// Whether token `i` is one of `count` words that a phrase has behind its first `skip` ones.
+    fn inside(&self, i: usize, phrase: &[&str], skip: usize, count: usize) -> bool {
+        (skip..skip + count).any(|place| i >= place && self.words(i - place, phrase))
+    }
+
+    /// Words that the tree can do without: FOR NO KEY UPDATE and FOR KEY SHARE become FOR UPDATE and FOR SHARE, and
+    /// OVERRIDING SYSTEM VALUE says nothing about where a row belongs.
+    fn left_out(&self, i: usize) -> bool {
+        self.inside(i, &["for", "no", "key", "update"], 1, 2)
+            || self.inside(i, &["for", "key", "share"], 1, 1)
+            || self.inside(i, &["overriding", "system", "value"], 0, 3)
+    }
+
+    fn push(&mut self, token: sp::Token, at: &Token) {
+        self.out.push(sp::TokenWithSpan::new(token, place(at)));
+    }
+
+    fn token(&mut self, i: usize, dialect: &PostgreSqlDialect) -> Option<()> {
+        let token = &self.tokens[i];
+        // sqlparser takes FROM ONLY t for a table `only` with the alias t; behind ROWS it means FETCH.
+        if self.word(i, "only") && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
+            return None;
+        }
+        if self.left_out(i) {
+            return Some(());
+        }
+        if PHRASES
+            .iter()
+            .any(|(phrase, _)| self.inside(i, phrase, 1, phrase.len() - 1))
+        {
+            return Some(());
+        }
+        self.end_operands(token);
+        for (phrase, mark) in PHRASES {
+            if self.words(i, phrase) {
+                self.push(sp::Token::Spaceship, token);
+                self.push(sp::Token::make_word(mark, Some('"')), token);
+                self.push(sp::Token::LParen, token);
+                self.operands.push(self.depth);
+                self.marked = true;
+                return Some(());
+            }
+        }
+        // TABLE t is SELECT * FROM t, whose name sqlparser keeps without its place.
+        if self.word(i, "table") && starts_query(self.text, self.tokens, i) {
+            self.push(sp::Token::make_word("SELECT", None), token);
+            self.push(sp::Token::Mul, token);
+            self.push(sp::Token::make_word("FROM", None), token);
+            return Some(());
+        }
+        let converted = convert(token, self.text, dialect)?;
+        match converted {
+            sp::Token::LParen | sp::Token::LBracket => self.depth += 1,
+            sp::Token::RParen | sp::Token::RBracket => self.depth = self.depth.saturating_sub(1),
+            _ if self.word(i, "case") => self.depth += 1,
+            _ if self.word(i, "end") => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        self.push(converted, token);
+        Some(())
+    }
+
+    /// Closes the operands that end before `token`.
+    fn end_operands(&mut self, token: &Token) {
+        if self.operands.is_empty() {
+            return;
+        }
+        let depth = self.depth;
+        if [")", "]"].iter().any(|s| token.is(self.text, s)) {
+            self.close_operands(token, |open| open >= depth);
+        } else if token.is(self.text, ",") || OPERAND_ENDS.iter().any(|w| token.is_word(self.text, w)) {
+            // Inside a CASE of the operand's own, its words do not end it.
+            self.close_operands(token, |open| open == depth);
+        }
+    }
+
+    fn close_operands(&mut self, at: &Token, which: impl Fn(usize) -> bool) {
+        while self.operands.last().is_some_and(|&open| which(open)) {
+            self.operands.pop();
+            self.push(sp::Token::RParen, at);
+        }
+    }
+}
+
+fn place(token: &Token) -> sp::Span {
+    let column = |offset: u32| sp::Location::new(1, u64::from(offset) + 1);
+    sp::Span::new(column(token.start), column(token.end))
+}
+
+/// Whether a query can begin at token `i`.
+fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
+    let Some(before) = i.checked_sub(1).map(|b| &tokens[b]) else {
+        return true;
+    };
+    let words = ["union", "all", "distinct", "intersect", "except", "as"];
+    before.is(text, "(") || words.iter().any(|w| before.is_word(text, w))
+}
+
+fn convert(token: &Token, text: &str, dialect: &PostgreSqlDialect) -> Option<sp::Token> {
+    let raw = token.text(text);
+    Some(match token.kind {
+        TokenKind::Word => sp::Token::make_word(raw, None),
+        TokenKind::Quoted if raw.starts_with('"') => {
+            sp::Token::make_word(&raw[1..raw.len() - 1].replace("\"\"", "\""), Some('"'))
+        }
+        TokenKind::Quoted => return None,
+        TokenKind::String => sp::Token::SingleQuotedString(token.string(text)?),
+        TokenKind::Number => sp::Token::Number(raw.to_owned(), false),
+        TokenKind::Parameter => sp::Token::Placeholder(raw.to_owned()),
+        TokenKind::Bits => {
+            let body = raw[2..raw.len() - 1].to_owned();
+            match raw.as_bytes()[0] {
+                b'x' | b'X' => sp::Token::HexStringLiteral(body),
+                _ => sp::Token::SingleQuotedByteStringLiteral(body),
+            }
+        }
+        TokenKind::Symbol | TokenKind::Operator => match symbol(raw) {
+            Some(known) => known,
+            // Operators of other systems, to which sqlparser gives their meaning.
+            None if matches!(raw, "==" | "<=>" | "//") => return None,
+            None => {
+                let mut pieces = sp::Tokenizer::new(dialect, raw).tokenize().ok()?;
+                // Several pieces: an operator that sqlparser does not know, which it would read as others.
+                if pieces.len() != 1 {
+                    return None;
+                }
+                pieces.pop()?
+            }
+        },
+    })
+}
+
+/// The symbols that nearly every statement has, without a second tokenizer's allocations.
+fn symbol(raw: &str) -> Option<sp::Token> {
+    Some(match raw {
+        "(" => sp::Token::LParen,
+        ")" => sp::Token::RParen,
+        "," => sp::Token::Comma,
+        "." => sp::Token::Period,
+        "=" => sp::Token::Eq,
+        "<" => sp::Token::Lt,
+        ">" => sp::Token::Gt,
+        "<=" => sp::Token::LtEq,
+        ">=" => sp::Token::GtEq,
+        "<>" | "!=" => sp::Token::Neq,
+        "+" => sp::Token::Plus,
+        "-" => sp::Token::Minus,
+        "*" => sp::Token::Mul,
+        "/" => sp::Token::Div,
+        "%" => sp::Token::Mod,
+        "||" => sp::Token::StringConcat,
+        "::" => sp::Token::DoubleColon,
+        ":" => sp::Token::Colon,
+        "[" => sp::Token::LBracket,
+        "]" => sp::Token::RBracket,
+        "=>" => sp::Token::RArrow,
+        ":=" => sp::Token::Assignment,
+        _ => return None,
+    })
+}
