@@ -60,13 +60,19 @@ impl Client {
         loop {
             self.check_length()?;
             self.check_text()?;
-            match PgWireFrontendMessage::decode(&mut self.inbox, &self.context) {
+            match self.decode() {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
                 Err(PgWireError::InvalidMessageType(letter)) => {
                     return Err(Gone::Garbage(ServerError::new(
                         SqlState::PROTOCOL_VIOLATION,
                         format!("invalid frontend message type {letter}"),
+                    )));
+                }
+                Err(PgWireError::InvalidElementCount(..)) => {
+                    return Err(Gone::Garbage(ServerError::new(
+                        SqlState::PROTOCOL_VIOLATION,
+                        "insufficient data left in message",
                     )));
                 }
                 Err(error) => {
@@ -81,6 +87,27 @@ impl Client {
                 Ok(n) if n > 0 => {}
                 _ => return Err(Gone::Closed),
             }
+        }
+    }
+
+    /// Decodes one whole message, on its own, so that lying counts inside cannot reach into the next one. pgwire
+    /// panics where a body ends too early; that is a protocol error, not the session's end.
+    fn decode(&mut self) -> Result<Option<PgWireFrontendMessage>, PgWireError> {
+        if self.context.awaiting_frontend_ssl || self.context.awaiting_frontend_startup {
+            let (inbox, context) = (&mut self.inbox, &self.context);
+            let decoding = std::panic::AssertUnwindSafe(|| PgWireFrontendMessage::decode(inbox, context));
+            return std::panic::catch_unwind(decoding).unwrap_or(Err(PgWireError::InvalidStartupMessage));
+        }
+        if !self.has_message() {
+            return Ok(None);
+        }
+        let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
+        let mut message = self.inbox.split_to(1 + length);
+        let context = &self.context;
+        let decoding = std::panic::AssertUnwindSafe(|| PgWireFrontendMessage::decode(&mut message, context));
+        match std::panic::catch_unwind(decoding) {
+            Ok(Ok(None)) | Err(_) => Err(PgWireError::InvalidElementCount(0, 0, 0)),
+            Ok(decoded) => decoded,
         }
     }
 

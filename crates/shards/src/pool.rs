@@ -4,7 +4,7 @@ use crate::backend::Connection;
 use crate::{Backend, Error};
 use ahash::AHashMap;
 use parking_lot::{Mutex, RwLock};
-use pgherd_model::ShardId;
+use pgherd_model::{ServerError, ShardId, SqlState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -334,7 +334,14 @@ impl Shards {
         let (client, connection) = tokio::time::timeout(self.options.connect_timeout, connecting)
             .await
             .map_err(|_| unreachable("no answer in time".into()))?
-            .map_err(|e| unreachable(error_chain(&e)))?;
+            .map_err(|e| match e.as_db_error() {
+                // The server is there and says no: no such database, say.
+                Some(said) => Error::Server(
+                    ServerError::new(SqlState::from_code(said.code().code()), said.message())
+                        .with_severity(said.severity()),
+                ),
+                None => unreachable(error_chain(&e)),
+            })?;
         tokio::spawn(async move {
             if let Err(e) = connection.await {
                 tracing::debug!("a service connection ended: {e}");
