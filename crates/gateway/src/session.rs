@@ -56,6 +56,8 @@ pub(crate) struct Session {
     gathered: Vec<PgWireFrontendMessage>,
     /// extended protocol: an error came, skip to Sync
     skip_to_sync: bool,
+    /// extended protocol: a COPY FROM STDIN began, in which a Sync counts for nothing
+    copy_took_sync: bool,
 }
 
 /// A statement with all that it takes to run it.

@@ -14,8 +14,9 @@ use pgherd_model::{ServerError, ShardId, SqlState};
 use postgres_protocol::message::{backend, frontend};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// How much room a read gets at least.
@@ -186,6 +187,37 @@ impl Connection {
         sent.map_err(|e| self.lost(e))
     }
 
+    /// Sends the outbox and meanwhile takes in what comes, so that neither side waits for the other to read.
+    async fn flush_listening(&mut self) -> Result<(), Error> {
+        let (stream, outbox, inbox) = (&mut self.stream, &self.outbox, &mut self.inbox);
+        let mut sent = 0;
+        let all = std::future::poll_fn(|context| {
+            while sent < outbox.len() {
+                match std::pin::Pin::new(&mut *stream).poll_write(context, &outbox[sent..]) {
+                    Poll::Ready(Ok(n)) if n > 0 => sent += n,
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        let mut piece = [0; 4096];
+                        let mut piece = ReadBuf::new(&mut piece);
+                        match std::pin::Pin::new(&mut *stream).poll_read(context, &mut piece) {
+                            Poll::Ready(Ok(())) if piece.filled().is_empty() => {
+                                return Poll::Ready(Err(std::io::ErrorKind::UnexpectedEof.into()));
+                            }
+                            Poll::Ready(Ok(())) => inbox.extend_from_slice(piece.filled()),
+                            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                            Poll::Pending => return Poll::Pending,
+                        }
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        });
+        let sent = all.await;
+        self.outbox.clear();
+        sent.map_err(|e| self.lost(e))
+    }
+
     async fn fill(&mut self) -> Result<(), Error> {
         self.inbox.reserve(READ_SIZE);
         match self.stream.read_buf(&mut self.inbox).await {
@@ -321,6 +353,25 @@ impl Backend {
     /// Sends the outbox in one write.
     pub async fn flush(&mut self) -> Result<(), Error> {
         self.connection_mut().flush().await
+    }
+
+    /// Sends the outbox like [`Backend::flush`], taking in replies meanwhile: for a COPY, whose notices could else fill
+    /// the connection while the shard waits for them to be read.
+    pub async fn flush_listening(&mut self) -> Result<(), Error> {
+        self.connection_mut().flush_listening().await
+    }
+
+    /// Whether the inbox holds an ErrorResponse that nobody has taken yet.
+    pub fn has_error(&self) -> bool {
+        let mut rest = &self.connection().inbox[..];
+        while let [tag, a, b, c, d, ..] = rest {
+            if *tag == b'E' {
+                return true;
+            }
+            let whole = 1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            rest = rest.get(whole..).unwrap_or_default();
+        }
+        false
     }
 
     /// Reads more bytes into the inbox.

@@ -62,7 +62,7 @@ pub enum Progress {
 }
 
 /// A key column's value that is not understood here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Unknown {
     /// which key column, from 0
     pub column: usize,

@@ -1,11 +1,309 @@
-//! COPY.
+//! COPY. On local tables, and wherever one shard has all of it, the shard's own: data is relayed both ways as it is.
+//! Into a sharded table the client's stream is split by key ([`into`]); out of one, or out of a query over several
+//! shards, the rows of a plan are written in COPY's format ([`out_of`], [`format`]).
 
-use super::{Problem, Session, Unit};
-use pgherd_model::ServerError;
+mod evaluate;
+mod format;
+mod into;
+mod out_of;
+
+use super::execute::{Entered, names_missing_child, stale_route};
+use super::forward::{lock_fences, lost_lease, no_block};
+use super::relay::{End, Failure, Filter, Reply, relay};
+use super::{Mode, Problem, Session, Unit};
+use crate::client::{Client, FLUSH_AT, Gone};
+use pgherd_model::{Resolved, ServerError, SqlState, Table, TableKind};
+use pgherd_shards::Backend;
+use pgherd_sql::{CopyShape, CopySource, CopyTarget, Kind, Part, Route};
+use pgwire::messages::PgWireFrontendMessage;
+use postgres_protocol::message::frontend;
+
+/// How often a stale route is tried again after a refresh.
+const STALE_ROUTE_TRIES: usize = 5;
 
 impl Session {
-    /// COPY FROM and TO.
-    pub(crate) async fn copy(&mut self, _unit: Unit<'_>) -> Result<(), Problem> {
-        Err(ServerError::unsupported("COPY is not supported yet", "Use INSERT.").into())
+    /// Runs a COPY, again with a fresh catalog where its route was stale.
+    pub(crate) async fn copy(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let Kind::Copy(shape) = &unit.statement.parsed.kind else {
+            return Err(ServerError::internal("COPY without its parts").into());
+        };
+        let mut tries = 0;
+        loop {
+            let mark = self.client.out.len();
+            let entered = self.enter(unit).await?;
+            let epoch = entered.snapshot.epoch;
+            let result = self.copy_entered(unit, shape, &entered).await;
+            drop(entered);
+            match result {
+                Err(Problem::Error(error)) if names_missing_child(&error) => {
+                    let nothing_delivered = self.client.out.len() == mark;
+                    tries += 1;
+                    if self.block.is_none() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
+                        let fresh = self.catalog().refresh().await?;
+                        if fresh.epoch != epoch {
+                            continue;
+                        }
+                    }
+                    return Err(stale_route(error).into());
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn copy_entered(&mut self, unit: Unit<'_>, shape: &CopyShape, entered: &Entered) -> Result<(), Problem> {
+        match entered.analysis.route(&entered.snapshot, &[]) {
+            Route::Forward(part) => return self.relay_copy(unit, entered, &part).await,
+            Route::Refuse(error) => return Err(error.into()),
+            _ => {}
+        }
+        let CopySource::Table(name) = &shape.source else {
+            only_to_client(shape)?;
+            return self.copy_query(unit, shape).await;
+        };
+        let resolved = entered
+            .snapshot
+            .resolve(name.schema.as_deref(), &name.name, &self.settings.search_path);
+        let Resolved::Known(table) = resolved else {
+            return Err(ServerError::internal("COPY of a table that nobody knows").into());
+        };
+        match &table.kind {
+            TableKind::Sharded(_) => {
+                only_to_client(shape)?;
+                if shape.from {
+                    self.copy_into(unit, shape, entered, &table).await
+                } else {
+                    self.copy_table(unit, shape, &table).await
+                }
+            }
+            TableKind::Partition { parent, range } => {
+                only_to_client(shape)?;
+                let sharded = entered.snapshot.table(parent).and_then(|t| t.sharded());
+                let place = sharded.and_then(|s| Some((s.ranges.get(*range)?.shard, s.fence.to_string())));
+                let (shard, fence) = place.ok_or_else(|| ServerError::internal("a partition without its parent"))?;
+                let text = unit.statement.text.clone();
+                let fences = vec![fence.into()];
+                let part = Part {
+                    shard,
+                    text,
+                    parameters: None,
+                    fences,
+                    replaced: [].into(),
+                };
+                self.relay_copy(unit, entered, &part).await
+            }
+            TableKind::View { .. } => Err(copy_of_view(&table, shape.from).into()),
+            TableKind::Refused { reason } => Err(ServerError::new(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("COPY of \"{}\" is not supported", table.name.name),
+            )
+            .with_detail(reason.clone())
+            .into()),
+        }
+    }
+
+    /// One shard runs the COPY; alone in autocommit, else as a participant of the block.
+    async fn relay_copy(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
+        if self.block.is_none() && part.fences.is_empty() {
+            let mut backend = self.database.coordinator.autocommit(part.shard, &self.who).await?;
+            let tag = self.relay_copy_on(&mut backend, unit, entered, part).await?;
+            drop(backend);
+            self.client.put_tag(&tag);
+            return Ok(());
+        }
+        let made = self.ensure_block();
+        let result = self.relay_copy_in_block(unit, entered, part).await;
+        self.finish_statement(made, result.map(Some)).await
+    }
+
+    async fn relay_copy_in_block(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<String, Problem> {
+        // The block lends its backend for the time of the statement.
+        let mut block = std::mem::take(&mut self.block);
+        let result = match block.open_mut() {
+            Some(open) => match open.transaction.participant(part.shard).await {
+                Ok(backend) => self.relay_copy_on(backend, unit, entered, part).await,
+                Err(error) => Err(error.into()),
+            },
+            None => Err(no_block().into()),
+        };
+        self.block = block;
+        result
+    }
+
+    async fn relay_copy_on(
+        &mut self,
+        backend: &mut Backend,
+        unit: Unit<'_>,
+        entered: &Entered,
+        part: &Part,
+    ) -> Result<String, Problem> {
+        let fresh = || entered.guard.is_valid();
+        let mark = self.client.out.len();
+        lock_fences(backend, part);
+        self.cancel.slot.start(backend.cancel_token());
+        backend.queue_query(&part.text)?;
+        backend.flush().await?;
+        let filter = Filter {
+            hide_preparation: true,
+            hold_tag: true,
+        };
+        let mut end = relay(backend, &mut self.client, filter, &fresh).await;
+        let mut began = false;
+        while let Ok(End::Copy(tag)) = end {
+            began = true;
+            if describes(unit) {
+                let response = self.client.out.split_off(mark);
+                self.client.put(b'n', &[]);
+                self.client.out.unsplit(response);
+            }
+            if tag == b'G' {
+                self.copy_took_sync |= matches!(unit.mode, Mode::Extended { .. });
+                if let Err(problem) = relay_in(&mut self.client, backend).await {
+                    backend.taint();
+                    return Err(problem);
+                }
+            }
+            end = relay(backend, &mut self.client, filter, &fresh).await;
+        }
+        let reply = match end {
+            Ok(End::Ready(reply)) => reply,
+            Ok(End::Copy(_)) => Reply::default(),
+            Err(Failure::Client(_)) => return Err(Problem::Gone),
+            Err(Failure::Shard(error)) => return Err(error.into()),
+            Err(Failure::Stale) => return Err(lost_lease().into()),
+        };
+        self.cancel.slot.clear();
+        match reply.error {
+            // Data has gone one way or the other: there is no second try.
+            Some(error) if began && names_missing_child(&error) => Err(stale_route(error).into()),
+            Some(error) => Err(self.shard_error(part, unit, error).into()),
+            None => Ok(reply.tag.unwrap_or_default()),
+        }
+    }
+}
+
+/// Whether the client is to be told that the portal returns no rows.
+fn describes(unit: Unit<'_>) -> bool {
+    unit.mode.describes() && matches!(unit.mode, Mode::Extended { .. })
+}
+
+/// A message of the client's during COPY FROM STDIN.
+enum Inflow {
+    Data(bytes::Bytes),
+    Done,
+    Failed(String),
+    /// not a message for a COPY: its letter
+    Unexpected(u8),
+}
+
+/// What the client says next. Sync and Flush are ignored, as in PostgreSQL: some drivers send them before they know
+/// that their statement is a COPY.
+async fn next_inflow(client: &mut Client) -> Result<Inflow, Gone> {
+    loop {
+        return Ok(match client.next().await? {
+            PgWireFrontendMessage::CopyData(data) => Inflow::Data(data.data),
+            PgWireFrontendMessage::CopyDone(_) => Inflow::Done,
+            PgWireFrontendMessage::CopyFail(fail) => Inflow::Failed(fail.message),
+            PgWireFrontendMessage::Sync(_) | PgWireFrontendMessage::Flush(_) => continue,
+            PgWireFrontendMessage::Terminate(_) => return Err(Gone::Closed),
+            PgWireFrontendMessage::Query(_) => Inflow::Unexpected(b'Q'),
+            PgWireFrontendMessage::Parse(_) => Inflow::Unexpected(b'P'),
+            PgWireFrontendMessage::Bind(_) => Inflow::Unexpected(b'B'),
+            PgWireFrontendMessage::Describe(_) => Inflow::Unexpected(b'D'),
+            PgWireFrontendMessage::Execute(_) => Inflow::Unexpected(b'E'),
+            PgWireFrontendMessage::Close(_) => Inflow::Unexpected(b'C'),
+            _ => Inflow::Unexpected(b'p'),
+        });
+    }
+}
+
+fn unexpected_message(letter: u8) -> String {
+    format!("unexpected message type 0x{letter:02X} during COPY from stdin")
+}
+
+/// The client's data to one shard, until either side ends it. The shard's reply is left to be read.
+async fn relay_in(client: &mut Client, backend: &mut Backend) -> Result<(), Problem> {
+    client.flush().await?;
+    loop {
+        let message = if client.has_message() {
+            next_inflow(client).await
+        } else {
+            backend.flush_listening().await?;
+            if backend.has_error() {
+                return Ok(());
+            }
+            tokio::select! {
+                message = next_inflow(client) => message,
+                filled = backend.fill() => {
+                    filled?;
+                    continue;
+                }
+            }
+        };
+        match message {
+            Ok(Inflow::Data(data)) => {
+                put_data(backend.outbox(), &data);
+                if backend.outbox().len() >= FLUSH_AT {
+                    backend.flush_listening().await?;
+                    if backend.has_error() {
+                        return Ok(());
+                    }
+                }
+                continue;
+            }
+            Ok(Inflow::Done) => frontend::copy_done(backend.outbox()),
+            Ok(Inflow::Failed(message)) => put_fail(backend, &message),
+            // The shard gets what PostgreSQL would have got, so that it says what PostgreSQL would.
+            Ok(Inflow::Unexpected(letter)) => {
+                put_fail(backend, "the client left COPY");
+                backend.flush_listening().await?;
+                let _ = backend.drain().await;
+                return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, unexpected_message(letter)).into());
+            }
+            Err(_) => {
+                put_fail(backend, "the client is gone");
+                backend.flush_listening().await?;
+                let _ = backend.drain().await;
+                return Err(Problem::Gone);
+            }
+        }
+        backend.flush_listening().await?;
+        return Ok(());
+    }
+}
+
+fn put_data(out: &mut bytes::BytesMut, data: &[u8]) {
+    use bytes::BufMut;
+    out.put_u8(b'd');
+    out.put_u32(data.len() as u32 + 4);
+    out.put_slice(data);
+}
+
+fn put_fail(backend: &mut Backend, message: &str) {
+    let text = message.replace('\0', "");
+    frontend::copy_fail(&text, backend.outbox()).expect("the NULs are gone");
+}
+
+/// Files and programs lie on one server; a sharded table does not.
+fn only_to_client(shape: &CopyShape) -> Result<(), ServerError> {
+    match shape.target {
+        CopyTarget::Client => Ok(()),
+        CopyTarget::File | CopyTarget::Program => Err(ServerError::unsupported(
+            "COPY between a sharded table and a server's file or program is not supported",
+            "Use COPY FROM STDIN or TO STDOUT; psql's \\copy does it with a file of the client's.",
+        )),
+    }
+}
+
+/// As PostgreSQL refuses a view; one with an INSTEAD OF trigger over sharded tables is not supported.
+fn copy_of_view(view: &Table, from: bool) -> ServerError {
+    let name = &view.name.name;
+    match from {
+        false => ServerError::new(SqlState::WRONG_OBJECT_TYPE, format!("cannot copy from view \"{name}\""))
+            .with_hint("Try the COPY (SELECT ...) TO variant."),
+        true => ServerError::unsupported(
+            format!("COPY into view \"{name}\" over a sharded table is not supported"),
+            "Copy into the table.",
+        ),
     }
 }

@@ -268,7 +268,7 @@ fn unsupported(what: &str, hint: &str) -> Problem {
 }
 
 /// The catalog changed under a transaction that had begun: it must start again.
-fn stale_route(error: ServerError) -> ServerError {
+pub(crate) fn stale_route(error: ServerError) -> ServerError {
     ServerError::new(
         pgherd_model::SqlState::SERIALIZATION_FAILURE,
         "could not serialize access due to a concurrent change of the table's ranges",

@@ -72,6 +72,10 @@ impl Session {
 
     async fn sync(&mut self) -> Result<(), Problem> {
         self.run_gathered(true).await?;
+        // The Sync that came with the COPY was before its data; another one follows that.
+        if std::mem::take(&mut self.copy_took_sync) {
+            return Ok(());
+        }
         self.skip_to_sync = false;
         if let Err(problem) = self.end_implicit().await {
             match problem {

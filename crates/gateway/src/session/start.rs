@@ -41,6 +41,7 @@ impl Session {
             temporary: Default::default(),
             gathered: Vec::new(),
             skip_to_sync: false,
+            copy_took_sync: false,
         };
         match session.log_in().await {
             Ok(()) => Ok(session),

@@ -15,7 +15,7 @@ pub enum Header {
     Match,
 }
 
-/// Which columns FORCE_NULL or FORCE_NOT_NULL names.
+/// Which columns FORCE_NULL, FORCE_NOT_NULL or FORCE_QUOTE names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ForcedColumns(pub Vec<String>);
 
@@ -40,6 +40,8 @@ pub struct CopyOptions {
     pub force_null: ForcedColumns,
     /// FORCE_NOT_NULL
     pub force_not_null: ForcedColumns,
+    /// FORCE_QUOTE, for the way out; `*` stands for all columns
+    pub force_quote: ForcedColumns,
 }
 
 impl CopyOptions {
@@ -59,6 +61,7 @@ impl CopyOptions {
             utf8: true,
             force_null: ForcedColumns::default(),
             force_not_null: ForcedColumns::default(),
+            force_quote: ForcedColumns::default(),
         };
         let (mut escape, mut encoding) = (None, client_encoding);
         let first = |value: &str, default| value.bytes().next().unwrap_or(default);
@@ -78,6 +81,7 @@ impl CopyOptions {
                 "encoding" => encoding = value,
                 "force_null" => options.force_null = ForcedColumns::parse(value),
                 "force_not_null" => options.force_not_null = ForcedColumns::parse(value),
+                "force_quote" => options.force_quote = ForcedColumns::parse(value),
                 "force" => options.old_style_force(value),
                 _ => {}
             }
@@ -87,7 +91,7 @@ impl CopyOptions {
         Ok(options)
     }
 
-    /// `FORCE NOT NULL a, b` and `FORCE NULL a, b`, kept by the parser as the words behind FORCE.
+    /// `FORCE NOT NULL a, b`, `FORCE NULL a, b` and `FORCE QUOTE a, b`, kept by the parser as the words behind FORCE.
     fn old_style_force(&mut self, value: &str) {
         let words: Vec<_> = value
             .splitn(3, char::is_whitespace)
@@ -101,6 +105,7 @@ impl CopyOptions {
         };
         match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["not", "null", ..] | ["not", ..] => self.force_not_null = ForcedColumns::parse(after(2)),
+            ["quote", ..] => self.force_quote = ForcedColumns::parse(after(1)),
             ["null", ..] => self.force_null = ForcedColumns::parse(after(1)),
             _ => {}
         }
@@ -136,7 +141,7 @@ fn check_encoding(name: &str) -> Result<bool, ServerError> {
     ];
     if embeds_ascii.contains(&plain.as_str()) {
         return Err(ServerError::unsupported(
-            format!("COPY into a sharded table in encoding {name} is not supported"),
+            format!("COPY of a sharded table in encoding {name} is not supported"),
             "Use UTF8, or convert the file first.",
         ));
     }

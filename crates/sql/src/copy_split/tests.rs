@@ -34,6 +34,7 @@ fn options(format: CopyFormat, header: Header) -> CopyOptions {
         utf8: true,
         force_null: ForcedColumns::default(),
         force_not_null: ForcedColumns::default(),
+        force_quote: ForcedColumns::default(),
     }
 }
 

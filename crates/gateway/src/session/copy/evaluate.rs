@@ -1,0 +1,224 @@
+//! What a COPY into a sharded table asks the home shard while its own connections are busy with the stream: the value
+//! of a key that only PostgreSQL's input functions understand, and defaults that must come from one place (sequences,
+//! clocks).
+
+use crate::session::Problem;
+use bytes::Bytes;
+use pgherd_model::{Column, KeyType, KeyValue, Name, ServerError, ShardId, SqlState, quote_identifier, quote_literal};
+use pgherd_shards::{Backend, Identity, parse_data_row};
+use pgherd_sql::copy_split::Unknown;
+use pgherd_transaction::Coordinator;
+use postgres_protocol::IsNull;
+use postgres_protocol::message::frontend;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Values that were evaluated are kept up to this many: a load of dates repeats few of them.
+const KEPT_VALUES: usize = 10_000;
+/// Text.
+const TEXT_OID: u32 = 25;
+
+/// Evaluates on a connection of its own to the home shard, opened when first needed.
+pub(super) struct Evaluator {
+    coordinator: Arc<Coordinator>,
+    home: ShardId,
+    who: Identity,
+    backend: Option<Backend>,
+    /// the key's columns: how the type is written, and what it is
+    key_types: Vec<(String, KeyType)>,
+    values: HashMap<Unknown, Option<KeyValue>>,
+    /// expressions of the supplied columns
+    defaults: String,
+    /// the transaction has changed the schema, which another connection does not see
+    own_schema: bool,
+}
+
+impl Evaluator {
+    pub(super) fn new(
+        coordinator: Arc<Coordinator>,
+        home: ShardId,
+        who: &Identity,
+        key_types: Vec<(String, KeyType)>,
+        defaults: String,
+        own_schema: bool,
+    ) -> Self {
+        // The session's own connection takes part in the transaction.
+        let who = Identity {
+            pin: None,
+            ..who.clone()
+        };
+        Self {
+            coordinator,
+            home,
+            who,
+            backend: None,
+            key_types,
+            values: HashMap::new(),
+            defaults,
+            own_schema,
+        }
+    }
+
+    async fn backend(&mut self) -> Result<&mut Backend, Problem> {
+        if self.backend.is_none() {
+            self.backend = Some(self.coordinator.autocommit(self.home, &self.who).await?);
+        }
+        self.backend
+            .as_mut()
+            .ok_or_else(|| ServerError::internal("a connection that was just made is missing").into())
+    }
+
+    /// The values; None when PostgreSQL refuses one of them, which the shard that gets the row will say.
+    pub(super) async fn key_values(&mut self, unknown: &[Unknown]) -> Result<Option<Vec<KeyValue>>, Problem> {
+        let mut values = Vec::with_capacity(unknown.len());
+        for one in unknown {
+            let value = match self.values.get(one) {
+                Some(known) => known.clone(),
+                None => {
+                    let value = self.key_value(one).await?;
+                    if self.values.len() >= KEPT_VALUES {
+                        self.values.clear();
+                    }
+                    self.values.insert(one.clone(), value.clone());
+                    value
+                }
+            };
+            let Some(value) = value else { return Ok(None) };
+            values.push(value);
+        }
+        Ok(Some(values))
+    }
+
+    async fn key_value(&mut self, unknown: &Unknown) -> Result<Option<KeyValue>, Problem> {
+        let (type_name, key_type) = self.key_types[unknown.column].clone();
+        let (sql, oid) = match unknown.binary {
+            true => (format!("SELECT $1::{type_name}"), key_type.oid()),
+            false => (format!("SELECT ($1::text)::{type_name}"), TEXT_OID),
+        };
+        let backend = self.backend().await?;
+        let out = backend.outbox();
+        frontend::parse("", &sql, [oid], out)?;
+        let bound = frontend::bind(
+            "",
+            "",
+            [i16::from(unknown.binary)],
+            [&unknown.bytes],
+            |value, buffer| {
+                buffer.extend_from_slice(value);
+                Ok(IsNull::No)
+            },
+            [1],
+            out,
+        );
+        bound.map_err(|_| ServerError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "a shard key is too large"))?;
+        frontend::execute("", 0, out)?;
+        frontend::sync(out);
+        backend.expect_ready();
+        backend.flush().await?;
+        let (mut value, mut refused) = (None, None);
+        loop {
+            let message = backend.next_message().await?;
+            match message.tag {
+                b'D' => value = parse_data_row(message.body).into_iter().next().flatten(),
+                b'E' => refused = Some(ServerError::from_body(&message.body)),
+                b'Z' => break,
+                _ => {}
+            }
+        }
+        match refused {
+            // Data exceptions are the row's.
+            Some(error) if error.sqlstate().code().starts_with("22") => Ok(None),
+            Some(error) => Err(error.into()),
+            None => Ok(value.and_then(|v| key_type.parse_binary(&v))),
+        }
+    }
+
+    /// Values of the supplied columns for `count` rows.
+    pub(super) async fn defaults(&mut self, count: usize) -> Result<Vec<Vec<Option<String>>>, Problem> {
+        if self.own_schema {
+            return Err(ServerError::unsupported(
+                "COPY that leaves columns with computed defaults out is not supported after a schema change in the same transaction",
+                "Commit the schema change first, or name all columns and give their values.",
+            )
+            .into());
+        }
+        // A lock that this very transaction holds on the sequence would never be released while it waits.
+        let sql = format!(
+            "SET LOCAL lock_timeout = '5s'; SELECT {} FROM generate_series(1, {count})",
+            self.defaults
+        );
+        let results = self.backend().await?.simple(&sql).await?;
+        let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
+        let text = |v: Option<Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
+        Ok(rows
+            .into_iter()
+            .map(|row| row.into_iter().map(text).collect())
+            .collect())
+    }
+}
+
+/// The expression that gives a column's value where a COPY leaves it out, if it must be evaluated in one place; None
+/// for a constant, or nothing.
+pub(super) fn computed_default(table: &Name, column: &Column) -> Option<String> {
+    if column.generated {
+        return None;
+    }
+    if column.identity.is_some() {
+        let (table, column) = (quote_literal(&table.to_string()), quote_literal(&column.name));
+        return Some(format!("nextval(pg_get_serial_sequence({table}, {column}))"));
+    }
+    column.default.clone().filter(|default| !is_constant(default))
+}
+
+/// `'x'::text`, `42`, `true`, `NULL::numeric`: the same on every shard.
+fn is_constant(default: &str) -> bool {
+    let mut outside = String::new();
+    let mut in_string = false;
+    for c in default.chars() {
+        match c {
+            '\'' => in_string = !in_string,
+            c if !in_string => outside.push(c.to_ascii_lowercase()),
+            _ => {}
+        }
+    }
+    if outside.contains('(') {
+        return false;
+    }
+    let clocks = ["current", "localtime", "session_user", "user", "system_user"];
+    !outside.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| clocks.iter().any(|c| word.starts_with(c)))
+        // Text that is read at run time: 'now'::date and the like are folded by PostgreSQL, but not under ::text::date.
+        && outside.matches("::").count() <= 1
+}
+
+/// `"a", "b"`.
+pub(super) fn quote_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().map(quote_identifier).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_told_from_computed_defaults() {
+        for constant in [
+            "42",
+            "'a(b)'::text",
+            "true",
+            "NULL::numeric",
+            "'it''s'::character varying",
+            "'-1'::integer",
+        ] {
+            assert!(is_constant(constant), "{constant}");
+        }
+        for computed in [
+            "nextval('s'::regclass)",
+            "now()",
+            "CURRENT_DATE",
+            "'now'::text::date",
+            "(1 + 2)",
+        ] {
+            assert!(!is_constant(computed), "{computed}");
+        }
+    }
+}

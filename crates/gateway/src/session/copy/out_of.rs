@@ -1,0 +1,203 @@
+//! COPY TO STDOUT of a sharded table or of a query over several shards: the rows of a plan, which reads one cut, in
+//! COPY's format. PostgreSQL judges the options: the home shard runs the same COPY for no rows, and its response and
+//! header line are the ones the client gets.
+
+use super::evaluate::quote_list;
+use super::format::{BINARY_HEADER, BINARY_TRAILER, Writer};
+use super::{describes, put_data};
+use crate::session::execute::Entered;
+use crate::session::forward::{lost_lease, no_block};
+use crate::session::{Mode, Problem, Session, Unit};
+use bytes::Bytes;
+use pgherd_model::{ServerError, SqlState, Table};
+use pgherd_shards::Backend;
+use pgherd_sql::copy_split::CopyOptions;
+use pgherd_sql::{CopyFormat, CopyShape, CopySource, Kind, Part, Route};
+
+/// What the home shard answered to the COPY of no rows.
+struct Prologue {
+    /// CopyOutResponse's body
+    response: Bytes,
+    /// the header line, or nothing
+    header: Vec<u8>,
+    encoding: String,
+}
+
+impl Session {
+    /// COPY table TO STDOUT. PostgreSQL itself refuses partitioned tables here; a table that was sharded under its
+    /// user's hands goes on to work.
+    pub(super) async fn copy_table(&mut self, unit: Unit<'_>, shape: &CopyShape, table: &Table) -> Result<(), Problem> {
+        let columns: Vec<&str> = match &shape.columns {
+            Some(named) => named.iter().map(String::as_str).collect(),
+            None => table
+                .columns
+                .iter()
+                .filter(|c| !c.generated)
+                .map(|c| c.name.as_str())
+                .collect(),
+        };
+        if let Some(column) = columns.iter().find(|c| table.column(c).is_some_and(|c| c.generated)) {
+            let code = SqlState::from_code("42P10");
+            let error = ServerError::new(code, format!("column \"{column}\" is a generated column"))
+                .with_detail("Generated columns cannot be used in COPY.");
+            return Err(error.into());
+        }
+        let query = format!("SELECT {} FROM {}", quote_list(columns), table.name);
+        self.copy_rows(unit, shape, &query).await
+    }
+
+    /// COPY (query) TO STDOUT.
+    pub(super) async fn copy_query(&mut self, unit: Unit<'_>, shape: &CopyShape) -> Result<(), Problem> {
+        let CopySource::Query(span) = &shape.source else {
+            return Err(ServerError::internal("COPY without a query").into());
+        };
+        let query = unit.statement.text.get(span.clone()).unwrap_or_default().to_owned();
+        self.copy_rows(unit, shape, &query).await
+    }
+
+    async fn copy_rows(&mut self, unit: Unit<'_>, shape: &CopyShape, query: &str) -> Result<(), Problem> {
+        let statements = self.gateway.cache.parse(query)?;
+        let [statement] = &statements[..] else {
+            return Err(ServerError::new(SqlState::SYNTAX_ERROR, "COPY takes one query").into());
+        };
+        let inner = Unit {
+            statement,
+            types: &[],
+            parameters: &[],
+            mode: Mode::Simple,
+        };
+        let entered = self.enter(inner).await?;
+        match entered.analysis.route(&entered.snapshot, &[]) {
+            Route::Forward(part) => {
+                let options = unit.statement.text.get(shape.options.clone()).unwrap_or_default();
+                let text = format!("COPY ({}\n) TO STDOUT {options}", part.text);
+                let part = Part {
+                    text: text.into(),
+                    replaced: [].into(),
+                    ..part
+                };
+                self.relay_copy(unit, &entered, &part).await
+            }
+            Route::Plan if matches!(statement.parsed.kind, Kind::Select { .. }) => {
+                let made = self.ensure_block();
+                let result = self.copy_plan(unit, inner, shape, &entered).await;
+                self.finish_statement(made, result.map(Some)).await
+            }
+            Route::Refuse(error) => Err(error.into()),
+            _ => Err(ServerError::unsupported(
+                "COPY of this query over several shards is not supported yet",
+                "Only a SELECT can be copied from several shards.",
+            )
+            .into()),
+        }
+    }
+
+    async fn copy_plan(
+        &mut self,
+        unit: Unit<'_>,
+        inner: Unit<'_>,
+        shape: &CopyShape,
+        entered: &Entered,
+    ) -> Result<String, Problem> {
+        let home = self.gateway.shards.home();
+        let options = unit.statement.text.get(shape.options.clone()).unwrap_or_default();
+        let text = &inner.statement.text;
+        let judged = format!("COPY (SELECT * FROM ({text}\n) AS copied LIMIT 0) TO STDOUT {options}");
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let prologue = prologue(open.transaction.participant(home).await?, &judged).await?;
+        let prologue = prologue.map_err(|error| self.as_client_sees(error.with_position(None)))?;
+        let own_encoding = shape.option_list.iter().find(|(name, _)| name == "encoding");
+        if own_encoding.is_some_and(|(_, encoding)| !encoding.eq_ignore_ascii_case(&prologue.encoding)) {
+            return Err(ServerError::unsupported(
+                "COPY from several shards in another encoding than the client's is not supported yet",
+                "SET client_encoding instead.",
+            )
+            .into());
+        }
+        let copy_options = CopyOptions::from_shape(shape, &prologue.encoding)?;
+        let binary = copy_options.format == CopyFormat::Binary;
+        let description = self.description(inner, &entered.snapshot).await?;
+        let columns = description.columns.as_deref().unwrap_or_default();
+        let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
+        let writer = Writer::new(copy_options, &names);
+        let ast = inner.statement.parsed.ast.as_deref().ok_or_else(|| {
+            ServerError::unsupported(
+                "COPY of this query over several shards is not supported yet",
+                "Its grammar is known to PostgreSQL only; write it another way.",
+            )
+        })?;
+        let settings_sql = self.settings.set_sql();
+        let search_path = self.settings.search_path.clone();
+        let statement = pgherd_query::Statement {
+            text,
+            ast,
+            parameter_types: &[],
+            parameters: &[],
+            result_formats: &[i16::from(binary)],
+            search_path: &search_path,
+            snapshot: &entered.snapshot,
+            settings_sql: &settings_sql,
+        };
+        let gateway = self.gateway.clone();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        self.cancel.slot.clear();
+        let mut rows = pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?;
+        let client = &mut self.client;
+        if describes(unit) {
+            client.put(b'n', &[]);
+        }
+        client.put(b'H', &prologue.response);
+        match (binary, prologue.header.as_slice()) {
+            (true, _) => put_data(&mut client.out, BINARY_HEADER),
+            (false, []) => {}
+            (false, header) => put_data(&mut client.out, header),
+        }
+        let mut count = 0;
+        while let Some(batch) = rows.next().await? {
+            count += batch.rows;
+            writer.write(batch.bytes, &mut client.out);
+            if client.out.len() >= crate::client::FLUSH_AT {
+                if !entered.guard.is_valid() {
+                    return Err(lost_lease().into());
+                }
+                client.flush().await?;
+            }
+        }
+        if !entered.guard.is_valid() {
+            return Err(lost_lease().into());
+        }
+        if binary {
+            put_data(&mut client.out, &BINARY_TRAILER);
+        }
+        client.put(b'c', &[]);
+        Ok(format!("COPY {count}"))
+    }
+}
+
+/// Runs the COPY of no rows.
+async fn prologue(backend: &mut Backend, sql: &str) -> Result<Result<Prologue, ServerError>, Problem> {
+    backend.queue_query(sql)?;
+    backend.flush().await?;
+    let (mut response, mut header, mut failed) = (Bytes::new(), Vec::new(), None);
+    loop {
+        let message = backend.next_message().await?;
+        match message.tag {
+            b'H' => response = message.body,
+            b'd' => header.extend_from_slice(&message.body),
+            b'E' => failed = Some(ServerError::from_body(&message.body)),
+            b'Z' => break,
+            _ => {}
+        }
+    }
+    Ok(match failed {
+        Some(error) => Err(error),
+        None => {
+            let encoding = backend.parameter("client_encoding").unwrap_or("UTF8").to_owned();
+            Ok(Prologue {
+                response,
+                header,
+                encoding,
+            })
+        }
+    })
+}
