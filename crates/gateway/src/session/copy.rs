@@ -168,7 +168,7 @@ impl Session {
         let reply = match end {
             Ok(End::Ready(reply)) => reply,
             Ok(End::Copy(_)) => Reply::default(),
-            Err(Failure::Client(_)) => return Err(Problem::Gone),
+            Err(Failure::Client) => return Err(Problem::Gone),
             Err(Failure::Shard(error)) => return Err(error.into()),
             Err(Failure::Stale) => return Err(lost_lease().into()),
         };

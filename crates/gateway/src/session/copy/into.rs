@@ -52,6 +52,7 @@ impl From<Problem> for Cause {
     fn from(problem: Problem) -> Self {
         match problem {
             Problem::Error(error) => Self::Error(error),
+            Problem::NeedsWholeText => Self::Error(ServerError::internal("COPY has no template")),
             Problem::Gone => Self::Gone,
         }
     }
@@ -61,6 +62,7 @@ fn gone(gone: Gone) -> Cause {
     match gone {
         Gone::Closed => Cause::Gone,
         Gone::Garbage(error) => Cause::Error(error.fatal()),
+        Gone::Text((error, _)) => Cause::Error(error),
     }
 }
 

@@ -65,6 +65,7 @@ impl Session {
             types: &[],
             parameters: &[],
             mode: Mode::Simple,
+            template: None,
         };
         let entered = self.enter(inner).await?;
         match entered.analysis.route(&entered.snapshot, &[]) {
