@@ -21,6 +21,8 @@ pub(crate) struct Statement {
     /// characters of the client's text before it, to map error positions
     pub(crate) offset_chars: u32,
     pub(crate) parsed: Parsed,
+    /// calls nextval, currval, lastval or setval: what they say belongs to one session
+    pub(crate) uses_sequences: bool,
     analysed: Mutex<Option<Analysed>>,
     described: Mutex<Option<Described>>,
 }
@@ -52,9 +54,13 @@ pub(crate) struct Context<'a> {
 
 impl Statement {
     fn new(text: &str, offset_chars: u32, parsed: Parsed) -> Self {
+        let lower = text.to_ascii_lowercase();
         Self {
             text: text.into(),
             offset_chars,
+            uses_sequences: ["nextval", "currval", "lastval", "setval"]
+                .iter()
+                .any(|f| lower.contains(f)),
             parsed,
             analysed: Mutex::default(),
             described: Mutex::default(),

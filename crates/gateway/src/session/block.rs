@@ -36,6 +36,8 @@ pub(crate) struct Open {
     /// the settings to go back to: at the block's start, and at each savepoint
     settings_before: Settings,
     savepoints: Vec<(String, Settings)>,
+    /// SET LOCAL was used: what routing knows of the settings ends with the block
+    pub(crate) has_local_settings: bool,
     /// where each cursor of SQL is open
     pub(crate) cursors: HashMap<String, ShardId>,
 }
@@ -124,6 +126,7 @@ impl Session {
             overlay: None,
             settings_before: self.settings.clone(),
             savepoints: Vec::new(),
+            has_local_settings: false,
             cursors: HashMap::new(),
         })
     }
@@ -319,6 +322,7 @@ impl Session {
             transaction,
             change,
             settings_before,
+            has_local_settings,
             ..
         } = *open;
         self.portals.clear();
@@ -334,6 +338,8 @@ impl Session {
                 }
                 if !committed {
                     self.restore_settings(settings_before);
+                } else if has_local_settings {
+                    self.refresh_effective_settings().await?;
                 }
                 Ok(if committed { "COMMIT" } else { "ROLLBACK" })
             }

@@ -28,6 +28,9 @@ impl Session {
             return Ok(());
         }
         self.check_not_failed()?;
+        if unit.statement.uses_sequences && self.who.pin.is_none() {
+            self.pin_home("DISCARD SEQUENCES").await?;
+        }
         match kind {
             Kind::Set { .. }
             | Kind::Reset(_)
@@ -56,6 +59,26 @@ impl Session {
             )),
             _ => self.routed(unit).await,
         }
+    }
+
+    /// Keeps one home-shard backend for this session from now on, after `reset` took away what others left there.
+    pub(crate) async fn pin_home(&mut self, reset: &str) -> Result<(), Problem> {
+        let home = self.gateway.shards.home();
+        let pin = pgherd_shards::Pin::new(home);
+        match self.block.open_mut() {
+            Some(open) => {
+                let backend = open.transaction.participant(home).await?;
+                backend.simple(reset).await?;
+                backend.pin(Some(pin.clone()));
+            }
+            None => {
+                let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
+                backend.simple(reset).await?;
+                backend.pin(Some(pin.clone()));
+            }
+        }
+        self.who.pin = Some(pin);
+        Ok(())
     }
 
     /// Runs a statement where routing says, again with a fresh catalog where the route was stale.

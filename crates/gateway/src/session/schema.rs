@@ -174,17 +174,7 @@ impl Session {
         }
         let home = self.gateway.shards.home();
         if self.who.pin.is_none() {
-            let pin = pgherd_shards::Pin::new(home);
-            match self.block.open_mut() {
-                Some(open) => open.transaction.participant(home).await?.pin(Some(pin.clone())),
-                None => self
-                    .database
-                    .coordinator
-                    .autocommit(home, &self.who)
-                    .await?
-                    .pin(Some(pin.clone())),
-            }
-            self.who.pin = Some(pin);
+            self.pin_home("DISCARD TEMP").await?;
         }
         let part = pgherd_sql::Part {
             shard: home,

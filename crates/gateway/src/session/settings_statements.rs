@@ -25,9 +25,15 @@ impl Session {
                     );
                     self.client.put_notice(&warning);
                 } else {
+                    // It holds within the transaction only, so the home shard must be in it to judge and to be asked.
+                    let home = self.gateway.shards.home();
+                    if let Some(open) = self.block.open_mut() {
+                        open.transaction.participant(home).await?;
+                    }
                     self.run_setting(&text).await?;
                     if let Some(open) = self.block.open_mut() {
                         open.transaction.replay_on_join(text.clone());
+                        open.has_local_settings = true;
                     }
                     self.after_setting(name).await?;
                 }
