@@ -78,6 +78,10 @@ impl Session {
         if let Some(token) = rows.cancel_token() {
             slot.add(token);
         }
+        // A request that came while rows were gathered found nothing to cancel on the shards.
+        if slot.is_requested() {
+            return Err(canceled().into());
+        }
         while let Some(batch) = rows.next().await? {
             if slot.is_requested() {
                 return Err(canceled().into());
