@@ -27,10 +27,18 @@ pub(super) fn parse(path: &Path) -> Result<Vec<Record<DefaultColumnType>>> {
     let parsed = parse_with_name(&text, name).map_err(|error| Error::Script(error.to_string()))?;
     let mut records = vec![Record::Control(Control::ResultMode(ResultMode::ValueWise))];
     for record in parsed {
-        if let Record::Query { expected: QueryExpect::Results { results, .. }, loc, .. } = &record {
+        if let Record::Query {
+            expected: QueryExpect::Results { results, .. },
+            loc,
+            ..
+        } = &record
+        {
             // Files state the hash of a long result whatever threshold was set when they were written.
             let hashed = results.first().is_some_and(|line| line.contains(" values hashing to "));
-            records.push(Record::HashThreshold { loc: loc.clone(), threshold: u64::from(hashed) });
+            records.push(Record::HashThreshold {
+                loc: loc.clone(),
+                threshold: u64::from(hashed),
+            });
         }
         if !matches!(record, Record::HashThreshold { .. }) {
             records.push(record);

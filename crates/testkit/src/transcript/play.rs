@@ -31,17 +31,19 @@ pub(super) async fn play(script: &Script, target: &Target, limit: Duration, rewr
     let mut actors = BTreeMap::new();
     let mut played = Vec::new();
     for item in &script.items {
-        played.push(match item {
-            Item::Remark(line) => Item::Remark(line.clone()),
-            Item::Step(step) => {
-                let patience = match (rewriting, step.answer.first().map(String::as_str)) {
-                    (true, _) => WAIT_REWRITING,
-                    (false, Some(WAITS)) => WAIT,
-                    (false, _) => limit,
-                };
-                Item::Step(take_turn(step, &mut actors, target, limit, patience).await?)
-            }
-        });
+        let Item::Step(step) = item else {
+            played.push(item.clone());
+            continue;
+        };
+        let patience = match (rewriting, step.answer.first().map(String::as_str)) {
+            (true, _) => WAIT_REWRITING,
+            (false, Some(WAITS)) => WAIT,
+            (false, _) => limit,
+        };
+        let turn = take_turn(step, &mut actors, target, limit, patience).await;
+        played.push(Item::Step(
+            turn.map_err(|error| Error::Script(format!("{error}\n{}", so_far(&played))))?,
+        ));
     }
     let unanswered: Vec<String> = actors
         .iter()
@@ -61,8 +63,12 @@ pub(super) async fn play(script: &Script, target: &Target, limit: Duration, rewr
     Err(Error::Script(format!(
         "at the end still waiting: {}\n{}",
         unanswered.join(", "),
-        Script { items: played }
+        so_far(&played)
     )))
+}
+
+fn so_far(played: &[Item]) -> Script {
+    Script { items: played.to_vec() }
 }
 
 async fn take_turn(
