@@ -158,7 +158,9 @@ fn number_end(bytes: &[u8], start: usize) -> Option<usize> {
     while bytes.get(i).is_some_and(|b| b.is_ascii_digit() || *b == b'.') {
         i += 1;
     }
-    (!bytes.get(i).is_some_and(|b| is_word(*b))).then_some(i)
+    // Cast to text, 007 is '7' and 1. is '1': what is written is not what it says.
+    let plain = bytes[i - 1] != b'.' && !(bytes[start] == b'0' && bytes.get(start + 1).is_some_and(u8::is_ascii_digit));
+    (plain && !bytes.get(i).is_some_and(|b| is_word(*b))).then_some(i)
 }
 
 /// Where a sign before the number begins, if it can only be a sign: after an operator, a comma or a parenthesis.
@@ -216,6 +218,8 @@ mod tests {
             "select $1, 2",
             "select 'a\\b'",
             "select 1e5",
+            "select 007::text",
+            "select 1.::text",
             "select 0x1F",
             "begin",
             "select v from t",

@@ -173,6 +173,14 @@ impl Analysis {
             Some(error) => Decision::Refuse(error),
             None if reads_view(&walk.references) => match parsed.kind {
                 Kind::Select { writes: false, .. } => Decision::Plan,
+                Kind::Insert
+                    if !walk
+                        .references
+                        .iter()
+                        .any(|r| r.role != Role::Insert && r.role != Role::Read) =>
+                {
+                    Decision::Plan
+                }
                 _ => Decision::Refuse(ServerError::unsupported(
                     "views over sharded tables cannot be used here yet",
                     "Write the view's query into the statement.",

@@ -14,8 +14,17 @@ use sqlparser::parser::Parser;
 use sqlparser::tokenizer as sp;
 use std::ops::ControlFlow;
 
+/// Longer chains of operators have no tree: it would be as deep, and walking or dropping it would need as much stack.
+const LONGEST_CHAIN: usize = 1000;
+
+/// Levels of nesting that sqlparser follows; it grows its stack where it must.
+const DEEPEST: usize = 200;
+
 /// The tree of one statement; None where sqlparser lacks the grammar or would read something differently.
 pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
+    if longest_chain(text, tokens) > LONGEST_CHAIN {
+        return None;
+    }
     let dialect = PostgreSqlDialect {};
     let mut conversion = Conversion {
         text,
@@ -32,7 +41,9 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         conversion.close_operands(last, |_| true);
     }
     let marked = conversion.marked;
-    let mut parser = Parser::new(&dialect).with_tokens_with_locations(conversion.out);
+    let mut parser = Parser::new(&dialect)
+        .with_recursion_limit(DEEPEST)
+        .with_tokens_with_locations(conversion.out);
     let mut statement = parser.parse_statement().ok()?;
     if parser.peek_token().token != sp::Token::EOF {
         return None;
@@ -41,6 +52,38 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         let _ = statement.visit(&mut Unmark);
     }
     Some(statement)
+}
+
+/// The most operators and set operations between two commas: each may make the tree one level deeper.
+fn longest_chain(text: &str, tokens: &[Token]) -> usize {
+    let deepens = [
+        "and",
+        "or",
+        "union",
+        "intersect",
+        "except",
+        "is",
+        "like",
+        "in",
+        "between",
+        "collate",
+        "at",
+    ];
+    let (mut longest, mut length) = (0, 0);
+    for token in tokens {
+        match token.kind {
+            TokenKind::Operator => length += 1,
+            TokenKind::Symbol => match token.text(text) {
+                "," => length = 0,
+                "::" | "[" => length += 1,
+                _ => {}
+            },
+            TokenKind::Word => length += usize::from(deepens.iter().any(|w| token.is_word(text, w))),
+            _ => {}
+        }
+        longest = longest.max(length);
+    }
+    longest
 }
 
 /// sqlparser takes all that follows IS [NOT] DISTINCT FROM for its operand, also behind AND and OR. So it gets

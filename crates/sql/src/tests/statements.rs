@@ -1,5 +1,5 @@
 use super::fixture::snapshot;
-use super::{analyzed, check, check_places, show};
+use super::{analyzed, check, check_places, place, show};
 use crate::name_hash;
 use pgherd_model::ShardId;
 
@@ -96,4 +96,33 @@ fn one_shard_runs_everything() {
     ] {
         assert_eq!(show(&analyzed(sql, &snapshot).route(&snapshot, &[])), expected);
     }
+}
+
+/// Texts that nest deeply or chain on for ever end in a route, on a small stack.
+#[test]
+fn deep_and_long_texts() {
+    let deep = |n: usize| format!("select * from t where {}k = 5{}", "(".repeat(n), ")".repeat(n));
+    let chain = |n: usize| format!("select * from t where k = 5{}", " or k = 5".repeat(n));
+    let calls = |n: usize| format!("select {}1{} from loc", "abs(".repeat(n), ")".repeat(n));
+    let unions = |n: usize| format!("select 1{}", " union all select k from t where k = 5".repeat(n));
+    let run = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
+        let places = [
+            place(&deep(20), &[]),
+            place(&deep(5_000), &[]),
+            place(&chain(480), &[]),
+            place(&chain(50_000), &[]),
+            place(&calls(20_000), &[]),
+            place(&unions(100), &[]),
+            place(&unions(5_000), &[]),
+            place(&format!("select * from t where k in (5{})", ", 5".repeat(50_000)), &[]),
+            place(&format!("insert into t (k) values (5){}", ", (6)".repeat(20_000)), &[]),
+            place(&format!("select {}1", "- ".repeat(20_000)), &[]),
+            place(&format!("select {}true", "not ".repeat(20_000)), &[]),
+        ];
+        assert_eq!(
+            places,
+            ["2", "refuse", "2", "refuse", "1", "2", "refuse", "2", "2", "1", "1"]
+        );
+    });
+    run.unwrap().join().unwrap();
 }
