@@ -150,6 +150,22 @@ fn predicates() {
         ("select * from t where (k = 5) is false", "plan"),
         ("select * from t where k is not distinct from 5", "2"),
         ("select * from t where k is distinct from 5", "plan"),
+        (
+            "select * from t where k = 5 and n is not distinct from 1 or v = 'x'",
+            "plan",
+        ),
+        (
+            "select * from t where k = 5 and n is distinct from 1 or v = 'x'",
+            "plan",
+        ),
+        (
+            "select * from t where k = 5 and n is distinct from case when v = 'a' and n = 1 then 1 end",
+            "2",
+        ),
+        (
+            "select * from t where n is not distinct from (1) and (v is distinct from 'a') and k = 5",
+            "2",
+        ),
         ("select * from t where k = (select 5)", "plan"),
         ("select * from t where k in (select 5)", "plan"),
         ("select * from t where k = 5 = true", "plan"),
