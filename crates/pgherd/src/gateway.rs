@@ -141,10 +141,15 @@ fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Gateways on several machines may all listen on the same port.
+/// Gateways on several machines may all listen on the same port; where the port is left to the system, it is not known
+/// yet, and the process tells gateways on one machine apart.
 fn default_name(listen: SocketAddr) -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    format!("{}:{}", host.unwrap_or_else(|| "gateway".into()), listen.port())
+    let host = host.unwrap_or_else(|| "gateway".into());
+    match listen.port() {
+        0 => format!("{host}-process-{}", std::process::id()),
+        port => format!("{host}-{port}"),
+    }
 }
 
 fn metrics_address(setting: Option<&str>, listen: SocketAddr) -> Result<Option<SocketAddr>> {

@@ -1,6 +1,7 @@
 //! The commands as a person runs them: `up`, `gateway`, `status`, `init`.
 
 mod docker;
+mod readme;
 mod running;
 
 use nix::sys::signal::Signal;
@@ -56,6 +57,67 @@ async fn one_shard() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_shards_of_an_ordinary_user() {
     life(5, true).await;
+}
+
+fn get(address: std::net::SocketAddr, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).expect("connect");
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: pgherd\r\nConnection: close\r\n\r\n"
+    )
+    .expect("write");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("read");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_and_health_are_served() {
+    let place = Place::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("bind");
+    let mut command = up(&place, 1, false);
+    command.args(["--metrics-listen", &free.to_string()]);
+    let pgherd = Running::start(command);
+    let client = pgherd.connect().await;
+    assert_eq!(value(&client, "SELECT 'served'").await, "served");
+    let health = get(free, "/health");
+    assert!(health.starts_with("HTTP/1.1 200"), "{health}");
+    let metrics = get(free, "/metrics");
+    assert!(metrics.contains("pgherd_clients 1"), "{metrics}");
+    drop(client);
+    assert!(pgherd.end(Signal::SIGTERM));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sharded_tables_survive_a_stop_and_a_kill() {
+    let place = Place::new();
+    let first = Running::start(up(&place, 3, false));
+    let client = first.connect().await;
+    let table = "CREATE TABLE t (k int PRIMARY KEY, v text) PARTITION BY RANGE (k);
+        CREATE TABLE low PARTITION OF t FOR VALUES FROM (MINVALUE) TO (10);
+        CREATE TABLE mid PARTITION OF t FOR VALUES FROM (10) TO (20);
+        CREATE TABLE high PARTITION OF t FOR VALUES FROM (20) TO (MAXVALUE);
+        INSERT INTO t VALUES (1, 'a'), (11, 'b'), (21, 'c')";
+    for statement in table.split(';') {
+        client.batch_execute(statement).await.expect(statement);
+    }
+    drop(client);
+    assert!(first.end(Signal::SIGTERM));
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let pgherd = Running::start(up(&place, 3, false));
+        let client = pgherd.connect().await;
+        assert_eq!(
+            value(&client, "SELECT string_agg(v, '' ORDER BY k) FROM t").await,
+            "abc"
+        );
+        let shards = "SELECT string_agg(shard::text, ',' ORDER BY shard) FROM pgherd.ranges";
+        assert_eq!(value(&client, shards).await, "shard1,shard2,shard3");
+        drop(client);
+        pgherd.end(signal);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
