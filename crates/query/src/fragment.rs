@@ -15,12 +15,6 @@ pub(crate) struct Place {
     pub fences: Vec<Arc<str>>,
 }
 
-/// The ranges of a table that can hold rows which meet a condition (in SQL, over the table's columns; empty for none).
-/// None for a table that has no ranges.
-pub(crate) fn ranges(_statement: &Statement<'_>, table: &Table, _filter: &str) -> Option<Vec<RangeId>> {
-    Some(table.sharded()?.ranges.ranges().iter().map(|r| r.id).collect())
-}
-
 /// Where those ranges are: per shard the child when only one is asked for and may be named, else the parent, fenced.
 pub(crate) fn places(table: &Table, wanted: &[RangeId]) -> Option<Vec<Place>> {
     let sharded = table.sharded()?;
@@ -63,6 +57,31 @@ pub(crate) fn parameters(statement: &Statement<'_>, sql: &str) -> (Vec<u32>, Vec
             },
         )
         .unzip()
+}
+
+/// Writes a Bind of the unnamed statement.
+pub(crate) fn bind(
+    portal: &str,
+    parameters: &[(bool, Option<Bytes>)],
+    result_formats: &[i16],
+    out: &mut bytes::BytesMut,
+) -> Result<(), pgherd_model::ServerError> {
+    let bound = postgres_protocol::message::frontend::bind(
+        portal,
+        "",
+        parameters.iter().map(|(binary, _)| i16::from(*binary)),
+        parameters,
+        |(_, value), buffer| match value {
+            Some(value) => {
+                buffer.extend_from_slice(value);
+                Ok(postgres_protocol::IsNull::No)
+            }
+            None => Ok(postgres_protocol::IsNull::Yes),
+        },
+        result_formats.iter().copied(),
+        out,
+    );
+    bound.map_err(|_| pgherd_model::ServerError::internal("a message to a shard cannot be encoded"))
 }
 
 /// The numbers of the parameters in a text.

@@ -8,8 +8,10 @@
 //! gateway does), and neither begins nor ends transactions.
 
 mod edit;
+mod explain;
 mod fragment;
 mod gather;
+mod insert;
 mod metadata;
 mod plan;
 mod pushdown;
@@ -21,6 +23,8 @@ mod rows;
 mod statement;
 mod views;
 
+pub use explain::explain;
+pub use insert::insert_select;
 pub(crate) use pgherd_transaction::{Fragment, Transaction};
 pub use plan::engine::{Engine, Limits};
 pub use relay::RowBatch;
@@ -43,6 +47,12 @@ pub async fn select<'t>(
     let mut transaction = transaction;
     if let Some(plan) = plan::plan(&statement, columns) {
         match plan::run(plan, &statement, transaction, engine).await? {
+            Ok(rows) => return Ok(rows),
+            Err(unused) => transaction = unused,
+        }
+    }
+    if let Some(plan) = plan::join_run::plan(&statement, columns) {
+        match plan::join_run::run(plan, &statement, transaction, engine).await? {
             Ok(rows) => return Ok(rows),
             Err(unused) => transaction = unused,
         }

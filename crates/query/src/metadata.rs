@@ -8,6 +8,7 @@ use pgherd_shards::Backend;
 #[derive(Debug, Clone)]
 pub(crate) struct Column {
     pub name: String,
+    pub type_oid: u32,
     /// the type, with its modifier, as SQL
     pub type_sql: String,
     /// COLLATE …, or empty
@@ -65,7 +66,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          (t.oid < 16384 AND t.typsend <> 0 AND t.typreceive <> 0 AND t.typname !~ '^_?reg' \
           AND t.typname NOT IN ('record', '_record', 'pg_node_tree', 'pg_ndistinct', 'pg_dependencies', 'pg_mcv_list') \
           AND (e.oid IS NULL OR e.typsend <> 0 AND e.typreceive <> 0))::text, \
-         (a.attnum = ANY (p.conkey))::text \
+         (a.attnum = ANY (p.conkey))::text, a.atttypid::text \
          FROM unnest({names}::text[]) WITH ORDINALITY r(name, n) \
          JOIN pg_catalog.pg_class c ON c.oid = to_regclass(r.name) \
          JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace \
@@ -112,7 +113,9 @@ pub(crate) async fn is_bytewise(home: &mut Backend, name: &str) -> Result<bool, 
     let sql = format!(
         "SELECT (NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = to_regclass({}) AND a.attnum > 0 \
          AND NOT a.attisdropped AND a.attcollation NOT IN \
-         (0, 'pg_catalog.\"default\"'::regcollation, 'pg_catalog.\"C\"'::regcollation, 'pg_catalog.\"POSIX\"'::regcollation)))::text",
+         (0, 'pg_catalog.\"default\"'::regcollation, 'pg_catalog.\"C\"'::regcollation, 'pg_catalog.\"POSIX\"'::regcollation)) \
+         AND EXISTS (SELECT FROM pg_catalog.pg_database d WHERE d.datname = current_database() \
+         AND d.datlocprovider <> 'i' AND d.datcollate ~* '^(C|POSIX)($|\\.)'))::text",
         quote_literal(name)
     );
     let results = home.simple(&sql).await?;
@@ -140,6 +143,7 @@ fn add_row<'a>(relations: &mut [Option<Relation>], value: impl Fn(usize) -> Opti
             collation_sql: value(6).map_or(String::new(), |c| format!(" COLLATE {c}")),
             binary: value(7) == Some("true"),
             primary: value(8) == Some("true"),
+            type_oid: value(9)?.parse().ok()?,
         });
     }
     Some(())

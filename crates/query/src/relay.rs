@@ -17,15 +17,33 @@ pub struct RowBatch {
     pub bytes: BytesMut,
 }
 
+/// What comes next in a statement's reply.
+pub(crate) enum Next {
+    /// some rows
+    Rows(RowBatch),
+    /// the row limit of the Execute was reached
+    Paused,
+    /// CommandComplete
+    Complete,
+}
+
 /// The next rows of the statement whose reply is being read; None after its CommandComplete. The
 /// ReadyForQuery that follows is not read. An error leaves the rest of the replies unread.
 pub(crate) async fn next_rows(backend: &mut Backend) -> Result<Option<RowBatch>, ServerError> {
+    match next_rows_or_pause(backend).await? {
+        Next::Rows(batch) => Ok(Some(batch)),
+        Next::Paused | Next::Complete => Ok(None),
+    }
+}
+
+/// Like [`next_rows`], for an Execute with a row limit.
+pub(crate) async fn next_rows_or_pause(backend: &mut Backend) -> Result<Next, ServerError> {
     backend.skip_silent().await?;
     loop {
         let (bytes, rows) = whole_rows(backend.inbox());
         if rows > 0 {
             let bytes = backend.inbox().split_to(bytes);
-            return Ok(Some(RowBatch { rows, bytes }));
+            return Ok(Next::Rows(RowBatch { rows, bytes }));
         }
         if backend.inbox().first().is_none_or(|tag| *tag == b'D') {
             backend.fill().await?;
@@ -33,7 +51,8 @@ pub(crate) async fn next_rows(backend: &mut Backend) -> Result<Option<RowBatch>,
         }
         let message = backend.next_message().await?;
         match message.tag {
-            b'C' | b'I' => return Ok(None),
+            b'C' | b'I' => return Ok(Next::Complete),
+            b's' => return Ok(Next::Paused),
             b'E' => return Err(ServerError::from_body(&message.body)),
             // Ready without a CommandComplete: the statement was skipped after an error somebody else has read.
             b'Z' => {

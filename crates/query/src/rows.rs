@@ -67,6 +67,13 @@ pub struct Rows<'t> {
     source: Source<'t>,
 }
 
+impl Default for Rows<'_> {
+    /// No rows.
+    fn default() -> Self {
+        Self { source: Source::Done }
+    }
+}
+
 impl<'t> Rows<'t> {
     pub(crate) fn scratch(scratch: Scratch, map_error: MapError) -> Self {
         let source = Source::Scratch(scratch, map_error);

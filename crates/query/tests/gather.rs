@@ -130,6 +130,15 @@ async fn every_query_gives_postgresqls_answer() {
 async fn planned_queries_give_postgresqls_answer() {
     let mut f = fixture().await;
     f.check_file("plan.sql").await;
+    for sql in support::statements("plan.sql").iter().take(support::PLANNED) {
+        let explained = f.explain(sql).await;
+        assert!(explained[0].starts_with("Plan"), "{sql} is not on tier 2's list");
+    }
+    f.check_file("join.sql").await;
+    for sql in support::statements("join.sql") {
+        let explained = f.explain(&sql).await;
+        assert!(explained[0].starts_with("Plan: Join"), "{sql} is not on tier 2's list");
+    }
     for (sql, parameters) in [
         (
             "SELECT id FROM items WHERE grp > $1 ORDER BY id LIMIT $2 OFFSET $3",
@@ -146,6 +155,55 @@ async fn planned_queries_give_postgresqls_answer() {
     ] {
         assert_eq!(f.difference(sql, &parameters).await, None);
     }
+}
+
+#[tokio::test]
+async fn rows_are_locked_on_every_shard() {
+    let f = fixture().await;
+    let mut transaction = f.transaction();
+    let sql = "SELECT id FROM items WHERE id IN (10, 60, 120) FOR UPDATE";
+    let mut locked = f.ours_in(&mut transaction, sql, &[], 0).await.expect(sql);
+    locked.sort();
+    assert_eq!(locked, ["10", "120", "60"]);
+    let sql = "SELECT id FROM items WHERE id IN (10, 11, 60, 120, 121) FOR UPDATE SKIP LOCKED";
+    let mut free = f.ours(sql, &[]).await.expect(sql);
+    free.sort();
+    assert_eq!(free, ["11", "121"]);
+    transaction.rollback().await.expect("rollback");
+}
+
+#[tokio::test]
+async fn binary_results_are_postgresqls() {
+    let f = fixture().await;
+    for sql in [
+        "SELECT id, name, price, big, ratio, day, at, code, flag, tags FROM items ORDER BY id LIMIT 120",
+        "SELECT count(*), sum(grp), sum(big), avg(price), min(price), max(at) FROM items",
+        "SELECT grp, avg(big), max(name) FROM items GROUP BY grp ORDER BY grp",
+        "SELECT i.id, o.qty, i.price FROM items i JOIN orders o ON o.item = i.id ORDER BY 1, o.id",
+    ] {
+        let mut transaction = f.transaction();
+        let ours = f.ours_in(&mut transaction, sql, &[], 1).await.expect(sql);
+        transaction.rollback().await.expect("rollback");
+        assert_eq!(ours, f.theirs_binary(sql).await, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn explain_shows_tier_ranges_and_sql() {
+    let f = fixture().await;
+    let mut shown = String::new();
+    for sql in [
+        "SELECT id, name FROM items WHERE id BETWEEN 40 AND 60 AND grp = 3",
+        "SELECT sum(price), count(*) FROM items WHERE id IN (1, 60)",
+        "SELECT grp, avg(big) FROM items GROUP BY grp ORDER BY 2 LIMIT 3",
+        "SELECT id FROM items i WHERE i.id > 150 ORDER BY price DESC LIMIT 5",
+        "SELECT DISTINCT grp FROM items WHERE id < 99",
+        "SELECT count(DISTINCT grp) FROM items WHERE flag",
+        "SELECT k.label FROM items i JOIN kinds k ON k.k = i.grp WHERE i.id < 70 AND k.label <> 'x'",
+    ] {
+        shown.push_str(&format!("{sql}\n{}\n\n", f.explain(sql).await.join("\n")));
+    }
+    expect_test::expect_file!["./queries/explain.txt"].assert_eq(&shown);
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ pub mod parse;
 mod placed;
 pub mod position;
 pub mod relations;
+mod prune;
 mod restriction;
 pub mod route;
 mod scalar;
@@ -36,6 +37,7 @@ pub use kind::{
 };
 pub use parse::{Parsed, parse};
 pub use position::map_position;
+pub use prune::ranges_of;
 pub use route::{Forward, Merge, ParameterValue, Part, Route};
 
 #[cfg(test)]

@@ -69,11 +69,26 @@ pub(crate) async fn plan(statement: &Statement<'_>, transaction: &mut Transactio
     })
 }
 
+/// The fragments of a gather as far as the catalog alone tells them, for EXPLAIN.
+pub(crate) fn preview(statement: &Statement<'_>) -> Result<Vec<crate::Fragment>, ServerError> {
+    let expanded = views::expand(statement)?;
+    let parsed = views::parse_query(&expanded.text)?;
+    refusal::check(&parsed)?;
+    let mentions = source::resolve(statement, &parsed)?;
+    let relations = mentions.iter().map(source::Resolution::from_catalog).collect();
+    let metadata = metadata::Metadata {
+        relations,
+        ..metadata::Metadata::default()
+    };
+    let sources = source::sources(statement, &parsed, &mentions, &metadata);
+    Ok(sources.iter().flat_map(|s| s.fragments(statement)).collect())
+}
+
 /// Runs a SELECT by gathering what it reads.
-pub(crate) async fn select<'t>(
+pub(crate) async fn select(
     statement: &Statement<'_>,
-    transaction: &'t mut Transaction,
-) -> Result<Rows<'t>, ServerError> {
+    transaction: &mut Transaction,
+) -> Result<Rows<'static>, ServerError> {
     let plan = plan(statement, transaction).await?;
     let fragments: Vec<_> = plan.sources.iter().flat_map(|s| s.fragments(statement)).collect();
     transaction.open_cut(&fragments).await?;
@@ -115,24 +130,7 @@ async fn start(statement: &Statement<'_>, text: &str, scratch: &mut pgherd_shard
     let out = scratch.outbox();
     let too_large = |_| ServerError::internal("a message to the home shard cannot be encoded");
     frontend::parse("", text, statement.parameter_types.iter().copied(), out).map_err(too_large)?;
-    let bound = frontend::bind(
-        "",
-        "",
-        statement.parameters.iter().map(|(binary, _)| i16::from(*binary)),
-        statement.parameters,
-        |(_, value), buffer| match value {
-            Some(value) => {
-                buffer.extend_from_slice(value);
-                Ok(postgres_protocol::IsNull::No)
-            }
-            None => Ok(postgres_protocol::IsNull::Yes),
-        },
-        statement.result_formats.iter().copied(),
-        out,
-    );
-    if bound.is_err() {
-        return Err(ServerError::internal("a message to the home shard cannot be encoded"));
-    }
+    crate::fragment::bind("", statement.parameters, statement.result_formats, out)?;
     crate::relay::queue_execute(scratch, "")?;
     crate::relay::sync(scratch).await
 }

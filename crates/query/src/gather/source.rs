@@ -22,6 +22,28 @@ pub(super) struct Resolution {
     table: Option<Arc<Table>>,
 }
 
+impl Resolution {
+    /// The relation as the catalog knows it; None for those of the home shard, of which it knows nothing.
+    pub fn from_catalog(&self) -> Option<Relation> {
+        let table = self.table.as_ref()?;
+        let column = |c: &pgherd_model::Column| crate::metadata::Column {
+            name: c.name.clone(),
+            type_oid: c.type_oid,
+            type_sql: c.type_name.clone(),
+            collation_sql: String::new(),
+            binary: c.type_oid < 16384,
+            primary: false,
+        };
+        Some(Relation {
+            oid: table.sharded().map_or(0, |s| s.id.0),
+            schema: table.name.schema.to_string(),
+            name: table.name.name.to_string(),
+            columns: table.columns.iter().map(column).collect(),
+            column_names: table.columns.iter().map(|c| c.name.clone()).collect(),
+        })
+    }
+}
+
 /// One temporary table to be.
 pub(crate) struct Gathered {
     /// its name in pg_temp

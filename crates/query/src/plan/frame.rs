@@ -145,7 +145,7 @@ pub(crate) fn table(layout: Layout, fragments: usize) -> Result<(Arc<StreamingTa
 }
 
 /// Reads all portals, shards in parallel, each shard's portals in order, and feeds the tables. `feeds` are in
-/// the order of the fragments. Returns when all was read, or stops the shards when nobody wants more or after an error.
+/// the order of the fragments. What nobody wants any more is read and dropped; after an error the shards are stopped.
 pub(crate) async fn pump(
     feeds: Vec<Feed>,
     fragments: Vec<Fragment>,
@@ -170,17 +170,15 @@ pub(crate) async fn pump(
     let reading: Vec<_> = reading.collect();
     drop(lanes);
     let read = futures::future::try_join_all(reading).await;
-    let complete = matches!(&read, Ok(wanted) if wanted.iter().all(|w| *w));
-    let finished = super::merge::finish(transaction, complete).await;
+    let finished = super::merge::finish(transaction, read.is_ok()).await;
     read?;
     finished
 }
 
-/// False when nobody wants the rows any more.
 async fn read_shard(
     backend: &mut pgherd_shards::Backend,
     lanes: Vec<(Fragment, Layout, mpsc::Sender<Item>)>,
-) -> Result<bool, ServerError> {
+) -> Result<(), ServerError> {
     for (_, layout, sender) in lanes {
         loop {
             let batch = match relay::next_rows(backend).await {
@@ -196,9 +194,9 @@ async fn read_shard(
                 return Err(error);
             }
             if !wanted {
-                return Ok(false);
+                return Ok(());
             }
         }
     }
-    Ok(true)
+    Ok(())
 }

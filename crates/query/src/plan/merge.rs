@@ -28,14 +28,15 @@ pub(crate) async fn start(fragments: &[Fragment], transaction: &mut Transaction)
     Ok(())
 }
 
-/// Reads what is left after the rows, or stops what still runs.
-pub(crate) async fn finish(transaction: &mut Transaction, complete: bool) -> Result<(), ServerError> {
+/// Reads what is left after the rows, or, after an error, stops what still runs. A statement that succeeds may not be stopped:
+/// being cancelled would fail the transaction.
+pub(crate) async fn finish(transaction: &mut Transaction, succeeded: bool) -> Result<(), ServerError> {
     let mut failed = Ok(());
     for (_, backend) in transaction.participants() {
         if !backend.is_awaiting() {
             continue;
         }
-        if complete && failed.is_ok() {
+        if succeeded && failed.is_ok() {
             failed = backend.drain().await.map_err(ServerError::from);
         } else {
             relay::stop(backend).await;
@@ -97,11 +98,8 @@ impl Merge {
         };
         match next {
             Ok(Some(batch)) => Ok(Some(batch)),
-            Ok(None) => {
-                // A limit may have been reached before the shards were done.
-                let complete = self.left != Some(0);
-                finish(transaction, complete).await.map(|()| None)
-            }
+            // Where a limit was reached, the shards have limited their own rows too: little is left to read.
+            Ok(None) => finish(transaction, true).await.map(|()| None),
             Err(error) => {
                 let _ = finish(transaction, false).await;
                 Err(error)

@@ -11,10 +11,12 @@ pub(crate) mod engine;
 mod finish;
 mod frame;
 mod functions;
+mod join;
+pub(crate) mod join_run;
 mod key;
 mod merge;
 mod numeric;
-mod row;
+pub(crate) mod row;
 mod shape;
 mod total;
 
@@ -30,8 +32,8 @@ use datafusion::prelude::col;
 use finish::{Finish, row_of};
 use frame::Layout;
 pub(crate) use merge::Merge;
-use pgherd_model::{Resolved, ServerError, ShardId, Table};
-use pgherd_shards::{ColumnDescription, TransactionStatus};
+use pgherd_model::{RangeId, Resolved, ServerError, ShardId, Table};
+use pgherd_shards::ColumnDescription;
 use shape::{Context, Output, Shape};
 use sqlparser::ast::{Query, SetExpr, Statement as Ast, TableFactor};
 use std::sync::Arc;
@@ -94,7 +96,8 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
         number: &number,
     };
     let shape = shape::shape(query, select, &from, &context)?;
-    let fragments = fragments(statement, &table, &shape)?;
+    let wanted = wanted_ranges(statement, &table, select.selection.as_ref(), &from, None)?;
+    let fragments = fragments(statement, &table, &shape, &wanted)?;
     Some(Plan {
         table,
         shape,
@@ -171,9 +174,50 @@ fn whole_parameter(statement: &Statement<'_>, number: usize) -> Option<i64> {
     }
 }
 
+/// The ranges that WHERE leaves, of the table that is this item of the FROM.
+fn wanted_ranges(
+    statement: &Statement<'_>,
+    table: &Table,
+    condition: Option<&sqlparser::ast::Expr>,
+    from: &From<'_>,
+    item: Option<usize>,
+) -> Option<Vec<RangeId>> {
+    use crate::relations::fold;
+    use sqlparser::ast::Expr;
+    let sharded = table.sharded()?;
+    let key_column = |expr: &Expr| {
+        let (qualifier, column) = match expr {
+            Expr::Identifier(column) => (None, fold(column)),
+            Expr::CompoundIdentifier(parts) if parts.len() == 2 => (Some(fold(&parts[0])), fold(&parts[1])),
+            _ => return None,
+        };
+        let owner = from.owner(qualifier.as_deref(), &column)?;
+        if item.is_some_and(|item| item != owner) {
+            return None;
+        }
+        sharded.key.iter().position(|k| *k == column)
+    };
+    let parameters: Vec<_> = statement
+        .parameters
+        .iter()
+        .enumerate()
+        .map(|(i, (binary, value))| pgherd_sql::ParameterValue {
+            bytes: value.as_deref(),
+            binary: *binary,
+            type_oid: statement.parameter_types.get(i).copied().unwrap_or(0),
+        })
+        .collect();
+    Some(pgherd_sql::ranges_of(condition, sharded, &key_column, &parameters))
+}
+
 /// The SQL for each shard.
-fn fragments(statement: &Statement<'_>, table: &Arc<Table>, shape: &Shape) -> Option<Vec<Fragment>> {
-    let places = fragment::places(table, &fragment::ranges(statement, table, &shape.filter)?)?;
+fn fragments(
+    statement: &Statement<'_>,
+    table: &Arc<Table>,
+    shape: &Shape,
+    wanted: &[RangeId],
+) -> Option<Vec<Fragment>> {
+    let places = fragment::places(table, wanted)?;
     let mut end = String::new();
     if !shape.filter.is_empty() {
         end.push_str(&format!(" WHERE {}", shape.filter));
@@ -194,6 +238,7 @@ fn fragments(statement: &Statement<'_>, table: &Arc<Table>, shape: &Shape) -> Op
             }
         }
     }
+    end.push_str(&shape.lock);
     let distinct = if shape.distinct { "DISTINCT " } else { "" };
     let make = |(i, place): (usize, fragment::Place)| {
         let sql = format!(
@@ -216,23 +261,17 @@ fn fragments(statement: &Statement<'_>, table: &Arc<Table>, shape: &Shape) -> Op
 }
 
 impl Plan {
-    /// Whether the text of all its tables compares by bytes; asks the home shard the first time.
-    async fn is_bytewise(
-        &self,
-        home: ShardId,
-        transaction: &mut Transaction,
-        engine: &Engine,
-    ) -> Result<bool, ServerError> {
-        if let Some(known) = engine.is_bytewise(&self.table) {
-            return Ok(known);
-        }
-        let backend = transaction.participant(home).await?;
-        let bytewise = crate::metadata::is_bytewise(backend, &self.table.name.to_string()).await?;
-        // What an open transaction has changed is not for others to know.
-        if backend.status() != TransactionStatus::InBlock || transaction.mode().implicit {
-            engine.learn_bytewise(&self.table, bytewise);
-        }
-        Ok(bytewise)
+    /// For EXPLAIN: what is done with the shards' rows.
+    pub fn summary(&self) -> String {
+        let shape = &self.shape;
+        let how = match (&shape.group, shape.group_keys.is_empty(), shape.sort.is_empty()) {
+            (_, false, _) if shape.distinct => "Distinct",
+            (_, false, _) => "Group partial results",
+            (Some(_), ..) => "Add up partial results",
+            (None, _, false) => "Merge in order",
+            (None, ..) => "Append",
+        };
+        how.to_owned()
     }
 
     fn finish(&self) -> Finish {
@@ -245,6 +284,25 @@ impl Plan {
     }
 }
 
+/// Whether all text of a table compares by bytes; asks the home shard the first time.
+async fn is_bytewise(
+    table: &Arc<Table>,
+    home: ShardId,
+    transaction: &mut Transaction,
+    engine: &Engine,
+) -> Result<bool, ServerError> {
+    if let Some(known) = engine.is_bytewise(table) {
+        return Ok(known);
+    }
+    let backend = transaction.participant(home).await?;
+    let bytewise = crate::metadata::is_bytewise(backend, &table.name.to_string()).await?;
+    // What an open block may have changed is not for others to know.
+    if transaction.mode().implicit {
+        engine.learn_bytewise(table, bytewise);
+    }
+    Ok(bytewise)
+}
+
 /// Runs a plan; None when it turns out that the table's text does not compare by bytes.
 pub(crate) async fn run<'t>(
     plan: Plan,
@@ -253,7 +311,7 @@ pub(crate) async fn run<'t>(
     engine: &Engine,
 ) -> Result<Result<Rows<'t>, &'t mut Transaction>, ServerError> {
     let compares = !plan.shape.sort.is_empty() || !plan.shape.group_keys.is_empty() || has_extremes(&plan.shape);
-    if compares && !plan.is_bytewise(statement.snapshot.home(), transaction, engine).await? {
+    if compares && !is_bytewise(&plan.table, statement.snapshot.home(), transaction, engine).await? {
         return Ok(Err(transaction));
     }
     transaction.open_cut(&plan.fragments).await?;
@@ -310,7 +368,12 @@ async fn grouped<'t>(plan: Plan, transaction: &'t mut Transaction, engine: &Engi
         let keys = (0..keys).map(|i| col(format!("a_k{i}"))).collect();
         let frame = engine.context().read_table(table)?;
         let frame = frame.aggregate(keys, vec![group.call(vec![col("a_row")]).alias("result")])?;
-        let frame = ordered(frame.select(vec![col("result")])?, &plan.shape)?;
+        let frame = ordered(
+            frame.select(vec![col("result")])?,
+            !plan.shape.sort.is_empty(),
+            plan.shape.offset,
+            plan.shape.limit,
+        )?;
         Ok((frame.execute_stream().await?, feed))
     };
     let made: Result<_, datafusion::common::DataFusionError> = made.await;
@@ -328,15 +391,16 @@ async fn grouped<'t>(plan: Plan, transaction: &'t mut Transaction, engine: &Engi
 
 /// ORDER BY, OFFSET and LIMIT over results with their sort keys.
 fn ordered(
-    frame: datafusion::prelude::DataFrame,
-    shape: &Shape,
+    mut frame: datafusion::prelude::DataFrame,
+    sorted: bool,
+    offset: u64,
+    limit: Option<u64>,
 ) -> Result<datafusion::prelude::DataFrame, datafusion::common::DataFusionError> {
-    let mut frame = frame;
-    if !shape.sort.is_empty() {
+    if sorted {
         frame = frame.sort(vec![col("result").sort(true, false)])?;
     }
-    if shape.limit.is_some() || shape.offset > 0 {
-        frame = frame.limit(shape.offset as usize, shape.limit.map(|l| l as usize))?;
+    if limit.is_some() || offset > 0 {
+        frame = frame.limit(offset as usize, limit.map(|l| l as usize))?;
     }
     Ok(frame)
 }

@@ -12,7 +12,7 @@ use pgherd_model::{Table, quote_identifier};
 use pgherd_shards::ColumnDescription;
 use sqlparser::ast::{
     Distinct, DuplicateTreatment, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, LimitClause,
-    OrderByKind, Query, Select, SelectItem, SetExpr, Value,
+    LockType, NonBlock, OrderByKind, Query, Select, SelectItem, SetExpr, Value,
 };
 
 /// A final aggregate.
@@ -88,6 +88,8 @@ pub(crate) struct Shape {
     pub outputs: Vec<Output>,
     pub limit: Option<u64>,
     pub offset: u64,
+    /// FOR UPDATE …, as SQL; empty for none
+    pub lock: String,
 }
 
 /// What the planner knows beside the tree.
@@ -137,7 +139,6 @@ pub(crate) fn shape<'a>(
     context: &'a Context<'a>,
 ) -> Option<Shape> {
     let plain_query = query.with.is_none()
-        && query.locks.is_empty()
         && query.for_clause.is_none()
         && query.settings.is_none()
         && query.format_clause.is_none()
@@ -170,6 +171,7 @@ pub(crate) fn shape<'a>(
             outputs: Vec::new(),
             limit: None,
             offset: 0,
+            lock: String::new(),
         },
         plain: Vec::new(),
     };
@@ -196,6 +198,7 @@ pub(crate) fn shape<'a>(
     }
     builder.order(query)?;
     builder.limit(query)?;
+    builder.lock(query)?;
     Some(builder.shape)
 }
 
@@ -456,7 +459,7 @@ impl<'a> Builder<'a> {
             }
             limit = count.as_ref();
             if let Some(offset) = offset {
-                self.shape.offset = self.count(&offset.value)??;
+                self.shape.offset = row_count(&offset.value, self.context)??;
             }
         }
         if let Some(fetch) = &query.fetch {
@@ -469,29 +472,54 @@ impl<'a> Builder<'a> {
             }
         }
         if let Some(limit) = limit {
-            self.shape.limit = self.count(limit)?;
+            self.shape.limit = row_count(limit, self.context)?;
         }
         Some(())
     }
 
-    /// A row count: a constant or a parameter; Some(None) for NULL, which is no limit.
-    fn count(&self, expr: &Expr) -> Option<Option<u64>> {
-        let Expr::Value(value) = expr else {
-            return None;
+    /// FOR UPDATE and FOR SHARE, where each shard locks just the rows that it returns.
+    fn lock(&mut self, query: &Query) -> Option<()> {
+        let lock = match query.locks.as_slice() {
+            [] => return Some(()),
+            [lock] if lock.of.is_none() => lock,
+            _ => return None,
         };
-        match &value.value {
-            Value::Number(number, _) => Some(Some(number.parse().ok()?)),
-            Value::Placeholder(name) => {
-                let number = name.strip_prefix('$')?.parse().ok()?;
-                Some(Some(u64::try_from((self.context.number)(number)?).ok()?))
-            }
-            _ => None,
+        let shape = &mut self.shape;
+        let plain = shape.group.is_none() && !shape.distinct && shape.sort.is_empty();
+        if !plain || shape.limit.is_some() || shape.offset > 0 {
+            return None;
         }
+        shape.lock = match lock.lock_type {
+            LockType::Update => " FOR UPDATE",
+            LockType::Share => " FOR SHARE",
+        }
+        .to_owned();
+        match lock.nonblock {
+            None => {}
+            Some(NonBlock::Nowait) => shape.lock.push_str(" NOWAIT"),
+            Some(NonBlock::SkipLocked) => shape.lock.push_str(" SKIP LOCKED"),
+        }
+        Some(())
+    }
+}
+
+/// A row count: a constant or a parameter; Some(None) for NULL, which is no limit.
+pub(crate) fn row_count(expr: &Expr, context: &Context<'_>) -> Option<Option<u64>> {
+    let Expr::Value(value) = expr else {
+        return None;
+    };
+    match &value.value {
+        Value::Number(number, _) => Some(Some(number.parse().ok()?)),
+        Value::Placeholder(name) => {
+            let number = name.strip_prefix('$')?.parse().ok()?;
+            Some(Some(u64::try_from((context.number)(number)?).ok()?))
+        }
+        _ => None,
     }
 }
 
 /// `name(argument)` of a known aggregate, without DISTINCT, FILTER and the like; None as argument for `count(*)`.
-fn aggregate_call(expr: &Expr) -> Option<(String, Option<&Expr>)> {
+pub(crate) fn aggregate_call(expr: &Expr) -> Option<(String, Option<&Expr>)> {
     let Expr::Function(function) = expr else {
         return None;
     };

@@ -8,12 +8,14 @@ use pgherd_model::{
     Bound, Column, Epoch, KeyBound, KeyType, KeyValue, Name, Range, RangeId, RangeMap, ServerError, ShardId, Sharded,
     Snapshot, Table, TableId, TableKind,
 };
-use pgherd_query::{Engine, Limits, Statement, describe, select};
+use pgherd_query::{Engine, Limits, Statement, describe, explain, select};
 use pgherd_shards::{Backend, Identity, Options, ShardConfig, Shards, parse_data_row};
 use pgherd_transaction::{CommitIdentity, Coordinator, Mode, Transaction};
 use std::sync::Arc;
 
 pub const SHARDS: usize = 3;
+/// How many statements of `plan.sql` are on tier 2's list; those behind fall to tier 3.
+pub const PLANNED: usize = 40;
 
 pub struct Fixture {
     pub cluster: LocalCluster,
@@ -163,7 +165,7 @@ impl Fixture {
     async fn known(&mut self, name: &str, kind: TableKind) {
         let mut home = self.shards.checkout(ShardId(1), &self.who).await.expect("home");
         let sql = format!(
-            "SELECT attname, attnum, atttypid, atttypmod, format_type(atttypid, atttypmod), attnotnull \
+            "SELECT attname, attnum, atttypid, atttypmod, format_type(atttypid, atttypmod), attnotnull, attgenerated \
              FROM pg_attribute WHERE attrelid = '{name}'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
         );
         let results = home.simple(&sql).await.expect("columns");
@@ -177,7 +179,7 @@ impl Fixture {
                 type_name: text(r, 4).to_owned(),
                 not_null: text(r, 5) == "t",
                 default: None,
-                generated: false,
+                generated: text(r, 6) == "s",
                 identity: None,
             })
             .collect();
@@ -274,6 +276,80 @@ impl Fixture {
         Ok(lines)
     }
 
+    /// EXPLAIN's lines.
+    pub async fn explain(&self, sql: &str) -> Vec<String> {
+        let parsed = pgherd_sql::parse(sql).expect(sql).remove(0);
+        let mut home = self.shards.checkout(ShardId(1), &self.who).await.expect("home");
+        let columns = describe(&mut home, sql, &[])
+            .await
+            .expect(sql)
+            .columns
+            .unwrap_or_default();
+        let search_path = ["public".into()];
+        let statement = Statement {
+            text: sql,
+            ast: parsed.ast.as_deref().expect(sql),
+            parameter_types: &[],
+            parameters: &[],
+            result_formats: &[],
+            search_path: &search_path,
+            snapshot: &self.snapshot,
+            settings_sql: "",
+        };
+        explain(statement, &columns).expect(sql)
+    }
+
+    /// PostgreSQL's rows in binary.
+    pub async fn theirs_binary(&self, sql: &str) -> Vec<String> {
+        use postgres_protocol::message::frontend;
+        let who = Identity::new(SUPERUSER, "plain");
+        let mut plain = self.shards.checkout(ShardId(1), &who).await.expect("plain");
+        let out = plain.outbox();
+        frontend::parse("", sql, [], out).expect(sql);
+        let nothing: [Option<&str>; 0] = [];
+        let bound = frontend::bind("", "", [], nothing, |_, _| Ok(postgres_protocol::IsNull::Yes), [1], out);
+        assert!(bound.is_ok(), "{sql}");
+        frontend::execute("", 0, out).expect(sql);
+        frontend::sync(out);
+        plain.expect_ready();
+        plain.flush().await.expect(sql);
+        let mut lines = Vec::new();
+        while plain.is_awaiting() {
+            let message = plain.next_message().await.expect(sql);
+            match message.tag {
+                b'D' => lines.push(line(&parse_data_row(message.body))),
+                b'E' => panic!("{sql}: {}", ServerError::from_body(&message.body)),
+                _ => {}
+            }
+        }
+        lines
+    }
+
+    /// PostgreSQL's count and rows for an INSERT.
+    pub async fn plain_insert(&mut self, sql: &str) -> Result<(u64, Vec<String>), String> {
+        let results = self
+            .plain
+            .simple(sql)
+            .await
+            .map_err(|e| ServerError::from(e).sqlstate().to_string())?;
+        let count = results[0]
+            .tag
+            .rsplit(' ')
+            .next()
+            .and_then(|n| n.parse().ok())
+            .expect("a count");
+        Ok((count, results[0].rows.iter().map(|row| line(row)).collect()))
+    }
+
+    /// Tells the catalog of a default.
+    pub fn set_default(&mut self, table: &str, column: &str, default: &str) {
+        let entry = self.snapshot.relations.get_mut(table).expect(table);
+        let mut changed = (**entry[0].1.as_ref().expect(table)).clone();
+        let column = changed.columns.iter_mut().find(|c| c.name == column).expect(column);
+        column.default = Some(default.to_owned());
+        entry[0].1 = Some(Arc::new(changed));
+    }
+
     /// PostgreSQL's answer.
     pub async fn theirs(&mut self, sql: &str, parameters: &[Option<&str>]) -> Answer {
         let rows = self
@@ -286,11 +362,9 @@ impl Fixture {
 
     /// Every statement of `tests/queries/<file>`; all that differ are shown.
     pub async fn check_file(&mut self, file: &str) {
-        let path = format!("{}/tests/queries/{file}", env!("CARGO_MANIFEST_DIR"));
-        let text = std::fs::read_to_string(&path).expect(&path);
         let mut differences = Vec::new();
-        for sql in text.lines().filter(|line| !line.is_empty() && !line.starts_with("--")) {
-            differences.extend(self.difference(sql, &[]).await);
+        for sql in statements(file) {
+            differences.extend(self.difference(&sql, &[]).await);
         }
         assert!(
             differences.is_empty(),
@@ -328,6 +402,14 @@ impl Fixture {
     }
 }
 
+/// The statements of `tests/queries/<file>`, one a line.
+pub fn statements(file: &str) -> Vec<String> {
+    let path = format!("{}/tests/queries/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).expect(&path);
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("--"));
+    lines.map(str::to_owned).collect()
+}
+
 fn line(row: &[Option<Bytes>]) -> String {
     let values = row.iter().map(|v| match v {
         Some(v) => String::from_utf8_lossy(v).into_owned(),
@@ -336,7 +418,7 @@ fn line(row: &[Option<Bytes>]) -> String {
     values.collect::<Vec<_>>().join(" | ")
 }
 
-fn lines_of(mut bytes: BytesMut, lines: &mut Vec<String>) {
+pub fn lines_of(mut bytes: BytesMut, lines: &mut Vec<String>) {
     while bytes.len() >= 5 {
         assert_eq!(bytes.get_u8(), b'D');
         let length = bytes.get_u32() as usize - 4;

@@ -1,0 +1,170 @@
+//! INSERT … SELECT where the target, or what the source reads, lies on several shards.
+//!
+//! 1. The source runs once: on the home participant when it reads no sharded table, else by gathering. It is wrapped so
+//!    that it also gives the key as the target stores it, and defaults that must not be taken per shard (sequences, now()).
+//! 2. Each row goes to the shard of its key, in batches: `INSERT INTO t (…) SELECT … FROM unnest(…)`, with the
+//!    statement's own ON CONFLICT and RETURNING. The shard does the assignment casts, checks and triggers.
+//!
+//! A batch is a statement of its own on its shard: statement triggers fire per batch. ON CONFLICT wants to see all rows of a
+//! statement, so it gets one batch per shard and a limit on its size.
+
+mod carrier;
+mod source;
+mod target;
+mod write;
+
+use crate::rows::Rows;
+use crate::statement::Statement;
+use crate::{Engine, Transaction};
+use carrier::TargetType;
+use pgherd_model::{Column, Resolved, ServerError, Table, TableKind, quote_identifier};
+use pgherd_shards::ColumnDescription;
+use std::sync::Arc;
+use target::Target;
+
+/// Where rows go, and as what.
+pub(crate) struct Plan {
+    target: Target,
+    /// the sharded table; None for a table of the home shard
+    table: Option<Arc<Table>>,
+    /// the columns that are given a value, in the order of the source's columns; empty for a local table without a list
+    columns: Vec<String>,
+    types: Vec<TargetType>,
+    /// defaults to compute with the source, for the last of `columns`
+    defaults: Vec<String>,
+    /// the columns' places in `columns` of the key's columns; None for a key column that is left NULL
+    key: Vec<Option<usize>>,
+}
+
+/// Runs an INSERT … SELECT over several shards. Returns the number of rows inserted, and those of RETURNING.
+///
+/// # Errors
+/// PostgreSQL's own; 0A000 for what cannot be done exactly.
+pub async fn insert_select<'t>(
+    statement: Statement<'_>,
+    returning: Option<&[ColumnDescription]>,
+    transaction: &'t mut Transaction,
+    engine: &Engine,
+) -> Result<(u64, Option<Rows<'t>>), ServerError> {
+    let _ = engine;
+    let target = target::parse(statement.text)?;
+    let plan = plan(&statement, target)?;
+    let (count, rows) = write::run(&statement, plan, transaction).await?;
+    Ok((count, returning.map(|_| Rows::ready(rows))))
+}
+
+fn plan(statement: &Statement<'_>, target: Target) -> Result<Plan, ServerError> {
+    let resolved = statement
+        .snapshot
+        .resolve(target.schema.as_deref(), &target.name, statement.search_path);
+    let table = match resolved {
+        Resolved::Home => None,
+        Resolved::Known(table) => match &table.kind {
+            TableKind::Sharded(_) => Some(table),
+            _ => {
+                return Err(ServerError::unsupported(
+                    format!(
+                        "INSERT … SELECT into \"{}\" is not supported over several shards",
+                        target.name
+                    ),
+                    "Insert into the sharded table itself.",
+                ));
+            }
+        },
+    };
+    let Some(table) = table else {
+        return Ok(Plan {
+            columns: target.columns.clone().unwrap_or_default(),
+            target,
+            table: None,
+            types: Vec::new(),
+            defaults: Vec::new(),
+            key: Vec::new(),
+        });
+    };
+    Ok(Plan {
+        columns: Vec::new(),
+        types: Vec::new(),
+        defaults: Vec::new(),
+        key: Vec::new(),
+        target,
+        table: Some(table),
+    })
+}
+
+impl Plan {
+    /// Decides the columns, now that the source's number of columns is known.
+    fn complete(&mut self, given: usize) -> Result<(), ServerError> {
+        let Some(table) = self.table.clone() else {
+            return Ok(());
+        };
+        let given: Vec<&Column> = match &self.target.columns {
+            Some(names) => {
+                let columns = names
+                    .iter()
+                    .map(|n| table.column(n).ok_or_else(|| unknown_column(n, &table)));
+                columns.collect::<Result<_, _>>()?
+            }
+            None => table.columns.iter().take(given).collect(),
+        };
+        let omitted = table.columns.iter().filter(|c| !given.iter().any(|g| g.name == c.name));
+        let defaults: Vec<_> = omitted.filter_map(|c| Some((c, default_sql(&table, c)?))).collect();
+        let all = || given.iter().copied().chain(defaults.iter().map(|(c, _)| *c));
+        self.columns = all().map(|c| c.name.clone()).collect();
+        self.types = all()
+            .map(|c| TargetType {
+                oid: c.type_oid,
+                sql: c.type_name.clone(),
+            })
+            .collect();
+        let key = &table.sharded().ok_or_else(|| unknown_column("", &table))?.key;
+        self.key = key.iter().map(|k| self.columns.iter().position(|c| c == k)).collect();
+        self.defaults = defaults.into_iter().map(|(_, sql)| sql).collect();
+        Ok(())
+    }
+
+    /// `(a, b)`, or nothing for a local table without a list.
+    fn list_sql(&self) -> String {
+        if self.columns.is_empty() {
+            return String::new();
+        }
+        let names: Vec<_> = self.columns.iter().map(|c| quote_identifier(c)).collect();
+        format!(" ({})", names.join(", "))
+    }
+
+    /// Whether a value is given for a GENERATED ALWAYS AS IDENTITY column that the statement left out.
+    fn overrides(&self) -> bool {
+        let given = self.columns.len() - self.defaults.len();
+        let table = self.table.as_ref();
+        let defaulted = self.columns[given..]
+            .iter()
+            .filter_map(|c| table.and_then(|t| t.column(c)));
+        defaulted.into_iter().any(|c| c.identity == Some(true))
+    }
+}
+
+fn unknown_column(name: &str, table: &Table) -> ServerError {
+    ServerError::new(
+        pgherd_model::SqlState::UNDEFINED_COLUMN,
+        format!("column \"{name}\" of relation \"{}\" does not exist", table.name.name),
+    )
+}
+
+/// A default that must be computed once for the whole cluster: a sequence's next value, or what a shard might compute
+/// differently. Constants are left to the shards.
+fn default_sql(table: &Table, column: &Column) -> Option<String> {
+    if column.generated {
+        return None;
+    }
+    if column.identity.is_some() {
+        let name = pgherd_model::quote_literal(&table.name.to_string());
+        let column = pgherd_model::quote_literal(&column.name);
+        return Some(format!(
+            "pg_catalog.nextval(pg_catalog.pg_get_serial_sequence({name}, {column}))"
+        ));
+    }
+    let default = column.default.as_ref()?;
+    let computes =
+        default.contains('(') || default.to_ascii_uppercase().contains("CURRENT") || default.contains("LOCAL");
+    computes.then(|| default.clone())
+}

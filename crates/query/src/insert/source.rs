@@ -1,0 +1,188 @@
+//! The source of an INSERT … SELECT: its rows with keys and defaults.
+
+use super::Plan;
+use crate::relay::{self, RowBatch};
+use crate::rows::Rows;
+use crate::statement::{Statement, describe};
+use crate::{Transaction, gather, views};
+use pgherd_model::{KeyType, Resolved, ServerError, Sharded};
+use postgres_protocol::message::frontend;
+use std::sync::Arc;
+
+/// Rows that an Execute on the home participant returns at most, so that rows can be written in between.
+const ROWS_AT_ONCE: i32 = 5000;
+/// The portal of a source on the home participant.
+const PORTAL: &str = "pgherd source";
+
+/// The source's SQL, wrapped.
+pub(super) struct Wrapped {
+    pub sql: String,
+    /// types of the source's and the defaults' columns; keys are left out
+    pub types: Vec<u32>,
+}
+
+/// Describes the source, completes the plan, and wraps the source: its columns, the computed defaults, then the key's
+/// columns cast to the key's types.
+pub(super) async fn wrap(
+    statement: &Statement<'_>,
+    plan: &mut Plan,
+    transaction: &mut Transaction,
+) -> Result<Wrapped, ServerError> {
+    let source = statement.text[plan.target.source.clone()].trim();
+    let home = transaction.participant(statement.snapshot.home()).await?;
+    let description = describe(home, source, statement.parameter_types)
+        .await
+        .map_err(|e| e.with_position(None))?;
+    let given = description.columns.unwrap_or_default().len();
+    plan.complete(given)?;
+    let names = |prefix: &str, count: usize| -> Vec<String> { (1..=count).map(|i| format!("{prefix}{i}")).collect() };
+    let columns = names("c", given);
+    let mut inner = vec!["pgherd_source.*".to_owned()];
+    inner.extend(
+        plan.defaults
+            .iter()
+            .enumerate()
+            .map(|(i, sql)| format!("{sql} AS c{}", given + i + 1)),
+    );
+    let list = if columns.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", columns.join(", "))
+    };
+    let mut sql = format!("SELECT {} FROM ({source}) AS pgherd_source{list}", inner.join(", "));
+    if let Some(sharded) = plan.table.as_ref().and_then(|t| t.sharded()) {
+        let mut outer = vec!["pgherd_rows.*".to_owned()];
+        outer.extend(key_sql(plan, sharded));
+        sql = format!("SELECT {} FROM ({sql}) AS pgherd_rows", outer.join(", "));
+    }
+    let home = transaction.participant(statement.snapshot.home()).await?;
+    let described = describe(home, &sql, statement.parameter_types)
+        .await
+        .map_err(|e| e.with_position(None))?;
+    let all = described.columns.unwrap_or_default();
+    let types = all
+        .iter()
+        .take(given + plan.defaults.len())
+        .map(|c| c.type_oid)
+        .collect();
+    Ok(Wrapped { sql, types })
+}
+
+/// The key's columns as the target stores them.
+fn key_sql(plan: &Plan, sharded: &Sharded) -> Vec<String> {
+    let cast = |(place, key_type): (&Option<usize>, &KeyType)| match place {
+        Some(place) => format!(
+            "CAST(CAST(pgherd_rows.c{} AS {}) AS {})",
+            place + 1,
+            plan.types[*place].sql,
+            base_type(*key_type)
+        ),
+        None => format!("CAST(NULL AS {})", base_type(*key_type)),
+    };
+    plan.key.iter().zip(&sharded.key_types).map(cast).collect()
+}
+
+fn base_type(key_type: KeyType) -> &'static str {
+    match key_type {
+        KeyType::SmallInt => "pg_catalog.int2",
+        KeyType::Int => "pg_catalog.int4",
+        KeyType::BigInt => "pg_catalog.int8",
+        KeyType::Text => "pg_catalog.text",
+        KeyType::Varchar => "pg_catalog.varchar",
+        KeyType::Uuid => "pg_catalog.uuid",
+        KeyType::Date => "pg_catalog.date",
+        KeyType::Timestamp => "pg_catalog.timestamp",
+        KeyType::TimestampTz => "pg_catalog.timestamptz",
+        KeyType::Numeric => "pg_catalog.numeric",
+    }
+}
+
+/// The source's rows while they are read.
+pub(super) enum Source {
+    /// a portal on the home participant
+    Home,
+    /// a gather's result
+    Gathered(Rows<'static>),
+    Ended,
+}
+
+/// Starts the source with these result formats.
+pub(super) async fn open(
+    statement: &Statement<'_>,
+    sql: &str,
+    formats: &[i16],
+    transaction: &mut Transaction,
+) -> Result<Source, ServerError> {
+    let parsed = views::parse_query(sql)?;
+    let reads_sharded = parsed.relations.mentions.iter().any(|mention| {
+        let resolved = statement
+            .snapshot
+            .resolve(mention.schema.as_deref(), &mention.name, statement.search_path);
+        matches!(resolved, Resolved::Known(_))
+    });
+    let source = Statement {
+        text: &parsed.text,
+        result_formats: formats,
+        ..*statement
+    };
+    if reads_sharded {
+        // The result comes from the scratch connection, so the transaction is free meanwhile.
+        return Ok(Source::Gathered(gather::select(&source, transaction).await?));
+    }
+    let home = transaction.participant(statement.snapshot.home()).await?;
+    let out = home.outbox();
+    let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");
+    frontend::close(b'P', PORTAL, out).map_err(nul)?;
+    frontend::parse("", &parsed.text, statement.parameter_types.iter().copied(), out).map_err(nul)?;
+    crate::fragment::bind(PORTAL, statement.parameters, formats, out)?;
+    relay::sync(home).await?;
+    home.drain().await?;
+    Ok(Source::Home)
+}
+
+impl Source {
+    /// The next rows, with nothing left to read on the home participant; None at the end.
+    pub async fn next(
+        &mut self,
+        home: pgherd_model::ShardId,
+        transaction: &mut Transaction,
+    ) -> Result<Option<Vec<RowBatch>>, ServerError> {
+        match self {
+            Source::Ended => Ok(None),
+            Source::Gathered(rows) => match rows.next().await? {
+                Some(batch) => Ok(Some(vec![batch])),
+                None => {
+                    *self = Source::Ended;
+                    Ok(None)
+                }
+            },
+            Source::Home => {
+                let backend = transaction.participant(home).await?;
+                let nul = |_| ServerError::internal("a portal's name holds a NUL");
+                frontend::execute(PORTAL, ROWS_AT_ONCE, backend.outbox()).map_err(nul)?;
+                relay::sync(backend).await?;
+                let mut batches = Vec::new();
+                let read = loop {
+                    match relay::next_rows_or_pause(backend).await {
+                        Ok(relay::Next::Rows(batch)) => batches.push(batch),
+                        Ok(relay::Next::Paused) => break Ok(()),
+                        Ok(relay::Next::Complete) => {
+                            *self = Source::Ended;
+                            break Ok(());
+                        }
+                        Err(error) => break Err(error),
+                    }
+                };
+                let drained = backend.drain().await;
+                read?;
+                drained?;
+                Ok(Some(batches))
+            }
+        }
+    }
+}
+
+/// A table that a plan writes.
+pub(super) fn sharded(table: Option<&Arc<pgherd_model::Table>>) -> Option<&Sharded> {
+    table.and_then(|t| t.sharded())
+}

@@ -1,0 +1,138 @@
+//! The parts of an INSERT … SELECT, found in its tokens: the tree keeps no places of clauses.
+
+use pgherd_model::ServerError;
+use pgherd_sql::lexer::{Token, TokenKind, tokenize};
+use std::ops::Range;
+
+/// Where an INSERT's parts are, in bytes of its text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    /// the target's schema, where it is given
+    pub schema: Option<String>,
+    /// the target's name
+    pub name: String,
+    /// `INSERT INTO name [AS alias]`
+    pub head: Range<usize>,
+    /// the column list's names; None without a list
+    pub columns: Option<Vec<String>>,
+    /// OVERRIDING … VALUE, or empty
+    pub overriding: Range<usize>,
+    /// the source query
+    pub source: Range<usize>,
+    /// ON CONFLICT … RETURNING …, or empty
+    pub tail: Range<usize>,
+    /// the tail has ON CONFLICT
+    pub conflict: bool,
+    /// the tail has RETURNING
+    pub returning: bool,
+}
+
+/// Reads an INSERT's parts. Errors: 0A000 for a form that is not known.
+pub(super) fn parse(text: &str) -> Result<Target, ServerError> {
+    find(text).ok_or_else(|| {
+        ServerError::unsupported(
+            "this form of INSERT is not supported over several shards",
+            "Write INSERT INTO table (columns) SELECT …, with WITH behind INSERT.",
+        )
+    })
+}
+
+fn find(text: &str) -> Option<Target> {
+    let tokens = tokenize(text).ok()?;
+    let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
+    let symbol = |at: usize, symbol: &str| tokens.get(at).is_some_and(|t| t.is(text, symbol));
+    let identifier = |at: usize| tokens.get(at).and_then(|t| t.identifier(text));
+    if !word(0, "insert") || !word(1, "into") {
+        return None;
+    }
+    let (mut schema, mut name, mut at) = (None, identifier(2)?, 3);
+    while symbol(at, ".") {
+        schema = Some(std::mem::replace(&mut name, identifier(at + 1)?));
+        at += 2;
+    }
+    if word(at, "as") {
+        at += 2;
+    }
+    let head = tokens.first()?.start as usize..tokens.get(at - 1)?.end as usize;
+    let mut columns = None;
+    if symbol(at, "(") && !["select", "with", "values", "table"].iter().any(|w| word(at + 1, w)) && !symbol(at + 1, "(")
+    {
+        let mut names = vec![identifier(at + 1)?];
+        at += 2;
+        while symbol(at, ",") {
+            names.push(identifier(at + 1)?);
+            at += 2;
+        }
+        // `column.field` and `column[1]` set parts of a value.
+        if !symbol(at, ")") {
+            return None;
+        }
+        at += 1;
+        columns = Some(names);
+    }
+    let mut overriding = head.end..head.end;
+    if word(at, "overriding") && word(at + 2, "value") {
+        overriding = tokens[at].start as usize..tokens[at + 2].end as usize;
+        at += 3;
+    }
+    let (conflict, returning) = (
+        top_level(text, &tokens, at, "on", Some("conflict")),
+        top_level(text, &tokens, at, "returning", None),
+    );
+    let tail = [conflict, returning].into_iter().flatten().min();
+    let end = text.len();
+    let tail_start = tail.map_or(end, |t| tokens[t].start as usize);
+    Some(Target {
+        schema,
+        name,
+        head,
+        columns,
+        overriding,
+        source: tokens.get(at)?.start as usize..tail_start,
+        tail: tail_start..end,
+        conflict: conflict.is_some(),
+        returning: returning.is_some(),
+    })
+}
+
+/// The first unquoted word outside of parentheses, followed by another where that is asked for.
+fn top_level(text: &str, tokens: &[Token], from: usize, word: &str, next: Option<&str>) -> Option<usize> {
+    let mut depth = 0;
+    for (i, token) in tokens.iter().enumerate().skip(from) {
+        match token.kind {
+            TokenKind::Symbol if token.is(text, "(") => depth += 1,
+            TokenKind::Symbol if token.is(text, ")") => depth -= 1,
+            TokenKind::Word if depth == 0 && token.is_word(text, word) => {
+                let follows = next.is_none_or(|next| tokens.get(i + 1).is_some_and(|t| t.is_word(text, next)));
+                if follows {
+                    return Some(i);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_found() {
+        let text = "INSERT INTO s.\"T\" AS x (a, \"B\") OVERRIDING SYSTEM VALUE SELECT 1, (SELECT 2) FROM t JOIN u ON t.a = u.a ON CONFLICT (a) DO NOTHING RETURNING a";
+        let target = parse(text).expect(text);
+        assert_eq!(&text[target.head.clone()], "INSERT INTO s.\"T\" AS x");
+        assert_eq!(target.columns, Some(vec!["a".to_owned(), "B".to_owned()]));
+        assert_eq!(&text[target.overriding.clone()], "OVERRIDING SYSTEM VALUE");
+        assert_eq!(
+            &text[target.source.clone()],
+            "SELECT 1, (SELECT 2) FROM t JOIN u ON t.a = u.a "
+        );
+        assert_eq!(&text[target.tail.clone()], "ON CONFLICT (a) DO NOTHING RETURNING a");
+        let text = "insert into t (select 1)";
+        let target = parse(text).expect(text);
+        assert_eq!((&text[target.source.clone()], target.columns), ("(select 1)", None));
+        assert!(parse("INSERT INTO t (a.b) SELECT 1").is_err());
+    }
+}

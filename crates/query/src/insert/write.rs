@@ -1,0 +1,265 @@
+//! Rows of the source go to the shards of their keys.
+
+use super::carrier::{Batch, Carrier, carriers, select_sql};
+use super::source::{self, Source, sharded};
+use super::{Plan, TargetType};
+use crate::Transaction;
+use crate::plan::row;
+use crate::relay::{self, RowBatch};
+use crate::statement::Statement;
+use bytes::Bytes;
+use pgherd_model::{Key, ServerError, ShardId, SqlState};
+use pgherd_shards::Backend;
+use postgres_protocol::message::frontend;
+use std::collections::BTreeMap;
+
+/// A shard's batch is sent when it has as many bytes, or rows.
+const BATCH_BYTES: usize = 1 << 20;
+const BATCH_ROWS: usize = 10_000;
+/// ON CONFLICT has to see all rows of a statement at once, and an array ends at 1 GB.
+const CONFLICT_BYTES: usize = 256 << 20;
+
+/// What one shard gets.
+struct Lane {
+    batch: Batch,
+    /// a statement was sent and its reply not read
+    pending: bool,
+}
+
+struct Writer<'a> {
+    statement: &'a Statement<'a>,
+    sql: String,
+    carriers: Vec<Carrier>,
+    conflict: bool,
+    lanes: BTreeMap<ShardId, Lane>,
+    count: u64,
+    returned: RowBatch,
+}
+
+/// Runs the whole statement.
+pub(super) async fn run(
+    statement: &Statement<'_>,
+    mut plan: Plan,
+    transaction: &mut Transaction,
+) -> Result<(u64, RowBatch), ServerError> {
+    let home_id = statement.snapshot.home();
+    let wrapped = source::wrap(statement, &mut plan, transaction).await?;
+    if plan.types.len() < wrapped.types.len() {
+        // A local table: only columns that travel as text need its types.
+        plan.types = local_types(&plan, wrapped.types.len(), statement, transaction).await?;
+    }
+    let home = transaction.participant(home_id).await?;
+    let carriers = carriers(home, &wrapped.types, &plan.types).await?;
+    let mut formats: Vec<i16> = carriers.iter().map(|c| c.format).collect();
+    formats.extend(plan.key.iter().map(|_| 1));
+    let text = statement.text;
+    let overriding = match plan.overrides() {
+        true => "OVERRIDING SYSTEM VALUE",
+        false => &text[plan.target.overriding.clone()],
+    };
+    let mut writer = Writer {
+        statement,
+        sql: format!(
+            "{}{} {overriding} {} {}",
+            &text[plan.target.head.clone()],
+            plan.list_sql(),
+            select_sql(&carriers, statement.parameters.len() + 1),
+            &text[plan.target.tail.clone()]
+        ),
+        carriers,
+        conflict: plan.target.conflict,
+        lanes: BTreeMap::new(),
+        count: 0,
+        returned: RowBatch::default(),
+    };
+    let mut source = source::open(statement, &wrapped.sql, &formats, transaction).await?;
+    let written = write_all(&mut writer, &mut source, &plan, home_id, transaction).await;
+    if let Err(error) = written {
+        for (_, backend) in transaction.participants() {
+            relay::stop(backend).await;
+        }
+        return Err(error);
+    }
+    Ok((writer.count, writer.returned))
+}
+
+async fn write_all(
+    writer: &mut Writer<'_>,
+    source: &mut Source,
+    plan: &Plan,
+    home: ShardId,
+    transaction: &mut Transaction,
+) -> Result<(), ServerError> {
+    while let Some(batches) = {
+        // A source on the home participant shares its connection with the writes there.
+        if matches!(source, Source::Home) {
+            writer.read_reply(home, transaction).await?;
+        }
+        source.next(home, transaction).await?
+    } {
+        for batch in batches {
+            for message in row::messages(&batch.bytes) {
+                let shard = writer.add(message, plan, home)?;
+                if writer.is_full(shard)? {
+                    writer.send(shard, plan, transaction).await?;
+                }
+            }
+        }
+    }
+    let shards: Vec<_> = writer.lanes.keys().copied().collect();
+    for shard in &shards {
+        writer.send(*shard, plan, transaction).await?;
+    }
+    for shard in shards {
+        writer.read_reply(shard, transaction).await?;
+    }
+    Ok(())
+}
+
+/// The types of a local table's columns, from the home shard.
+async fn local_types(
+    plan: &Plan,
+    count: usize,
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+) -> Result<Vec<TargetType>, ServerError> {
+    let home = transaction.participant(statement.snapshot.home()).await?;
+    let quote = pgherd_model::quote_identifier;
+    let name = match &plan.target.schema {
+        Some(schema) => format!("{}.{}", quote(schema), quote(&plan.target.name)),
+        None => quote(&plan.target.name),
+    };
+    let metadata = crate::metadata::read(home, &[name], &[]).await?;
+    let relation = metadata.relations.into_iter().next().flatten();
+    let columns = relation.map(|r| r.columns).unwrap_or_default();
+    let of = |column: &crate::metadata::Column| TargetType {
+        oid: column.type_oid,
+        sql: column.type_sql.clone(),
+    };
+    let types: Vec<_> = match &plan.target.columns {
+        Some(names) => names
+            .iter()
+            .filter_map(|n| columns.iter().find(|c| c.name == *n).map(of))
+            .collect(),
+        None => columns.iter().take(count).map(of).collect(),
+    };
+    match types.len() == count {
+        true => Ok(types),
+        false => Err(ServerError::new(
+            SqlState::SYNTAX_ERROR,
+            "INSERT has more expressions than target columns",
+        )),
+    }
+}
+
+impl Writer<'_> {
+    /// Puts a row into the batch of its shard.
+    fn add(&mut self, message: &[u8], plan: &Plan, home: ShardId) -> Result<ShardId, ServerError> {
+        let garbled = || ServerError::internal("the source of an INSERT sent a row that does not fit its description");
+        let mut fields = Vec::new();
+        row::fields(message, &mut fields).ok_or_else(garbled)?;
+        let width = self.carriers.len();
+        let shard = match sharded(plan.table.as_ref()) {
+            None => home,
+            Some(sharded) => {
+                let values = fields.get(width..).ok_or_else(garbled)?.iter().zip(&sharded.key_types);
+                let key: Option<Key> = values
+                    .map(|(value, key_type)| key_type.parse_binary(&message[value.clone()?]))
+                    .collect();
+                // A row without a range gets its error from PostgreSQL: no shard has a partition for it.
+                key.and_then(|key| sharded.ranges.find(&key))
+                    .map_or(home, |range| range.shard)
+            }
+        };
+        let lane = self.lanes.entry(shard).or_insert_with(|| Lane {
+            batch: Batch::new(width),
+            pending: false,
+        });
+        lane.batch
+            .add(fields.iter().map(|value| value.clone().map(|v| &message[v])));
+        Ok(shard)
+    }
+
+    fn is_full(&self, shard: ShardId) -> Result<bool, ServerError> {
+        let Some(lane) = self.lanes.get(&shard) else {
+            return Ok(false);
+        };
+        if !self.conflict {
+            return Ok(lane.batch.bytes >= BATCH_BYTES || lane.batch.rows >= BATCH_ROWS);
+        }
+        if lane.batch.bytes < CONFLICT_BYTES {
+            return Ok(false);
+        }
+        Err(ServerError::unsupported(
+            "INSERT … SELECT … ON CONFLICT has too many rows for one shard",
+            "Insert in smaller parts.",
+        ))
+    }
+
+    /// Sends a shard's batch, after reading the reply to the one before.
+    async fn send(&mut self, shard: ShardId, plan: &Plan, transaction: &mut Transaction) -> Result<(), ServerError> {
+        self.read_reply(shard, transaction).await?;
+        let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.batch.rows > 0) else {
+            return Ok(());
+        };
+        let (types, arrays) = lane.batch.take(&self.carriers);
+        lane.pending = true;
+        transaction.wrote(shard);
+        let backend = transaction.participant(shard).await?;
+        if let Some(sharded) = sharded(plan.table.as_ref()) {
+            backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", sharded.fence));
+        }
+        let (mut parameter_types, mut parameters) = crate::fragment::parameters(self.statement, &self.sql);
+        parameter_types.truncate(self.statement.parameters.len());
+        parameters.truncate(self.statement.parameters.len());
+        parameter_types.extend(types);
+        parameters.extend(arrays.into_iter().map(|array| (true, Some(array))));
+        self.put(backend, &parameter_types, &parameters)?;
+        relay::sync(backend).await
+    }
+
+    fn put(
+        &self,
+        backend: &mut Backend,
+        types: &[u32],
+        parameters: &[(bool, Option<Bytes>)],
+    ) -> Result<(), ServerError> {
+        let out = backend.outbox();
+        let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
+        frontend::parse("", &self.sql, types.iter().copied(), out).map_err(nul)?;
+        crate::fragment::bind("", parameters, self.statement.result_formats, out)?;
+        frontend::execute("", 0, out).map_err(nul)
+    }
+
+    /// Reads a shard's reply, if one is to come: its rows and count.
+    async fn read_reply(&mut self, shard: ShardId, transaction: &mut Transaction) -> Result<(), ServerError> {
+        let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.pending) else {
+            return Ok(());
+        };
+        lane.pending = false;
+        let backend = transaction.participant(shard).await?;
+        let mut failed = None;
+        loop {
+            let message = backend.next_message().await?;
+            match message.tag {
+                b'D' => {
+                    self.returned.rows += 1;
+                    let out = &mut self.returned.bytes;
+                    out.extend_from_slice(b"D");
+                    out.extend_from_slice(&(message.body.len() as u32 + 4).to_be_bytes());
+                    out.extend_from_slice(&message.body);
+                }
+                b'C' => self.count += inserted(&message.body),
+                b'E' => failed = Some(ServerError::from_body(&message.body).with_position(None)),
+                b'Z' => return failed.map_or(Ok(()), Err),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The count in `INSERT 0 5`.
+fn inserted(body: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(body.strip_suffix(&[0]).unwrap_or(body)).into_owned();
+    text.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
