@@ -24,6 +24,8 @@ pub(super) struct Evaluator {
     home: ShardId,
     who: Identity,
     backend: Option<Backend>,
+    /// in a transaction as long as the COPY, so that now() stands still
+    for_defaults: Option<Backend>,
     /// the key's columns: how the type is written, and what it is
     key_types: Vec<(String, KeyType)>,
     values: HashMap<Unknown, Option<KeyValue>>,
@@ -52,6 +54,7 @@ impl Evaluator {
             home,
             who,
             backend: None,
+            for_defaults: None,
             key_types,
             values: HashMap::new(),
             defaults,
@@ -142,18 +145,32 @@ impl Evaluator {
             )
             .into());
         }
-        // A lock that this very transaction holds on the sequence would never be released while it waits.
-        let sql = format!(
-            "SET LOCAL lock_timeout = '5s'; SELECT {} FROM generate_series(1, {count})",
-            self.defaults
-        );
-        let results = self.backend().await?.simple(&sql).await?;
+        if self.for_defaults.is_none() {
+            let mut backend = self.coordinator.autocommit(self.home, &self.who).await?;
+            // A lock that this very transaction holds on the sequence would never be released while it waits.
+            backend.simple("BEGIN; SET LOCAL lock_timeout = '5s'").await?;
+            self.for_defaults = Some(backend);
+        }
+        let sql = format!("SELECT {} FROM generate_series(1, {count})", self.defaults);
+        let missing = || ServerError::internal("a connection that was just made is missing");
+        let results = self.for_defaults.as_mut().ok_or_else(missing)?.simple(&sql).await?;
         let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
         let text = |v: Option<Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
         Ok(rows
             .into_iter()
             .map(|row| row.into_iter().map(text).collect())
             .collect())
+    }
+}
+
+impl Evaluator {
+    /// Gives the connections back.
+    pub(super) async fn finish(&mut self) {
+        if let Some(mut backend) = self.for_defaults.take() {
+            // One that cannot commit is closed; it wrote nothing but sequences.
+            let _ = backend.simple("COMMIT").await;
+        }
+        self.backend = None;
     }
 }
 

@@ -1,20 +1,23 @@
 //! Rows in COPY's formats, from DataRow messages: text and CSV as PostgreSQL's `CopyAttributeOutText` and
 //! `CopyAttributeOutCSV` write them; a binary tuple has the very layout of a DataRow's body.
 
+use super::put_data;
 use bytes::{Buf, BufMut, BytesMut};
 use pgherd_sql::CopyFormat;
 use pgherd_sql::copy_split::CopyOptions;
 
 /// The binary format's header: signature, no flags, no extension.
-pub(super) const BINARY_HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const BINARY_HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// The binary format's trailer.
-pub(super) const BINARY_TRAILER: [u8; 2] = [0xff, 0xff];
+const BINARY_TRAILER: [u8; 2] = [0xff, 0xff];
 
 /// Writes rows as CopyData messages.
 pub(super) struct Writer {
     options: CopyOptions,
     /// FORCE_QUOTE, by column
     forced: Vec<bool>,
+    /// the binary header, which drivers expect in the first row's message, where PostgreSQL puts it
+    header: &'static [u8],
 }
 
 impl Writer {
@@ -23,23 +26,37 @@ impl Writer {
             .iter()
             .map(|c| options.force_quote.names(c) || options.force_quote.names("*"))
             .collect();
-        Self { options, forced }
+        let binary = options.format == CopyFormat::Binary;
+        let header = if binary { BINARY_HEADER.as_slice() } else { &[] };
+        Self {
+            options,
+            forced,
+            header,
+        }
     }
 
     /// Appends one CopyData for each of the DataRow messages.
-    pub(super) fn write(&self, mut rows: BytesMut, out: &mut BytesMut) {
+    pub(super) fn write(&mut self, mut rows: BytesMut, out: &mut BytesMut) {
         while rows.len() >= 5 {
             let whole = 1 + u32::from_be_bytes([rows[1], rows[2], rows[3], rows[4]]) as usize;
             let mut row = rows.split_to(whole.min(rows.len()));
             row.advance(5);
             let start = out.len();
             out.put_slice(&[b'd', 0, 0, 0, 0]);
+            out.put_slice(std::mem::take(&mut self.header));
             match self.options.format {
                 CopyFormat::Binary => out.put_slice(&row),
                 _ => self.write_line(&row, out),
             }
             let length = (out.len() - start - 1) as u32;
             out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+
+    /// Appends what follows the last row: the binary format's trailer.
+    pub(super) fn finish(&mut self, out: &mut BytesMut) {
+        if self.options.format == CopyFormat::Binary {
+            put_data(out, &[std::mem::take(&mut self.header), &BINARY_TRAILER].concat());
         }
     }
 

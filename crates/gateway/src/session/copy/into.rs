@@ -170,6 +170,7 @@ impl Session {
             cancel,
         };
         let result = running.run().await;
+        running.evaluator.finish().await;
         self.cancel.slot.clear();
         if !entered.guard.is_valid() {
             return Err(lost_lease().into());
@@ -400,7 +401,14 @@ impl Running<'_> {
 
     async fn feed(&mut self) -> Result<(), Cause> {
         loop {
-            match self.next().await? {
+            let message = self.next().await?;
+            // A shard that waits for rows, or was not asked yet, does not notice.
+            if self.cancel.is_requested() {
+                let message = "canceling statement due to user request";
+                let error = ServerError::new(SqlState::QUERY_CANCELED, message);
+                return Err(Cause::Error(self.at_next_line(error)));
+            }
+            match message {
                 Inflow::Data(data) => {
                     let Self { splitter, outflows, .. } = self;
                     let progress = splitter.push(&data, &mut |stream, bytes| outflows[stream].put(bytes));

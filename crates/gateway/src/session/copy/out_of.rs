@@ -3,7 +3,7 @@
 //! header line are the ones the client gets.
 
 use super::evaluate::quote_list;
-use super::format::{BINARY_HEADER, BINARY_TRAILER, Writer};
+use super::format::Writer;
 use super::{describes, put_data};
 use crate::session::execute::Entered;
 use crate::session::forward::{lost_lease, no_block};
@@ -120,7 +120,7 @@ impl Session {
         let description = self.description(inner, &entered.snapshot).await?;
         let columns = description.columns.as_deref().unwrap_or_default();
         let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
-        let writer = Writer::new(copy_options, &names);
+        let mut writer = Writer::new(copy_options, &names);
         let ast = inner.statement.parsed.ast.as_deref().ok_or_else(|| {
             ServerError::unsupported(
                 "COPY of this query over several shards is not supported yet",
@@ -148,10 +148,9 @@ impl Session {
             client.put(b'n', &[]);
         }
         client.put(b'H', &prologue.response);
-        match (binary, prologue.header.as_slice()) {
-            (true, _) => put_data(&mut client.out, BINARY_HEADER),
-            (false, []) => {}
-            (false, header) => put_data(&mut client.out, header),
+        // Of the binary format, the response to no rows is header and trailer; the writer knows where they go.
+        if !binary && !prologue.header.is_empty() {
+            put_data(&mut client.out, &prologue.header);
         }
         let mut count = 0;
         while let Some(batch) = rows.next().await? {
@@ -167,9 +166,7 @@ impl Session {
         if !entered.guard.is_valid() {
             return Err(lost_lease().into());
         }
-        if binary {
-            put_data(&mut client.out, &BINARY_TRAILER);
-        }
+        writer.finish(&mut client.out);
         client.put(b'c', &[]);
         Ok(format!("COPY {count}"))
     }
