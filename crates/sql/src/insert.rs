@@ -16,8 +16,8 @@ use crate::route::{Merge, Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
 use crate::tree::tree;
 use crate::walk::Walk;
-use pgherd_model::{KeyType, KeyValue, Numeric, ServerError, ShardId, Sharded, Snapshot, Table};
-use sqlparser::ast::{ConflictTarget, Expr, Insert, OnInsert, Query, SelectItem, SetExpr, Statement, Values};
+use pgherd_model::{KeyType, KeyValue, Name, Numeric, ServerError, ShardId, Sharded, Snapshot, Table};
+use sqlparser::ast::{ConflictTarget, Expr, Insert, OnInsert, Query, SelectItem, SetExpr, Statement, Value, Values};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -59,6 +59,8 @@ pub(crate) enum Slot {
 #[derive(Debug)]
 pub(crate) struct InsertPlan {
     pub table: Arc<Table>,
+    /// the sharded table's name, also where a partition is named
+    pub parent: Name,
     pub address: Address,
     /// behind the table's name and alias
     pub behind_name: usize,
@@ -150,6 +152,7 @@ impl InsertPlan {
             }),
             returning: insert.returning.is_some(),
             on_conflict: conflict.is_some(),
+            parent: parent.name.clone(),
             table: parent.clone(),
         };
         plan.judged |= plan.key.len() != sharded.key.len();
@@ -205,7 +208,7 @@ impl InsertPlan {
                 self.columns = places.unwrap_or_default();
                 let fits = self.columns.len() == width && self.rows.iter().all(|r| r.cells.len() == width);
                 let twice = (1..self.columns.len()).any(|i| self.columns[..i].contains(&self.columns[i]));
-                self.judged |= !fits || twice;
+                self.judged |= !fits || twice || (fits && self.boolean_key(values));
             }
         }
         self.judged |= self.explicit_always(table);
@@ -232,6 +235,20 @@ impl InsertPlan {
             });
             c.accept_symbol(",");
         }
+    }
+
+    /// `true` or `false` for a key that only an explicit cast would make of it.
+    fn boolean_key(&self, values: &Values) -> bool {
+        let takes = |column: usize| {
+            let text = matches!(self.key_type(column), KeyType::Text | KeyType::Varchar);
+            text || !self.key.contains(&column)
+        };
+        values.rows.iter().any(|row| {
+            let mut cells = row.content.iter().zip(&self.columns);
+            cells.any(|(expr, &column)| {
+                !takes(column) && matches!(expr, Expr::Value(v) if matches!(v.value, Value::Boolean(_)))
+            })
+        })
     }
 
     /// A value for a GENERATED ALWAYS identity without OVERRIDING: 428C9, which a child would not say.

@@ -3,8 +3,8 @@
 use crate::insert::{CellKind, InsertPlan, Slot};
 use crate::relations::substitute;
 use crate::route::Replaced;
-use crate::scalar::Parameters;
-use pgherd_model::{KeyType, Name, ServerError, quote_identifier, quote_literal};
+use crate::scalar::{Parameters, Scalar};
+use pgherd_model::{Column, KeyType, Name, ServerError, quote_identifier, quote_literal};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -43,10 +43,11 @@ impl InsertPlan {
                     .iter()
                     .all(|r| matches!(r.cells[*place].kind, CellKind::Default)),
             });
+        let judge = self.judge(text, slots, parameters)?.unwrap_or_default();
         if uniform {
             let exprs: Result<Vec<_>, _> = union.iter().map(|&s| self.expression(text, 0, s, parameters)).collect();
             return Ok(format!(
-                "SELECT {} FROM generate_series(1, {})",
+                "{judge}SELECT {} FROM generate_series(1, {})",
                 exprs?.join(", "),
                 self.rows.len()
             ));
@@ -62,7 +63,53 @@ impl InsertPlan {
             }
             rows.push(format!("({})", exprs.join(", ")));
         }
-        Ok(format!("VALUES {}", rows.join(", ")))
+        Ok(format!("{judge}VALUES {}", rows.join(", ")))
+    }
+
+    /// The query's casts are explicit and would take what an assignment refuses (`true` for an integer): a
+    /// statement before it lets PostgreSQL assign the same expressions to the table's columns, without running them.
+    fn judge(&self, text: &str, slots: &[Vec<Slot>], parameters: Parameters) -> Result<Option<String>, ServerError> {
+        let written = |row: usize, place: usize| {
+            slots[row].contains(&Slot::Cell(place)) && self.needs_judgement(row, place, parameters)
+        };
+        let places: Vec<_> = (0..self.columns.len())
+            .filter(|&place| (0..slots.len()).any(|row| written(row, place)))
+            .collect();
+        if places.is_empty() {
+            return Ok(None);
+        }
+        let mut rows = Vec::new();
+        for row in (0..slots.len()).filter(|&row| places.iter().any(|&p| written(row, p))) {
+            let mut values = Vec::with_capacity(places.len());
+            for &place in &places {
+                values.push(match written(row, place) {
+                    true => self.inlined(text, self.rows[row].cells[place].span.clone(), parameters)?,
+                    false => "DEFAULT".to_owned(),
+                });
+            }
+            rows.push(format!("({})", values.join(", ")));
+        }
+        let columns: Vec<_> = places.iter().map(|&p| self.columns[p]).collect();
+        let overriding = if self.overriding {
+            " OVERRIDING SYSTEM VALUE"
+        } else {
+            ""
+        };
+        Ok(Some(format!(
+            "EXPLAIN INSERT INTO {} ({}){overriding} VALUES {}; ",
+            self.parent,
+            self.names(&columns),
+            rows.join(", ")
+        )))
+    }
+
+    /// All but NULL and what has no type of its own, which PostgreSQL gives the column's.
+    fn needs_judgement(&self, row: usize, place: usize, parameters: Parameters) -> bool {
+        match &self.rows[row].cells[place].kind {
+            CellKind::Default | CellKind::Scalar(Scalar::Null | Scalar::Text(_)) => false,
+            CellKind::Scalar(Scalar::Parameter(number, None)) => parameters.type_oid(*number) != 0,
+            CellKind::Scalar(_) | CellKind::Expression { .. } => true,
+        }
     }
 
     fn expression(&self, text: &str, row: usize, slot: Slot, parameters: Parameters) -> Result<String, ServerError> {
@@ -86,12 +133,7 @@ impl InsertPlan {
                 quote_literal(&described.name)
             ),
         });
-        // A cast to varchar(n) would cut what an INSERT refuses.
-        let type_name = match KeyType::from_oid(described.type_oid) {
-            Some(KeyType::Text | KeyType::Varchar) => "text",
-            _ => &described.type_name,
-        };
-        Ok(format!("CAST(({expression}) AS {type_name})::text"))
+        Ok(format!("CAST(({expression}) AS {})::text", cast_name(described)))
     }
 
     /// An expression with its parameters as literals.
@@ -241,11 +283,7 @@ impl InsertPlan {
             Slot::Omitted(column) => column,
         };
         let described = &self.table.columns[column];
-        let type_name = match KeyType::from_oid(described.type_oid) {
-            // An over-long string is the assignment's to refuse.
-            Some(KeyType::Text | KeyType::Varchar) => "text",
-            _ => &described.type_name,
-        };
+        let type_name = cast_name(described);
         match given.and_then(|g| g.answer(row, slot)).flatten() {
             Some(text) => format!("{}::{type_name}", quote_literal(text)),
             None => "NULL".to_owned(),
@@ -277,6 +315,15 @@ impl InsertPlan {
         }
         replacements.sort_by_key(|(span, _)| (span.start, span.end));
         Some(numbers)
+    }
+}
+
+/// The type to cast a column's value to: casts to varchar(n) and char(n) would cut what an assignment refuses.
+fn cast_name(column: &Column) -> &str {
+    match column.type_oid {
+        25 | 1043 => "text",
+        1042 => "bpchar",
+        _ => &column.type_name,
     }
 }
 

@@ -231,13 +231,19 @@ fn key_expressions_are_computed_once() {
         &[text("4"), text("x")],
         &[&[Some("5")]],
     );
-    assert_eq!(query, "defaults: VALUES (CAST((1 + '4') AS integer)::text)");
+    assert_eq!(
+        query,
+        r#"defaults: EXPLAIN INSERT INTO "public"."t" ("k") VALUES (1 + '4'); VALUES (CAST((1 + '4') AS integer)::text)"#
+    );
     assert_eq!(
         route,
         r#"2: insert into "pgherd_data"."t1_r2" AS "t" (k, v) values ('5'::integer, $1) [1]"#
     );
     let (query, route) = with_defaults("insert into tx values (lower('A'), 1)", &[], &[&[Some("it's")]]);
-    assert_eq!(query, "defaults: VALUES (CAST((lower('A')) AS text)::text)");
+    assert_eq!(
+        query,
+        r#"defaults: EXPLAIN INSERT INTO "public"."tx" ("k") VALUES (lower('A')); VALUES (CAST((lower('A')) AS text)::text)"#
+    );
     assert_eq!(
         route,
         r#"2: insert into "pgherd_data"."t5_r2" AS "tx" ("k", "v") values ('it''s'::text, 1)"#
@@ -246,4 +252,33 @@ fn key_expressions_are_computed_once() {
     assert_eq!(route, r#"1: insert into t values (NULL) [fence_1_5]"#);
     assert_eq!(place("insert into t values ($1)", &[text("5")]), "2");
     assert_eq!(place("insert into t values ($1)", &[]), "1 fenced");
+}
+
+#[test]
+fn only_assignments_make_a_key() {
+    check(&[
+        // PostgreSQL says 42804, with the position in the client's own text.
+        (
+            "insert into t (k) values (true)",
+            "1: insert into t (k) values (true) [fence_1_5]",
+        ),
+        (
+            "insert into t (k, n) values (5, 1), (false, 2)",
+            "1: insert into t (k, n) values (5, 1), (false, 2) [fence_1_5]",
+        ),
+        (
+            "insert into tx values (true)",
+            r#"defaults: EXPLAIN INSERT INTO "public"."tx" ("k") VALUES (true); VALUES (CAST((true) AS text)::text)"#,
+        ),
+        (
+            "insert into t (k, n) values (1, (select true)), ('2' || '', 3)",
+            "defaults: EXPLAIN INSERT INTO \"public\".\"t\" (\"k\", \"n\") VALUES (DEFAULT, (select true)), ('2' || '', DEFAULT); \
+             VALUES (NULL::text, CAST(((select true)) AS integer)::text), (CAST(('2' || '') AS integer)::text, NULL::text)",
+        ),
+        // A string without a type is the column's input; it has nothing to be judged.
+        (
+            "insert into dd values ('today')",
+            "defaults: VALUES (CAST(('today') AS date)::text)",
+        ),
+    ]);
 }
