@@ -85,7 +85,6 @@ pub(crate) struct InsertPlan {
     judged: bool,
     refused: Option<ServerError>,
     returning: bool,
-    on_conflict: bool,
     ready: Box<[OnceLock<Part>]>,
 }
 
@@ -151,7 +150,6 @@ impl InsertPlan {
                 )
             }),
             returning: insert.returning.is_some(),
-            on_conflict: conflict.is_some(),
             parent: parent.name.clone(),
             table: parent.clone(),
         };
@@ -208,7 +206,7 @@ impl InsertPlan {
                 self.columns = places.unwrap_or_default();
                 let fits = self.columns.len() == width && self.rows.iter().all(|r| r.cells.len() == width);
                 let twice = (1..self.columns.len()).any(|i| self.columns[..i].contains(&self.columns[i]));
-                self.judged |= !fits || twice || (fits && self.boolean_key(values));
+                self.judged |= !fits || twice || self.boolean_key(values);
             }
         }
         self.judged |= self.explicit_always(table);
@@ -314,13 +312,10 @@ impl InsertPlan {
                 answers,
             }),
         };
-        let mut ranges = Vec::with_capacity(self.rows.len());
-        for row in 0..self.rows.len() {
-            match self.range(row, parameters, given.as_ref()) {
-                Ok(range) => ranges.push(range),
-                Err(error) => return Route::Refuse(error),
-            }
-        }
+        let ranges = match self.ranges(snapshot, parameters, given.as_ref()) {
+            Ok(ranges) => ranges,
+            Err(error) => return Route::Refuse(error),
+        };
         self.place(text, snapshot, &ranges, given.as_ref())
     }
 
@@ -369,36 +364,76 @@ impl InsertPlan {
         }
     }
 
-    /// The range of a row; None where no range holds it, or where its key has a NULL.
-    fn range(&self, row: usize, parameters: Parameters, given: Option<&Given>) -> Result<Option<usize>, ServerError> {
+    /// The range of each row; None where no range holds it, or where its key has a NULL.
+    fn ranges(
+        &self,
+        snapshot: &Snapshot,
+        parameters: Parameters,
+        given: Option<&Given>,
+    ) -> Result<Vec<Option<usize>>, ServerError> {
         if self.partition.is_some() {
-            return Ok(self.partition);
+            return Ok(vec![self.partition; self.rows.len()]);
         }
-        let mut key = Vec::with_capacity(self.key.len());
-        for &column in &self.key {
-            let place = self.columns.iter().position(|&c| c == column);
-            let slot = place.map_or(Slot::Omitted(column), Slot::Cell);
-            let value = match given.and_then(|g| g.answer(row, slot)) {
-                Some(None) => Evaluated::Null,
-                Some(Some(text)) => match self.key_type(column).parse_text(text) {
-                    Some(value) => Evaluated::Value(value),
-                    None => return Err(unreadable(&self.table.columns[column].name, text)),
-                },
-                None => match place.map(|p| &self.rows[row].cells[p].kind) {
-                    Some(CellKind::Scalar(scalar)) => self.assigned(scalar, column, parameters),
-                    _ => match default_scalar(self.table.columns[column].default.as_deref()) {
-                        Some(scalar) => self.assigned(&scalar, column, parameters),
-                        None => Evaluated::Null,
-                    },
-                },
-            };
-            match value {
-                Evaluated::Value(value) => key.push(value),
-                Evaluated::Null => return Ok(None),
-                Evaluated::Unknown => return Err(unreadable(&self.table.columns[column].name, "default")),
+        let (mut ranges, mut refused) = (Vec::with_capacity(self.rows.len()), Vec::new());
+        for row in 0..self.rows.len() {
+            let mut key = Vec::with_capacity(self.key.len());
+            for &column in &self.key {
+                key.push(self.key_value(row, column, parameters, given)?);
             }
+            if key
+                .iter()
+                .zip(&self.key)
+                .any(|(v, &c)| v.is_none() && self.table.columns[c].not_null)
+            {
+                refused.push(row);
+            }
+            let whole: Option<Vec<_>> = key.into_iter().collect();
+            ranges.push(whole.and_then(|key| self.sharded().ranges.find_index(&key)));
         }
-        Ok(self.sharded().ranges.find_index(&key))
+        // Where pgherd made the ranges, the table is none of partitions to its user: NOT NULL is what such a row
+        // breaks, and any child says so before it looks at its bounds.
+        if self.sharded().automatic && !refused.is_empty() {
+            let at_home = |r: &pgherd_model::Range| r.shard == snapshot.home();
+            let all = self.sharded().ranges.ranges();
+            let any = ranges.iter().flatten().next().copied();
+            let any = any
+                .or_else(|| all.iter().position(at_home))
+                .or((!all.is_empty()).then_some(0));
+            refused.into_iter().for_each(|row| ranges[row] = any);
+        }
+        Ok(ranges)
+    }
+
+    /// A key column's value in a row; None for NULL.
+    fn key_value(
+        &self,
+        row: usize,
+        column: usize,
+        parameters: Parameters,
+        given: Option<&Given>,
+    ) -> Result<Option<KeyValue>, ServerError> {
+        let place = self.columns.iter().position(|&c| c == column);
+        let slot = place.map_or(Slot::Omitted(column), Slot::Cell);
+        let described = &self.table.columns[column];
+        let value = match given.and_then(|g| g.answer(row, slot)) {
+            Some(None) => Evaluated::Null,
+            Some(Some(text)) => match self.key_type(column).parse_text(text) {
+                Some(value) => Evaluated::Value(value),
+                None => return Err(unreadable(&described.name, text)),
+            },
+            None => match place.map(|p| &self.rows[row].cells[p].kind) {
+                Some(CellKind::Scalar(scalar)) => self.assigned(scalar, column, parameters),
+                _ => match default_scalar(described.default.as_deref()) {
+                    Some(scalar) => self.assigned(&scalar, column, parameters),
+                    None => Evaluated::Null,
+                },
+            },
+        };
+        match value {
+            Evaluated::Value(value) => Ok(Some(value)),
+            Evaluated::Null => Ok(None),
+            Evaluated::Unknown => Err(unreadable(&described.name, "default")),
+        }
     }
 
     /// Rows that no range takes go to the home shard's parent, which says 23514 or 23502.
@@ -432,7 +467,7 @@ impl InsertPlan {
                 let order = |s: &ShardId| shards.iter().position(|x| x == s).unwrap_or(0) as u16;
                 Route::Scatter {
                     parts: first.into_iter().chain(parts).collect(),
-                    merge: match self.returning && !self.on_conflict {
+                    merge: match self.returning {
                         true => Merge::Interleave(by_row.iter().map(order).collect()),
                         false => Merge::Concatenate,
                     },

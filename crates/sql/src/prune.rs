@@ -26,5 +26,9 @@ pub fn ranges_of(
     };
     let condition = Condition::from_expr(condition, false, key_column);
     let restriction = Restriction::new(condition, sharded.key.len());
-    restriction.ranges(sharded, parameters).into_iter().map(|place| ranges[place].id).collect()
+    restriction
+        .ranges(sharded, parameters)
+        .into_iter()
+        .map(|place| ranges[place].id)
+        .collect()
 }

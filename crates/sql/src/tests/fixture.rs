@@ -152,6 +152,7 @@ fn declared() -> [Table; 3] {
 /// - `tx` text h q, `uu` uuid, `dd` date, `ts` timestamp, `nu` numeric, `vc` varchar(3)
 /// - `two`: ranges to 3, 7 and on, on shards 1, 1, 2
 /// - `seq`: serial key; `ident`: key int, an identity column; `dflt`: key with default 5
+/// - `must`: the key is NOT NULL, ranges on shards 2 and 3; `mdecl` the same with declared partitions
 /// - `decl` and its partitions `p1`, `p2`; view `tv`; refused `mat`
 /// - `other.t` is local
 pub fn snapshot() -> Snapshot {
@@ -241,6 +242,14 @@ pub fn snapshot() -> Snapshot {
         ),
         sharded(16, "Mixed", &[("Key", 23), ("v", 25)], &["Key"], b, &[1, 2, 3]),
     ];
+    let must = |id, name: &str| {
+        change(
+            sharded(id, name, &[("k", 23), ("v", 25)], &["k"], &[&["5"]], &[2, 3]),
+            |t| t.columns[0].not_null = true,
+        )
+    };
+    tables.push(must(17, "must"));
+    tables.push(change(must(18, "mdecl"), |t| placed(t, |s| s.automatic = false)));
     tables.extend(declared());
     let view = TableKind::View {
         definition: "SELECT t.k, t.v FROM t".into(),

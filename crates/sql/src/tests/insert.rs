@@ -79,7 +79,8 @@ fn several_shards() {
         (
             "insert into t (k) values (5), (1) on conflict do nothing returning k",
             "1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (k) values (1) on conflict do nothing returning k\n\
-          2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (k) values (5) on conflict do nothing returning k",
+          2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (k) values (5) on conflict do nothing returning k\n\
+          interleave [1, 0]",
         ),
     ]);
     assert_eq!(
@@ -279,6 +280,29 @@ fn only_assignments_make_a_key() {
         (
             "insert into dd values ('today')",
             "defaults: VALUES (CAST(('today') AS date)::text)",
+        ),
+    ]);
+}
+
+#[test]
+fn a_child_says_what_not_null_refuses() {
+    check(&[
+        (
+            "insert into must values (null, 'x')",
+            r#"2: insert into "pgherd_data"."t17_r1" AS "must" ("k", "v") values (null, 'x')"#,
+        ),
+        (
+            "insert into must (v) values ('x')",
+            r#"2: insert into "pgherd_data"."t17_r1" AS "must" (v) values ('x')"#,
+        ),
+        (
+            "insert into must (k) values (7), (null)",
+            r#"3: insert into "pgherd_data"."t17_r2" AS "must" (k) values (7), (null)"#,
+        ),
+        // No partition of relation found for row: 23514.
+        (
+            "insert into mdecl (v) values ('x')",
+            "1: insert into mdecl (v) values ('x') [fence_18_5]",
         ),
     ]);
 }
