@@ -45,7 +45,7 @@ pub enum Error {
     #[error(transparent)]
     LocalCluster(#[from] pgherd_local_cluster::Error),
     /// What PostgreSQL, or a gateway, said to a client library.
-    #[error("{}", describe(.0))]
+    #[error("{}", Error::describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
     /// A program that was run ended badly, or could not be run.
     #[error("{program}: {output}")]
@@ -64,6 +64,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the server said, which `tokio_postgres` leaves out of its own message.
+    pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
+        match (error.as_db_error(), std::error::Error::source(error)) {
+            (Some(error), _) => format!("{} ({})", error.message(), error.code().code()),
+            (None, Some(source)) => format!("{error}: {source}"),
+            (None, None) => error.to_string(),
+        }
+    }
+
     /// The SQLSTATE that a client would see, where there is one: the server's own, or class 08 for a connection
     /// that failed.
     pub fn sqlstate(&self) -> Option<&str> {
@@ -80,15 +89,6 @@ impl Error {
             | Error::Program { .. }
             | Error::Interrupted => None,
         }
-    }
-}
-
-/// What the server said, which `tokio_postgres` leaves out of its own message.
-fn describe(error: &tokio_postgres::Error) -> String {
-    match (error.as_db_error(), std::error::Error::source(error)) {
-        (Some(error), _) => format!("{} ({})", error.message(), error.code().code()),
-        (None, Some(source)) => format!("{error}: {source}"),
-        (None, None) => error.to_string(),
     }
 }
 

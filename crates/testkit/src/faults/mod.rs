@@ -1,1 +1,11 @@
 //! Work that goes on while things break, and what must be true of it afterwards, all seen as a client sees it.
+//!
+//! - [`bank`]: money moves between accounts on several shards; nothing may be lost, invented or half done.
+//! - [`whole_answers`]: a table is read in a loop while others change it; every answer is the whole one, or an error.
+//! - [`malformed`]: bytes that no decent client sends.
+//!
+//! What breaks, and when, is the business of the test: see [`crate::herd`] for gateways that can be killed and paused.
+
+pub mod bank;
+pub mod malformed;
+pub mod whole_answers;

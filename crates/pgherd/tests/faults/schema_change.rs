@@ -1,0 +1,172 @@
+//! One gateway reads a table in a loop while another creates, distributes, splits, alters and drops it.
+
+use super::{run, three_shards, value};
+use nix::sys::signal::Signal;
+use pgherd_testkit::faults::whole_answers::{ROWS, Readers, Seen, fill};
+use pgherd_testkit::herd::{Gateway, Herd};
+use std::time::Duration;
+use tokio_postgres::Client;
+
+/// How often the table goes through its life; a thorough run says more.
+fn lives() -> usize {
+    let asked = std::env::var("PGHERD_LIVES").ok();
+    asked.map_or(2, |text| text.parse().expect("PGHERD_LIVES is a number"))
+}
+
+/// The table's whole life. Between the steps, `pause` lets others look.
+async fn life(client: &Client, mut pause: impl AsyncFnMut()) {
+    run(client, "CREATE TABLE whole (k int PRIMARY KEY, x bigint NOT NULL)").await;
+    pause().await;
+    run(client, &fill()).await;
+    pause().await;
+    run(client, "SET pgherd.initial_bounds = 'int 300,600'").await;
+    run(client, "CALL pgherd.distribute('whole', 'k')").await;
+    assert_eq!(
+        value(
+            client,
+            "SELECT count(DISTINCT shard) FROM pgherd.ranges WHERE \"table\" = 'whole'"
+        )
+        .await,
+        "3"
+    );
+    pause().await;
+    run(client, "ALTER TABLE whole ADD COLUMN y int NOT NULL DEFAULT 5").await;
+    pause().await;
+    run(client, "CREATE INDEX whole_x ON whole (x)").await;
+    pause().await;
+    run(client, "ALTER TABLE whole ALTER COLUMN x TYPE numeric").await;
+    pause().await;
+    run(client, "CALL pgherd.split('whole', 2000, to => 'shard2')").await;
+    pause().await;
+    run(client, "CALL pgherd.split('whole', 450)").await;
+    pause().await;
+    assert_eq!(
+        value(client, "SELECT count(*) FROM pgherd.ranges WHERE \"table\" = 'whole'").await,
+        "5"
+    );
+    assert_eq!(value(client, "SELECT sum(y) FROM whole").await, (ROWS * 5).to_string());
+    run(client, "DROP TABLE whole").await;
+    pause().await;
+    // The same name once more, sharded from its birth.
+    run(
+        client,
+        "CREATE TABLE whole (k int PRIMARY KEY, x bigint NOT NULL) PARTITION BY RANGE (k);
+         CREATE TABLE whole_1 PARTITION OF whole FOR VALUES FROM (MINVALUE) TO (400);
+         CREATE TABLE whole_2 PARTITION OF whole FOR VALUES FROM (400) TO (MAXVALUE)",
+    )
+    .await;
+    run(client, &fill()).await;
+    pause().await;
+    run(client, "DROP TABLE whole").await;
+    pause().await;
+}
+
+/// Errors that a reader may meet: there is no table now; a change is under way; a statement was overtaken by one.
+const EXPECTED: [&str; 6] = ["42P01", "40001", "57P03", "55P03", "0A000", "25P02"];
+
+fn judge(seen: &Seen, gateways: &[&Gateway]) {
+    assert_eq!(seen.partial, Vec::<String>::new(), "a part was given out as the whole");
+    assert!(seen.full > 0, "nobody ever saw the whole table: {seen:?}");
+    for (state, sample) in &seen.samples {
+        assert!(EXPECTED.contains(&state.as_str()), "{state}: {sample}");
+    }
+    for gateway in gateways {
+        assert!(!gateway.errors().contains("panicked"), "{}", gateway.errors());
+    }
+    eprintln!(
+        "{} whole answers, {} empty ones, errors {:?}",
+        seen.full, seen.empty, seen.errors
+    );
+}
+
+async fn two_gateways() -> (Herd, Gateway, Gateway) {
+    let herd = three_shards().await;
+    let reads = herd.gateway("reads").await.expect("gateway");
+    let changes = herd.gateway("changes").await.expect("gateway");
+    (herd, reads, changes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_whole_while_another_gateway_changes_the_table() {
+    let (_herd, reads, changes) = two_gateways().await;
+    let client = changes.connect().await.expect("connect");
+    let readers = Readers::start(&reads.config()).await.expect("readers");
+    for _ in 0..lives() {
+        life(&client, async || readers.wait_for(25).await).await;
+    }
+    judge(&readers.stop().await, &[&reads, &changes]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_whole_on_the_gateway_that_changes_the_table() {
+    let (_herd, _idle, changes) = two_gateways().await;
+    let client = changes.connect().await.expect("connect");
+    let readers = Readers::start(&changes.config()).await.expect("readers");
+    for _ in 0..lives() {
+        life(&client, async || readers.wait_for(25).await).await;
+    }
+    judge(&readers.stop().await, &[&changes]);
+}
+
+/// A gateway that stands still loses its lease, and must not answer from what it knew when it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_gateway_gives_no_stale_answer() {
+    let (_herd, reads, changes) = two_gateways().await;
+    let client = changes.connect().await.expect("connect");
+    let readers = Readers::start(&reads.config()).await.expect("readers");
+    run(&client, "CREATE TABLE whole (k int PRIMARY KEY, x bigint NOT NULL)").await;
+    run(&client, &fill()).await;
+    readers.wait_for(50).await;
+    run(&client, "SET pgherd.initial_bounds = 'int 300,600'").await;
+
+    reads.signal(Signal::SIGSTOP);
+    // Waits until the lease of the one that stands still is over, and then moves two thirds of the rows away.
+    run(&client, "CALL pgherd.distribute('whole', 'k')").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    reads.signal(Signal::SIGCONT);
+    readers.wait_for(100).await;
+
+    reads.signal(Signal::SIGSTOP);
+    run(&client, "DROP TABLE whole").await;
+    run(&client, "CREATE TABLE whole (k int PRIMARY KEY, x bigint NOT NULL)").await;
+    reads.signal(Signal::SIGCONT);
+    readers.wait_for(100).await;
+    run(&client, &fill()).await;
+    readers.wait_for(50).await;
+    judge(&readers.stop().await, &[&reads, &changes]);
+    let again = reads.connect().await.expect("the gateway has a lease again");
+    assert_eq!(value(&again, "SELECT count(*) FROM whole").await, ROWS.to_string());
+}
+
+/// A gateway that dies in the middle of a change leaves the table as it was or as it was to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_dies_in_a_change_leaves_a_whole_table() {
+    let herd = three_shards().await;
+    let lives = herd.gateway("lives").await.expect("gateway");
+    let client = lives.connect().await.expect("connect");
+    run(&client, "CREATE TABLE whole (k int PRIMARY KEY, x bigint NOT NULL)").await;
+    run(&client, &fill()).await;
+    let readers = Readers::start(&lives.config()).await.expect("readers");
+    for attempt in 0..4_u64 {
+        let dies = herd.gateway("dies").await.expect("gateway");
+        let config = dies.config();
+        let change = tokio::spawn(async move {
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connect");
+            tokio::spawn(connection);
+            let _ = client.batch_execute("SET pgherd.initial_bounds = 'int 300,600'").await;
+            client.batch_execute("CALL pgherd.distribute('whole', 'k')").await
+        });
+        tokio::time::sleep(Duration::from_millis(20 + attempt * 60)).await;
+        dies.kill().await;
+        let outcome = change.await.expect("the task");
+        readers.wait_for(40).await;
+        // The table can be changed again, once what the dead gateway announced is cleared away.
+        run(&client, &format!("ALTER TABLE whole ADD COLUMN a{attempt} int")).await;
+        if outcome.is_ok()
+            || value(&client, "SELECT count(*) FROM pgherd.tables WHERE \"table\" = 'whole'").await == "1"
+        {
+            break;
+        }
+    }
+    judge(&readers.stop().await, &[&lives]);
+}

@@ -1,0 +1,115 @@
+//! psql's own commands, which read PostgreSQL's catalogs with queries of their own.
+
+use super::{cluster, program};
+use pgherd_testkit::herd;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_describes_what_is_there() {
+    let (herd, gateway) = cluster().await;
+    let client = gateway.connect().await.expect("connect");
+    client
+        .batch_execute(
+            "CREATE TABLE orders (id int PRIMARY KEY, customer text NOT NULL, total numeric(10,2)) PARTITION BY RANGE (id);
+             CREATE TABLE orders_1 PARTITION OF orders FOR VALUES FROM (MINVALUE) TO (100);
+             CREATE TABLE orders_2 PARTITION OF orders FOR VALUES FROM (100) TO (200);
+             CREATE TABLE orders_3 PARTITION OF orders FOR VALUES FROM (200) TO (MAXVALUE);
+             CREATE TABLE notes (id serial PRIMARY KEY, body text);
+             CREATE FUNCTION double(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
+             CREATE ROLE clerk LOGIN",
+        )
+        .await
+        .unwrap_or_else(|error| panic!("{:?}", error.as_db_error()));
+    client
+        .batch_execute("CREATE TABLE ranged (k int PRIMARY KEY, v text) PARTITION BY RANGE (k)")
+        .await
+        .expect("create");
+    for (command, shown) in [
+        (
+            "\\d",
+            vec!["orders", "orders_1", "orders_3", "notes", "notes_id_seq", "ranged"],
+        ),
+        ("\\dt", vec!["orders", "orders_2", "notes"]),
+        ("\\dt+", vec!["orders", "notes"]),
+        (
+            "\\d orders",
+            vec![
+                "customer",
+                "not null",
+                "numeric(10,2)",
+                "orders_pkey",
+                "RANGE (id)",
+                "Number of partitions: 3",
+            ],
+        ),
+        (
+            "\\d+ orders",
+            vec!["orders_1 FOR VALUES FROM (MINVALUE) TO (100)", "orders_3"],
+        ),
+        ("\\d orders_1", vec!["Partition of: orders"]),
+        ("\\d notes", vec!["nextval('notes_id_seq'::regclass)", "notes_pkey"]),
+        ("\\d ranged", vec!["RANGE (k)", "ranged_pkey"]),
+        ("\\l", vec!["postgres", "template1"]),
+        ("\\du", vec!["postgres", "clerk", "Superuser"]),
+        ("\\df", vec!["double"]),
+        ("\\dn", vec!["public"]),
+        ("\\di", vec!["orders_pkey", "notes_pkey"]),
+        ("\\ds", vec!["notes_id_seq"]),
+        ("\\dp orders", vec!["orders"]),
+        ("\\conninfo", vec!["postgres"]),
+        ("\\encoding", vec!["UTF8"]),
+    ] {
+        let mut psql = program(&herd, &gateway, "psql");
+        psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-c", command]);
+        let said = herd::run(&format!("psql -c '{command}'"), psql)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        for word in shown {
+            assert!(said.contains(word), "{command} does not show {word}:\n{said}");
+        }
+    }
+    assert!(gateway.stop().await);
+}
+
+/// A script as people write them: variables, \copy, \gset, \watch's little brother \g, and errors that stop it.
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_runs_a_script() {
+    let (herd, gateway) = cluster().await;
+    let folder = tempfile::tempdir().expect("folder");
+    let (script, data) = (folder.path().join("script.sql"), folder.path().join("rows.csv"));
+    std::fs::write(&data, "1,one\n150,two\n250,\"three, four\"\n").expect("write");
+    let text = format!(
+        "CREATE TABLE t (k int PRIMARY KEY, v text) PARTITION BY RANGE (k);
+         CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (MINVALUE) TO (100);
+         CREATE TABLE t_2 PARTITION OF t FOR VALUES FROM (100) TO (200);
+         CREATE TABLE t_3 PARTITION OF t FOR VALUES FROM (200) TO (MAXVALUE);
+         \\copy t FROM '{}' WITH (FORMAT csv)
+         SELECT count(*) AS n, max(k) AS most FROM t \\gset
+         \\echo rows :n most :most
+         SELECT v FROM t WHERE k = :most;
+         \\copy (SELECT k, v FROM t ORDER BY k) TO STDOUT
+         BEGIN;
+         UPDATE t SET v = upper(v);
+         \\echo state :SQLSTATE
+         ROLLBACK;
+         SELECT string_agg(v, '|' ORDER BY k) FROM t;
+         SELECT 1/0;
+         SELECT 'not reached';\n",
+        data.display()
+    );
+    std::fs::write(&script, text).expect("write");
+    let mut psql = program(&herd, &gateway, "psql");
+    psql.args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-f"])
+        .arg(&script);
+    let output = psql.output().await.expect("run psql");
+    let (said, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(output.status.code(), Some(3), "{said}{errors}");
+    assert_eq!(
+        said, "rows 3 most 250\nthree, four\n1\tone\n150\ttwo\n250\tthree, four\nstate 00000\none|two|three, four\n",
+        "{errors}"
+    );
+    assert!(errors.contains("division by zero"), "{errors}");
+    assert!(gateway.stop().await);
+}
