@@ -42,14 +42,16 @@ impl Session {
             snapshot,
         };
         let statement = unit.statement;
-        let outcome = pgherd_operations::schema_change(
-            &session,
-            &mut open.transaction,
-            &statement.parsed,
-            &statement.text,
-            &mut open.change,
-        )
-        .await?;
+        let (transaction, change) = (&mut open.transaction, &mut open.change);
+        let outcome = match &statement.parsed.kind {
+            Kind::CallPgherd { procedure, arguments } => {
+                pgherd_operations::call(&session, transaction, procedure, arguments, change).await?
+            }
+            _ => {
+                pgherd_operations::schema_change(&session, transaction, &statement.parsed, &statement.text, change)
+                    .await?
+            }
+        };
         if outcome.catalog_changed {
             let backend = open.transaction.participant(home).await?;
             open.overlay = Some(catalog.load_through(backend).await?);
