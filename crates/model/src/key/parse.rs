@@ -12,6 +12,12 @@ use std::str::FromStr;
 /// Days from 1970-01-01 to 2000-01-01.
 const EPOCH_DAYS: i64 = 10_957;
 const DAY_US: i64 = 86_400_000_000;
+/// 4714-11-24 BC, the first day of PostgreSQL's dates and timestamps, in days since 2000-01-01.
+const FIRST_DAY: i64 = -2_451_545;
+/// The day after the last date, 5874897-12-31.
+const DATE_END: i64 = 2_145_031_949;
+/// The day after the last timestamp's, 294276-12-31.
+const TIMESTAMP_END_DAY: i64 = 106_751_983;
 
 impl KeyType {
     /// From a type's OID in pg_type.
@@ -198,23 +204,39 @@ fn parse_date(text: &str) -> Option<KeyValue> {
         "-infinity" => return Some(KeyValue::Date(i32::MIN)),
         _ => {}
     }
-    iso_days(text).and_then(|d| i32::try_from(d).ok()).map(KeyValue::Date)
+    let (text, before_christ) = era(text);
+    let days = iso_days(text, before_christ)?;
+    (FIRST_DAY..DATE_END).contains(&days).then_some(())?;
+    i32::try_from(days).ok().map(KeyValue::Date)
 }
 
-/// `YYYY-MM-DD` to days since 2000-01-01.
-fn iso_days(text: &str) -> Option<i64> {
+/// The text without its era, and whether that is BC.
+fn era(text: &str) -> (&str, bool) {
+    text.strip_suffix(" BC").map_or((text, false), |t| (t, true))
+}
+
+/// `YYYY-MM-DD` to days since 2000-01-01; the year before 1 is 1 BC. Years have four digits or more.
+fn iso_days(text: &str, before_christ: bool) -> Option<i64> {
     let mut parts = text.split('-');
     let (y, m, d) = (parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || y.len() != 4 || !(1..=2).contains(&m.len()) || !(1..=2).contains(&d.len()) {
+    if parts.next().is_some()
+        || !(4..=7).contains(&y.len())
+        || !(1..=2).contains(&m.len())
+        || !(1..=2).contains(&d.len())
+    {
         return None;
     }
     if ![y, m, d].iter().all(|p| p.bytes().all(|b| b.is_ascii_digit())) {
         return None;
     }
     let (y, m, d): (i64, i64, i64) = (y.parse().ok()?, m.parse().ok()?, d.parse().ok()?);
+    if y == 0 {
+        return None;
+    }
+    let y = if before_christ { 1 - y } else { y };
     let leap = y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
     let last = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    if y == 0 || !(1..=12).contains(&m) || d < 1 || d > last[m as usize - 1] {
+    if !(1..=12).contains(&m) || d < 1 || d > last[m as usize - 1] {
         return None;
     }
     Some(days_from_civil(y, m, d) - EPOCH_DAYS)
@@ -249,18 +271,19 @@ fn date_text(days: i64) -> String {
     }
 }
 
-/// `YYYY-MM-DD[ T]HH:MM[:SS[.ffffff]][±HH[[:]MM]|Z]`, or a bare date.
+/// `YYYY-MM-DD[ T]HH:MM[:SS[.ffffff]][±HH[[:]MM[[:]SS]]|Z][ BC]`, or a bare date.
 fn parse_timestamp(text: &str, with_zone: bool) -> Option<KeyValue> {
     match text {
         "infinity" => return Some(KeyValue::Timestamp(i64::MAX)),
         "-infinity" => return Some(KeyValue::Timestamp(i64::MIN)),
         _ => {}
     }
+    let (text, before_christ) = era(text);
     let Some((date, time)) = text.split_once([' ', 'T']) else {
         return if with_zone {
             None
         } else {
-            Some(KeyValue::Timestamp(iso_days(text)? * DAY_US))
+            timestamp(iso_days(text, before_christ)?, 0)
         };
     };
     let zone_at = time.find(['+', '-', 'Z']);
@@ -272,9 +295,14 @@ fn parse_timestamp(text: &str, with_zone: bool) -> Option<KeyValue> {
         (false, "") => 0,
         (false, _) => return None,
     };
-    Some(KeyValue::Timestamp(
-        iso_days(date)? * DAY_US + parse_clock(clock)? - offset_us,
-    ))
+    timestamp(iso_days(date, before_christ)?, parse_clock(clock)? - offset_us)
+}
+
+/// Within the limits of PostgreSQL's timestamps.
+fn timestamp(days: i64, clock_us: i64) -> Option<KeyValue> {
+    let us = days.checked_mul(DAY_US)?.checked_add(clock_us)?;
+    let within = (FIRST_DAY * DAY_US..TIMESTAMP_END_DAY * DAY_US).contains(&us);
+    within.then_some(KeyValue::Timestamp(us))
 }
 
 fn two_digits(text: &str) -> Option<i64> {
@@ -303,10 +331,19 @@ fn parse_offset(text: &str) -> Option<i64> {
     }
     let sign = if text.starts_with('-') { -1 } else { 1 };
     let digits = text[1..].replace(':', "");
-    let (hours, minutes) = match digits.len() {
-        2 => (two_digits(&digits)?, 0),
-        4 => (two_digits(&digits[..2])?, two_digits(&digits[2..])?),
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let (hours, minutes, seconds) = match digits.len() {
+        2 => (two_digits(&digits)?, 0, 0),
+        4 => (two_digits(&digits[..2])?, two_digits(&digits[2..])?, 0),
+        6 => (
+            two_digits(&digits[..2])?,
+            two_digits(&digits[2..4])?,
+            two_digits(&digits[4..])?,
+        ),
         _ => return None,
     };
-    (hours <= 15 && minutes <= 59).then_some(sign * (hours * 60 + minutes) * 60_000_000)
+    let within = hours <= 15 && minutes <= 59 && seconds <= 59;
+    within.then_some(sign * ((hours * 60 + minutes) * 60 + seconds) * 1_000_000)
 }
