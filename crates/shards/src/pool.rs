@@ -222,12 +222,12 @@ impl Shards {
                 backend.pin(who.pin.clone());
                 backend
             }
-            None => self.from_pool(shard, who).await?,
+            None => self.take_from_pool(shard, who).await?,
         };
         self.bring_in_line(backend, who).await
     }
 
-    async fn from_pool(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
+    async fn take_from_pool(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
         let pool = self.pool(shard, who)?;
         let permit = match pool.slots.clone().try_acquire_owned() {
             Ok(permit) => permit,
