@@ -77,21 +77,29 @@ CREATE TABLE IF NOT EXISTS pgherd.change_acknowledgement (
 -- first, the transaction fails. So whoever clears a dead gateway's change knows that it is over, and how it ended.
 CREATE TABLE IF NOT EXISTS pgherd.change_hold (
     change bigint PRIMARY KEY,
+    -- the transaction that wrote it
+    holder xid8 NOT NULL DEFAULT pg_current_xact_id(),
     held_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE pgherd.change_hold ADD COLUMN IF NOT EXISTS holder xid8 NOT NULL DEFAULT pg_current_xact_id();
 
 REVOKE ALL ON ALL TABLES IN SCHEMA pgherd FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgherd FROM PUBLIC;
 
--- The changing transaction's first statement on the home shard. payload: ids of changes, [1, 2]
+-- The changing transaction's own mark, written before what it changes. Written again before each of its schema changes,
+-- since a rollback to a savepoint takes it back. payload: ids of changes, [1, 2]
 CREATE OR REPLACE FUNCTION pgherd.hold_changes(payload text, signature text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pgherd.check_signature('hold_changes ' || payload, signature);
-    INSERT INTO pgherd.change_hold (change) SELECT value::text::bigint FROM json_array_elements(payload::json);
-EXCEPTION WHEN unique_violation THEN
-    RAISE EXCEPTION 'could not serialize schema change: this gateway''s lease was over'
-        USING ERRCODE = '40001', HINT = 'Repeat the transaction.';
+    INSERT INTO pgherd.change_hold (change) SELECT value::text::bigint FROM json_array_elements(payload::json)
+        ON CONFLICT DO NOTHING;
+    IF EXISTS (SELECT FROM json_array_elements(payload::json) WHERE NOT EXISTS (
+        SELECT FROM pgherd.change_hold h WHERE h.change = value::text::bigint AND h.holder = pg_current_xact_id()))
+    THEN
+        RAISE EXCEPTION 'could not serialize schema change: this gateway''s lease was over'
+            USING ERRCODE = '40001', HINT = 'Repeat the transaction.';
+    END IF;
 END $$;
 
 -- Announces a change unless another transaction's change has one of the names.

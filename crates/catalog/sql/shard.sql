@@ -13,8 +13,11 @@ CREATE TABLE IF NOT EXISTS pgherd.installation (
     version integer NOT NULL,
     cluster text NOT NULL,
     secret text NOT NULL,
-    shard integer NOT NULL
+    shard integer NOT NULL,
+    -- of the statements that made all this
+    digest text
 );
+ALTER TABLE pgherd.installation ADD COLUMN IF NOT EXISTS digest text;
 REVOKE ALL ON pgherd.installation FROM PUBLIC;
 
 -- sha256(secret || sha256(secret || pid || '/' || payload)): nested, so that nobody can lengthen a payload.

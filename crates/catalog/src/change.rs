@@ -17,7 +17,6 @@ pub struct ChangeId(pub(crate) i64);
 pub struct Change {
     inner: Arc<Inner>,
     ids: Vec<i64>,
-    held: usize,
     names: Vec<u64>,
     done: bool,
 }
@@ -74,15 +73,10 @@ impl Change {
         Ok(())
     }
 
-    /// The changes that the transaction does not hold yet, as the payload of `pgherd.hold_changes`, which it must run on the
-    /// home shard before anything else; None when it holds all.
-    pub fn take_unheld(&mut self) -> Option<String> {
-        let unheld = self.ids.split_off(self.held.min(self.ids.len()));
-        let payload = format!("{unheld:?}");
-        let any = !unheld.is_empty();
-        self.ids.extend(unheld);
-        self.held = self.ids.len();
-        any.then_some(payload)
+    /// The payload of `pgherd.hold_changes`, which the transaction runs on the home shard before each of its schema
+    /// changes: again after others, since a rollback to a savepoint takes it back.
+    pub fn hold_payload(&self) -> String {
+        format!("{:?}", self.ids)
     }
 
     /// Ends it after its transaction has ended: the epoch grows when it committed, and the names open with the new catalog.
@@ -164,7 +158,6 @@ async fn announce(inner: Arc<Inner>, root: Option<i64>, names: Vec<u64>, descrip
         return Ok(Change {
             inner,
             ids: vec![id],
-            held: 0,
             names,
             done: false,
         });

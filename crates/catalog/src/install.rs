@@ -3,8 +3,9 @@
 use crate::Error;
 use pgherd_model::quote_literal;
 use pgherd_shards::{ShardConfig, Shards};
+use sha2::Digest;
 
-/// Raise it when anything in `sql/` changes.
+/// Raise it when an older pgherd could not work with what is installed. Other changes of `sql/` are known by its digest.
 const VERSION: i32 = 1;
 const SHARD_SQL: &str = include_str!("../sql/shard.sql");
 const MARKERS_SQL: &str = include_str!("../sql/markers.sql");
@@ -54,10 +55,14 @@ async fn install_on(
         .get(0);
     if exists {
         let installed = transaction
-            .query_opt("SELECT version, cluster, secret FROM pgherd.installation", &[])
+            .query_opt(
+                "SELECT version, cluster, secret, to_jsonb(i) ->> 'digest' FROM pgherd.installation i",
+                &[],
+            )
             .await?;
         if let Some(row) = installed {
-            let (version, found, known_secret): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+            let (version, found): (i32, String) = (row.get(0), row.get(1));
+            let (known_secret, known_digest): (String, Option<String>) = (row.get(2), row.get(3));
             if found != cluster {
                 return Err(Error::OtherCluster {
                     database: database.into(),
@@ -72,10 +77,11 @@ async fn install_on(
                     known: VERSION,
                 });
             }
-            if version == VERSION && known_secret == secret && shard.id != shards.home() {
+            let current = version == VERSION && known_secret == secret && known_digest == Some(digest());
+            if current && shard.id != shards.home() {
                 return Ok(());
             }
-            if version == VERSION && known_secret == secret {
+            if current {
                 transaction.batch_execute(&shard_rows(shards)).await?;
                 transaction.commit().await?;
                 return Ok(());
@@ -94,15 +100,23 @@ async fn install_on(
         transaction.batch_execute(&shard_rows(shards)).await?;
     }
     let installation = format!(
-        "INSERT INTO pgherd.installation (version, cluster, secret, shard) VALUES ({VERSION}, {}, {}, {})
-         ON CONFLICT (one) DO UPDATE SET version = excluded.version, cluster = excluded.cluster, secret = excluded.secret, shard = excluded.shard",
+        "INSERT INTO pgherd.installation (version, cluster, secret, shard, digest) VALUES ({VERSION}, {}, {}, {}, '{}')
+         ON CONFLICT (one) DO UPDATE SET version = excluded.version, digest = excluded.digest, cluster = excluded.cluster, secret = excluded.secret, shard = excluded.shard",
         quote_literal(cluster),
         quote_literal(secret),
-        shard.id
+        shard.id,
+        digest()
     );
     transaction.batch_execute(&installation).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// Tells one text of `sql/` from another.
+fn digest() -> String {
+    let texts = [SHARD_SQL, MARKERS_SQL].into_iter().chain(HOME_SQL);
+    let hasher = texts.fold(sha2::Sha256::new(), |hasher, text| hasher.chain_update(text));
+    hex::encode(hasher.finalize())
 }
 
 /// The rows of `pgherd.shard`, as the configuration has them.

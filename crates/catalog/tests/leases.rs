@@ -44,15 +44,11 @@ async fn within<T>(limit_ms: u64, what: impl Future<Output = T>) -> Option<T> {
 }
 
 /// What operations do in the changing transaction.
-async fn hold(shards: &Arc<Shards>, change: &mut pgherd_catalog::Change) -> pgherd_shards::Backend {
-    let who = Identity {
-        role: "postgres".into(),
-        database: "postgres".into(),
-        settings: Default::default(),
-    };
+async fn hold(shards: &Arc<Shards>, change: &pgherd_catalog::Change) -> pgherd_shards::Backend {
+    let who = Identity::new("postgres", "postgres");
     let mut home = shards.checkout(shards.home(), &who).await.unwrap();
     home.simple("BEGIN").await.unwrap();
-    let payload = change.take_unheld().expect("not held yet");
+    let payload = change.hold_payload();
     let proof = pgherd_catalog::sign(SECRET, "hold_changes", &payload, home.process_id());
     home.query("SELECT pgherd.hold_changes($1, $2)", &[Some(&payload), Some(&proof)])
         .await
@@ -85,7 +81,7 @@ async fn a_change_waits_for_statements_elsewhere_and_closes_only_its_names() {
     assert!(two.try_enter(&[B]).is_some(), "B is not");
     assert!(!beginning.is_finished());
     drop(in_flight);
-    let mut change = within(3000, beginning).await.expect("drained").unwrap().unwrap();
+    let change = within(3000, beginning).await.expect("drained").unwrap().unwrap();
     assert!(one.try_enter(&[A]).is_none() && two.try_enter(&[A]).is_none());
     within(100, one.enter(&[A], Some(change.id())))
         .await
@@ -93,7 +89,7 @@ async fn a_change_waits_for_statements_elsewhere_and_closes_only_its_names() {
         .unwrap();
 
     let before = two.snapshot().epoch;
-    let mut home = hold(&shards, &mut change).await;
+    let mut home = hold(&shards, &change).await;
     home.simple("COMMIT").await.unwrap();
     change.finish().await.unwrap();
     assert!(
@@ -138,7 +134,7 @@ async fn a_gateway_that_stopped_loses_its_lease_and_the_change_goes_on() {
     });
     assert!(answered.await.unwrap());
     let started = Instant::now();
-    let mut change = within(8000, one.begin_change(&[A], "test"))
+    let change = within(8000, one.begin_change(&[A], "test"))
         .await
         .expect("the lease runs out")
         .unwrap();
@@ -146,7 +142,7 @@ async fn a_gateway_that_stopped_loses_its_lease_and_the_change_goes_on() {
         started.elapsed() > Duration::from_millis(500),
         "the stopped gateway was waited for"
     );
-    let mut home = hold(&shards, &mut change).await;
+    let mut home = hold(&shards, &change).await;
     home.simple("COMMIT").await.unwrap();
     change.finish().await.unwrap();
     send.send(()).unwrap();
@@ -162,8 +158,8 @@ async fn a_gateway_that_stopped_loses_its_lease_and_the_change_goes_on() {
 async fn a_dead_owners_change_ends_only_with_its_transaction() {
     let (cluster, shards) = cluster(1).await;
     let (one, two) = (gateway(&shards, "one", 1000).await, gateway(&shards, "two", 1000).await);
-    let mut change = one.begin_change(&[A], "test").await.unwrap();
-    let mut home = hold(&shards, &mut change).await;
+    let change = one.begin_change(&[A], "test").await.unwrap();
+    let mut home = hold(&shards, &change).await;
     // Its gateway dies with the transaction open: the catalog's tasks end, nobody finishes the change.
     std::mem::forget(change);
     one.close().await;
@@ -178,8 +174,8 @@ async fn a_dead_owners_change_ends_only_with_its_transaction() {
     // One that had not held its change yet is kept from committing later.
     let three = gateway(&shards, "three", 1000).await;
     drop(guard);
-    let mut change = three.begin_change(&[A], "test").await.unwrap();
-    let payload = change.take_unheld().unwrap();
+    let change = three.begin_change(&[A], "test").await.unwrap();
+    let payload = change.hold_payload();
     std::mem::forget(change);
     three.close().await;
     within(4000, two.enter(&[A], None)).await.expect("cleared").unwrap();
@@ -197,11 +193,7 @@ async fn clients_cannot_write_the_catalog() {
     let (cluster, shards) = cluster(1).await;
     let client = shards.connect_service(shards.home(), "postgres").await.unwrap();
     client.batch_execute("CREATE ROLE alice LOGIN").await.unwrap();
-    let who = Identity {
-        role: "alice".into(),
-        database: "postgres".into(),
-        settings: Default::default(),
-    };
+    let who = Identity::new("alice", "postgres");
     let mut alice = shards.checkout(shards.home(), &who).await.unwrap();
     for sql in [
         "SELECT pgherd.write_catalog('[]', 'forged')",

@@ -1,11 +1,12 @@
-//! VACUUM, ANALYZE, REINDEX and CLUSTER: outside of transactions, shard by shard, where the tables are.
+//! VACUUM, ANALYZE, REINDEX, CLUSTER and what is done CONCURRENTLY: outside of transactions, shard by shard, where the
+//! tables are.
 
 use crate::statement_text::StatementText;
 use crate::{Outcome, Session};
 use pgherd_catalog::restore_parent_names;
 use pgherd_model::{Resolved, ServerError, ShardId, Table, TableKind};
 use pgherd_shards::Identity;
-use pgherd_sql::{Kind, ObjectName, Parsed};
+use pgherd_sql::{Ddl, Kind, ObjectName, Parsed};
 use pgherd_transaction::Coordinator;
 use std::sync::Arc;
 
@@ -24,6 +25,10 @@ pub async fn maintenance(
     let (names, everything): (Vec<ObjectName>, bool) = match &statement.kind {
         Kind::Vacuum(names) | Kind::Analyze(names) => (names.clone(), names.is_empty()),
         Kind::Cluster(name) => (name.iter().cloned().collect(), name.is_none()),
+        Kind::Ddl(ddl) => {
+            refuse_sharded(session, ddl)?;
+            (Vec::new(), false)
+        }
         Kind::Reindex(what, name) => (
             name.iter().cloned().collect(),
             !matches!(what.as_str(), "TABLE" | "INDEX"),
@@ -59,6 +64,26 @@ pub async fn maintenance(
         }
     }
     Ok(outcome)
+}
+
+/// PostgreSQL does nothing to partitioned tables concurrently either.
+fn refuse_sharded(session: &Session<'_>, ddl: &Ddl) -> Result<(), ServerError> {
+    let sharded = |name: &&ObjectName| {
+        let resolved = session
+            .snapshot
+            .resolve(name.schema.as_deref(), &name.name, session.search_path);
+        let table = matches!(&resolved, Resolved::Known(t) if !matches!(t.kind, TableKind::View { .. }));
+        let tables = session.snapshot.sharded().filter_map(|t| t.sharded());
+        table || tables.flat_map(|s| &s.unique).any(|(index, _)| *index == name.name)
+    };
+    let partition = ddl.partition.as_ref().filter(sharded);
+    match ddl.relations.iter().find(sharded).or(partition) {
+        Some(name) => Err(ServerError::unsupported(
+            format!("this cannot be done concurrently to sharded table \"{}\"", name.name),
+            "Leave out CONCURRENTLY.",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The statement for another shard, with the tables that are there; None without any.

@@ -17,7 +17,7 @@ use pgherd_model::{ServerError, SqlState, TableKind};
 use pgherd_sql::{Ddl, DdlKind, Kind, Parsed};
 use pgherd_transaction::Transaction;
 
-/// Runs a schema change inside `transaction` (an implicit one for autocommit). What gateways route by changes under a
+/// Runs a schema change, or a procedure of pgherd, inside `transaction` (an implicit one for autocommit). What gateways route by changes under a
 /// [`Change`], left in `change` for the caller to finish when the transaction has ended. The caller holds no
 /// statement guard on the names of the statement. Error positions count within the statement.
 ///
@@ -30,8 +30,12 @@ pub async fn schema_change(
     text: &str,
     change: &mut Option<Change>,
 ) -> Result<Outcome, ServerError> {
-    let Kind::Ddl(ddl) = &statement.kind else {
-        return Err(ServerError::internal("not a schema change"));
+    let ddl = match &statement.kind {
+        Kind::Ddl(ddl) => ddl,
+        Kind::CallPgherd { procedure, arguments } => {
+            return crate::call(session, transaction, procedure, arguments, change).await;
+        }
+        _ => return Err(ServerError::internal("not a schema change")),
     };
     let text = StatementText::new(statement, text);
     let mut work = Work::new(session, transaction, change);

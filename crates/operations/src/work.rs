@@ -159,8 +159,8 @@ impl<'w, 's> Work<'w, 's> {
             None => *self.change = Some(self.session.catalog.begin_change(&names, &what).await?),
         }
         self.catalog_changed = true;
-        let unheld = self.change.as_mut().and_then(Change::take_unheld);
-        if let Some(payload) = unheld {
+        let payload = self.change.as_ref().map(Change::hold_payload);
+        if let Some(payload) = payload {
             self.signed(self.home(), "hold_changes", &payload).await?;
         }
         let catalog = self.session.catalog.clone();
