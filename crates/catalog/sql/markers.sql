@@ -33,7 +33,11 @@ CREATE TABLE IF NOT EXISTS pgherd.commit_secret (
     secret       bytea NOT NULL
 );
 
-REVOKE ALL ON pgherd.dtx, pgherd.dtx_sequence, pgherd.commit_secret FROM PUBLIC;
+-- Locked, never filled: shared by every transaction from its marker to its COMMIT PREPARED, exclusively by a reader for
+-- the moment in which it takes its snapshots, when too many commits keep it from finding a consistent set of them.
+CREATE TABLE IF NOT EXISTS pgherd.commit_gate ();
+
+REVOKE ALL ON pgherd.dtx, pgherd.dtx_sequence, pgherd.commit_secret, pgherd.commit_gate FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION pgherd.set_commit_secret(new_secret text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
@@ -67,6 +71,7 @@ BEGIN
     IF current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
+    LOCK TABLE pgherd.commit_gate IN ROW SHARE MODE;
     INSERT INTO pgherd.dtx (gid, state, sequence, number)
     VALUES (gid, 'p', own_sequence, split_part(gid, ':', 7)::bigint);
     -- After the INSERT: whoever closes the sequence meanwhile either is seen here or meets the marker's key.

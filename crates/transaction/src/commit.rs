@@ -187,8 +187,11 @@ async fn two_phases(
         in_flight,
         coordinator,
     };
+    // A cut that does not come while transactions commit keeps new ones out for the moment in which it is taken.
+    let gate_keeper = run.coordinator.clone();
+    let passage = gate_keeper.gate.read().await;
     let result = run.drive(&ids).await;
-    drop(permits);
+    drop((permits, passage));
     let outcome = match &result {
         Ok(c) if c.tag == "COMMIT" => "commit",
         Err(Error::OutcomeUnknown { .. }) => "unknown",
@@ -398,7 +401,7 @@ impl Run {
                 notices: self.notices,
             }),
             Outcome::Unknown => Err(Error::OutcomeUnknown {
-                cause: "a shard did not answer while the transaction was prepared".into(),
+                cause: "a shard, or its standby, did not answer while the transaction was prepared".into(),
             }),
             Outcome::Aborted => match (self.refusal, self.lost) {
                 (Some(Refusal::Error(e)), _) => Err(self.coordinator.explain_refusal(&self.in_flight.gid, e)),
@@ -469,16 +472,10 @@ async fn prepare(mut backend: Backend, name: String, proof: String) -> Answer {
                     .iter()
                     .any(|(l, v)| *l == b'R' && v == "SyncRepWaitForLSN")
             };
-            match notices.iter().find(|n| cut_short(n)) {
-                Some(warning) => {
-                    let error = ServerError::new(
-                        SqlState::QUERY_CANCELED,
-                        "the transaction could not be made durable on a standby",
-                    )
-                    .with_detail(warning.fields().message.clone());
-                    (Prepare::NotDurable, Some(Refusal::Error(error.into())))
-                }
-                None => (Prepare::Prepared, None),
+            if notices.iter().any(cut_short) {
+                (Prepare::NotDurable, None)
+            } else {
+                (Prepare::Prepared, None)
             }
         }
         Ok(Ok(_)) => (Prepare::Refused, Some(Refusal::RolledBack)),

@@ -8,6 +8,7 @@ use crate::shard_state::ShardState;
 use crate::{Error, Mode, Transaction, housekeeping, resolver};
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
+use pgherd_catalog::Catalog;
 use pgherd_model::ShardId;
 use pgherd_shards::{Backend, Identity, Shards};
 use std::collections::BTreeMap;
@@ -28,10 +29,23 @@ pub struct CommitIdentity {
     pub cluster: String,
     /// the gateway's name
     pub gateway: String,
-    /// which of its lives: grows with every lease that it takes anew
+    /// which of its lives; the catalog draws a new number for each
     pub incarnation: u64,
     /// the secret that all gateways of the cluster share
     pub secret: String,
+}
+
+impl CommitIdentity {
+    /// As the catalog has it: whoever holds its lease is alive to recovery.
+    pub fn of(catalog: &Catalog) -> Self {
+        let (gateway, incarnation) = catalog.identity();
+        Self {
+            cluster: catalog.cluster().into(),
+            gateway: gateway.into(),
+            incarnation,
+            secret: catalog.secret().into(),
+        }
+    }
 }
 
 /// A transaction that waits between the two phases, as `pgherd.transactions` shows it.
@@ -62,6 +76,8 @@ pub struct Coordinator {
     pub(crate) states: Vec<ShardState>,
     /// by sequence: all numbers up to this are settled, as other gateways have told
     pub(crate) watermarks: RwLock<Watermarks>,
+    /// shared while COMMIT PREPAREDs of one commit are on their way, exclusive while a cut that would not come takes its snapshots
+    pub(crate) gate: tokio::sync::RwLock<()>,
     /// wakes the background task before its time
     pub(crate) wake: Notify,
     pub(crate) control: RwLock<Option<Control>>,
@@ -92,6 +108,7 @@ impl Coordinator {
             sequence,
             states,
             watermarks: RwLock::default(),
+            gate: tokio::sync::RwLock::new(()),
             wake: Notify::new(),
             control: RwLock::new(None),
             background: Mutex::new(None),
@@ -197,12 +214,15 @@ impl Coordinator {
         Ok(())
     }
 
-    /// What waits between the two phases now, on the shards that answer.
-    pub async fn transactions(&self) -> Vec<InDoubt> {
+    /// What waits between the two phases now.
+    ///
+    /// Errors: a shard that does not answer; the list would not be whole.
+    pub async fn transactions(&self) -> Result<Vec<InDoubt>, Error> {
         let lists = join_all(self.states.iter().map(|s| resolver::list(self, s))).await;
         let live = resolver::live_gateways(self).await;
         let mut found: BTreeMap<Gid, InDoubt> = BTreeMap::new();
-        for listed in lists.into_iter().flatten().flatten() {
+        let lists: Vec<Vec<Listed>> = lists.into_iter().collect::<Result<_, Error>>()?;
+        for listed in lists.into_iter().flatten() {
             let entry = found.entry(listed.gid.clone()).or_insert_with(|| InDoubt {
                 gid: listed.gid.to_string(),
                 gateway: listed.gid.sequence.gateway.clone(),
@@ -215,7 +235,7 @@ impl Coordinator {
             entry.prepared.push(listed.shard);
             entry.since = entry.since.min(listed.since);
         }
-        found.into_values().collect()
+        Ok(found.into_values().collect())
     }
 }
 

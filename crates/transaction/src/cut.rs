@@ -63,6 +63,8 @@ mod tests {
     use super::*;
     use crate::gid::SequenceId;
 
+    const NONE: [u32; 0] = [];
+
     fn gid(number: u64, participants: &[u32]) -> Gid {
         Gid {
             cluster: "c".into(),
@@ -99,13 +101,13 @@ mod tests {
     #[test]
     fn the_shard_that_lacks_a_marker_is_older() {
         let g = gid(1, &[1, 2]);
-        assert_eq!(check(&[seen(&[], &[]), seen(&[], &[])], &[]), []);
-        assert_eq!(check(&[seen(&[&g], &[&g]), seen(&[&g], &[&g])], &[]), []);
+        assert_eq!(check(&[seen(&[], &[]), seen(&[], &[])], &[]), NONE);
+        assert_eq!(check(&[seen(&[&g], &[&g]), seen(&[&g], &[&g])], &[]), NONE);
         assert_eq!(check(&[seen(&[&g], &[&g]), seen(&[], &[])], &[]), [2]);
         let of_others = gid(2, &[1, 4]);
         assert_eq!(
             check(&[seen(&[&of_others], &[&of_others]), seen(&[], &[])], &[]),
-            [],
+            NONE,
             "shard 4 is not in the cut"
         );
     }
@@ -116,7 +118,7 @@ mod tests {
         assert_eq!(check(&[seen(&[], &[&g]), seen(&[], &[])], &[]), [1]);
         assert_eq!(check(&[seen(&[], &[&g]), seen(&[&g], &[&g])], &[]), [1]);
         let of_others = gid(2, &[1, 4]);
-        assert_eq!(check(&[seen(&[], &[&of_others]), seen(&[], &[])], &[]), []);
+        assert_eq!(check(&[seen(&[], &[&of_others]), seen(&[], &[])], &[]), NONE);
         let mut torn = seen(&[], &[]);
         torn.is_one = false;
         assert_eq!(check(&[torn, seen(&[], &[])], &[]), [1]);
@@ -126,6 +128,6 @@ mod tests {
     fn a_transaction_does_not_go_back_in_time() {
         let g = gid(1, &[1, 2]);
         assert_eq!(check(&[seen(&[], &[]), seen(&[], &[])], &[&g]), [1, 2]);
-        assert_eq!(check(&[seen(&[&g], &[&g]), seen(&[&g], &[&g])], &[&g]), []);
+        assert_eq!(check(&[seen(&[&g], &[&g]), seen(&[&g], &[&g])], &[&g]), NONE);
     }
 }

@@ -9,6 +9,7 @@
 //! This room knows nothing of SQL statements, routing or clients. Schema and leases belong to the catalog.
 
 mod commit;
+mod commit_gate;
 pub mod control;
 mod coordinator;
 pub mod cut;
@@ -21,6 +22,8 @@ pub mod recovery;
 mod resolver;
 mod sequence;
 mod shard_state;
+#[cfg(test)]
+mod simulation;
 mod transaction;
 pub mod two_phase_commit;
 

@@ -4,6 +4,7 @@
 //! whose snapshots turn out too old are bound again. Afterwards the caller executes the portals, as it likes: their
 //! snapshots are taken. A statement on a single shard with a single fragment needs no markers and is only bound.
 
+use crate::commit_gate::Gate;
 use crate::cut::{self, Seen, stale};
 use crate::gid::Gid;
 use crate::transaction::Transaction;
@@ -15,7 +16,6 @@ use pgherd_shards::{Backend, parse_data_row};
 use postgres_protocol::IsNull;
 use postgres_protocol::message::frontend;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ const BEFORE: &str = "pgherd before";
 const AFTER: &str = "pgherd after";
 const TEXT_ARRAY: u32 = 1009;
 const BIGINT_ARRAY: u32 = 1016;
-/// Tries without a pause; a commit is visible everywhere after a round trip or two.
-const EAGER_TRIES: u32 = 4;
+/// How often single snapshots are taken again before commits are held off.
+const EAGER_TRIES: u32 = 3;
 /// How long a statement looks for a cut. A gateway that died in the middle of a commit is replaced in less.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -51,8 +51,27 @@ pub struct Fragment {
 
 /// What is known to be settled as a cut begins, as parameters of [`MARKERS`].
 struct Known {
+    /// by sequence, the number up to which all are settled
+    through: BTreeMap<String, i64>,
     sequences: String,
     settled: String,
+}
+
+impl Known {
+    fn new(through: BTreeMap<String, i64>) -> Self {
+        let list = |items: Vec<String>| format!("{{{}}}", items.join(","));
+        Self {
+            sequences: list(through.keys().cloned().collect()),
+            settled: list(through.values().map(i64::to_string).collect()),
+            through,
+        }
+    }
+
+    /// Whether it is visible in every snapshot taken from now on, and so left out of the lists.
+    fn is_settled(&self, gid: &Gid) -> bool {
+        let through = self.through.get(&gid.sequence.to_string());
+        through.is_some_and(|through| gid.number as i64 <= *through)
+    }
 }
 
 impl Transaction {
@@ -83,34 +102,44 @@ impl Transaction {
 
     async fn search(&mut self, by_shard: &BTreeMap<ShardId, Vec<&Fragment>>) -> Result<(), Error> {
         let coordinator = self.coordinator.clone();
+        let all: BTreeSet<ShardId> = by_shard.keys().copied().collect();
         let begun = Instant::now();
         let mut seen: BTreeMap<ShardId, Seen> = BTreeMap::new();
-        let (mut tries, mut known, mut known_since) = (0, coordinator.known().await?, Instant::now());
-        loop {
-            let missing: BTreeSet<ShardId> = if seen.len() < by_shard.len() {
-                by_shard.keys().copied().collect()
+        let (mut known, mut known_since) = (coordinator.known().await?, Instant::now());
+        for tries in 0_u32.. {
+            // Alone, old snapshots are taken again. When that does not end, all are, while nobody commits.
+            let step = tries % (EAGER_TRIES + 1);
+            let refresh = if step == 0 || known_since.elapsed() > cut::TIME_LIMIT {
+                all.clone()
             } else {
-                let all: Vec<_> = seen.iter().map(|(s, seen)| (*s, seen)).collect();
-                stale(&all, &self.seen_gids)
+                let snapshots: Vec<_> = seen.iter().map(|(s, seen)| (*s, seen)).collect();
+                stale(&snapshots, &self.seen_gids)
             };
-            if missing.is_empty() {
+            let gate = match step {
+                0 if tries > 0 => Some(Gate::close(&coordinator, &all, tries > EAGER_TRIES + 1).await),
+                _ => None,
+            };
+            if refresh.len() == all.len() {
+                (known, known_since) = (coordinator.known().await?, Instant::now());
+                self.seen_gids.retain(|gid| !known.is_settled(gid));
+            }
+            if tries > 0 && !refresh.is_empty() {
+                metrics::counter!("pgherd_cut_retries_total").increment(1);
+            }
+            seen.extend(self.bind(by_shard, &refresh, Some(&known)).await?);
+            if let Some(gate) = gate {
+                gate.open().await;
+            }
+            let snapshots: Vec<_> = seen.iter().map(|(s, seen)| (*s, seen)).collect();
+            if stale(&snapshots, &self.seen_gids).is_empty() {
                 break;
             }
             if begun.elapsed() > SEARCH_TIMEOUT {
                 return Err(self.why_no_cut(&seen, tries).await);
             }
-            if tries > EAGER_TRIES {
-                let jitter = rand::random_range(0..1000 * u64::from((tries - EAGER_TRIES).min(10)));
-                tokio::time::sleep(Duration::from_micros(200 + jitter)).await;
-                metrics::counter!("pgherd_cut_retries_total").increment(1);
+            if tries > 3 * EAGER_TRIES {
+                tokio::time::sleep(Duration::from_millis(rand::random_range(1..10))).await;
             }
-            if known_since.elapsed() > cut::TIME_LIMIT {
-                seen.clear();
-                (known, known_since) = (coordinator.known().await?, Instant::now());
-                continue;
-            }
-            tries += 1;
-            seen.extend(self.bind(by_shard, &missing, Some(&known)).await?);
         }
         // What was seen here must be seen by the statements that follow, too.
         self.seen_gids = seen.into_values().flat_map(|s| s.before).collect();
@@ -166,22 +195,11 @@ impl Coordinator {
         if too_old(self.watermarks.read().read_at) {
             housekeeping::learn_watermarks(self).await?;
         }
-        let (own, own_settled) = self.sequence.watermark();
-        let own = own.to_string();
-        let mut known = Known {
-            sequences: "{".into(),
-            settled: "{".into(),
-        };
-        let watermarks = self.watermarks.read();
-        let others = watermarks.settled.iter().filter(|(sequence, _)| **sequence != own);
-        for (sequence, settled) in others.chain([(&own, &own_settled)]) {
-            let separator = if known.sequences.len() > 1 { "," } else { "" };
-            let _ = write!(known.sequences, "{separator}{sequence}");
-            let _ = write!(known.settled, "{separator}{settled}");
-        }
-        known.sequences.push('}');
-        known.settled.push('}');
-        Ok(known)
+        let mut through = self.watermarks.read().settled.clone();
+        // Its own, this gateway knows best.
+        let (own, settled) = self.sequence.watermark();
+        through.insert(own.to_string(), settled);
+        Ok(Known::new(through))
     }
 }
 

@@ -80,6 +80,10 @@ pub fn decide(seen: &[(ShardId, Observation)], confirmed: bool) -> Decision {
     if !unreachable.is_empty() {
         return Decision::Wait(unreachable);
     }
+    // Seen missing, perhaps before the others were prepared: only a second look tells that it was lost.
+    if !committed.is_empty() && !missing.is_empty() && !confirmed {
+        return Decision::Confirm(missing);
+    }
     Decision::Settled {
         committed: !committed.is_empty(),
         lost: if committed.is_empty() { Vec::new() } else { missing },
@@ -107,7 +111,8 @@ mod tests {
             ([Committed, Prepared, Unreachable], false, Decision::Commit(vec![B])),
             ([Committed, Committed, Unreachable], false, Decision::Wait(vec![C])),
             ([Committed, Prepared, Missing], false, Decision::Commit(vec![B])),
-            ([Committed, Committed, Missing], false, settled(true, &[C])),
+            ([Committed, Committed, Missing], false, Decision::Confirm(vec![C])),
+            ([Committed, Committed, Missing], true, settled(true, &[C])),
             ([Committed, Committed, Committed], false, settled(true, &[])),
             ([Fenced, Prepared, Missing], false, Decision::RollBack(vec![B])),
             ([Fenced, Missing, Missing], false, settled(false, &[])),

@@ -57,7 +57,7 @@ pub(crate) async fn list(coordinator: &Coordinator, state: &ShardState) -> Resul
 pub(crate) async fn live_gateways(coordinator: &Coordinator) -> Option<Vec<(String, u64)>> {
     let home = coordinator.state(coordinator.shards.home()).ok()?;
     let client = home.client(&coordinator.shards, &coordinator.database).await.ok()?;
-    let sql = "SELECT name::text, incarnation::bigint FROM pgherd.gateway WHERE lease_until > clock_timestamp()";
+    let sql = "SELECT name, incarnation FROM pgherd.gateway WHERE lease_until > clock_timestamp()";
     let rows = home.within(client.query(sql, &[])).await;
     let rows = rows
         .inspect_err(|e| tracing::warn!("cannot see which gateways are alive: {e}"))

@@ -10,7 +10,7 @@
 //!    │     one refused ─────────────────► RollbackPrepared ► (Aborted)
 //!    └──── a reply lost ► Fence ─ fenced ────────┘
 //!                            ├─── prepared after all ► as if it had answered
-//!                            └─── out of reach ► (Unknown), recovery goes on
+//!                            └─── out of reach, or prepared without its standby ► (Unknown), recovery goes on
 //! ```
 
 use pgherd_model::ShardId;
@@ -209,11 +209,8 @@ impl Commit {
         if self.any(|s| s == State::Committed) {
             return self.finish(Outcome::Committed);
         }
-        if self.any(|s| matches!(s, State::Refused | State::NotDurable)) {
+        if self.any(|s| s == State::Refused) {
             return self.finish(Outcome::Aborted);
-        }
-        if self.any(|s| s == State::OutOfReach) {
-            return self.finish(Outcome::Unknown);
         }
         if self.any(|s| s == State::Lost) {
             let lost = self.shards.iter_mut().filter(|(_, s)| *s == State::Lost);
@@ -223,6 +220,11 @@ impl Commit {
                     Action::Fence(*shard)
                 })
                 .collect();
+        }
+        // Prepared without its standby: recovery commits it once the standby has it. Rolling it back would race with a
+        // recoverer who has seen it prepared everywhere.
+        if self.any(|s| matches!(s, State::OutOfReach | State::NotDurable)) {
+            return self.finish(Outcome::Unknown);
         }
         self.finish(Outcome::Committed)
     }
@@ -264,8 +266,8 @@ impl Commit {
 
 #[cfg(test)]
 mod tests {
-    use super::Action::*;
     use super::*;
+    use Action::{Acknowledge, Alarm, CommitPrepared, HandOver, LookForMarker, RollbackPrepared};
 
     const A: ShardId = ShardId(1);
     const B: ShardId = ShardId(2);
@@ -305,19 +307,27 @@ mod tests {
         let with_unknown = [Event::Prepare(A, Prepare::Refused), Event::Prepare(B, Prepare::Unknown)];
         assert_eq!(after(&with_unknown), [HandOver(B), Acknowledge(Outcome::Aborted)]);
         let not_durable = [Event::Prepare(A, Prepare::NotDurable), prepared(B)];
-        assert_eq!(after(&not_durable), [RollbackPrepared(A), RollbackPrepared(B)]);
+        assert_eq!(
+            after(&not_durable),
+            [HandOver(A), HandOver(B), Acknowledge(Outcome::Unknown)]
+        );
+        let not_durable = [
+            Event::Prepare(A, Prepare::NotDurable),
+            Event::Prepare(B, Prepare::Refused),
+        ];
+        assert_eq!(after(&not_durable), [RollbackPrepared(A)]);
     }
 
     #[test]
     fn a_lost_reply_is_fenced_first() {
         let lost = [prepared(A), Event::Prepare(B, Prepare::Unknown)];
-        assert_eq!(after(&lost), [Fence(B)]);
+        assert_eq!(after(&lost), [Action::Fence(B)]);
         let with = |found| after(&[&lost[..], &[Event::Fence(B, found)]].concat());
-        assert_eq!(with(super::Fence::NeverPrepared), [RollbackPrepared(A)]);
-        assert_eq!(with(super::Fence::Prepared), [CommitPrepared(A), CommitPrepared(B)]);
-        assert_eq!(with(super::Fence::Committed), [CommitPrepared(A)]);
+        assert_eq!(with(Fence::NeverPrepared), [RollbackPrepared(A)]);
+        assert_eq!(with(Fence::Prepared), [CommitPrepared(A), CommitPrepared(B)]);
+        assert_eq!(with(Fence::Committed), [CommitPrepared(A)]);
         assert_eq!(
-            with(super::Fence::Unreachable),
+            with(Fence::Unreachable),
             [HandOver(A), HandOver(B), Acknowledge(Outcome::Unknown)]
         );
     }
