@@ -58,6 +58,31 @@ fn calls<'a>(text: &'a str, tokens: &'a [Token]) -> impl Iterator<Item = (usize,
     })
 }
 
+/// Whether there is a call (or a type with a length, which looks the same).
+pub(crate) fn has_call(text: &str, tokens: &[Token]) -> bool {
+    calls(text, tokens).next().is_some()
+}
+
+/// Whether the time of the statement or of its transaction is in there.
+pub(crate) fn has_time(text: &str, tokens: &[Token]) -> bool {
+    const WORDS: [&str; 5] = [
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "localtime",
+        "localtimestamp",
+    ];
+    const CALLS: [&str; 3] = ["now", "transaction_timestamp", "statement_timestamp"];
+    // `'now'::timestamptz` and the like: input that depends on the time.
+    const INPUTS: [&str; 4] = ["now", "today", "tomorrow", "yesterday"];
+    let word = |t: &Token| WORDS.iter().any(|w| t.is_word(text, w));
+    let input = |t: &Token| {
+        let string = t.string(text).map(|s| s.trim().to_ascii_lowercase());
+        string.is_some_and(|s| INPUTS.iter().any(|i| s.starts_with(i)))
+    };
+    tokens.iter().any(|t| word(t) || input(t)) || calls(text, tokens).any(|(_, name)| CALLS.contains(&name.as_str()))
+}
+
 /// Whether a call's meaning is the home shard's state.
 pub(crate) fn bound_to_home(text: &str, tokens: &[Token]) -> bool {
     calls(text, tokens).any(|(_, name)| {

@@ -8,15 +8,16 @@
 use crate::analysis::Context;
 use crate::cursor::Cursor;
 use crate::functions;
+use crate::insert_place::stored;
 use crate::insert_text::Given;
 use crate::literal::split_commas;
 use crate::placed::{Address, DirectCheck, is_sequence_default, placement, sharded_of};
 use crate::relations::{Role, object_name};
-use crate::route::{Merge, Part, Route};
+use crate::route::{Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
 use crate::tree::tree;
 use crate::walk::Walk;
-use pgherd_model::{KeyType, KeyValue, Name, Numeric, ServerError, ShardId, Sharded, Snapshot, Table};
+use pgherd_model::{Column, KeyType, Name, ServerError, ShardId, Sharded, Snapshot, Table};
 use sqlparser::ast::{ConflictTarget, Expr, Insert, OnInsert, Query, SelectItem, SetExpr, Statement, Value, Values};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -37,6 +38,8 @@ pub(crate) enum CellKind {
     /// something to compute; `home`: only the home shard can
     Expression {
         home: bool,
+        /// it has the statement's time
+        time: bool,
     },
 }
 
@@ -75,17 +78,19 @@ pub(crate) struct InsertPlan {
     pub rows: Vec<Row>,
     /// columns left out that the home shard must give
     pub omitted: Vec<usize>,
+    /// columns whose defaults must be computed in one place where the rows go to several
+    pub computed: Vec<usize>,
     /// `$n` tokens: bytes, and the number from 0
     pub parameters: Vec<(Range<usize>, u16)>,
     /// the key's columns, by their places in the table
-    key: Vec<usize>,
+    pub key: Vec<usize>,
     /// a declared partition named by the statement
-    partition: Option<usize>,
+    pub partition: Option<usize>,
     /// PostgreSQL will refuse it; the home shard says how
     judged: bool,
     refused: Option<ServerError>,
-    returning: bool,
-    ready: Box<[OnceLock<Part>]>,
+    pub returning: bool,
+    pub ready: Box<[OnceLock<Part>]>,
 }
 
 impl InsertPlan {
@@ -140,6 +145,7 @@ impl InsertPlan {
             overriding: false,
             rows: Vec::new(),
             omitted: Vec::new(),
+            computed: Vec::new(),
             parameters: parameters(context),
             partition,
             judged: false,
@@ -213,6 +219,9 @@ impl InsertPlan {
         let given = |column: usize| self.columns.contains(&column);
         self.omitted = (0..table.columns.len())
             .filter(|&i| !given(i) && self.needs_home(table, i))
+            .collect();
+        self.computed = (0..table.columns.len())
+            .filter(|&i| !self.needs_home(table, i) && computed(&table.columns[i]))
             .collect();
     }
 
@@ -293,7 +302,13 @@ impl InsertPlan {
         if let Some(error) = &self.refused {
             return Route::Refuse(error.clone());
         }
-        let slots: Vec<_> = (0..self.rows.len()).map(|row| self.slots(row, parameters)).collect();
+        let mut slots: Vec<_> = (0..self.rows.len()).map(|row| self.slots(row, parameters)).collect();
+        let at_once: Vec<_> = (0..self.rows.len()).map(|row| self.at_once(row, parameters)).collect();
+        if at_once.iter().any(|s| !s.is_empty()) && self.spreads(snapshot, parameters, &slots) {
+            for (slots, more) in slots.iter_mut().zip(at_once) {
+                slots.extend(more);
+            }
+        }
         let union: BTreeSet<Slot> = slots.iter().flatten().copied().collect();
         let given = match given {
             None if union.is_empty() => None,
@@ -330,11 +345,11 @@ impl InsertPlan {
     }
 
     /// What the home shard must give for a row.
-    fn slots(&self, row: usize, parameters: Parameters) -> Vec<Slot> {
+    pub fn slots(&self, row: usize, parameters: Parameters) -> Vec<Slot> {
         let cells = self.rows[row].cells.iter().zip(&self.columns).enumerate();
         let needed = cells.filter(|(_, (cell, column))| match &cell.kind {
             CellKind::Default => self.needs_home(&self.table, **column),
-            CellKind::Expression { home } => *home || self.is_key(**column),
+            CellKind::Expression { home, .. } => *home || self.is_key(**column),
             CellKind::Scalar(scalar) => {
                 self.is_key(**column) && self.assigned(scalar, **column, parameters) == Evaluated::Unknown
             }
@@ -350,191 +365,19 @@ impl InsertPlan {
         self.partition.is_none() && self.key.contains(&column)
     }
 
-    fn key_type(&self, column: usize) -> KeyType {
+    pub fn key_type(&self, column: usize) -> KeyType {
         let place = self.key.iter().position(|&k| k == column).unwrap_or(0);
         self.sharded().key_types[place]
     }
 
     /// A scalar as a key column stores it, where the assignment surely keeps it.
-    fn assigned(&self, scalar: &Scalar, column: usize, parameters: Parameters) -> Evaluated {
+    pub fn assigned(&self, scalar: &Scalar, column: usize, parameters: Parameters) -> Evaluated {
         let modifier = self.table.columns[column].type_modifier;
         match scalar.evaluate(self.key_type(column), parameters) {
             Evaluated::Value(value) => stored(value, modifier).into(),
             other => other,
         }
     }
-
-    /// The range of each row; None where no range holds it, or where its key has a NULL.
-    fn ranges(
-        &self,
-        snapshot: &Snapshot,
-        parameters: Parameters,
-        given: Option<&Given>,
-    ) -> Result<Vec<Option<usize>>, ServerError> {
-        if self.partition.is_some() {
-            return Ok(vec![self.partition; self.rows.len()]);
-        }
-        let (mut ranges, mut refused) = (Vec::with_capacity(self.rows.len()), Vec::new());
-        for row in 0..self.rows.len() {
-            let mut key = Vec::with_capacity(self.key.len());
-            for &column in &self.key {
-                key.push(self.key_value(row, column, parameters, given)?);
-            }
-            if key
-                .iter()
-                .zip(&self.key)
-                .any(|(v, &c)| v.is_none() && self.table.columns[c].not_null)
-            {
-                refused.push(row);
-            }
-            let whole: Option<Vec<_>> = key.into_iter().collect();
-            ranges.push(whole.and_then(|key| self.sharded().ranges.find_index(&key)));
-        }
-        // Where pgherd made the ranges, the table is none of partitions to its user: NOT NULL is what such a row
-        // breaks, and any child says so before it looks at its bounds.
-        if self.sharded().automatic && !refused.is_empty() {
-            let at_home = |r: &pgherd_model::Range| r.shard == snapshot.home();
-            let all = self.sharded().ranges.ranges();
-            let any = ranges.iter().flatten().next().copied();
-            let any = any
-                .or_else(|| all.iter().position(at_home))
-                .or((!all.is_empty()).then_some(0));
-            refused.into_iter().for_each(|row| ranges[row] = any);
-        }
-        Ok(ranges)
-    }
-
-    /// A key column's value in a row; None for NULL.
-    fn key_value(
-        &self,
-        row: usize,
-        column: usize,
-        parameters: Parameters,
-        given: Option<&Given>,
-    ) -> Result<Option<KeyValue>, ServerError> {
-        let place = self.columns.iter().position(|&c| c == column);
-        let slot = place.map_or(Slot::Omitted(column), Slot::Cell);
-        let described = &self.table.columns[column];
-        let value = match given.and_then(|g| g.answer(row, slot)) {
-            Some(None) => Evaluated::Null,
-            Some(Some(text)) => match self.key_type(column).parse_text(text) {
-                Some(value) => Evaluated::Value(value),
-                None => return Err(unreadable(&described.name, text)),
-            },
-            None => match place.map(|p| &self.rows[row].cells[p].kind) {
-                Some(CellKind::Scalar(scalar)) => self.assigned(scalar, column, parameters),
-                _ => match default_scalar(described.default.as_deref()) {
-                    Some(scalar) => self.assigned(&scalar, column, parameters),
-                    None => Evaluated::Null,
-                },
-            },
-        };
-        match value {
-            Evaluated::Value(value) => Ok(Some(value)),
-            Evaluated::Null => Ok(None),
-            Evaluated::Unknown => Err(unreadable(&described.name, "default")),
-        }
-    }
-
-    /// Rows that no range takes go to the home shard's parent, which says 23514 or 23502.
-    fn place(&self, text: &Arc<str>, snapshot: &Snapshot, ranges: &[Option<usize>], given: Option<&Given>) -> Route {
-        let shard_of =
-            |range: Option<usize>| range.map_or(snapshot.home(), |i| self.sharded().ranges.ranges()[i].shard);
-        let first = ranges.first().copied().flatten();
-        let all_rows: Vec<_> = (0..ranges.len()).collect();
-        if ranges.iter().all(|r| *r == ranges[0]) {
-            let make = || self.part(text, shard_of(ranges[0]), &all_rows, ranges, given);
-            return Route::Forward(match (first, given) {
-                (Some(range), None) => self.ready[range].get_or_init(make).clone(),
-                _ => make(),
-            });
-        }
-        let mut shards: Vec<_> = ranges.iter().map(|&r| shard_of(r)).collect();
-        let by_row = shards.clone();
-        shards.sort();
-        shards.dedup();
-        let parts: Vec<_> = shards
-            .iter()
-            .map(|&shard| {
-                let rows: Vec<_> = all_rows.iter().copied().filter(|&r| by_row[r] == shard).collect();
-                self.part(text, shard, &rows, ranges, given)
-            })
-            .collect();
-        let mut parts = parts.into_iter();
-        match (parts.next(), parts.len()) {
-            (Some(only), 0) => Route::Forward(only),
-            (first, _) => {
-                let order = |s: &ShardId| shards.iter().position(|x| x == s).unwrap_or(0) as u16;
-                Route::Scatter {
-                    parts: first.into_iter().chain(parts).collect(),
-                    merge: match self.returning {
-                        true => Merge::Interleave(by_row.iter().map(order).collect()),
-                        false => Merge::Concatenate,
-                    },
-                }
-            }
-        }
-    }
-
-    fn part(
-        &self,
-        text: &Arc<str>,
-        shard: ShardId,
-        rows: &[usize],
-        ranges: &[Option<usize>],
-        given: Option<&Given>,
-    ) -> Part {
-        let range = ranges[rows[0]];
-        let one = rows.iter().all(|&r| ranges[r] == range);
-        let child = range
-            .filter(|_| one && self.address.direct)
-            .map(|i| &self.sharded().ranges.ranges()[i].child);
-        let (text, replaced, parameters) = self.rewrite(text, rows, child, given);
-        let fences = match child.is_some() || self.partition.is_some() {
-            true => Vec::new(),
-            false => vec![self.sharded().fence.to_string().into()],
-        };
-        Part {
-            shard,
-            text,
-            parameters,
-            fences,
-            replaced: replaced.into(),
-        }
-    }
-}
-
-/// A value as a column with this type modifier stores it; None where that needs PostgreSQL.
-fn stored(value: KeyValue, modifier: i32) -> Option<KeyValue> {
-    if modifier < 0 {
-        return Some(value);
-    }
-    match value {
-        // varchar(n): too long is an error on any shard, but blanks at the end are cut.
-        KeyValue::Text(text) => {
-            let most = (modifier - 4).max(0) as usize;
-            let end = text.char_indices().nth(most).map_or(text.len(), |(at, _)| at);
-            let blank = text[end..].bytes().all(|b| b == b' ');
-            Some(KeyValue::Text(if blank { text[..end].to_owned() } else { text }))
-        }
-        KeyValue::Numeric(Numeric::Finite(number)) => {
-            let scale = i64::from((modifier - 4) & 0x7ff);
-            let fits = scale < 0x400 && number.normalized().fractional_digit_count() <= scale;
-            fits.then_some(KeyValue::Numeric(Numeric::Finite(number)))
-        }
-        KeyValue::Timestamp(us) if us != i64::MAX && us != i64::MIN => {
-            let step = 10_i64.pow(6 - modifier.clamp(0, 6) as u32);
-            (us % step == 0).then_some(KeyValue::Timestamp(us))
-        }
-        other => Some(other),
-    }
-}
-
-fn unreadable(column: &str, value: &str) -> ServerError {
-    ServerError::unsupported(
-        format!("the value {value} of shard key column \"{column}\" cannot be placed"),
-        "Give the key as a constant in ISO form.",
-    )
 }
 
 /// The VALUES of a source that is nothing else.
@@ -561,13 +404,23 @@ fn cell_kind(expr: &Expr, text: &str, tokens: &[crate::lexer::Token]) -> CellKin
                 .any(|t| t.is_word(text, "select") || t.is_word(text, "values"));
             CellKind::Expression {
                 home: subquery || functions::bound_to_home(text, tokens),
+                time: functions::has_time(text, tokens),
             }
         }
     }
 }
 
+/// Whether a default calls functions or has the statement's time.
+fn computed(column: &Column) -> bool {
+    let default = column.default.as_deref().filter(|_| !column.generated);
+    default.is_some_and(|text| {
+        let tokens = crate::lexer::tokenize(text);
+        tokens.is_ok_and(|tokens| functions::has_call(text, &tokens) || functions::has_time(text, &tokens))
+    })
+}
+
 /// A column's default where it is a constant; NULL for none.
-fn default_scalar(default: Option<&str>) -> Option<Scalar> {
+pub(crate) fn default_scalar(default: Option<&str>) -> Option<Scalar> {
     let Some(default) = default else {
         return Some(Scalar::Null);
     };

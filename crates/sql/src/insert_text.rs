@@ -133,7 +133,21 @@ impl InsertPlan {
                 quote_literal(&described.name)
             ),
         });
-        Ok(format!("CAST(({expression}) AS {})::text", cast_name(described)))
+        let cast = format!("CAST(({expression}) AS {})", cast_name(described));
+        // JSON has date, timestamp and timestamptz in ISO form whatever DateStyle is.
+        Ok(match described.type_oid {
+            1082 | 1114 | 1184 => format!("to_json({cast})#>>'{{}}'"),
+            _ => format!("{cast}::text"),
+        })
+    }
+
+    /// Whether an expression's parameters are of types known here.
+    pub fn can_inline(&self, span: &Range<usize>, parameters: Parameters) -> bool {
+        let inside = self
+            .parameters
+            .iter()
+            .filter(|(at, _)| at.start >= span.start && at.end <= span.end);
+        inside.into_iter().all(|(_, n)| literal(*n, parameters).is_some())
     }
 
     /// An expression with its parameters as literals.
@@ -168,7 +182,14 @@ impl InsertPlan {
         if let Some(child) = child {
             replacements.push((self.address.span.clone(), format!("{child}{}", self.address.suffix)));
         }
-        let omitted = if given.is_some() { self.omitted.as_slice() } else { &[] };
+        let places = given.iter().flat_map(|g| &g.places);
+        let omitted: Vec<_> = places
+            .filter_map(|slot| match slot {
+                Slot::Omitted(column) => Some(*column),
+                Slot::Cell(_) => None,
+            })
+            .collect();
+        let omitted = omitted.as_slice();
         self.column_list(child.is_some(), omitted, &mut replacements);
         let supplied = given.is_some_and(|g| g.places.iter().any(|&slot| self.is_always(slot)));
         if supplied && !self.overriding && !self.default_values {

@@ -16,6 +16,7 @@ mod cursor;
 mod facts;
 mod functions;
 mod insert;
+mod insert_place;
 mod insert_text;
 pub mod kind;
 pub mod lexer;

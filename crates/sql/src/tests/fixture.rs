@@ -16,6 +16,7 @@ fn column(number: usize, name: &str, oid: u32) -> Column {
         23 => "integer",
         25 => "text",
         1082 => "date",
+        1184 => "timestamp with time zone",
         1114 => "timestamp without time zone",
         1700 => "numeric",
         2950 => "uuid",
@@ -152,6 +153,7 @@ fn declared() -> [Table; 3] {
 /// - `tx` text h q, `uu` uuid, `dd` date, `ts` timestamp, `nu` numeric, `vc` varchar(3)
 /// - `two`: ranges to 3, 7 and on, on shards 1, 1, 2
 /// - `seq`: serial key; `ident`: key int, an identity column; `dflt`: key with default 5
+/// - `born`: columns with defaults now(), 'x' and random()
 /// - `must`: the key is NOT NULL, ranges on shards 2 and 3; `mdecl` the same with declared partitions
 /// - `decl` and its partitions `p1`, `p2`; view `tv`; refused `mat`
 /// - `other.t` is local
@@ -249,6 +251,21 @@ pub fn snapshot() -> Snapshot {
         )
     };
     tables.push(must(17, "must"));
+    tables.push(change(
+        sharded(
+            19,
+            "born",
+            &[("k", 23), ("at", 1184), ("v", 25), ("r", 20)],
+            &["k"],
+            b,
+            &[1, 2, 3],
+        ),
+        |t| {
+            t.columns[1].default = Some("now()".into());
+            t.columns[2].default = Some("'x'::text".into());
+            t.columns[3].default = Some("random()".into());
+        },
+    ));
     tables.push(change(must(18, "mdecl"), |t| placed(t, |s| s.automatic = false)));
     tables.extend(declared());
     let view = TableKind::View {

@@ -279,7 +279,7 @@ fn only_assignments_make_a_key() {
         // A string without a type is the column's input; it has nothing to be judged.
         (
             "insert into dd values ('today')",
-            "defaults: VALUES (CAST(('today') AS date)::text)",
+            "defaults: VALUES (to_json(CAST(('today') AS date))#>>'{}')",
         ),
     ]);
 }
@@ -304,5 +304,39 @@ fn a_child_says_what_not_null_refuses() {
             "insert into mdecl (v) values ('x')",
             "1: insert into mdecl (v) values ('x') [fence_18_5]",
         ),
+    ]);
+}
+
+#[test]
+fn one_statement_has_one_time() {
+    let answer: &[Option<&str>] = &[Some("2024-05-05T01:02:03+00:00"), Some("7")];
+    let (query, route) = with_defaults("insert into born (k) values (1), (5)", &[], &[answer, answer]);
+    assert_eq!(
+        query,
+        "defaults: SELECT to_json(CAST((now()) AS timestamp with time zone))#>>'{}', CAST((random()) AS bigint)::text \
+         FROM generate_series(1, 2)"
+    );
+    let row = "'2024-05-05T01:02:03+00:00'::timestamp with time zone, '7'::bigint";
+    assert_eq!(
+        route,
+        format!(
+            "1: insert into \"pgherd_data\".\"t19_r1\" AS \"born\" (k, \"at\", \"r\") values (1, {row})\n\
+             2: insert into \"pgherd_data\".\"t19_r2\" AS \"born\" (k, \"at\", \"r\") values (5, {row})"
+        )
+    );
+    check_places(&[
+        // One shard's clock is one clock.
+        ("insert into born (k) values (5), (6)", "2"),
+        ("insert into born (k) values (5)", "2"),
+        (
+            "insert into born (k, at, r) values (1, default, 1), (5, now(), 2)",
+            "defaults",
+        ),
+        (
+            "insert into born (k, at, r) values (1, '2024-01-01', 1), (5, '2024-01-01', 2)",
+            "1,2",
+        ),
+        ("insert into t (k, v) values (1, current_date), (5, 'x')", "defaults"),
+        ("insert into t (k, v) values (1, lower('A')), (5, 'x')", "1,2"),
     ]);
 }
