@@ -49,18 +49,22 @@ impl Session {
                 .map(|(_, backend)| backend.cancel_token())
                 .collect(),
         );
-        let mut rows = match &unit.statement.parsed.kind {
+        let (inserted, mut rows) = match &unit.statement.parsed.kind {
             Kind::Insert => {
-                return Err(ServerError::unsupported(
-                    "INSERT … SELECT over several ranges is not supported yet",
-                    "Select the rows first, then INSERT them with VALUES.",
-                )
-                .into());
+                let columns = description.columns.as_deref();
+                let (count, rows) =
+                    pgherd_query::insert_select(statement, columns, &mut open.transaction, &gateway.engine).await?;
+                (Some(count), rows.unwrap_or_default())
             }
             _ => {
                 let columns = description.columns.as_deref().unwrap_or_default();
-                pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?
+                let rows = pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?;
+                (None, rows)
             }
+        };
+        let tag = move |rows: usize| match inserted {
+            Some(count) => format!("INSERT 0 {count}"),
+            None => format!("SELECT {rows}"),
         };
         if unit.mode.describes() {
             match &description.columns {
@@ -106,9 +110,9 @@ impl Session {
         }
         if limit > 0 {
             let portal = portal.to_owned();
-            return Ok(self.deliver_rows(&portal, kept, limit).map(|n| format!("SELECT {n}")));
+            return Ok(self.deliver_rows(&portal, kept, limit).map(tag));
         }
-        Ok(Some(format!("SELECT {seen}")))
+        Ok(Some(tag(seen)))
     }
 
     /// EXPLAIN: PostgreSQL's own where one shard runs the statement, else the distributed plan.
@@ -156,6 +160,29 @@ impl Session {
                 for part in &parts {
                     lines.push(format!("  ->  Shard {}: {}", part.shard, part.text));
                 }
+                self.put_plan(unit, &lines);
+                Ok(())
+            }
+            pgherd_sql::Route::Plan if !analyze => {
+                let description = self.description(inner_unit, &entered.snapshot).await?;
+                let ast = inner_unit.statement.parsed.ast.as_deref().ok_or_else(|| {
+                    ServerError::unsupported(
+                        "EXPLAIN of this statement is not supported yet",
+                        "Run it without EXPLAIN.",
+                    )
+                })?;
+                let statement = pgherd_query::Statement {
+                    text: &inner_unit.statement.text,
+                    ast,
+                    parameter_types: &description.parameter_types,
+                    parameters: unit.parameters,
+                    result_formats: &[],
+                    search_path: &self.settings.search_path,
+                    snapshot: &entered.snapshot,
+                    settings_sql: "",
+                };
+                let columns = description.columns.as_deref().unwrap_or_default();
+                let lines = pgherd_query::explain(statement, columns)?;
                 self.put_plan(unit, &lines);
                 Ok(())
             }
