@@ -3,7 +3,8 @@
 //! Some values only the home shard can give: those of sequences and identity columns (a sequence per shard would
 //! give numbers twice), of key expressions that are no constants, of subqueries. They are *slots*:
 //! [`Route::Defaults`] asks the home shard for them, one row of answers per inserted row, and they are put into
-//! the text as literals. All other expressions and defaults are left to the shard that stores the row.
+//! the text as literals. Where rows go to several shards, so are defaults that call functions and expressions with
+//! the statement's time. All other expressions and defaults are left to the shard that stores the row.
 
 use crate::analysis::Context;
 use crate::cursor::Cursor;
