@@ -57,7 +57,9 @@ pub(crate) async fn list(coordinator: &Coordinator, state: &ShardState) -> Resul
 pub(crate) async fn live_gateways(coordinator: &Coordinator) -> Option<Vec<(String, u64)>> {
     let home = coordinator.state(coordinator.shards.home()).ok()?;
     let client = home.client(&coordinator.shards, &coordinator.database).await.ok()?;
-    let sql = "SELECT name, incarnation FROM pgherd.gateway WHERE lease_until > clock_timestamp()";
+    // A gateway that was killed and started again has two leases for a while; its name tells that the older one is dead.
+    // Should two that live share a name, the older one's commits are fenced off like those of any gateway taken for dead.
+    let sql = "SELECT name::text, max(incarnation)::bigint FROM pgherd.gateway WHERE lease_until > clock_timestamp() GROUP BY name";
     let rows = home.within(client.query(sql, &[])).await;
     let rows = rows
         .inspect_err(|e| tracing::warn!("cannot see which gateways are alive: {e}"))

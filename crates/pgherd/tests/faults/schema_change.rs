@@ -149,13 +149,9 @@ async fn a_gateway_that_dies_in_a_change_leaves_a_whole_table() {
     let readers = Readers::start(&lives.config()).await.expect("readers");
     for attempt in 0..4_u64 {
         let dies = herd.gateway("dies").await.expect("gateway");
-        let config = dies.config();
-        let change = tokio::spawn(async move {
-            let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connect");
-            tokio::spawn(connection);
-            let _ = client.batch_execute("SET pgherd.initial_bounds = 'int 300,600'").await;
-            client.batch_execute("CALL pgherd.distribute('whole', 'k')").await
-        });
+        let victim = dies.connect().await.expect("connect");
+        run(&victim, "SET pgherd.initial_bounds = 'int 300,600'").await;
+        let change = tokio::spawn(async move { victim.batch_execute("CALL pgherd.distribute('whole', 'k')").await });
         tokio::time::sleep(Duration::from_millis(20 + attempt * 60)).await;
         dies.kill().await;
         let outcome = change.await.expect("the task");

@@ -40,6 +40,8 @@ pub struct Told {
     pub right_sums: u64,
     /// Sums that were wrong.
     pub wrong_sums: Vec<String>,
+    /// ROLLBACKs that were answered with an error, which PostgreSQL never does.
+    pub failed_rollbacks: u64,
     /// SQLSTATEs that clients saw, with how often.
     pub errors: BTreeMap<String, u64>,
     /// The first messages of each SQLSTATE, to understand a failure.
@@ -165,7 +167,12 @@ impl Worker {
     }
 
     fn note(&self, error: &tokio_postgres::Error) {
-        let state = error.code().map_or("connection lost", SqlState::code).to_string();
+        self.note_as("", error);
+    }
+
+    fn note_as(&self, what: &str, error: &tokio_postgres::Error) {
+        let state = error.code().map_or("connection lost", SqlState::code);
+        let state = format!("{what} {state}").trim_start().to_string();
         self.tell(|told| {
             told.samples
                 .entry(state.clone())
@@ -222,12 +229,16 @@ impl Worker {
                     return;
                 }
             }
+            if !client.is_closed()
+                && let Err(error) = client.batch_execute("ROLLBACK").await
+            {
+                self.note_as("ROLLBACK", &error);
+                self.tell(|told| told.failed_rollbacks += u64::from(error.code().is_some()));
+            }
             if client.is_closed() {
                 // One more attempt: where only this session was cut off, the others go on.
                 let Some(again) = self.connect().await else { return };
                 client = again;
-            } else if client.batch_execute("ROLLBACK").await.is_err() {
-                return;
             }
         }
     }
@@ -322,6 +333,9 @@ pub async fn verify(client: &Client, told: &[Told]) -> Result<Vec<String>> {
         }
     }
     for told in told {
+        if told.failed_rollbacks > 0 {
+            wrong.push(format!("{} ROLLBACKs failed", told.failed_rollbacks));
+        }
         let lost = told.acknowledged.iter().filter(|id| !ledger.contains(id));
         wrong.extend(lost.map(|id| format!("transfer {id} was acknowledged and is not there")));
         let kept = told.refused.iter().filter(|id| ledger.contains(id));

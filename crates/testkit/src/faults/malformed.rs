@@ -67,16 +67,22 @@ pub async fn play(port: u16, case: &Case) -> Result<Vec<Seen>> {
     read(&mut stream, false).await
 }
 
-/// Whether a gateway's answer is as good as PostgreSQL's: the same; or, where PostgreSQL ends the connection, an end as well,
-/// after the same first error or, where PostgreSQL says nothing, after a fatal one.
+/// Whether a gateway's answer is as good as PostgreSQL's: the same; or that something is not supported (0A000) instead of
+/// another error; or, where PostgreSQL ends the connection, an end as well, after the same first error or, where PostgreSQL
+/// says nothing, after a fatal one.
 pub fn agrees(gateway: &[Seen], postgres: &[Seen]) -> bool {
+    let same = |(ours, theirs): (&Seen, &Seen)| match (ours, theirs) {
+        (Seen::Error { severity, code }, Seen::Error { severity: other, .. }) if code == "0A000" => severity == other,
+        _ => ours == theirs,
+    };
     let first_error = |seen: &[Seen]| seen.iter().find(|seen| matches!(seen, Seen::Error { .. })).cloned();
     let ends = |seen: &[Seen]| seen.last() == Some(&Seen::Closed);
     let explained = match (first_error(gateway), first_error(postgres)) {
         (Some(Seen::Error { severity, .. }), None) => severity == "FATAL" && postgres.len() == 1,
         (ours, theirs) => ours == theirs,
     };
-    gateway == postgres || ends(gateway) && ends(postgres) && explained
+    gateway.len() == postgres.len() && gateway.iter().zip(postgres).all(same)
+        || ends(gateway) && ends(postgres) && explained
 }
 
 /// Reads until the end, until the server is silent or, if asked to, until it is ready.
@@ -453,6 +459,9 @@ mod tests {
             !agrees(&[error("FATAL", "XX000"), Seen::Closed], &explained),
             "another reason"
         );
+        let refused = [error("ERROR", "0A000"), Seen::Ready('I')];
+        assert!(agrees(&refused, &[error("ERROR", "42804"), Seen::Ready('I')]));
+        assert!(!agrees(&refused, &[Seen::Ready('I')]), "PostgreSQL does it");
         assert!(
             !agrees(&explained, &[error("ERROR", "08P01"), Seen::Ready('I')]),
             "the session should live on"
