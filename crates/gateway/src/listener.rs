@@ -92,7 +92,6 @@ impl Gateway {
             ),
             engine: Engine::new(pgherd_query::Limits {
                 memory_bytes: options.query_memory_bytes,
-                ..Default::default()
             })?,
             options,
             shards,

@@ -51,11 +51,11 @@ fn bytes(from: &Ident, to: &Ident) -> Option<Range<usize>> {
 
 /// The identifiers of a name; None when it is no plain name.
 pub(crate) fn parts(name: &ObjectName) -> Option<Vec<&Ident>> {
-    let part = |p| match p {
-        &ObjectNamePart::Identifier(ref ident) => Some(ident),
+    let parts = name.0.iter().map(|part| match part {
+        ObjectNamePart::Identifier(ident) => Some(ident),
         _ => None,
-    };
-    name.0.iter().map(part).collect()
+    });
+    parts.collect()
 }
 
 impl Relations {
@@ -100,10 +100,10 @@ impl Visitor for Walk {
     type Break = ServerError;
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<ServerError> {
-        if let Some(scope) = self.scopes.last_mut() {
-            if let Some(inside) = scope.names.iter().position(|(_, q)| std::ptr::eq(*q, query)) {
-                scope.inside = Some(inside);
-            }
+        if let Some(scope) = self.scopes.last_mut()
+            && let Some(inside) = scope.names.iter().position(|(_, q)| std::ptr::eq(*q, query))
+        {
+            scope.inside = Some(inside);
         }
         let with = query.with.as_ref();
         self.scopes.push(Scope {
@@ -121,10 +121,10 @@ impl Visitor for Walk {
 
     fn post_visit_query(&mut self, query: &Query) -> ControlFlow<ServerError> {
         self.scopes.pop();
-        if let Some(scope) = self.scopes.last_mut() {
-            if scope.names.iter().any(|(_, q)| std::ptr::eq(*q, query)) {
-                scope.inside = None;
-            }
+        if let Some(scope) = self.scopes.last_mut()
+            && scope.names.iter().any(|(_, q)| std::ptr::eq(*q, query))
+        {
+            scope.inside = None;
         }
         ControlFlow::Continue(())
     }
@@ -177,12 +177,11 @@ impl Visitor for Walk {
     }
 
     fn pre_visit_expr(&mut self, expr: &sqlparser::ast::Expr) -> ControlFlow<ServerError> {
-        if let sqlparser::ast::Expr::CompoundIdentifier(idents) = expr {
-            if let [schema, table, _] = idents.as_slice() {
-                if let Some(span) = bytes(schema, table) {
-                    self.found.qualified_columns.push((span, fold(table)));
-                }
-            }
+        if let sqlparser::ast::Expr::CompoundIdentifier(idents) = expr
+            && let [schema, table, _] = idents.as_slice()
+            && let Some(span) = bytes(schema, table)
+        {
+            self.found.qualified_columns.push((span, fold(table)));
         }
         ControlFlow::Continue(())
     }

@@ -103,7 +103,7 @@ impl<'t> Rows<'t> {
     /// there are no more.
     pub async fn next(&mut self) -> Result<Option<RowBatch>, ServerError> {
         let next = match &mut self.source {
-            Source::Scratch(scratch, map_error) => relay::next_rows(scratch.backend()).await.map_err(|e| map_error(e)),
+            Source::Scratch(scratch, map_error) => relay::next_rows(scratch.backend()).await.map_err(map_error),
             Source::Merge(merge, transaction) => merge.next(transaction).await,
             Source::Computed(stream, pump) => next_computed(stream, pump).await,
             Source::Ready(_) => {
@@ -118,7 +118,7 @@ impl<'t> Rows<'t> {
             return next;
         }
         match std::mem::replace(&mut self.source, Source::Done) {
-            Source::Scratch(scratch, map_error) if next.is_ok() => scratch.finish().await.map_err(|e| map_error(e))?,
+            Source::Scratch(scratch, map_error) if next.is_ok() => scratch.finish().await.map_err(map_error)?,
             Source::Computed(stream, pump) => {
                 // Nobody wants more rows: the pump sees its channels closed and stops the shards.
                 drop(stream);

@@ -15,6 +15,9 @@ use postgres_protocol::message::frontend;
 /// More prepared statements than this on one backend, and all are closed.
 const MAX_STATEMENTS: usize = 1000;
 
+/// A parameter's type, and whether it is binary and its value.
+type TypedParameter<'a> = (u32, &'a (bool, Option<Bytes>));
+
 impl Session {
     /// Forwards to one shard: alone in autocommit, else as a participant of the block.
     pub(crate) async fn forward(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
@@ -180,7 +183,7 @@ pub(crate) fn put_statement(
         backend.queue_query(&part.text)?;
         return Ok(None);
     };
-    let chosen: Option<Vec<(u32, &(bool, Option<Bytes>))>> = part.parameters.as_ref().map(|numbers| {
+    let chosen: Option<Vec<TypedParameter>> = part.parameters.as_ref().map(|numbers| {
         let of = |n: &u16| {
             let i = usize::from(*n);
             Some((unit.types.get(i).copied().unwrap_or(0), unit.parameters.get(i)?))

@@ -6,7 +6,6 @@
 use super::Session;
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_shards::{RESET_SQL, SessionSettings};
-use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// The settings, their fingerprint and what routing needs of them.
@@ -43,11 +42,7 @@ impl Settings {
     fn refingerprint(&mut self) {
         self.fingerprint = match self.list.is_empty() {
             true => 0,
-            false => {
-                let mut hasher = ahash::RandomState::with_seeds(1, 2, 3, 4).build_hasher();
-                self.list.hash(&mut hasher);
-                hasher.finish() | 1
-            }
+            false => ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(&self.list) | 1,
         };
     }
 

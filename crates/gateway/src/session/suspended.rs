@@ -1,6 +1,6 @@
 //! Portals that a row limit has suspended: open on the shard that runs them, or as the rows that are left.
 
-use super::extended::{Portal, PortalState, backend_portal};
+use super::extended::{PortalState, backend_portal};
 use super::forward::{no_block, settle};
 use super::relay::{Filter, relay};
 use super::{Problem, Session};
@@ -84,10 +84,5 @@ impl Session {
             backend.drain().await?;
         }
         Ok(())
-    }
-
-    /// The portal of a name, for those that look into it.
-    pub(crate) fn portal(&self, name: &str) -> Option<&Portal> {
-        self.portals.get(name)
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn preview(statement: &Statement<'_>) -> Result<Vec<crate::Fragment>,
     let parsed = views::parse_query(&expanded.text)?;
     refusal::check(&parsed)?;
     let mentions = source::resolve(statement, &parsed)?;
-    let relations = mentions.iter().map(source::Resolution::from_catalog).collect();
+    let relations = mentions.iter().map(source::Resolution::catalog_relation).collect();
     let metadata = metadata::Metadata {
         relations,
         ..metadata::Metadata::default()

@@ -24,7 +24,7 @@ pub(super) struct Resolution {
 
 impl Resolution {
     /// The relation as the catalog knows it; None for those of the home shard, of which it knows nothing.
-    pub fn from_catalog(&self) -> Option<Relation> {
+    pub fn catalog_relation(&self) -> Option<Relation> {
         let table = self.table.as_ref()?;
         let column = |c: &pgherd_model::Column| crate::metadata::Column {
             name: c.name.clone(),

@@ -102,7 +102,7 @@ pub(super) enum Source {
     /// a portal on the home participant
     Home,
     /// a gather's result
-    Gathered(Rows<'static>),
+    Gathered(Box<Rows<'static>>),
     Ended,
 }
 
@@ -127,7 +127,7 @@ pub(super) async fn open(
     };
     if reads_sharded {
         // The result comes from the scratch connection, so the transaction is free meanwhile.
-        return Ok(Source::Gathered(gather::select(&source, transaction).await?));
+        return Ok(Source::Gathered(Box::new(gather::select(&source, transaction).await?)));
     }
     let home = transaction.participant(statement.snapshot.home()).await?;
     let out = home.outbox();

@@ -216,7 +216,7 @@ fn division_scale(dividend: &BigDecimal, divisor: &BigDecimal) -> i64 {
         weight -= 1;
     }
     let scale = NUMERIC_MIN_SIG_DIGITS - weight * DEC_DIGITS;
-    scale.max(scale1).max(scale2).max(0).min(NUMERIC_MAX_DISPLAY_SCALE)
+    scale.max(scale1).max(scale2).clamp(0, NUMERIC_MAX_DISPLAY_SCALE)
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ pub(crate) struct Total {
     best: Option<Best>,
 }
 
+/// A partial result, and what goes with it: the binary form of a least or greatest value, or an average's count.
+type Partial = (Option<Vec<u8>>, Option<Vec<u8>>);
+
 impl Total {
     /// For an aggregate of the result; None for other outputs.
     pub fn of(output: &Output) -> Option<Self> {
@@ -108,7 +111,7 @@ impl Total {
     }
 
     /// The state as one more partial result, for [`Total::add`].
-    pub fn partial(&self) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), ServerError> {
+    pub fn partial(&self) -> Result<Partial, ServerError> {
         Ok(match self.what {
             Aggregate::Min | Aggregate::Max => match &self.best {
                 Some(best) => (Some(best.value.clone()), Some(best.binary.clone())),

@@ -356,10 +356,7 @@ impl Running<'_> {
     /// Takes the client's stream to its end; the number of rows.
     async fn run(&mut self) -> Result<u64, Problem> {
         self.client.flush().await?;
-        let failure = match self.feed().await {
-            Ok(()) => None,
-            Err(cause) => Some(cause),
-        };
+        let failure = self.feed().await.err();
         // An error of ours is about the client's next row: what the rows before it are worth, the shards say first.
         let message = match &failure {
             None | Some(Cause::Error(_)) => None,
