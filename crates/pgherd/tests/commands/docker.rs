@@ -86,7 +86,7 @@ fn what_compose_refers_to_exists() {
         }
         if let Some(command) = setting(service, "command") {
             // Wrong arguments are an error before `--help` is looked at.
-            let mut help = pgherd(false);
+            let mut help = pgherd();
             help.args(texts(command)).arg("--help");
             let said = output(help);
             assert!(said.status.success(), "{name}: {said:?}");
@@ -130,7 +130,7 @@ fn the_gateways_image_is_made_with_a_rust_that_builds_it() {
 fn the_gateways_configuration_is_valid_and_names_the_published_ports() {
     let config = docker().join("pgherd.toml");
     let status = |secret: &str| {
-        let mut command = pgherd(false);
+        let mut command = pgherd();
         command
             .env("PGHERD_SECRET", secret)
             .args(["status", "--config"])
@@ -176,7 +176,7 @@ async fn a_server_with_the_shards_settings_passes_init() {
     let text =
         format!("[cluster]\nname = 'c'\n[[shards]]\nid = 1\nname = 'shard1'\nhost = '127.0.0.1'\nport = {port}\n");
     std::fs::write(config.path(), text).expect("write");
-    let mut init = pgherd(false);
+    let mut init = pgherd();
     init.env("PGHERD_SECRET", "s".repeat(64))
         .args(["init", "--config"])
         .arg(config.path());

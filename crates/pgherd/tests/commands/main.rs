@@ -129,7 +129,7 @@ async fn the_address_of_the_first_start_is_kept() {
     let first = Running::start(up_at(&place, 1, false, &free.to_string()));
     assert_eq!(first.port(), free.port());
     assert!(first.end(Signal::SIGTERM));
-    let mut command = pgherd(false);
+    let mut command = pgherd();
     command.args(["up", "--shards", "1", "--data"]).arg(place.data());
     let second = Running::start(command);
     assert_eq!(second.port(), free.port());
@@ -160,7 +160,7 @@ async fn what_cannot_work_is_refused_with_a_remedy() {
     assert!(text.contains("--shards 2"), "{text}");
     assert_eq!(place.servers(), Vec::<u32>::new());
 
-    let mut status = running::pgherd(false);
+    let mut status = running::pgherd();
     status.args(["status", "--data"]).arg(place.data());
     let text = refusal(status);
     assert!(text.contains("pgherd up"), "{text}");
@@ -195,7 +195,7 @@ async fn a_killed_shard_is_started_again() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     let text = loop {
-        let mut status = running::pgherd(false);
+        let mut status = running::pgherd();
         status.args(["status", "--data"]).arg(place.data());
         let status = output(status);
         let text = String::from_utf8(status.stdout).expect("text");
@@ -217,14 +217,14 @@ async fn a_second_gateway_runs_from_the_configuration_that_up_wrote() {
         .batch_execute("CREATE TABLE seen AS SELECT 7 AS a")
         .await
         .expect("create");
-    let mut command = pgherd(false);
+    let mut command = pgherd();
     command
         .args(["gateway", "--listen", "127.0.0.1:0", "--config"])
         .arg(place.data().join("pgherd.toml"));
     let second = Running::start(command);
     assert_eq!(value(&second.connect().await, "SELECT a::text FROM seen").await, "7");
 
-    let mut status = pgherd(false);
+    let mut status = pgherd();
     status.args(["status", "--data"]).arg(place.data());
     let status = output(status);
     let text = String::from_utf8_lossy(&status.stdout);
@@ -254,7 +254,7 @@ fn configuration(servers: &[&PlainServer]) -> tempfile::NamedTempFile {
 }
 
 fn init(config: &tempfile::NamedTempFile) -> std::process::Command {
-    let mut command = pgherd(false);
+    let mut command = pgherd();
     command.args(["init", "--config"]).arg(config.path());
     command
 }
@@ -325,7 +325,7 @@ async fn init_prepares_servers_that_somebody_else_runs() {
         let said = output(init(&config));
         assert!(said.status.success(), "{attempt}: {said:?}");
     }
-    let mut command = pgherd(false);
+    let mut command = pgherd();
     command
         .args(["gateway", "--listen", "127.0.0.1:0", "--config"])
         .arg(config.path());

@@ -82,7 +82,7 @@ fn the_commands_exist() {
             text.contains(&format!("pgherd {command}")) || text.contains(&format!("-- {command}")),
             "{command}"
         );
-        let mut help = pgherd(false);
+        let mut help = pgherd();
         help.args([command, "--help"]);
         assert!(output(help).status.success(), "{command}");
     }

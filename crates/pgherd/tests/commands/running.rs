@@ -17,39 +17,15 @@ pub struct Running {
     pub ready: String,
 }
 
-/// The command, as the user whom the tests run as, or as an ordinary one.
-pub fn pgherd(ordinary_user: bool) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
-    if ordinary_user && nix::unistd::geteuid().is_root() {
-        let user = User::from_name("postgres")
-            .expect("user database")
-            .expect("user postgres");
-        // The build's folder may be closed to that user.
-        let copy = shared_copy();
-        command = Command::new(copy);
-        command
-            .uid(user.uid.as_raw())
-            .gid(user.gid.as_raw())
-            .env("HOME", "/nonexistent")
-            .env_remove("SUDO_UID");
-    }
-    command.current_dir("/").stdin(Stdio::null());
-    command
+/// The command, as the user whom the tests run as.
+pub fn pgherd() -> Command {
+    command(Path::new(env!("CARGO_BIN_EXE_pgherd")))
 }
 
-/// A copy of the program that everybody may run, made once per test process.
-fn shared_copy() -> &'static Path {
-    static COPY: std::sync::OnceLock<tempfile::TempPath> = std::sync::OnceLock::new();
-    COPY.get_or_init(|| {
-        let copy = tempfile::Builder::new()
-            .prefix("pgherd-program-")
-            .tempfile()
-            .expect("file")
-            .into_temp_path();
-        std::fs::copy(env!("CARGO_BIN_EXE_pgherd"), &copy).expect("copy");
-        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).expect("permissions");
-        copy
-    })
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir("/").stdin(Stdio::null());
+    command
 }
 
 impl Running {
@@ -155,6 +131,29 @@ impl Place {
         self.0.path().join("data")
     }
 
+    /// The command as an ordinary user, also when the tests run as root.
+    fn ordinary_user(&self) -> Command {
+        if !nix::unistd::geteuid().is_root() {
+            return pgherd();
+        }
+        // The build's folder may be closed to that user; the copy goes away with the place.
+        let program = self.0.path().join("pgherd");
+        if !program.exists() {
+            std::fs::copy(env!("CARGO_BIN_EXE_pgherd"), &program).expect("copy");
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+        }
+        let user = User::from_name("postgres")
+            .expect("user database")
+            .expect("user postgres");
+        let mut command = command(&program);
+        command
+            .uid(user.uid.as_raw())
+            .gid(user.gid.as_raw())
+            .env("HOME", "/nonexistent")
+            .env_remove("SUDO_UID");
+        command
+    }
+
     /// The processes whose arguments name a shard of this place.
     pub fn servers(&self) -> Vec<u32> {
         let needle = self.0.path().as_os_str().as_encoded_bytes();
@@ -186,7 +185,7 @@ pub fn up(place: &Place, shards: usize, ordinary_user: bool) -> Command {
 
 /// `pgherd up` in a place, at an address.
 pub fn up_at(place: &Place, shards: usize, ordinary_user: bool, listen: &str) -> Command {
-    let mut command = pgherd(ordinary_user);
+    let mut command = if ordinary_user { place.ordinary_user() } else { pgherd() };
     command
         .args(["up", "--listen", listen, "--shards", &shards.to_string(), "--data"])
         .arg(place.data());
