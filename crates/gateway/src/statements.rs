@@ -21,6 +21,8 @@ pub(crate) struct Statement {
     /// characters of the client's text before it, to map error positions
     pub(crate) offset_chars: u32,
     pub(crate) parsed: Parsed,
+    /// calls set_config, which is SET by another name
+    pub(crate) sets_config: bool,
     /// calls nextval, currval, lastval or setval: what they say belongs to one session
     pub(crate) uses_sequences: bool,
     analysed: Mutex<Option<Analysed>>,
@@ -58,6 +60,7 @@ impl Statement {
         Self {
             text: text.into(),
             offset_chars,
+            sets_config: lower.contains("set_config"),
             uses_sequences: ["nextval", "currval", "lastval", "setval"]
                 .iter()
                 .any(|f| lower.contains(f)),

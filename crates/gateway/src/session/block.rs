@@ -113,7 +113,9 @@ pub(crate) fn notice(severity: &str, code: SqlState, message: &str) -> ServerErr
 }
 
 impl Session {
-    fn new_block(&mut self, mode: Mode) -> Box<Open> {
+    fn new_block(&mut self, mut mode: Mode) -> Box<Open> {
+        // The shards know the default too, but whoever enlists a second one must.
+        mode.isolation = mode.isolation.or(self.settings.default_isolation);
         let implicit = mode.implicit;
         let mut transaction = self.database.coordinator.begin(self.who.clone(), mode);
         let slot = self.cancel.slot.clone();

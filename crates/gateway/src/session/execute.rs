@@ -31,6 +31,9 @@ impl Session {
         if unit.statement.uses_sequences && self.who.pin.is_none() {
             self.pin_home("DISCARD SEQUENCES").await?;
         }
+        if unit.statement.sets_config {
+            self.take_over_set_config(unit).await?;
+        }
         match kind {
             Kind::Set { .. }
             | Kind::Reset(_)

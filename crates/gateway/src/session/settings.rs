@@ -5,7 +5,9 @@
 
 use super::Session;
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
+use pgherd_operations::Distribution;
 use pgherd_shards::{RESET_SQL, SessionSettings};
+use pgherd_transaction::Isolation;
 use std::sync::Arc;
 
 /// The settings, their fingerprint and what routing needs of them.
@@ -21,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) search_path_id: u64,
     pub(crate) default_distribution: String,
     pub(crate) initial_bounds: String,
+    /// default_transaction_isolation, where it is more than READ COMMITTED
+    pub(crate) default_isolation: Option<Isolation>,
 }
 
 impl Settings {
@@ -125,7 +129,7 @@ impl Settings {
 }
 
 /// `SET "name" TO 'value'`; a list-valued setting's value is one that quoting would make a single element.
-fn set_statement(name: &str, value: &str) -> String {
+pub(crate) fn set_statement(name: &str, value: &str) -> String {
     let list = [
         "search_path",
         "datestyle",
@@ -237,14 +241,26 @@ pub(crate) fn parse_options(options: &str) -> Vec<(String, String)> {
 }
 
 impl Session {
+    /// Refuses values of pgherd's own settings that PostgreSQL, which knows nothing of them, has let pass.
+    pub(crate) fn check_own_settings(&self) -> Result<(), ServerError> {
+        let settings = &self.settings;
+        Distribution::from_settings(Some(&settings.default_distribution), Some(&settings.initial_bounds)).map(|_| ())
+    }
+
     /// Asks the home shard what the settings that routing depends on are now.
     pub(crate) async fn refresh_effective_settings(&mut self) -> Result<(), ServerError> {
         const ASK: &str = "SELECT current_setting('search_path'), \
-             current_setting('pgherd.default_distribution', true), current_setting('pgherd.initial_bounds', true)";
+             current_setting('pgherd.default_distribution', true), current_setting('pgherd.initial_bounds', true), \
+             current_setting('default_transaction_isolation')";
         let results = self.ask_home(ASK).await?;
         let text = |i| results.first().and_then(|r| r.text(0, i));
         let role = self.who.role.clone();
         self.settings.take_effective(&role, [text(0), text(1), text(2)]);
+        self.settings.default_isolation = match text(3) {
+            Some("repeatable read") => Some(Isolation::RepeatableRead),
+            Some("serializable") => Some(Isolation::Serializable),
+            _ => None,
+        };
         Ok(())
     }
 }

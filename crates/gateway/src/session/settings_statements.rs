@@ -4,7 +4,7 @@
 //! the session's list, from which other backends are brought in line.
 
 use super::block::notice;
-use super::settings::Settings;
+use super::settings::{Settings, set_statement};
 use super::{Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::{SimpleResult, UNKNOWN_SETTINGS};
@@ -47,13 +47,7 @@ impl Session {
                 return Err(super::settings::only_utf8(values.first().map_or("", String::as_str)).into());
             }
             Kind::Set { name, value, .. } => {
-                self.run_setting(&text).await?;
-                match value {
-                    SetValue::Default => self.settings.reset(name),
-                    SetValue::Values(_) => self.settings.set(name, &text),
-                }
-                self.settings_changed();
-                self.after_setting(name).await?;
+                self.set(name, value, &text).await?;
                 self.client.put_tag("SET");
             }
             Kind::Reset(Some(name)) => {
@@ -80,6 +74,59 @@ impl Session {
             }
             Kind::Discard(what) => self.discard(what).await?,
             _ => return Err(ServerError::internal("not a setting").into()),
+        }
+        Ok(())
+    }
+
+    /// SET for the session.
+    async fn set(&mut self, name: &str, value: &SetValue, text: &str) -> Result<(), Problem> {
+        let before = self.settings.clone();
+        self.run_setting(text).await?;
+        match value {
+            SetValue::Default => self.settings.reset(name),
+            SetValue::Values(_) => self.settings.set(name, text),
+        }
+        self.settings_changed();
+        self.after_setting(name).await?;
+        if let Err(error) = self.check_own_settings() {
+            self.settings = before;
+            self.settings_changed();
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// `set_config(name, value, is_local)` in a SELECT is SET by another name: the session takes the setting over before the
+    /// statement runs, so that all backends, and routing, know of it. Arguments that are no constants are refused, since
+    /// one backend alone would have the setting then.
+    pub(crate) async fn take_over_set_config(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        for call in set_config_calls(&unit.statement.text) {
+            let Some((name, value, local)) = call else {
+                return Err(ServerError::unsupported(
+                    "set_config with arguments that are not constants is not supported through a gateway yet",
+                    "Use SET, or write the name, the value and true or false as constants.",
+                )
+                .into());
+            };
+            let in_block = self.block.open().is_some_and(|open| !open.implicit);
+            if local && !in_block {
+                continue;
+            }
+            let sql = set_statement(&name, &value);
+            if !local {
+                self.set(&name.to_ascii_lowercase(), &SetValue::Values(vec![value]), &sql)
+                    .await?;
+                continue;
+            }
+            let home = self.gateway.shards.home();
+            let sql: std::sync::Arc<str> = sql.replacen("SET ", "SET LOCAL ", 1).into();
+            if let Some(open) = self.block.open_mut() {
+                open.transaction.participant(home).await?;
+                open.transaction.replay_on_join(sql.clone());
+                open.has_local_settings = true;
+            }
+            self.run_setting(&sql).await?;
+            self.after_setting(&name.to_ascii_lowercase()).await?;
         }
         Ok(())
     }
@@ -230,5 +277,62 @@ impl Session {
     pub(crate) fn drop_pinned(&mut self) {
         self.who.pin = None;
         self.temporary.clear();
+    }
+}
+
+/// The arguments of each `set_config(…)` in a text; None for those that are not constants.
+fn set_config_calls(text: &str) -> Vec<Option<(String, String, bool)>> {
+    let lower = text.to_ascii_lowercase();
+    lower
+        .match_indices("set_config")
+        .map(|(at, word)| {
+            let rest = text.get(at + word.len()..)?.trim_start().strip_prefix('(')?;
+            let (name, rest) = string_argument(rest)?;
+            let (value, rest) = string_argument(rest.trim_start().strip_prefix(',')?)?;
+            let flag = rest
+                .trim_start()
+                .strip_prefix(',')?
+                .split(')')
+                .next()?
+                .trim()
+                .to_ascii_lowercase();
+            let local = match flag.as_str() {
+                "true" | "'t'" | "'true'" => true,
+                "false" | "'f'" | "'false'" => false,
+                _ => return None,
+            };
+            Some((name, value, local))
+        })
+        .collect()
+}
+
+/// A plain string constant, and what follows it.
+fn string_argument(text: &str) -> Option<(String, &str)> {
+    let inside = text.trim_start().strip_prefix('\'')?;
+    let mut end = inside.find('\'')?;
+    while inside[end + 1..].starts_with('\'') {
+        end = end + 2 + inside[end + 2..].find('\'')?;
+    }
+    let value = &inside[..end];
+    (!value.contains('\\')).then(|| (value.replace("''", "'"), &inside[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::set_config_calls;
+
+    #[test]
+    fn calls_of_set_config_are_read() {
+        let one = |text: &str| set_config_calls(text).remove(0);
+        assert_eq!(
+            one("SELECT pg_catalog.set_config('search_path', '', false);"),
+            Some(("search_path".into(), String::new(), false))
+        );
+        assert_eq!(
+            one("select Set_Config ( 'a.b' , 'it''s', TRUE )"),
+            Some(("a.b".into(), "it's".into(), true))
+        );
+        assert_eq!(one("select set_config(n, v, false) from t"), None);
+        assert!(set_config_calls("select 1").is_empty());
     }
 }

@@ -38,7 +38,7 @@ impl Session {
             statement.parsed.kind,
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete
         );
-        if !plain || statement.parsed.ast.is_none() || statement.uses_sequences {
+        if !plain || statement.parsed.ast.is_none() || statement.uses_sequences || statement.sets_config {
             return Ok(false);
         }
         self.check_not_failed()?;

@@ -61,6 +61,7 @@ impl Session {
         let reported = backend.parameters().to_vec();
         drop(backend);
         self.refresh_effective_settings().await?;
+        self.check_own_settings()?;
         self.client.put(b'R', &0i32.to_be_bytes());
         for (name, value) in &reported {
             self.client.put_parameter(name, value);

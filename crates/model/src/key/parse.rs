@@ -292,7 +292,8 @@ fn parse_timestamp(text: &str, with_zone: bool) -> Option<KeyValue> {
     let offset_us = match (with_zone, zone) {
         (true, "") => return None,
         (true, zone) => parse_offset(zone)?,
-        (false, "") => 0,
+        // PostgreSQL reads and drops it; our own text form has this one.
+        (false, "" | "+00") => 0,
         (false, _) => return None,
     };
     timestamp(iso_days(date, before_christ)?, parse_clock(clock)? - offset_us)

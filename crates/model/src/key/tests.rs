@@ -82,6 +82,14 @@ fn years_before_christ_and_of_many_digits() {
 }
 
 #[test]
+fn a_timestamp_reads_its_own_text_back() {
+    for key_type in [KeyType::Timestamp, KeyType::TimestampTz] {
+        let value = KeyValue::Timestamp(1_500_000);
+        assert_eq!(key_type.parse_text(&value.to_text()), Some(value));
+    }
+}
+
+#[test]
 fn numerics_agree_in_text_and_binary() {
     // 12345.678 as numeric_send writes it: digits 1 2345 6780, weight 1, dscale 3
     let bytes: Vec<u8> = [3i16, 1, 0, 3, 1, 2345, 6780]
