@@ -119,7 +119,7 @@ impl Condition {
             return Self::compare_rows(columns, comparison, values, resolve);
         }
         let column = resolve(strip(left))?;
-        Some(Self::Compare(column, comparison, Scalar::from_expr(right)?))
+        Some(Self::Compare(column, comparison, Scalar::from_operand(right)?))
     }
 
     fn compare_rows(left: &[Expr], comparison: Comparison, right: &[Expr], resolve: Resolve) -> Option<Self> {

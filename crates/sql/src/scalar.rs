@@ -4,7 +4,7 @@
 
 use crate::route::ParameterValue;
 use pgherd_model::{KeyType, KeyValue};
-use sqlparser::ast::{CastKind, DataType, Expr, UnaryOperator, Value};
+use sqlparser::ast::{BinaryOperator, CastKind, DataType, Expr, UnaryOperator, Value};
 
 /// A constant or parameter.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +18,8 @@ pub(crate) enum Scalar {
     Typed(KeyType, String),
     /// Counted from 0, with the type of a cast around it.
     Parameter(u16, Option<KeyType>),
+    /// The sum (or, when true, the difference) of two of these, understood for integer keys.
+    Sum(Box<Scalar>, bool, Box<Scalar>),
 }
 
 /// What a scalar is as a key value.
@@ -92,6 +94,23 @@ pub(crate) fn named_key_type(name: &str) -> Option<KeyType> {
 }
 
 impl Scalar {
+    /// From one side of a comparison, where `$1 + 99` may stand; else as [`Scalar::from_expr`].
+    pub fn from_operand(expr: &Expr) -> Option<Self> {
+        match expr {
+            Expr::Nested(inner) => Self::from_operand(inner),
+            Expr::BinaryOp { left, op, right } => {
+                let minus = match op {
+                    BinaryOperator::Plus => false,
+                    BinaryOperator::Minus => true,
+                    _ => return None,
+                };
+                let (left, right) = (Self::from_operand(left)?, Self::from_operand(right)?);
+                Some(Self::Sum(Box::new(left), minus, Box::new(right)))
+            }
+            _ => Self::from_expr(expr),
+        }
+    }
+
     /// From an expression; None when it is no constant, or one that is not surely understood.
     pub fn from_expr(expr: &Expr) -> Option<Self> {
         match expr {
@@ -153,6 +172,18 @@ impl Scalar {
             Self::Number(_) => Evaluated::Unknown,
             Self::Typed(t, text) => convert(*t, t.parse_text(text), key).into(),
             Self::Parameter(number, cast) => parameter(*number, *cast, key, parameters),
+            Self::Sum(left, minus, right) if is_integer(key) => {
+                match (left.evaluate(key, parameters), right.evaluate(key, parameters)) {
+                    (Evaluated::Null, _) | (_, Evaluated::Null) => Evaluated::Null,
+                    (Evaluated::Value(KeyValue::Int(a)), Evaluated::Value(KeyValue::Int(b))) => {
+                        // Where PostgreSQL's narrower type overflows, the shard that is asked says so.
+                        let sum = if *minus { a.checked_sub(b) } else { a.checked_add(b) };
+                        sum.map(KeyValue::Int).into()
+                    }
+                    _ => Evaluated::Unknown,
+                }
+            }
+            Self::Sum(..) => Evaluated::Unknown,
         }
     }
 }

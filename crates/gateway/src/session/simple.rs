@@ -2,7 +2,7 @@
 
 use super::{Mode, Problem, Session, Unit};
 use crate::template::Template;
-use pgherd_model::ServerError;
+use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::Kind;
 
 impl Session {
@@ -87,6 +87,7 @@ impl Session {
 
     /// An error ends what is implicit and fails what is explicit.
     pub(crate) async fn fail(&mut self, error: ServerError) -> Result<(), Problem> {
+        let error = survive(error);
         metrics::counter!("pgherd_errors_total", "sqlstate" => error.sqlstate().to_string()).increment(1);
         let fatal = error.fields().severity == "FATAL";
         self.client.put_error(&error);
@@ -99,8 +100,40 @@ impl Session {
     }
 }
 
+/// A shard that goes down ends its own connection (FATAL), not the client's: that one can roll back and go on. Errors of
+/// shards say in which source file they were raised; those of the gateway do not.
+fn survive(error: ServerError) -> ServerError {
+    let fields = error.fields();
+    if fields.severity == "ERROR" || fields.other.is_empty() {
+        return error;
+    }
+    ServerError::new(SqlState::CONNECTION_FAILURE, "a shard ended its connection")
+        .with_detail(format!(
+            "It said: {}: {} ({})",
+            fields.severity, fields.message, fields.code
+        ))
+        .with_hint("Roll back and try again; pgherd.shards shows the shards.")
+}
+
 /// A position within a statement becomes one within the whole text.
 pub(crate) fn shift(error: ServerError, characters: u32) -> ServerError {
     let position = error.fields().position.map(|p| p + characters);
     error.with_position(position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shards_end_is_not_the_sessions() {
+        let body = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0Fpostgres.c\0\0";
+        let told = survive(ServerError::from_body(body));
+        assert_eq!(
+            (told.fields().severity.as_str(), told.sqlstate()),
+            ("ERROR", SqlState::CONNECTION_FAILURE)
+        );
+        let ours = ServerError::new(SqlState::CANNOT_CONNECT_NOW, "lease").fatal();
+        assert_eq!(survive(ours.clone()), ours);
+    }
 }

@@ -38,6 +38,23 @@ fn one_range_addresses_the_child() {
             r#"1: select * from "pgherd_data"."t1_r1" AS "t" where k = -5"#,
         ),
         (
+            "select * from t where k between 3 and 3 + 2",
+            r#"2: select * from "pgherd_data"."t1_r2" AS "t" where k between 3 and 3 + 2"#,
+        ),
+        (
+            "select * from t where k = 10 - (2 + 3)",
+            r#"2: select * from "pgherd_data"."t1_r2" AS "t" where k = 10 - (2 + 3)"#,
+        ),
+        ("select * from t where k < 3 * 2", "plan"),
+        (
+            "select * from only t where k = 5",
+            "refuse: this statement's form is not supported on sharded tables yet",
+        ),
+        (
+            "update only t set v = 'x' where k = 5",
+            "refuse: this statement's form is not supported on sharded tables yet",
+        ),
+        (
             "SELECT t.v FROM T x WHERE X.k = 3",
             r#"2: SELECT t.v FROM "pgherd_data"."t1_r2" x WHERE X.k = 3"#,
         ),
