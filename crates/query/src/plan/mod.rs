@@ -240,12 +240,19 @@ fn fragments(
     }
     end.push_str(&shape.lock);
     let distinct = if shape.distinct { "DISTINCT " } else { "" };
+    // A bare name in ORDER BY means an output column first, and a cast of `id` is called `id`: outputs get names that
+    // no column has.
+    let select = match end.contains(" ORDER BY ") {
+        true => shape
+            .select
+            .iter()
+            .enumerate()
+            .map(|(i, item)| format!("{item} AS \"pgherd {i}\""))
+            .collect(),
+        false => shape.select.clone(),
+    };
     let make = |(i, place): (usize, fragment::Place)| {
-        let sql = format!(
-            "SELECT {distinct}{} FROM {}{end}",
-            shape.select.join(", "),
-            place.relation
-        );
+        let sql = format!("SELECT {distinct}{} FROM {}{end}", select.join(", "), place.relation);
         let (parameter_types, parameters) = fragment::parameters(statement, &sql);
         Fragment {
             shard: place.shard,

@@ -6,6 +6,7 @@ SELECT id, mood FROM items WHERE mood = 'ok'
 SELECT id FROM items ORDER BY id LIMIT 10
 SELECT id FROM items ORDER BY id DESC LIMIT 10 OFFSET 95
 SELECT id, price FROM items ORDER BY price, id
+SELECT id, id::text || name, id::numeric(9, 2) AS scaled FROM items ORDER BY id
 SELECT id, price FROM items ORDER BY price DESC, id LIMIT 30
 SELECT id, price FROM items ORDER BY price ASC NULLS FIRST, id DESC LIMIT 60
 SELECT id, name FROM items ORDER BY name DESC NULLS LAST, id
