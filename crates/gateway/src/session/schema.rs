@@ -2,7 +2,7 @@
 
 use super::forward::no_block;
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{ServerError, SqlState};
+use pgherd_model::{ServerError, Snapshot, SqlState};
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{DdlKind, Kind};
 
@@ -34,6 +34,7 @@ impl Session {
         self.cancel.slot.clear();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let snapshot = open.overlay.clone().unwrap_or_else(|| catalog.snapshot());
+        refuse_hidden_reads(unit, &snapshot)?;
         let session = pgherd_operations::Session {
             catalog: &catalog,
             shards: &shards,
@@ -199,4 +200,49 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// A default, check, index expression or policy is evaluated inside one shard: it must call no function that may read
+/// sharded tables, and a policy must not name one. Judged from the tokens, so that any grammar is covered.
+fn refuse_hidden_reads(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), ServerError> {
+    let parsed = &unit.statement.parsed;
+    let Kind::Ddl(ddl) = &parsed.kind else { return Ok(()) };
+    let policy = matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy);
+    let with_expressions = matches!(
+        ddl.kind,
+        DdlKind::CreateTable
+            | DdlKind::AlterTable
+            | DdlKind::CreateIndex
+            | DdlKind::CreateDomain
+            | DdlKind::AlterDomain
+            | DdlKind::CreateStatistics
+    );
+    if !policy && !with_expressions {
+        return Ok(());
+    }
+    let text = &unit.statement.text;
+    let of_its_own = |name: &str| ddl.relations.iter().chain(&ddl.object).any(|r| r.name == name);
+    let mut own_named = 0;
+    for (i, token) in parsed.tokens.iter().enumerate() {
+        let Some(name) = token.identifier(text) else { continue };
+        let called = parsed.tokens.get(i + 1).is_some_and(|next| next.is(text, "("));
+        if called && snapshot.unsafe_functions.contains(&name) && !(with_expressions && of_its_own(&name)) {
+            return Err(hidden_read(&format!("It calls function \"{name}\".")));
+        }
+        if policy && snapshot.relations.contains_key(name.as_str()) {
+            own_named += usize::from(of_its_own(&name));
+            if !of_its_own(&name) || own_named > 1 {
+                return Err(hidden_read(&format!("It names \"{name}\".")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hidden_read(detail: &str) -> ServerError {
+    ServerError::unsupported(
+        "an expression that may read sharded tables cannot be part of a table yet",
+        "It would run on one shard and see only that shard's rows. Compute the value in the statement instead.",
+    )
+    .with_detail(detail)
 }
