@@ -34,6 +34,7 @@ use extended::{Portal, Prepared};
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::{Identity, SimpleResult};
+use pgherd_sql::ParameterValue;
 use pgwire::messages::PgWireFrontendMessage;
 use settings::Settings;
 use std::collections::{HashMap, HashSet};
@@ -71,6 +72,18 @@ pub(crate) struct Unit<'a> {
     /// the statement stands for a text with these constants in place of its parameters
     pub(crate) template: Option<&'a Template<'a>>,
     pub(crate) mode: Mode<'a>,
+}
+
+impl<'a> Unit<'a> {
+    /// The parameters as routing wants them, with these types.
+    pub(crate) fn values(&self, types: &[u32]) -> Vec<ParameterValue<'a>> {
+        let value = |(i, (binary, value)): (usize, &'a (bool, Option<Bytes>))| ParameterValue {
+            bytes: value.as_deref(),
+            binary: *binary,
+            type_oid: types.get(i).copied().unwrap_or(0),
+        };
+        self.parameters.iter().enumerate().map(value).collect()
+    }
 }
 
 /// By which protocol a statement came.

@@ -115,16 +115,7 @@ impl Session {
             return self.run_template(unit, entered, template).await;
         }
         let types = self.parameter_types(unit, entered).await?;
-        let values: Vec<ParameterValue<'_>> = unit
-            .parameters
-            .iter()
-            .enumerate()
-            .map(|(i, (binary, value))| ParameterValue {
-                bytes: value.as_deref(),
-                binary: *binary,
-                type_oid: types.get(i).copied().unwrap_or(0),
-            })
-            .collect();
+        let values = unit.values(&types);
         let route = match entered.analysis.route(&entered.snapshot, &values) {
             Route::Defaults { query } => {
                 let rows = self.default_values(&query).await?;

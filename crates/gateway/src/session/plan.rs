@@ -139,16 +139,7 @@ impl Session {
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
         let inner_unit = Unit { statement, ..unit };
         let entered = self.enter(inner_unit).await?;
-        let values: Vec<pgherd_sql::ParameterValue<'_>> = unit
-            .parameters
-            .iter()
-            .enumerate()
-            .map(|(i, (binary, value))| pgherd_sql::ParameterValue {
-                bytes: value.as_deref(),
-                binary: *binary,
-                type_oid: unit.types.get(i).copied().unwrap_or(0),
-            })
-            .collect();
+        let values = unit.values(unit.types);
         match entered.analysis.route(&entered.snapshot, &values) {
             pgherd_sql::Route::Forward(mut part) => {
                 part.text = format!("{head}{}", part.text).into();
