@@ -78,6 +78,10 @@ impl Readers {
                 while !stopping.load(Ordering::Relaxed) {
                     let answer = ask(&client, way, &mut prepared).await;
                     answers.fetch_add(1, Ordering::Relaxed);
+                    // A gateway that lost its lease ends the session (FATAL); the close itself comes a moment later.
+                    if matches!(&answer, Err(error) if error.sqlstate() == Some("57P03")) {
+                        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                    }
                     note(&mut seen.lock().unwrap_or_else(PoisonError::into_inner), way, answer);
                     if client.is_closed() {
                         return;
