@@ -26,6 +26,8 @@ const TRANSFERS_PER_CLIENT: i64 = 1_000_000;
 /// How long one statement may take before the client gives up on it. A shard's in-doubt transaction blocks rows until
 /// recovery has seen to it, so this is longer than any lease.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
+/// Between two attempts to connect: a server that is down is not to be kept busy with refusing.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the clients of a bank were told.
 #[derive(Debug, Default)]
@@ -48,7 +50,7 @@ pub struct Told {
     pub samples: BTreeMap<String, String>,
 }
 
-/// A bank that works until it is closed or loses its connections.
+/// A bank that works until it is closed; clients whose connection ends come again.
 pub struct Bank {
     told: Arc<Mutex<Told>>,
     acknowledged: Arc<AtomicU64>,
@@ -181,17 +183,19 @@ impl Worker {
         });
     }
 
+    /// Connects, and tries again while the server does not let anybody in; `None` once the bank closes.
     async fn connect(&self) -> Option<Client> {
-        match self.config.connect(NoTls).await {
-            Ok((client, connection)) => {
-                tokio::spawn(connection);
-                Some(client)
+        while self.open() {
+            match self.config.connect(NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    return Some(client);
+                }
+                Err(error) => self.note(&error),
             }
-            Err(error) => {
-                self.note(&error);
-                None
-            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
         }
+        None
     }
 
     async fn transfer(self, first_id: i64) {
@@ -236,7 +240,6 @@ impl Worker {
                 self.tell(|told| told.failed_rollbacks += u64::from(error.code().is_some()));
             }
             if client.is_closed() {
-                // One more attempt: where only this session was cut off, the others go on.
                 let Some(again) = self.connect().await else { return };
                 client = again;
             }
