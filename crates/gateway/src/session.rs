@@ -91,6 +91,8 @@ impl<'a> Unit<'a> {
 pub(crate) enum Mode<'a> {
     /// rows in text, with a RowDescription
     Simple,
+    /// the same for the client, but the shard gets it as a prepared statement, with its constants as parameters
+    SimplePrepared,
     /// Bind's formats; RowDescription only when the portal is described
     Extended {
         formats: &'a [i16],
@@ -106,14 +108,14 @@ pub(crate) enum Mode<'a> {
 impl Mode<'_> {
     pub(crate) fn formats(&self) -> &[i16] {
         match self {
-            Mode::Simple => &[],
+            Mode::Simple | Mode::SimplePrepared => &[],
             Mode::Extended { formats, .. } => formats,
         }
     }
 
     pub(crate) fn describes(&self) -> bool {
         match self {
-            Mode::Simple => true,
+            Mode::Simple | Mode::SimplePrepared => true,
             Mode::Extended { describe, .. } => *describe,
         }
     }

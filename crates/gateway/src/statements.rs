@@ -6,6 +6,7 @@ use pgherd_model::{Epoch, ServerError, Snapshot};
 use pgherd_query::Description;
 use pgherd_sql::{Analysis, Parsed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How many texts are kept.
 const CAPACITY: usize = 4096;
@@ -13,6 +14,9 @@ const CAPACITY: usize = 4096;
 const MOST_IDS: usize = 65_536;
 /// Longer texts (bulk INSERTs) are not kept.
 const LONGEST_CACHED: usize = 16 * 1024;
+
+/// Uses are counted up to here.
+const OFTEN: u32 = 100;
 
 /// One statement of a text.
 pub(crate) struct Statement {
@@ -25,6 +29,8 @@ pub(crate) struct Statement {
     pub(crate) sets_config: bool,
     /// calls nextval, currval, lastval or setval: what they say belongs to one session
     pub(crate) uses_sequences: bool,
+    /// how often it was looked up; stops counting when it is often
+    uses: AtomicU32,
     analysed: Mutex<Option<Analysed>>,
     described: Mutex<Option<Described>>,
 }
@@ -65,13 +71,22 @@ impl Statement {
                 .iter()
                 .any(|f| lower.contains(f)),
             parsed,
+            uses: AtomicU32::new(0),
             analysed: Mutex::default(),
             described: Mutex::default(),
         }
     }
 
+    /// How often it has been run, or so.
+    pub(crate) fn uses(&self) -> u32 {
+        self.uses.load(Ordering::Relaxed)
+    }
+
     /// The analysis under `context`.
     pub(crate) fn analysis(&self, context: &Context<'_>) -> Result<Arc<Analysis>, ServerError> {
+        if self.uses() < OFTEN {
+            self.uses.fetch_add(1, Ordering::Relaxed);
+        }
         if context.cacheable
             && let Some(cached) = &*self.analysed.lock()
             && cached.epoch == context.snapshot.epoch
@@ -129,7 +144,7 @@ pub(crate) type Statements = Arc<[Arc<Statement>]>;
 /// Numbers of prepared statements on backends. A number is never used again; forgetting one only costs a Parse.
 #[derive(Default)]
 struct Ids {
-    known: AHashMap<(Arc<str>, Vec<u32>), u64>,
+    known: AHashMap<(Arc<str>, Vec<u32>, u64), u64>,
     last: u64,
 }
 
@@ -179,10 +194,11 @@ impl StatementCache {
         Ok(statements)
     }
 
-    /// The number that names a prepared statement of this text and these types on every backend (`s<id>`).
-    pub(crate) fn id(&self, text: &Arc<str>, types: &[u32]) -> u64 {
+    /// The number that names a prepared statement of this text and these types on every backend (`s<id>`). `kept` tells
+    /// apart what must not be taken for the same although its text is.
+    pub(crate) fn id(&self, text: &Arc<str>, types: &[u32], kept: u64) -> u64 {
         let mut ids = self.ids.lock();
-        let key = (text.clone(), types.to_vec());
+        let key = (text.clone(), types.to_vec(), kept);
         if let Some(id) = ids.known.get(&key) {
             return *id;
         }

@@ -13,6 +13,9 @@ const LONGEST: usize = 2048;
 /// More constants than this, likewise.
 const MOST_CONSTANTS: usize = 64;
 
+const INT4: u32 = 23;
+const NUMERIC: u32 = 1700;
+
 /// A text without its constants.
 pub(crate) struct Template<'t> {
     text: &'t str,
@@ -88,6 +91,46 @@ impl<'t> Template<'t> {
     /// The constants' values, in the order of their numbers.
     pub(crate) fn values(&self) -> impl Iterator<Item = &str> {
         self.constants.iter().map(|c| c.value.as_str())
+    }
+
+    /// The constants' types as parameters (0: what PostgreSQL makes of it), when each of them stands in one of these
+    /// `places` (its number, and whether a quoted constant may stand there): a parameter then means what the constant does.
+    pub(crate) fn types(&self, places: &[(usize, bool)]) -> Option<Vec<u32>> {
+        if places.len() != self.constants.len() {
+            return None;
+        }
+        let of = |(i, (constant, (number, may_be_text))): (usize, (&Constant, &(usize, bool)))| {
+            let quoted = self.text.as_bytes()[constant.source.start] == b'\'';
+            match () {
+                () if *number != i + 1 => None,
+                () if quoted => may_be_text.then_some(0),
+                () if constant.value.contains('.') => Some(NUMERIC),
+                // A longer number is a bigint, and the least int4 is one that was negated.
+                () => constant
+                    .value
+                    .parse::<i32>()
+                    .ok()
+                    .filter(|v| *v > i32::MIN)
+                    .map(|_| INT4),
+            }
+        };
+        self.constants.iter().zip(places).enumerate().map(of).collect()
+    }
+
+    /// A position in the pattern, in characters from 1, becomes one in the client's text.
+    pub(crate) fn position(&self, in_pattern: u32) -> u32 {
+        let (mut position, mut done) = (i64::from(in_pattern), 0);
+        let mut characters = 0;
+        for (i, constant) in self.constants.iter().enumerate() {
+            characters += self.pattern[done..constant.at].chars().count();
+            if characters as i64 + 1 >= i64::from(in_pattern) {
+                break;
+            }
+            let placeholder = 1 + (i + 1).to_string().len();
+            position += self.text[constant.source.clone()].chars().count() as i64 - placeholder as i64;
+            done = constant.at;
+        }
+        u32::try_from(position).unwrap_or(in_pattern)
     }
 
     /// The part with the client's constants in place of the placeholders; None where it does not use each in its place.
@@ -226,6 +269,40 @@ mod tests {
             "select 'open",
         ] {
             check(text, None);
+        }
+    }
+
+    #[test]
+    fn constants_have_the_types_they_had_in_the_text() {
+        let types = |text: &str, places: &[(usize, bool)]| Template::of(text).expect(text).types(places);
+        let text = "update t set a = a + 5, b = 'x' where k = -1.5";
+        assert_eq!(
+            types(text, &[(1, false), (2, true), (3, true)]),
+            Some(vec![INT4, 0, NUMERIC])
+        );
+        assert_eq!(
+            types(text, &[(1, false), (2, false), (3, true)]),
+            None,
+            "a quoted constant"
+        );
+        assert_eq!(types(text, &[(1, false), (2, true)]), None, "a constant elsewhere");
+        for (number, expected) in [
+            ("2147483647", Some(vec![INT4])),
+            ("2147483648", None),
+            ("-2147483648", None),
+        ] {
+            let text = format!("select v from t where k = {number}");
+            assert_eq!(types(&text, &[(1, true)]), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn positions_are_those_of_the_clients_text() {
+        let text = "select 'é' || x from t where k = 123456 and nosuch = 1";
+        let template = Template::of(text).expect("has constants");
+        for word in ["x from", "k =", "nosuch"] {
+            let at = |text: &str| text[..text.find(word).expect(word)].chars().count() as u32 + 1;
+            assert_eq!(template.position(at(&template.pattern)), at(text), "{word}");
         }
     }
 

@@ -7,6 +7,7 @@ use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
 use crate::parse::Parsed;
 use crate::placed::Placed;
+use crate::point::{Point, point};
 use crate::relations::{Reference, Role};
 use crate::route::{Merge, ParameterValue, Part, Route};
 use crate::scalar::Parameters;
@@ -32,6 +33,8 @@ pub struct Analysis {
     pub sharded: Vec<Arc<Table>>,
     /// an INSERT, UPDATE or DELETE with RETURNING
     pub returning: bool,
+    /// it finds one row of a sharded table by a whole unique key
+    pub point: Option<Point>,
     text: Arc<str>,
     types: Vec<u32>,
     decision: Decision,
@@ -108,6 +111,7 @@ pub fn analyze(
         locking,
         sharded: Vec::new(),
         returning: false,
+        point: None,
         text: own.into(),
         types: parameter_types.to_vec(),
         decision: Decision::Home,
@@ -190,7 +194,12 @@ impl Analysis {
                 Some(Ok(plan)) => Decision::Insert(Box::new(plan)),
                 Some(Err(error)) => Decision::Refuse(error),
                 None => match Placed::new(&walk, context, &parsed.kind) {
-                    Ok(placed) => Decision::Placed(Box::new(placed)),
+                    Ok(placed) => {
+                        if let ([one], 0) = (&walk.references[..], walk.subqueries) {
+                            self.point = one.table.as_ref().and_then(|table| point(tree, table));
+                        }
+                        Decision::Placed(Box::new(placed))
+                    }
                     Err(error) => Decision::Refuse(error),
                 },
             },

@@ -23,6 +23,7 @@ pub mod lexer;
 mod literal;
 pub mod parse;
 mod placed;
+mod point;
 pub mod position;
 mod prune;
 pub mod relations;
@@ -37,6 +38,7 @@ pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName, SetValue,
 };
 pub use parse::{Parsed, parse};
+pub use point::Point;
 pub use position::map_position;
 pub use prune::ranges_of;
 pub use route::{Forward, Merge, ParameterValue, Part, Route};

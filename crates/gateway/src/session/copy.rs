@@ -146,6 +146,7 @@ impl Session {
         let filter = Filter {
             hide_preparation: true,
             hold_tag: true,
+            ..Filter::default()
         };
         let mut end = relay(backend, &mut self.client, filter, &fresh).await;
         let mut began = false;

@@ -1,6 +1,7 @@
 //! Gives each statement to the branch that runs it, and runs those that routing decides.
 
-use super::{Problem, Session, Unit};
+use super::forward::constant_types;
+use super::{Mode, Problem, Session, Unit};
 use crate::statements::Context;
 use crate::template::Template;
 use pgherd_catalog::StatementGuard;
@@ -134,7 +135,7 @@ impl Session {
         }
     }
 
-    /// Forwards the client's own text where its constants lead.
+    /// Forwards the client's own text where its constants lead, or the text that is prepared there for all constants.
     async fn run_template(
         &mut self,
         unit: Unit<'_>,
@@ -147,12 +148,23 @@ impl Session {
             type_oid: 0,
         };
         let values: Vec<ParameterValue<'_>> = template.values().map(value).collect();
-        match entered.analysis.route(&entered.snapshot, &values) {
-            Route::Forward(part) => match template.render(&part) {
-                Some(part) => self.forward(unit, entered, &part).await,
-                None => Err(Problem::NeedsWholeText),
-            },
-            _ => Err(Problem::NeedsWholeText),
+        let Route::Forward(part) = entered.analysis.route(&entered.snapshot, &values) else {
+            return Err(Problem::NeedsWholeText);
+        };
+        if let Some(types) = constant_types(unit, entered, template) {
+            let constant = |v| (false, Some(bytes::Bytes::copy_from_slice(str::as_bytes(v))));
+            let parameters: Vec<_> = template.values().map(constant).collect();
+            let unit = Unit {
+                types: &types,
+                parameters: &parameters,
+                mode: Mode::SimplePrepared,
+                ..unit
+            };
+            return self.forward(unit, entered, &part).await;
+        }
+        match template.render(&part) {
+            Some(part) => self.forward(unit, entered, &part).await,
+            None => Err(Problem::NeedsWholeText),
         }
     }
 

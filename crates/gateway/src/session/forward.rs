@@ -5,6 +5,7 @@ use super::extended::{PortalState, backend_portal};
 use super::relay::{End, Failure, Filter, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::StatementCache;
+use crate::template::Template;
 use bytes::Bytes;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Backend;
@@ -58,11 +59,12 @@ impl Session {
         let fresh = || entered.guard.is_valid();
         let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
         self.cancel.slot.start(backend.cancel_token());
-        let parsed = put_statement(backend, &self.gateway.cache, part, unit)?;
+        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
             hold_tag: false,
+            hide_no_data: matches!(unit.mode, Mode::SimplePrepared),
         };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
@@ -89,11 +91,12 @@ impl Session {
         let backend = open.transaction.participant(part.shard).await?;
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());
-        let parsed = put_statement(backend, &self.gateway.cache, part, unit)?;
+        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
             hold_tag: true,
+            hide_no_data: matches!(unit.mode, Mode::SimplePrepared),
         };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
@@ -110,11 +113,15 @@ impl Session {
     }
 
     /// A shard's error with positions in the client's text and the user's names.
-    pub(crate) fn shard_error(&self, part: &Part, _unit: Unit<'_>, error: ServerError) -> ServerError {
+    pub(crate) fn shard_error(&self, part: &Part, unit: Unit<'_>, error: ServerError) -> ServerError {
         if super::execute::names_missing_child(&error) {
             return error;
         }
         let position = error.fields().position.map(|p| pgherd_sql::map_position(part, p));
+        let position = match (unit.mode, unit.template) {
+            (Mode::SimplePrepared, Some(template)) => position.map(|p| template.position(p)),
+            _ => position,
+        };
         self.as_client_sees(error.with_position(position))
     }
 }
@@ -164,24 +171,52 @@ pub(crate) fn lost_lease() -> ServerError {
     .fatal()
 }
 
-/// Writes the statement into the backend's outbox in the protocol it came by. Returns the number of the prepared
-/// statement that a Parse was sent for.
+/// How often a text comes before it is worth keeping prepared although no client named it.
+const WORTH_KEEPING: u32 = 3;
+
+/// Under which number a statement is kept prepared on backends: 0 for what a client named; the catalog's epoch for what
+/// comes again and again and finds its row by a unique key, so that a changed table gets a new statement, not an error.
+fn keep(unit: Unit<'_>, entered: &Entered) -> Option<u64> {
+    let epoch = entered.snapshot.epoch.0;
+    match unit.mode {
+        Mode::Simple => None,
+        Mode::SimplePrepared => Some(epoch),
+        Mode::Extended { named: true, .. } => Some(0),
+        Mode::Extended { max_rows, .. } => {
+            let point = entered.analysis.point.is_some() && max_rows == 0;
+            (point && unit.statement.uses() >= WORTH_KEEPING).then_some(epoch)
+        }
+    }
+}
+
+/// The types of a template's constants as parameters; None where one of them means something else as a parameter.
+pub(crate) fn constant_types(unit: Unit<'_>, entered: &Entered, template: &Template<'_>) -> Option<Vec<u32>> {
+    let point = entered.analysis.point.as_ref()?;
+    (unit.statement.uses() >= WORTH_KEEPING).then(|| template.types(&point.constants))?
+}
+
+/// Writes the statement into the backend's outbox: in the protocol it came by, or as a prepared statement that is kept
+/// under that number. Returns the number of the prepared statement that a Parse was sent for.
 pub(crate) fn put_statement(
     backend: &mut Backend,
     cache: &StatementCache,
     part: &Part,
     unit: Unit<'_>,
+    keep: Option<u64>,
 ) -> Result<Option<u64>, Problem> {
-    let Mode::Extended {
-        formats,
-        describe,
-        max_rows,
-        named,
-        portal,
-    } = unit.mode
-    else {
-        backend.queue_query(&part.text)?;
-        return Ok(None);
+    let (formats, describe, max_rows, portal): (&[i16], _, _, _) = match unit.mode {
+        Mode::Simple => {
+            backend.queue_query(&part.text)?;
+            return Ok(None);
+        }
+        Mode::SimplePrepared => (&[], true, 0, ""),
+        Mode::Extended {
+            formats,
+            describe,
+            max_rows,
+            portal,
+            ..
+        } => (formats, describe, max_rows, portal),
     };
     let chosen: Option<Vec<TypedParameter>> = part.parameters.as_ref().map(|numbers| {
         let of = |n: &u16| {
@@ -196,13 +231,13 @@ pub(crate) fn put_statement(
     };
     let mut parsed = None;
     let mut name = String::new();
-    if named {
+    if let Some(epoch) = keep {
         if backend.statement_count() > MAX_STATEMENTS {
             for id in backend.take_statements() {
                 close_statement(backend, id)?;
             }
         }
-        let id = cache.id(&part.text, &types);
+        let id = cache.id(&part.text, &types, epoch);
         name = format!("s{id}");
         if !backend.has_statement(id) {
             backend.add_statement(id);
@@ -219,7 +254,7 @@ pub(crate) fn put_statement(
     if max_rows > 0 {
         frontend::close(b'P', &portal, out).map_err(too_large)?;
     }
-    if !named || parsed.is_some() {
+    if keep.is_none() || parsed.is_some() {
         frontend::parse(&name, &part.text, types, out).map_err(too_large)?;
     }
     match &chosen {

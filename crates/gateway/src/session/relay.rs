@@ -14,6 +14,8 @@ pub(crate) struct Filter {
     pub(crate) hide_preparation: bool,
     /// CommandComplete and PortalSuspended, which the caller sends when a commit has succeeded
     pub(crate) hold_tag: bool,
+    /// NoData, which the simple protocol does not have
+    pub(crate) hide_no_data: bool,
 }
 
 /// How a reply ended.
@@ -133,7 +135,8 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter, rep
         }
         let tag = rest[0];
         let passes = match tag {
-            b'D' | b'T' | b'n' | b't' | b'I' | b'd' | b'c' => true,
+            b'D' | b'T' | b't' | b'I' | b'd' | b'c' => true,
+            b'n' => !filter.hide_no_data,
             b'C' => {
                 if filter.hold_tag {
                     reply.tag = Some(String::from_utf8_lossy(&rest[5..whole - 1]).into_owned());

@@ -54,7 +54,7 @@ impl Session {
                 _ => self.cancel.slot.add(backend.cancel_token()),
             }
             lock_fences(backend, part);
-            put_statement(backend, &self.gateway.cache, part, unnamed(unit))?;
+            put_statement(backend, &self.gateway.cache, part, unnamed(unit), None)?;
             backend.flush().await?;
         }
         let mut answers = Vec::with_capacity(parts.len());
@@ -121,7 +121,7 @@ fn unnamed(unit: Unit<'_>) -> Unit<'_> {
             },
             ..unit
         },
-        Mode::Simple => unit,
+        Mode::Simple | Mode::SimplePrepared => unit,
     }
 }
 

@@ -102,7 +102,7 @@ impl Session {
         match (inner.mode, parameters.is_empty()) {
             // Without parameters the simple protocol can carry it as it is.
             (_, true) | (super::Mode::Extended { .. }, _) => Box::pin(self.run(inner)).await,
-            (super::Mode::Simple, false) => {
+            (super::Mode::Simple | super::Mode::SimplePrepared, false) => {
                 let mode = super::Mode::Extended {
                     formats: &[],
                     describe: true,

@@ -29,7 +29,7 @@ impl Session {
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
-            hold_tag: false,
+            ..Filter::default()
         };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, None, end)?;

@@ -155,6 +155,7 @@ fn declared() -> [Table; 3] {
 /// - `seq`: serial key; `ident`: key int, an identity column; `dflt`: key with default 5
 /// - `born`: columns with defaults now(), 'x' and random()
 /// - `must`: the key is NOT NULL, ranges on shards 2 and 3; `mdecl` the same with declared partitions
+/// - `keyed`: like `t`, with a primary key
 /// - `decl` and its partitions `p1`, `p2`; view `tv`; refused `mat`
 /// - `other.t` is local
 pub fn snapshot() -> Snapshot {
@@ -267,6 +268,9 @@ pub fn snapshot() -> Snapshot {
         },
     ));
     tables.push(change(must(18, "mdecl"), |t| placed(t, |s| s.automatic = false)));
+    tables.push(change(sharded(21, "keyed", ktv, &["k"], b, &[1, 2, 3]), |t| {
+        placed(t, |s| s.unique = vec![("keyed_pkey".into(), vec!["k".into()])])
+    }));
     tables.extend(declared());
     let view = TableKind::View {
         definition: "SELECT t.k, t.v FROM t".into(),

@@ -3,6 +3,7 @@
 mod fixture;
 mod insert;
 mod oracle;
+mod point;
 mod properties;
 mod relations;
 mod select;
