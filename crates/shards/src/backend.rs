@@ -87,6 +87,8 @@ pub(crate) struct Connection {
     settings: u64,
     broken: bool,
     tainted: bool,
+    /// the how many-th of its pool
+    pub(crate) number: u64,
     pub(crate) idle_since: Instant,
 }
 
@@ -122,6 +124,7 @@ impl Connection {
             settings: 0,
             broken: false,
             tainted: false,
+            number: 0,
             idle_since: Instant::now(),
         };
         let parameters = [

@@ -6,6 +6,7 @@ use ahash::AHashMap;
 use parking_lot::{Mutex, RwLock};
 use pgherd_model::{ServerError, ShardId, SqlState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -140,7 +141,10 @@ impl Options {
 pub(crate) struct Pool {
     config: ShardConfig,
     who: Identity,
+    /// by number, the lowest last
     idle: Mutex<Vec<Connection>>,
+    /// how many were opened so far
+    opened: AtomicU64,
     slots: Arc<Semaphore>,
     idle_timeout: Duration,
 }
@@ -149,11 +153,15 @@ impl Pool {
     pub(crate) fn give_back(&self, mut connection: Connection) {
         if connection.is_reusable() {
             connection.idle_since = Instant::now();
-            self.idle.lock().push(connection);
+            let mut idle = self.idle.lock();
+            let at = idle.partition_point(|other| other.number > connection.number);
+            idle.insert(at, connection);
         }
     }
 
-    /// The most recently used connection that is still good; last in, first out keeps caches warm.
+    /// The connection with the lowest number that is still good. Always preferring the same ones keeps their caches warm:
+    /// with last in, first out, a backend that is seldom used is the first that the system lets run and so the next to be
+    /// taken, and all are used alike.
     fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle.lock();
         let oldest = Instant::now().checked_sub(self.idle_timeout);
@@ -269,7 +277,9 @@ impl Shards {
             Ok(connection) => {
                 metrics::counter!("pgherd_shard_connections_opened_total", "shard" => pool.config.name.clone())
                     .increment(1);
-                Ok(Backend::new(connection?, pool, permit))
+                let mut connection = connection?;
+                connection.number = pool.opened.fetch_add(1, Ordering::Relaxed);
+                Ok(Backend::new(connection, pool, permit))
             }
             Err(_) => Err(Error::Unreachable {
                 shard,
@@ -301,6 +311,7 @@ impl Shards {
                 config,
                 who: who.clone(),
                 idle: Mutex::default(),
+                opened: AtomicU64::new(0),
                 slots: Arc::new(Semaphore::new(self.options.pool_size)),
                 idle_timeout: self.options.idle_timeout,
             })
