@@ -53,18 +53,12 @@ CREATE OR REPLACE FUNCTION pgherd.write_marker(gid text, proof text) RETURNS voi
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     own_sequence text := split_part(gid, ':', 5) || ':' || split_part(gid, ':', 6);
-    key bytea;
 BEGIN
-    SELECT secret INTO STRICT key FROM pgherd.commit_secret;
-    IF proof IS DISTINCT FROM encode(sha256(key || sha256(key || convert_to(gid, 'UTF8'))), 'hex') THEN
-        RAISE insufficient_privilege USING MESSAGE = 'markers are written by gateways only';
-    END IF;
-    -- What lets recovery find who holds this gid, before and after PREPARE. Shared and never waited for.
-    IF NOT pg_try_advisory_xact_lock_shared(hashtext(own_sequence), hashtext(gid)) THEN
-        RAISE lock_not_available USING MESSAGE = 'the advisory lock of this commit is held by a client';
-    END IF;
     -- A cancelled wait for the standby would answer success; an endless one for a lock could not be broken once others are prepared.
-    PERFORM set_config('statement_timeout', '0', true);
+    -- Settings are looked at before they are set: a look costs a tenth of a call in a query.
+    IF current_setting('statement_timeout') <> '0' THEN
+        PERFORM set_config('statement_timeout', '0', true);
+    END IF;
     IF current_setting('lock_timeout') = '0' THEN
         PERFORM set_config('lock_timeout', '10s', true);
     END IF;
@@ -72,8 +66,21 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     LOCK TABLE pgherd.commit_gate IN ROW SHARE MODE;
+    -- The advisory lock lets recovery find who holds this gid, before and after PREPARE. Shared and never waited for; only
+    -- taken when the proof was right.
     INSERT INTO pgherd.dtx (gid, state, sequence, number)
-    VALUES (gid, 'p', own_sequence, split_part(gid, ':', 7)::bigint);
+    SELECT write_marker.gid, 'p', own_sequence, split_part(write_marker.gid, ':', 7)::bigint
+    FROM pgherd.commit_secret AS c
+    WHERE CASE WHEN proof = encode(sha256(c.secret || sha256(c.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex')
+               THEN pg_try_advisory_xact_lock_shared(hashtext(own_sequence), hashtext(write_marker.gid)) END;
+    IF NOT FOUND THEN
+        PERFORM FROM pgherd.commit_secret AS c
+        WHERE proof = encode(sha256(c.secret || sha256(c.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex');
+        IF FOUND THEN
+            RAISE lock_not_available USING MESSAGE = 'the advisory lock of this commit is held by a client';
+        END IF;
+        RAISE insufficient_privilege USING MESSAGE = 'markers are written by gateways only';
+    END IF;
     -- After the INSERT: whoever closes the sequence meanwhile either is seen here or meets the marker's key.
     IF NOT EXISTS (SELECT FROM pgherd.dtx_sequence s WHERE s.sequence = own_sequence AND NOT s.closed) THEN
         RAISE SQLSTATE 'PGH01' USING

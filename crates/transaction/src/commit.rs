@@ -25,6 +25,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// What `write_marker` raises when this gateway was taken for dead.
 const SEQUENCE_CLOSED: &str = "PGH01";
+/// The number under which backends keep the statement that writes a marker; those of clients' statements begin at 1.
+const MARKER_STATEMENT: u64 = 0;
 /// How long a lost participant is sought before the outcome is reported as unknown.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a COMMIT PREPARED that is refused for the moment is sent again.
@@ -460,7 +462,7 @@ async fn prepare(mut backend: Backend, name: String, proof: String) -> Answer {
     let shard = backend.shard();
     let _ = backend.take_notices();
     let reply = match send_prepare(&mut backend, &name, &proof) {
-        Ok(()) => read_prepare(&mut backend).await,
+        Ok(is_new) => read_prepare(&mut backend, is_new).await,
         Err(e) => Err(e),
     };
     let notices = backend.take_notices();
@@ -496,15 +498,23 @@ async fn prepare(mut backend: Backend, name: String, proof: String) -> Answer {
     }
 }
 
-fn send_prepare(backend: &mut Backend, name: &str, proof: &str) -> Result<(), Error> {
-    let out = backend.outbox();
+/// Returns whether a Parse for [`MARKER_STATEMENT`] is among what was sent.
+fn send_prepare(backend: &mut Backend, name: &str, proof: &str) -> Result<bool, Error> {
     let text = |e: std::io::Error| Error::Internal(e.to_string());
-    frontend::parse("", "SELECT pgherd.write_marker($1, $2)", [25, 25], out).map_err(text)?;
+    let is_new = !backend.has_statement(MARKER_STATEMENT);
+    if is_new {
+        backend.add_statement(MARKER_STATEMENT);
+    }
+    let statement = format!("s{MARKER_STATEMENT}");
+    let out = backend.outbox();
+    if is_new {
+        frontend::parse(&statement, "SELECT pgherd.write_marker($1, $2)", [25, 25], out).map_err(text)?;
+    }
     let put = |value: &str, out: &mut bytes::BytesMut| {
         out.extend_from_slice(value.as_bytes());
         Ok(IsNull::No)
     };
-    frontend::bind("", "", [], [name, proof], put, [], out)
+    frontend::bind("", &statement, [], [name, proof], put, [], out)
         .map_err(|_| Error::Internal("a marker's parameters do not fit".into()))?;
     frontend::execute("", 0, out).map_err(text)?;
     frontend::parse("", &format!("PREPARE TRANSACTION '{name}'"), [], out).map_err(text)?;
@@ -513,13 +523,13 @@ fn send_prepare(backend: &mut Backend, name: &str, proof: &str) -> Result<(), Er
     frontend::execute("", 0, out).map_err(text)?;
     frontend::sync(out);
     backend.expect_ready();
-    Ok(())
+    Ok(is_new)
 }
 
 /// The last command tag, or the error, of a pipeline; the outer error is a lost connection.
-async fn read_prepare(backend: &mut Backend) -> Result<Result<String, ServerError>, Error> {
+async fn read_prepare(backend: &mut Backend, is_new: bool) -> Result<Result<String, ServerError>, Error> {
     backend.flush().await?;
-    let mut reply = Ok(String::new());
+    let (mut reply, mut parsed) = (Ok(String::new()), false);
     // A queued SAVEPOINT that failed shows in the block's state, too: the pipeline then answers an error.
     match backend.skip_silent().await {
         Err(e @ pgherd_shards::Error::Lost { .. }) => return Err(e.into()),
@@ -532,8 +542,15 @@ async fn read_prepare(backend: &mut Backend) -> Result<Result<String, ServerErro
             (b'C', Ok(tag)) => {
                 *tag = String::from_utf8_lossy(message.body.split(|b| *b == 0).next().unwrap_or(&[])).into_owned()
             }
+            (b'1', _) => parsed = true,
             (b'E', reply) => *reply = Err(ServerError::from_body(&message.body)),
-            (b'Z', _) => return Ok(reply),
+            (b'Z', _) => {
+                // In a block that had failed it did not even come to the marker's Parse.
+                if is_new && !parsed {
+                    backend.remove_statement(MARKER_STATEMENT);
+                }
+                return Ok(reply);
+            }
             _ => {}
         }
     }
