@@ -5,11 +5,17 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 /// Rows of the table when it is full: keys 1 to this, each with `x = k`.
 pub const ROWS: i64 = 900;
+
+/// Between two attempts to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// Longer than this nobody waits for answers; too few of them show in what was seen.
+const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Fills the table in one statement.
 pub fn fill() -> String {
@@ -70,8 +76,9 @@ impl Readers {
             sessions: JoinSet::new(),
         };
         for way in [Way::Simple, Way::Extended, Way::Prepared, Way::Transaction, Way::Rows] {
-            let (client, connection) = config.connect(NoTls).await?;
+            let (mut client, connection) = config.connect(NoTls).await?;
             tokio::spawn(connection);
+            let config = config.clone();
             let (seen, answers, stopping) = (readers.seen.clone(), readers.answers.clone(), readers.stopping.clone());
             readers.sessions.spawn(async move {
                 let mut prepared = None;
@@ -80,11 +87,19 @@ impl Readers {
                     answers.fetch_add(1, Ordering::Relaxed);
                     // A gateway that lost its lease ends the session (FATAL); the close itself comes a moment later.
                     if matches!(&answer, Err(error) if error.sqlstate() == Some("57P03")) {
-                        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                        tokio::time::sleep(Duration::from_millis(300)).await;
                     }
                     note(&mut seen.lock().unwrap_or_else(PoisonError::into_inner), way, answer);
-                    if client.is_closed() {
-                        return;
+                    // A gateway that had stood still ends its sessions; their clients come again.
+                    while client.is_closed() && !stopping.load(Ordering::Relaxed) {
+                        prepared = None;
+                        match config.connect(NoTls).await {
+                            Ok((again, connection)) => {
+                                tokio::spawn(connection);
+                                client = again;
+                            }
+                            Err(_) => tokio::time::sleep(RECONNECT_PAUSE).await,
+                        }
                     }
                 }
             });
@@ -100,8 +115,9 @@ impl Readers {
     /// Waits for so many more answers.
     pub async fn wait_for(&self, more: u64) {
         let until = self.answers() + more;
-        while self.answers() < until && !self.sessions.is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let begun = Instant::now();
+        while self.answers() < until && begun.elapsed() < WAIT_LIMIT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
