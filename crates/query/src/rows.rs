@@ -47,6 +47,10 @@ impl Drop for Scratch {
 
 type MapError = Box<dyn Fn(ServerError) -> ServerError + Send + Sync>;
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each statement, and it is never moved in bulk"
+)]
 enum Source<'t> {
     /// PostgreSQL's own result, on the scratch connection
     Scratch(Scratch, MapError),
