@@ -241,13 +241,9 @@ impl Session {
         if let Some(open) = self.block.open_mut()
             && open.transaction.enlisted(home)
         {
-            return Ok(open
-                .transaction
-                .participant(home)
-                .await
-                .map_err(ServerError::from)?
-                .simple(sql)
-                .await?);
+            // Asking for settings decides no snapshot.
+            let backend = open.transaction.participant_to_set(home).await;
+            return Ok(backend.map_err(ServerError::from)?.simple(sql).await?);
         }
         let mut backend = self
             .database

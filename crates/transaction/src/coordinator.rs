@@ -5,6 +5,7 @@ use crate::gid::{self, Gid, SequenceId};
 use crate::resolver::Listed;
 use crate::sequence::Sequence;
 use crate::shard_state::ShardState;
+use crate::shared_cut::Cuts;
 use crate::{Error, Mode, Transaction, housekeeping, resolver};
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
@@ -78,6 +79,8 @@ pub struct Coordinator {
     pub(crate) watermarks: RwLock<Watermarks>,
     /// shared while COMMIT PREPAREDs of one commit are on their way, exclusive while a cut that would not come takes its snapshots
     pub(crate) gate: tokio::sync::RwLock<()>,
+    /// what transactions at REPEATABLE READ show
+    pub(crate) cuts: Arc<Cuts>,
     /// wakes the background task before its time
     pub(crate) wake: Notify,
     pub(crate) control: RwLock<Option<Control>>,
@@ -109,6 +112,7 @@ impl Coordinator {
             states,
             watermarks: RwLock::default(),
             gate: tokio::sync::RwLock::new(()),
+            cuts: Cuts::new(),
             wake: Notify::new(),
             control: RwLock::new(None),
             background: Mutex::new(None),
@@ -138,11 +142,17 @@ impl Coordinator {
     /// Errors: 57P03 when transactions that wait there between the two phases are not finished in time; whatever making a
     /// connection may give.
     pub async fn autocommit(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
-        let state = self.state(shard)?;
-        if !state.is_ready() {
-            self.wait_until_ready(state).await?;
-        }
+        self.until_ready(shard).await?;
         Ok(self.shards.checkout(shard, who).await?)
+    }
+
+    /// Waits while a shard has unfinished transactions that somebody may rely on.
+    pub(crate) async fn until_ready(&self, shard: ShardId) -> Result<(), Error> {
+        let state = self.state(shard)?;
+        match state.is_ready() {
+            true => Ok(()),
+            false => self.wait_until_ready(state).await,
+        }
     }
 
     /// Sets what is asked at every step of a commit, for tests of what happens when a gateway dies there.

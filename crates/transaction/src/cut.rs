@@ -32,6 +32,17 @@ pub struct Seen {
     pub is_one: bool,
 }
 
+impl Seen {
+    /// What a snapshot shows that can be asked itself.
+    pub fn of_one(markers: BTreeSet<Gid>) -> Self {
+        Self {
+            before: markers.clone(),
+            after: markers,
+            is_one: true,
+        }
+    }
+}
+
 /// The shards whose snapshots must be taken again; empty when this is a cut. `earlier` is what the transaction's earlier
 /// statements saw: it does not go back in time.
 pub fn stale(seen: &[(ShardId, &Seen)], earlier: &BTreeSet<Gid>) -> BTreeSet<ShardId> {

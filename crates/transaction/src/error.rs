@@ -15,7 +15,7 @@ pub enum Error {
     /// there is no open savepoint of that name
     #[error("savepoint \"{0}\" does not exist")]
     NoSuchSavepoint(String),
-    /// REPEATABLE READ and SERIALIZABLE hold on one shard only, as yet
+    /// SERIALIZABLE holds on one shard only, as yet, and so do schema changes at REPEATABLE READ
     #[error("a transaction at isolation level {level} cannot use a second shard")]
     OneShardOnly {
         /// as PostgreSQL writes it
@@ -47,6 +47,23 @@ pub enum Error {
         /// how often
         tries: u32,
     },
+    /// a participant joined, and the snapshot that it was to import is gone with its holder's connection
+    #[error("could not serialize access: the transaction's snapshot of shard {shard} was lost")]
+    SnapshotLost {
+        /// the shard
+        shard: ShardId,
+    },
+    /// every place for a snapshot over all shards is taken
+    #[error("too many transactions hold snapshots over all shards")]
+    TooManySnapshots {
+        /// how many there may be
+        limit: usize,
+    },
+    /// LOCK TABLE within a savepoint, before the first query at REPEATABLE READ
+    #[error(
+        "LOCK TABLE within a savepoint before the first query of a REPEATABLE READ transaction is not supported yet"
+    )]
+    LockInSavepoint,
     /// the shard lost a transaction that another shard has committed
     #[error("shard {shard} does not have transaction {gid}, which other shards have committed")]
     LostTransaction {
@@ -78,11 +95,12 @@ impl Error {
             Error::Shard(e) => e.sqlstate(),
             Error::InFailedTransaction => SqlState::IN_FAILED_TRANSACTION,
             Error::NoSuchSavepoint(_) => SqlState::INVALID_SAVEPOINT,
-            Error::OneShardOnly { .. } => SqlState::FEATURE_NOT_SUPPORTED,
+            Error::OneShardOnly { .. } | Error::LockInSavepoint => SqlState::FEATURE_NOT_SUPPORTED,
             Error::ParticipantLost { .. } => SqlState::CONNECTION_FAILURE,
             Error::OutcomeUnknown { .. } => SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
             Error::NotReady { .. } => SqlState::CANNOT_CONNECT_NOW,
-            Error::NoCut { .. } => SqlState::SERIALIZATION_FAILURE,
+            Error::NoCut { .. } | Error::SnapshotLost { .. } => SqlState::SERIALIZATION_FAILURE,
+            Error::TooManySnapshots { .. } => SqlState::from_code("53300"),
             Error::LostTransaction { .. } | Error::Internal(_) => SqlState::INTERNAL_ERROR,
             Error::NotPrepared { .. } => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Error::ShardNumberTooHigh(_) => SqlState::PROGRAM_LIMIT_EXCEEDED,
@@ -105,6 +123,11 @@ impl From<Error> for ServerError {
             Error::OneShardOnly { .. } => made.with_hint(
                 "Use READ COMMITTED for transactions over several shards, or let the transaction's rows lie on one shard.",
             ),
+            Error::SnapshotLost { .. } => made.with_hint("Repeat the transaction."),
+            Error::TooManySnapshots { limit } => made
+                .with_detail(format!("A gateway keeps {limit} of them per database."))
+                .with_hint("End transactions at REPEATABLE READ that are idle."),
+            Error::LockInSavepoint => made.with_hint("Lock before the first savepoint, or after the first query."),
             Error::ParticipantLost { .. } => made.with_hint("Run the transaction again."),
             Error::OutcomeUnknown { .. } => made.with_hint(
                 "Look whether it took effect before you repeat it. If it did not yet, it will be finished as soon as all its shards answer.",

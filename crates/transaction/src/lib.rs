@@ -19,9 +19,11 @@ mod housekeeping;
 mod participant;
 mod read_cut;
 pub mod recovery;
+mod repeatable_read;
 mod resolver;
 mod sequence;
 mod shard_state;
+mod shared_cut;
 #[cfg(test)]
 mod simulation;
 mod transaction;

@@ -1,6 +1,7 @@
 //! One shard's part of a transaction: its connection, and the statements that open and end its block.
 
 use crate::Error;
+use crate::repeatable_read::Standing;
 use pgherd_model::{ShardId, quote_identifier};
 use pgherd_shards::{Backend, SimpleResult, TransactionStatus};
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub(crate) struct Participant {
     pub wrote: bool,
     /// enlisted since the owner last asked
     pub is_new: bool,
+    /// at REPEATABLE READ: what keeps it from beginning anew
+    pub standing: Standing,
     queued: usize,
 }
 
@@ -34,6 +37,7 @@ impl Participant {
             backend,
             wrote: false,
             is_new: true,
+            standing: Standing::Fixed,
             queued: 1,
         };
         for depth in 0..=savepoints.len() {

@@ -26,9 +26,9 @@ const AFTER: &str = "pgherd after";
 const TEXT_ARRAY: u32 = 1009;
 const BIGINT_ARRAY: u32 = 1016;
 /// How often single snapshots are taken again before commits are held off.
-const EAGER_TRIES: u32 = 3;
+pub(crate) const EAGER_TRIES: u32 = 3;
 /// How long a statement looks for a cut. A gateway that died in the middle of a commit is replaced in less.
-const SEARCH_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const SEARCH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a statement reads on one shard.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ pub struct Fragment {
 }
 
 /// What is known to be settled as a cut begins, as parameters of [`MARKERS`].
-struct Known {
+pub(crate) struct Known {
     /// by sequence, the number up to which all are settled
     through: BTreeMap<String, i64>,
     sequences: String,
@@ -65,6 +65,14 @@ impl Known {
             settled: list(through.values().map(i64::to_string).collect()),
             through,
         }
+    }
+
+    /// The parameters of a query that lists markers.
+    pub(crate) fn lists(&self) -> (Vec<&str>, Vec<i64>) {
+        self.through
+            .iter()
+            .map(|(name, through)| (name.as_str(), *through))
+            .unzip()
     }
 
     /// Whether it is visible in every snapshot taken from now on, and so left out of the lists.
@@ -135,7 +143,7 @@ impl Transaction {
                 break;
             }
             if begun.elapsed() > SEARCH_TIMEOUT {
-                return Err(self.why_no_cut(&seen, tries).await);
+                return Err(coordinator.why_no_cut(&seen, tries).await);
             }
             if tries > 3 * EAGER_TRIES {
                 tokio::time::sleep(Duration::from_millis(rand::random_range(1..10))).await;
@@ -165,32 +173,11 @@ impl Transaction {
         }));
         bound.await.into_iter().collect()
     }
-
-    /// Waited long enough: a shard that has neither the marker nor the prepared transaction has lost it.
-    async fn why_no_cut(&self, seen: &BTreeMap<ShardId, Seen>, tries: u32) -> Error {
-        for gid in seen.values().flat_map(|s| &s.before) {
-            let lacking = seen
-                .iter()
-                .filter(|(s, there)| gid.participants.contains(s) && !there.before.contains(gid));
-            for (shard, _) in lacking {
-                let name = gid.to_string();
-                let prepared = resolver::is_prepared(&self.coordinator, *shard, &name).await;
-                let marker = resolver::marker(&self.coordinator, *shard, &name).await;
-                if matches!((prepared, marker), (Ok(false), Ok(None))) {
-                    return Error::LostTransaction {
-                        shard: *shard,
-                        gid: name,
-                    };
-                }
-            }
-        }
-        Error::NoCut { tries }
-    }
 }
 
 impl Coordinator {
     /// What this gateway knows to be settled by now, from itself and from others.
-    async fn known(&self) -> Result<Known, Error> {
+    pub(crate) async fn known(&self) -> Result<Known, Error> {
         let too_old = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() > cut::KNOWLEDGE_LIMIT);
         if too_old(self.watermarks.read().read_at) {
             housekeeping::learn_watermarks(self).await?;
@@ -200,6 +187,27 @@ impl Coordinator {
         let (own, settled) = self.sequence.watermark();
         through.insert(own.to_string(), settled);
         Ok(Known::new(through))
+    }
+
+    /// Waited long enough: a shard that has neither the marker nor the prepared transaction has lost it.
+    pub(crate) async fn why_no_cut(&self, seen: &BTreeMap<ShardId, Seen>, tries: u32) -> Error {
+        for gid in seen.values().flat_map(|s| &s.before) {
+            let lacking = seen
+                .iter()
+                .filter(|(s, there)| gid.participants.contains(s) && !there.before.contains(gid));
+            for (shard, _) in lacking {
+                let name = gid.to_string();
+                let prepared = resolver::is_prepared(self, *shard, &name).await;
+                let marker = resolver::marker(self, *shard, &name).await;
+                if matches!((prepared, marker), (Ok(false), Ok(None))) {
+                    return Error::LostTransaction {
+                        shard: *shard,
+                        gid: name,
+                    };
+                }
+            }
+        }
+        Error::NoCut { tries }
     }
 }
 

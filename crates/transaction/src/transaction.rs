@@ -6,6 +6,7 @@
 use crate::commit;
 use crate::gid::Gid;
 use crate::participant::Participant;
+use crate::repeatable_read::Shown;
 use crate::{Coordinator, Error};
 use futures::future::join_all;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
@@ -24,7 +25,7 @@ pub enum Isolation {
     ReadUncommitted,
     /// the default
     ReadCommitted,
-    /// on one shard only, as yet
+    /// one snapshot for the transaction, over all shards
     RepeatableRead,
     /// on one shard only, as yet
     Serializable,
@@ -39,6 +40,19 @@ impl Isolation {
             Isolation::RepeatableRead => "REPEATABLE READ",
             Isolation::Serializable => "SERIALIZABLE",
         }
+    }
+
+    /// From the value of `default_transaction_isolation` or `transaction_isolation`.
+    pub fn from_setting(value: &str) -> Option<Self> {
+        let levels = [
+            Isolation::ReadUncommitted,
+            Isolation::ReadCommitted,
+            Isolation::RepeatableRead,
+            Isolation::Serializable,
+        ];
+        levels
+            .into_iter()
+            .find(|level| level.as_sql().eq_ignore_ascii_case(value))
     }
 
     /// Whether one snapshot serves the whole transaction.
@@ -63,7 +77,19 @@ pub struct Mode {
 
 impl Mode {
     fn begin(&self) -> String {
-        let mut sql = String::from("BEGIN");
+        format!("BEGIN{}", self.clauses())
+    }
+
+    /// What gives a block that is open already this mode; empty when nothing is said.
+    pub fn set_sql(&self) -> String {
+        match self.clauses().as_str() {
+            "" => String::new(),
+            clauses => format!("SET TRANSACTION{clauses}"),
+        }
+    }
+
+    fn clauses(&self) -> String {
+        let mut sql = String::new();
         if let Some(isolation) = self.isolation {
             sql.push_str(" ISOLATION LEVEL ");
             sql.push_str(isolation.as_sql());
@@ -107,6 +133,10 @@ pub struct Transaction {
     pub(crate) after_commit: Vec<(ShardId, String)>,
     /// commits that this transaction's cuts have shown it
     pub(crate) seen_gids: BTreeSet<Gid>,
+    /// at REPEATABLE READ
+    pub(crate) shown: Shown,
+    /// the only shard that may be used for the moment
+    confined_to: Option<ShardId>,
 }
 
 impl Transaction {
@@ -123,6 +153,8 @@ impl Transaction {
             on_join: None,
             after_commit: Vec::new(),
             seen_gids: BTreeSet::new(),
+            shown: Shown::Open,
+            confined_to: None,
         }
     }
 
@@ -171,40 +203,57 @@ impl Transaction {
 
     /// The connection to a shard, which is enlisted if it was not.
     ///
-    /// Errors: 25P02 in a failed transaction; 0A000 where a level other than READ COMMITTED would come to a second shard;
-    /// 57P03 while the shard has unfinished transactions; whatever making a connection may give.
+    /// At REPEATABLE READ, what the transaction shows is decided now if it was not.
+    ///
+    /// Errors: 25P02 in a failed transaction; 0A000 where SERIALIZABLE would come to a second shard; 57P03 while the shard
+    /// has unfinished transactions; 40001 when there was no cut to be had; whatever making a connection may give.
     pub async fn participant(&mut self, shard: ShardId) -> Result<&mut Backend, Error> {
         if self.failed {
             return Err(Error::InFailedTransaction);
         }
-        let at = match self.position(shard) {
-            Some(at) => at,
-            None => self.enlist(shard).await?,
-        };
+        if self.confined_to.is_some_and(|only| only != shard) {
+            return Err(self.one_shard_only());
+        }
+        self.fix_snapshot().await?;
+        let at = self.with_snapshot(shard).await?;
         self.participants[at].relieve().await?;
         Ok(&mut self.participants[at].backend)
     }
 
-    async fn enlist(&mut self, shard: ShardId) -> Result<usize, Error> {
-        if let Some(level) = self.mode.isolation.filter(|i| i.is_one_snapshot())
-            && !self.participants.is_empty()
-        {
-            return Err(Error::OneShardOnly { level: level.as_sql() });
+    /// Until this is called with `None`, statements may use that shard only: those that would not be right in a snapshot
+    /// that was taken before they began.
+    pub fn confine(&mut self, to: Option<ShardId>) {
+        self.confined_to = to;
+    }
+
+    fn one_shard_only(&self) -> Error {
+        let level = self.mode.isolation.unwrap_or(Isolation::ReadCommitted);
+        Error::OneShardOnly { level: level.as_sql() }
+    }
+
+    pub(crate) async fn enlist(&mut self, shard: ShardId) -> Result<usize, Error> {
+        let mut begin = self.mode.begin();
+        match (self.mode.isolation, &self.shown) {
+            (Some(Isolation::RepeatableRead), Shown::Open) => {}
+            (Some(Isolation::RepeatableRead), Shown::Cut(cut)) => {
+                begin.push_str("; ");
+                begin.push_str(&cut.import_sql(shard)?);
+            }
+            (Some(level), _) if level.is_one_snapshot() && !self.participants.is_empty() => {
+                return Err(self.one_shard_only());
+            }
+            _ => {}
         }
         let backend = self.coordinator.autocommit(shard, &self.who).await?;
         if let Some(tell) = &self.on_join {
             tell(backend.cancel_token());
         }
-        self.participants.push(Participant::open(
-            backend,
-            &self.mode.begin(),
-            &self.savepoints,
-            &self.replays,
-        ));
+        self.participants
+            .push(Participant::open(backend, &begin, &self.savepoints, &self.replays));
         Ok(self.participants.len() - 1)
     }
 
-    fn position(&self, shard: ShardId) -> Option<usize> {
+    pub(crate) fn position(&self, shard: ShardId) -> Option<usize> {
         self.participants.iter().position(|p| p.shard() == shard)
     }
 
@@ -304,7 +353,11 @@ impl Transaction {
         })
     }
 
-    fn refuse_if_failed(&self) -> Result<(), Error> {
+    pub(crate) fn has_savepoints(&self) -> bool {
+        !self.savepoints.is_empty()
+    }
+
+    pub(crate) fn refuse_if_failed(&self) -> Result<(), Error> {
         match self.status() {
             TransactionStatus::Failed => Err(Error::InFailedTransaction),
             _ => Ok(()),

@@ -38,6 +38,8 @@ pub(crate) struct Open {
     savepoints: Vec<(String, Settings)>,
     /// SET LOCAL was used: what routing knows of the settings ends with the block
     pub(crate) has_local_settings: bool,
+    /// at levels of one snapshot: the catalog when that snapshot was taken, or before
+    pub(crate) first_catalog: Option<Arc<Snapshot>>,
     /// where each cursor of SQL is open
     pub(crate) cursors: HashMap<String, ShardId>,
 }
@@ -117,6 +119,8 @@ impl Session {
         // The shards know the default too, but whoever enlists a second one must.
         mode.isolation = mode.isolation.or(self.settings.default_isolation);
         let implicit = mode.implicit;
+        let one_snapshot = mode.isolation.is_some_and(|i| i.is_one_snapshot());
+        let first_catalog = one_snapshot.then(|| self.database.catalog.snapshot());
         let mut transaction = self.database.coordinator.begin(self.who.clone(), mode);
         let slot = self.cancel.slot.clone();
         transaction.on_join(Arc::new(move |token| slot.add(token)));
@@ -129,6 +133,7 @@ impl Session {
             settings_before: self.settings.clone(),
             savepoints: Vec::new(),
             has_local_settings: false,
+            first_catalog,
             cursors: HashMap::new(),
         })
     }
@@ -180,7 +185,7 @@ impl Session {
                     deferrable: *deferrable,
                     implicit: false,
                 };
-                self.begin(mode)?;
+                self.begin(mode).await?;
                 self.client.put_tag("BEGIN");
             }
             Kind::Commit { chain } => self.commit(*chain).await?,
@@ -239,12 +244,15 @@ impl Session {
         })
     }
 
-    fn begin(&mut self, mode: Mode) -> Result<(), Problem> {
+    async fn begin(&mut self, mode: Mode) -> Result<(), Problem> {
         self.check_not_failed()?;
         match self.block.open_mut() {
             None => self.block = Block::Open(self.new_block(mode)),
             // BEGIN amid several statements makes their block explicit; what they did stays in it.
-            Some(open) if open.implicit => open.implicit = false,
+            Some(open) if open.implicit => {
+                open.implicit = false;
+                self.change_mode(&mode).await?;
+            }
             Some(_) => {
                 let warning = notice(
                     "WARNING",

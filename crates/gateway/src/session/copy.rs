@@ -112,6 +112,9 @@ impl Session {
             return Ok(());
         }
         let made = self.ensure_block();
+        if let (true, Some(open)) = (made, self.block.open_mut()) {
+            open.transaction.stay_alone();
+        }
         let result = self.relay_copy_in_block(unit, entered, part).await;
         self.finish_statement(made, result.map(Some)).await
     }

@@ -1,5 +1,6 @@
 //! Gives each statement to the branch that runs it, and runs those that routing decides.
 
+use super::block::Open;
 use super::forward::constant_types;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Context;
@@ -8,6 +9,7 @@ use pgherd_catalog::StatementGuard;
 use pgherd_model::{ServerError, Snapshot};
 use pgherd_query::Description;
 use pgherd_sql::{Analysis, Kind, ParameterValue, Route};
+use pgherd_transaction::Isolation;
 use std::sync::Arc;
 
 /// How often a stale route is tried again after a refresh.
@@ -221,6 +223,20 @@ impl Session {
                 None if guard.snapshot.epoch != snapshot.epoch => continue,
                 _ => {}
             }
+            if self.block.open().is_some_and(|open| open.first_catalog.is_some()) {
+                match unit.statement.parsed.kind {
+                    Kind::Lock(_) | Kind::Show { .. } => {
+                        self.block
+                            .open_mut()
+                            .into_iter()
+                            .for_each(|open| stay_alone_if_local(open, &snapshot));
+                    }
+                    _ => {
+                        let sharded = analysis.touches_sharded || self.was_sharded(unit);
+                        self.check_catalog_is_shown(sharded)?;
+                    }
+                }
+            }
             if let Some(open) = self.block.open_mut() {
                 open.touched.extend(names.iter().copied());
             }
@@ -230,6 +246,51 @@ impl Session {
                 guard,
             });
         }
+    }
+
+    /// Whether the statement used sharded tables when the transaction's snapshot was taken.
+    fn was_sharded(&self, unit: Unit<'_>) -> bool {
+        let Some(first) = self.block.open().and_then(|open| open.first_catalog.clone()) else {
+            return false;
+        };
+        first.epoch != self.catalog().snapshot().epoch
+            && self
+                .analysis(unit, &first)
+                .is_ok_and(|analysis| analysis.touches_sharded)
+    }
+
+    /// Where one snapshot serves the whole transaction: the first statement that takes it notes the catalog, and later ones that
+    /// depend on ranges are refused when they have changed. Rows that a split or a move has copied since are in none of
+    /// the places where that snapshot shows them.
+    pub(crate) fn check_catalog_is_shown(&mut self, depends_on_ranges: bool) -> Result<(), ServerError> {
+        let catalog = self.catalog().snapshot();
+        let Some(open) = self.block.open_mut() else {
+            return Ok(());
+        };
+        let is_open = match open.transaction.mode().isolation {
+            Some(Isolation::RepeatableRead) => open.transaction.is_open_repeatable_read(),
+            Some(Isolation::Serializable) => open.transaction.participants().next().is_none(),
+            _ => return Ok(()),
+        };
+        if is_open {
+            stay_alone_if_local(open, &catalog);
+            open.first_catalog = Some(catalog);
+            return Ok(());
+        }
+        let is_same = open
+            .first_catalog
+            .as_ref()
+            .is_some_and(|first| first.epoch == catalog.epoch);
+        // Own changes hide others' from this transaction's view of the catalog.
+        if is_same || !(depends_on_ranges || open.overlay.is_some()) {
+            return Ok(());
+        }
+        Err(ServerError::new(
+            pgherd_model::SqlState::SERIALIZATION_FAILURE,
+            "could not serialize access due to a concurrent change of sharded tables",
+        )
+        .with_detail("Ranges or columns of sharded tables have changed since the transaction's snapshot was taken.")
+        .with_hint("Repeat the transaction."))
     }
 
     fn context<'a>(
@@ -288,6 +349,13 @@ impl Session {
         let snapshot = overlay.unwrap_or_else(|| self.catalog().snapshot());
         pgherd_catalog::restore_parent_names(&mut error, &snapshot);
         error
+    }
+}
+
+/// At REPEATABLE READ, no cut is needed while no other shard has rows.
+fn stay_alone_if_local(open: &mut Open, catalog: &Snapshot) {
+    if open.overlay.is_none() && (catalog.shards.len() <= 1 || catalog.sharded().next().is_none()) {
+        open.transaction.stay_alone();
     }
 }
 

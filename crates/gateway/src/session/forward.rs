@@ -7,9 +7,10 @@ use super::{Mode, Problem, Session, Unit};
 use crate::statements::StatementCache;
 use crate::template::Template;
 use bytes::Bytes;
-use pgherd_model::{ServerError, SqlState};
+use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_shards::Backend;
-use pgherd_sql::Part;
+use pgherd_sql::{Kind, Part};
+use pgherd_transaction::Transaction;
 use postgres_protocol::IsNull;
 use postgres_protocol::message::frontend;
 
@@ -26,6 +27,9 @@ impl Session {
             return self.forward_alone(unit, entered, part).await;
         }
         let made = self.ensure_block();
+        if let (true, Some(open)) = (made, self.block.open_mut()) {
+            open.transaction.stay_alone();
+        }
         let result = self.forward_in_block(unit, entered, part).await;
         self.finish_statement(made, result).await
     }
@@ -84,11 +88,11 @@ impl Session {
     ) -> Result<Option<String>, Problem> {
         let fresh = || entered.guard.is_valid();
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        open.transaction.participant(part.shard).await?;
+        enlist(&mut open.transaction, unit, part.shard).await?;
         if !entered.analysis.read_only {
             open.transaction.wrote(part.shard);
         }
-        let backend = open.transaction.participant(part.shard).await?;
+        let backend = enlist(&mut open.transaction, unit, part.shard).await?;
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;
@@ -124,6 +128,19 @@ impl Session {
         };
         self.as_client_sees(error.with_position(position))
     }
+}
+
+/// The participant on which a statement runs. LOCK TABLE and SHOW decide no snapshot, as in PostgreSQL.
+pub(crate) async fn enlist<'t>(
+    transaction: &'t mut Transaction,
+    unit: Unit<'_>,
+    shard: ShardId,
+) -> Result<&'t mut Backend, Problem> {
+    let backend = match unit.statement.parsed.kind {
+        Kind::Lock(_) | Kind::Show { .. } => transaction.participant_to_lock(shard).await,
+        _ => transaction.participant(shard).await,
+    };
+    Ok(backend?)
 }
 
 /// Opens a statement that goes through a parent: the fence's name carries the epoch, so a stale route gets 42P01.

@@ -1,7 +1,7 @@
 //! One DML statement on several shards: sent to all, tags summed, RETURNING rows merged.
 
 use super::execute::Entered;
-use super::forward::{lock_fences, lost_lease, no_block, put_statement};
+use super::forward::{enlist, lock_fences, lost_lease, no_block, put_statement};
 use super::{Mode, Problem, Session, Unit};
 use bytes::{BufMut, BytesMut};
 use pgherd_model::ServerError;
@@ -44,11 +44,11 @@ impl Session {
     ) -> Result<Option<String>, Problem> {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         for (i, part) in parts.iter().enumerate() {
-            open.transaction.participant(part.shard).await?;
+            enlist(&mut open.transaction, unit, part.shard).await?;
             if !entered.analysis.read_only {
                 open.transaction.wrote(part.shard);
             }
-            let backend = open.transaction.participant(part.shard).await?;
+            let backend = enlist(&mut open.transaction, unit, part.shard).await?;
             match i {
                 0 => self.cancel.slot.start(backend.cancel_token()),
                 _ => self.cancel.slot.add(backend.cancel_token()),
@@ -59,7 +59,7 @@ impl Session {
         }
         let mut answers = Vec::with_capacity(parts.len());
         for part in parts {
-            answers.push(read_answer(open.transaction.participant(part.shard).await?).await?);
+            answers.push(read_answer(enlist(&mut open.transaction, unit, part.shard).await?).await?);
         }
         self.cancel.slot.clear();
         for (part, answer) in parts.iter().zip(&mut answers) {

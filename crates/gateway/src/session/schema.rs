@@ -1,10 +1,12 @@
 //! Schema change, pgherd's procedures and maintenance: the operations room does them in this session's transaction.
 
+use super::block::{Block, Open};
 use super::forward::no_block;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, Snapshot, SqlState};
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{DdlKind, Kind};
+use pgherd_transaction::Isolation;
 
 impl Session {
     /// DDL and CALL pgherd.….
@@ -18,8 +20,37 @@ impl Session {
             }
         }
         let made = self.ensure_block();
-        let result = self.change_in_block(unit).await;
+        if let (true, Some(open)) = (made, self.block.open_mut()) {
+            // A schema change is the same at every level, and rows that it moves must be the newest.
+            let isolation = Some(Isolation::ReadCommitted);
+            let mode = pgherd_transaction::Mode {
+                isolation,
+                ..open.transaction.mode().clone()
+            };
+            open.transaction.set_mode(mode);
+        }
+        let result = self.change_in_one_snapshot(unit).await;
         self.finish_statement(made, result).await
+    }
+
+    /// Where one snapshot serves the whole transaction, a change stays on the home shard: elsewhere it would copy, and
+    /// decide by, rows as they were before it had locked anything.
+    async fn change_in_one_snapshot(&mut self, unit: Unit<'_>) -> Result<Option<String>, Problem> {
+        let one_snapshot = |open: &Open| open.transaction.mode().isolation.is_some_and(|i| i.is_one_snapshot());
+        if !self.block.open().is_some_and(one_snapshot) {
+            return self.change_in_block(unit).await;
+        }
+        self.check_catalog_is_shown(true)?;
+        let home = self.gateway.shards.home();
+        let confine = |block: &mut Block, to| {
+            if let Some(open) = block.open_mut() {
+                open.transaction.confine(to);
+            }
+        };
+        confine(&mut self.block, Some(home));
+        let result = self.change_in_block(unit).await;
+        confine(&mut self.block, None);
+        result
     }
 
     async fn change_in_block(&mut self, unit: Unit<'_>) -> Result<Option<String>, Problem> {

@@ -256,11 +256,8 @@ impl Session {
         let text = |i| results.first().and_then(|r| r.text(0, i));
         let role = self.who.role.clone();
         self.settings.take_effective(&role, [text(0), text(1), text(2)]);
-        self.settings.default_isolation = match text(3) {
-            Some("repeatable read") => Some(Isolation::RepeatableRead),
-            Some("serializable") => Some(Isolation::Serializable),
-            _ => None,
-        };
+        let isolation = text(3).and_then(Isolation::from_setting);
+        self.settings.default_isolation = isolation.filter(|level| level.is_one_snapshot());
         Ok(())
     }
 }

@@ -9,12 +9,32 @@ use super::{Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::{SimpleResult, UNKNOWN_SETTINGS};
 use pgherd_sql::{Kind, SetValue};
+use pgherd_transaction::{Isolation, Mode};
 
 impl Session {
     /// Runs a statement that changes settings.
     pub(crate) async fn change_settings(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let text = unit.statement.text.clone();
         match &unit.statement.parsed.kind {
+            // SET TRANSACTION by another name.
+            Kind::Set {
+                name,
+                value: SetValue::Values(values),
+                ..
+            } if name == "transaction_isolation" && self.block.open().is_some_and(|open| !open.implicit) => {
+                let isolation = values.first().and_then(|v| Isolation::from_setting(v));
+                match isolation {
+                    Some(isolation) => {
+                        self.change_mode(&Mode {
+                            isolation: Some(isolation),
+                            ..Mode::default()
+                        })
+                        .await?
+                    }
+                    None => self.run_setting(&text).await?,
+                }
+                self.client.put_tag("SET");
+            }
             Kind::Set { name, local: true, .. } => {
                 if self.block.open().is_none_or(|open| open.implicit) {
                     self.run_setting(&text).await?;
@@ -28,7 +48,7 @@ impl Session {
                     // It holds within the transaction only, so the home shard must be in it to judge and to be asked.
                     let home = self.gateway.shards.home();
                     if let Some(open) = self.block.open_mut() {
-                        open.transaction.participant(home).await?;
+                        open.transaction.participant_to_set(home).await?;
                     }
                     self.run_setting(&text).await?;
                     if let Some(open) = self.block.open_mut() {
@@ -201,7 +221,13 @@ impl Session {
 
     /// Routing depends on few settings; only those are asked for again.
     async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
-        if matches!(name, "search_path" | "role" | "session_authorization") || name.starts_with("pgherd.") {
+        const ROUTING: [&str; 4] = [
+            "search_path",
+            "role",
+            "session_authorization",
+            "default_transaction_isolation",
+        ];
+        if ROUTING.contains(&name) || name.starts_with("pgherd.") {
             self.refresh_effective_settings().await?;
         }
         Ok(())
@@ -230,6 +256,7 @@ impl Session {
             self.run_setting(&text).await?;
             self.settings.set("session characteristics", &text);
             self.settings_changed();
+            self.after_setting("default_transaction_isolation").await?;
         } else if self.block.open().is_none_or(|open| open.implicit) {
             let warning = notice(
                 "WARNING",
@@ -238,16 +265,34 @@ impl Session {
             );
             self.client.put_notice(&warning);
         } else {
-            self.on_all_participants(&text).await?;
-            if let Some(open) = self.block.open_mut() {
-                let mut mode = open.transaction.mode().clone();
-                mode.isolation = isolation.map(super::block::isolation_of).or(mode.isolation);
-                mode.read_only = read_only.or(mode.read_only);
-                mode.deferrable = deferrable.or(mode.deferrable);
-                open.transaction.set_mode(mode);
-            }
+            let mode = Mode {
+                isolation: isolation.map(super::block::isolation_of),
+                read_only: *read_only,
+                deferrable: *deferrable,
+                implicit: false,
+            };
+            self.change_mode(&mode).await?;
         }
         self.client.put_tag("SET");
+        Ok(())
+    }
+
+    /// Gives the open block what `wanted` says of its mode. PostgreSQL judges whether it is not too late.
+    pub(crate) async fn change_mode(&mut self, wanted: &Mode) -> Result<(), Problem> {
+        let text = wanted.set_sql();
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.on_all_participants(&text).await?;
+        let catalog = self.database.catalog.snapshot();
+        if let Some(open) = self.block.open_mut() {
+            let mut mode = open.transaction.mode().clone();
+            mode.isolation = wanted.isolation.or(mode.isolation);
+            mode.read_only = wanted.read_only.or(mode.read_only);
+            mode.deferrable = wanted.deferrable.or(mode.deferrable);
+            open.transaction.set_mode(mode);
+            open.first_catalog.get_or_insert(catalog);
+        }
         Ok(())
     }
 

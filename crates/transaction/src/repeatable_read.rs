@@ -1,0 +1,146 @@
+//! REPEATABLE READ: what decides which snapshots a transaction's participants have.
+//!
+//! As in PostgreSQL, the first statement that needs a snapshot fixes it, and BEGIN, SET and LOCK TABLE do not. With several
+//! shards it is a [`SharedCut`] over all of them, also when that first statement needs one shard only: a snapshot that is
+//! taken on another shard later would show what was committed in between. Every participant imports its part as the first
+//! thing in its block, whenever it joins. Where no second shard can follow, [`Transaction::stay_alone`] spares that.
+
+use crate::Error;
+use crate::shared_cut::SharedCut;
+use crate::transaction::{Isolation, Transaction};
+use pgherd_model::ShardId;
+use pgherd_shards::Backend;
+use std::sync::Arc;
+
+/// What a transaction at REPEATABLE READ shows.
+pub(crate) enum Shown {
+    /// no statement has needed a snapshot
+    Open,
+    /// the one shard's own snapshot
+    Own,
+    /// a cut over all shards
+    Cut(Arc<SharedCut>),
+}
+
+/// What has happened on a participant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// settings only, which can be made again in another block
+    Settings,
+    /// locks, and no snapshot
+    Locks,
+    /// its snapshot is decided
+    Fixed,
+}
+
+impl Transaction {
+    /// At REPEATABLE READ, where nothing has been read yet: the one shard that will be used takes its own snapshot, at
+    /// PostgreSQL's own price. For statements that are a transaction of their own, and while no other shard has rows.
+    pub fn stay_alone(&mut self) {
+        if self.is_open_repeatable_read() && self.participants.len() <= 1 {
+            self.shown = Shown::Own;
+        }
+    }
+
+    /// Whether what this transaction shows is still to be decided, at a level where one snapshot serves all its statements.
+    pub fn is_open_repeatable_read(&self) -> bool {
+        self.is_repeatable_read() && matches!(self.shown, Shown::Open)
+    }
+
+    /// The connection to a shard, for a statement that takes no snapshot and can be repeated in another block: SET LOCAL.
+    pub async fn participant_to_set(&mut self, shard: ShardId) -> Result<&mut Backend, Error> {
+        self.participant_without_snapshot(shard, Standing::Settings).await
+    }
+
+    /// The connection to a shard, for a statement that takes no snapshot: LOCK TABLE, SHOW.
+    ///
+    /// Errors: 0A000 where a savepoint is open and the snapshot is not decided: it could not be imported afterwards.
+    pub async fn participant_to_lock(&mut self, shard: ShardId) -> Result<&mut Backend, Error> {
+        if self.is_open_repeatable_read() && self.has_savepoints() {
+            return Err(Error::LockInSavepoint);
+        }
+        self.participant_without_snapshot(shard, Standing::Locks).await
+    }
+
+    async fn participant_without_snapshot(
+        &mut self,
+        shard: ShardId,
+        standing: Standing,
+    ) -> Result<&mut Backend, Error> {
+        if !matches!(self.shown, Shown::Open) {
+            return self.participant(shard).await;
+        }
+        self.refuse_if_failed()?;
+        let at = match self.position(shard) {
+            Some(at) => match (self.participants[at].standing, standing) {
+                // Its settings may have been asked for, which takes a snapshot.
+                (Standing::Settings, Standing::Locks) if self.is_open_repeatable_read() => self.open_anew(at).await?,
+                _ => at,
+            },
+            None => {
+                let at = self.enlist(shard).await?;
+                self.participants[at].standing = standing;
+                at
+            }
+        };
+        let participant = &mut self.participants[at];
+        if participant.standing == Standing::Settings {
+            participant.standing = standing;
+        }
+        participant.relieve().await?;
+        Ok(&mut self.participants[at].backend)
+    }
+
+    /// Before a statement that needs a snapshot.
+    pub(crate) async fn fix_snapshot(&mut self) -> Result<(), Error> {
+        if !self.is_open_repeatable_read() {
+            return Ok(());
+        }
+        if self.coordinator.shards.all().len() == 1 {
+            self.shown = Shown::Own;
+            return Ok(());
+        }
+        let cut = self.coordinator.shared_cut().await?;
+        let in_savepoint = self.has_savepoints();
+        for participant in &mut self.participants {
+            if participant.standing == Standing::Locks {
+                if in_savepoint {
+                    return Err(Error::LockInSavepoint);
+                }
+                let import = cut.import_sql(participant.shard())?;
+                participant.queue(&import);
+                participant.standing = Standing::Fixed;
+            }
+        }
+        self.shown = Shown::Cut(cut);
+        Ok(())
+    }
+
+    /// The participant for a statement that needs a snapshot.
+    pub(crate) async fn with_snapshot(&mut self, shard: ShardId) -> Result<usize, Error> {
+        let at = match self.position(shard) {
+            Some(at) if self.participants[at].standing == Standing::Settings && self.is_repeatable_read() => {
+                self.open_anew(at).await?
+            }
+            Some(at) => at,
+            None => self.enlist(shard).await?,
+        };
+        self.participants[at].standing = Standing::Fixed;
+        Ok(at)
+    }
+
+    fn is_repeatable_read(&self) -> bool {
+        self.mode().isolation == Some(Isolation::RepeatableRead)
+    }
+
+    /// Gives a participant another block, with the settings and savepoints of its first one.
+    async fn open_anew(&mut self, at: usize) -> Result<usize, Error> {
+        let old = self.participants.remove(at);
+        let shard = old.shard();
+        old.roll_back().await;
+        let last = self.enlist(shard).await?;
+        let opened = self.participants.remove(last);
+        self.participants.insert(at, opened);
+        Ok(at)
+    }
+}
