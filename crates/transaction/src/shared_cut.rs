@@ -214,7 +214,8 @@ impl Coordinator {
                 match outcome {
                     Ok(gids) => drop(seen.insert(shard, Seen::of_one(gids))),
                     Err(e) => {
-                        (holders.remove(&shard), seen.remove(&shard));
+                        holders.remove(&shard);
+                        seen.remove(&shard);
                         failed.insert(shard, e);
                     }
                 }
