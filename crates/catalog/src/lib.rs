@@ -23,5 +23,5 @@ pub use error::Error;
 pub use flight::StatementGuard;
 pub use install::{install, uninstalled};
 pub use load::{SHARDED_NAMES_UNSAFE, snapshot_from_json};
-pub use names::{child_name, fence_name, restore_parent_names};
+pub use names::{child_name, fence_name, restore_not_null, restore_parent_names};
 pub use signature::sign;

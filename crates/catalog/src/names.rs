@@ -1,6 +1,6 @@
 //! The names that pgherd gives to children, fences and their indexes on the shards, and back to the user's names in errors.
 
-use pgherd_model::{Name, RangeId, ServerError, Sharded, Snapshot, Table, TableId};
+use pgherd_model::{Name, RangeId, ServerError, Sharded, Snapshot, SqlState, Table, TableId};
 use std::sync::Arc;
 
 /// The schema of children and fences.
@@ -48,6 +48,39 @@ pub fn restore_parent_names(error: &mut ServerError, snapshot: &Snapshot) {
             _ => {}
         }
     }
+}
+
+/// Where pgherd made the ranges, the table is none of partitions to its user: a NULL in a NOT NULL column of the key breaks
+/// NOT NULL, where PostgreSQL says that there is no partition for it.
+pub fn restore_not_null(error: &mut ServerError, snapshot: &Snapshot) {
+    let fields = error.fields_mut();
+    if fields.code != SqlState::CHECK_VIOLATION || !fields.message.starts_with("no partition of relation") {
+        return;
+    }
+    let of = |letter| fields.other.iter().find(|(l, _)| *l == letter).map(|(_, t)| t.as_str());
+    let (Some(schema), Some(name)) = (of(b's'), of(b't')) else {
+        return;
+    };
+    let table = snapshot.table(&Name::new(schema, name));
+    let Some((table, sharded)) = table.and_then(|t| Some((t, t.sharded()?))).filter(|(_, s)| s.automatic) else {
+        return;
+    };
+    // `Partition key of the failing row contains (a, b) = (1, null).`; long values are cut, NULLs are not.
+    let detail = fields.detail.as_deref().unwrap_or_default();
+    let values = detail.rsplit_once(" = (").map_or("", |(_, values)| values);
+    let values: Vec<_> = values.trim_end_matches(").").split(", ").collect();
+    if values.len() != sharded.key.len() {
+        return;
+    }
+    let is_null = |column: &str| table.column(column).is_some_and(|c| c.not_null);
+    let mut nulls = sharded.key.iter().zip(values).filter(|(_, value)| *value == "null");
+    let Some((column, _)) = nulls.find(|(column, _)| is_null(column)) else {
+        return;
+    };
+    fields.code = SqlState::NOT_NULL_VIOLATION;
+    fields.message = format!("null value in column \"{column}\" of relation \"{name}\" violates not-null constraint");
+    fields.detail = None;
+    fields.other.push((b'c', column.clone()));
 }
 
 /// Replaces every child's and child index's name in a text; None when there is none.

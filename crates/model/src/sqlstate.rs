@@ -35,6 +35,8 @@ states! {
     BAD_COPY_FILE_FORMAT = b"22P04";
     /// invalid_parameter_value
     INVALID_PARAMETER_VALUE = b"22023";
+    /// not_null_violation
+    NOT_NULL_VIOLATION = b"23502";
     /// unique_violation
     UNIQUE_VIOLATION = b"23505";
     /// check_violation; also «no partition of relation found for row»

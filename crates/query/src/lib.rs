@@ -7,6 +7,7 @@
 //! It does not decide *whether* a statement needs it (the `sql` room does), knows no wire protocol towards clients (the
 //! gateway does), and neither begins nor ends transactions.
 
+mod carrier;
 mod edit;
 mod explain;
 mod fragment;
@@ -22,6 +23,7 @@ mod render;
 mod rows;
 mod statement;
 mod views;
+mod write;
 
 pub use explain::explain;
 pub use insert::insert_select;
@@ -30,6 +32,7 @@ pub use plan::engine::{Engine, Limits};
 pub use relay::RowBatch;
 pub use rows::Rows;
 pub use statement::{Description, Statement, describe};
+pub use write::gathered_write;
 
 use pgherd_model::ServerError;
 use pgherd_shards::ColumnDescription;

@@ -52,6 +52,8 @@ pub(crate) struct Placed {
     /// may be run as it is on each of several shards
     scatters: bool,
     plans: bool,
+    /// an UPDATE or DELETE that writes nothing but its target
+    gathers: bool,
     key_updates: Vec<KeyUpdate>,
     /// by range, for a statement over one table
     ready: Box<[OnceLock<Part>]>,
@@ -159,11 +161,13 @@ impl Placed {
             [one] => one.sharded().ranges.ranges().len(),
             _ => 0,
         };
+        let written = walk.references.iter().filter(|r| r.role != Role::Read).count();
         let alone = uses.len() == 1 && walk.items.len() == 1 && walk.subqueries == 0;
         Ok(Self {
             home_bound,
             scatters: matches!(kind, Kind::Update | Kind::Delete) && alone && !home_bound,
             plans: matches!(kind, Kind::Select { writes: false, .. } | Kind::Insert),
+            gathers: matches!(kind, Kind::Update | Kind::Delete) && written == 1,
             key_updates,
             ready: (0..ready).map(|_| OnceLock::new()).collect(),
             uses,
@@ -194,7 +198,10 @@ impl Placed {
         shards.sort();
         shards.dedup();
         if let Some(error) = self.moves_rows(&ranges, &shards, parameters) {
-            return Route::Refuse(error);
+            return match self.gathers {
+                true => Route::GatherWrite,
+                false => Route::Refuse(error),
+            };
         }
         match shards.as_slice() {
             [shard] => Route::Forward(self.part(text, *shard, &ranges)),
@@ -203,6 +210,7 @@ impl Placed {
                 parts: several.iter().map(|&s| self.part(text, s, &ranges)).collect(),
                 merge: Merge::Concatenate,
             },
+            _ if self.gathers => Route::GatherWrite,
             _ => Route::Refuse(self.several_shards()),
         }
     }
@@ -261,7 +269,7 @@ impl Placed {
         }
     }
 
-    /// An UPDATE of the key is only run where the row stays on its shard.
+    /// An UPDATE of the key can only be run by one shard where the row stays there.
     fn moves_rows(&self, ranges: &[Vec<usize>], shards: &[ShardId], parameters: Parameters) -> Option<ServerError> {
         let first = self.key_updates.first()?;
         let refuse = || {
@@ -280,8 +288,9 @@ impl Placed {
                 continue;
             };
             let sharded = one.sharded();
-            // All of the table on this shard: PostgreSQL moves the row, or has no partition for it.
-            if one.partition.is_none() && sharded.ranges.ranges().iter().all(|r| r.shard == *shard) {
+            // All of the table on this shard: PostgreSQL moves the row, or has no partition for it. Out of a partition
+            // that is named itself, it moves none.
+            if one.partition.is_some() || sharded.ranges.ranges().iter().all(|r| r.shard == *shard) {
                 continue;
             }
             let mut key = Vec::new();

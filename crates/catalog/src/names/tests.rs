@@ -4,7 +4,8 @@ use pgherd_model::{ShardId, SqlState};
 
 fn snapshot() -> Snapshot {
     let json = r#"{"epoch": 3, "tables": [{"id": 4, "oid": 1, "schema": "public", "name": "orders", "automatic": true,
-        "by_default": false, "colocation": 4, "fence": 1, "next_range": 2, "columns": [], "key": [{"name": "id", "type": 23}],
+        "by_default": false, "colocation": 4, "fence": 1, "next_range": 2, "columns": [{"name": "id", "number": 1,
+        "type_oid": 23, "type_modifier": -1, "type_name": "integer", "not_null": true, "default": null, "generated": false, "identity": null}], "key": [{"name": "id", "type": 23}],
         "ranges": [{"id": 1, "from": ["<"], "to": [">"], "shard": 1, "schema": "pgherd_data", "name": "t4_r1", "declared": false}],
         "unique": [{"name": "orders_pkey", "columns": ["id"]}], "direct": true}]}"#;
     snapshot_from_json(json, [ShardId(1)].into_iter()).unwrap()
@@ -50,4 +51,29 @@ fn a_null_names_the_parent_and_odd_index_names_are_kept_whole() {
         "relation \"t9_r1\" of no known table"
     );
     assert_eq!(said("at4_r1 is another word"), "at4_r1 is another word");
+}
+
+#[test]
+fn a_null_key_breaks_not_null() {
+    let said = |detail: &str| {
+        let mut error = ServerError::new(
+            SqlState::CHECK_VIOLATION,
+            "no partition of relation \"orders\" found for row",
+        )
+        .with_detail(detail);
+        error.fields_mut().other = vec![(b's', "public".into()), (b't', "orders".into())];
+        restore_not_null(&mut error, &snapshot());
+        (error.sqlstate(), error.fields().message.clone())
+    };
+    assert_eq!(
+        said("Partition key of the failing row contains (id) = (null)."),
+        (
+            SqlState::NOT_NULL_VIOLATION,
+            "null value in column \"id\" of relation \"orders\" violates not-null constraint".to_owned()
+        )
+    );
+    assert_eq!(
+        said("Partition key of the failing row contains (id) = (7).").0,
+        SqlState::CHECK_VIOLATION
+    );
 }

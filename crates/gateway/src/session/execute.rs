@@ -129,7 +129,7 @@ impl Session {
         match route {
             Route::Forward(part) => self.forward(unit, entered, &part).await,
             Route::Scatter { parts, merge } => Box::pin(self.scatter(unit, entered, &parts, &merge)).await,
-            Route::Plan => Box::pin(self.plan(unit, entered)).await,
+            Route::Plan | Route::GatherWrite => Box::pin(self.plan(unit, entered)).await,
             Route::Refuse(error) => Err(error.into()),
             Route::Defaults { .. } => {
                 Err(ServerError::internal("routing asked for default values that it was given").into())
@@ -348,6 +348,7 @@ impl Session {
         let overlay = self.block.open().and_then(|open| open.overlay.clone());
         let snapshot = overlay.unwrap_or_else(|| self.catalog().snapshot());
         pgherd_catalog::restore_parent_names(&mut error, &snapshot);
+        pgherd_catalog::restore_not_null(&mut error, &snapshot);
         error
     }
 }

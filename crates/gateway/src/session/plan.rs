@@ -1,6 +1,7 @@
-//! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, and EXPLAIN of them.
+//! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, UPDATE and DELETE that gather, and
+//! EXPLAIN of them.
 
-use super::execute::Entered;
+use super::execute::{Entered, names_missing_child};
 use super::forward::{lost_lease, no_block};
 use super::{Mode, Problem, Session, Unit};
 use bytes::BytesMut;
@@ -13,6 +14,10 @@ impl Session {
         let description = self.description(unit, &entered.snapshot).await?;
         let made = self.ensure_block();
         let result = self.plan_in_block(unit, entered, &description).await;
+        let result = result.map_err(|problem| match problem {
+            Problem::Error(error) if !names_missing_child(&error) => self.as_client_sees(error).into(),
+            other => other,
+        });
         self.finish_statement(made, result).await
     }
 
@@ -49,21 +54,30 @@ impl Session {
                 .map(|(_, backend)| backend.cancel_token())
                 .collect(),
         );
-        let (inserted, mut rows) = match &unit.statement.parsed.kind {
+        let columns = description.columns.as_deref();
+        let (written, mut rows) = match &unit.statement.parsed.kind {
             Kind::Insert => {
-                let columns = description.columns.as_deref();
                 let (count, rows) =
                     pgherd_query::insert_select(statement, columns, &mut open.transaction, &gateway.engine).await?;
-                (Some(count), rows.unwrap_or_default())
+                (Some(("INSERT 0", count)), rows.unwrap_or_default())
+            }
+            kind @ (Kind::Update | Kind::Delete) => {
+                let (count, rows) = pgherd_query::gathered_write(statement, columns, &mut open.transaction).await?;
+                let word = if matches!(kind, Kind::Update) {
+                    "UPDATE"
+                } else {
+                    "DELETE"
+                };
+                (Some((word, count)), rows.unwrap_or_default())
             }
             _ => {
-                let columns = description.columns.as_deref().unwrap_or_default();
+                let columns = columns.unwrap_or_default();
                 let rows = pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?;
                 (None, rows)
             }
         };
-        let tag = move |rows: usize| match inserted {
-            Some(count) => format!("INSERT 0 {count}"),
+        let tag = move |rows: usize| match written {
+            Some((word, count)) => format!("{word} {count}"),
             None => format!("SELECT {rows}"),
         };
         if unit.mode.describes() {

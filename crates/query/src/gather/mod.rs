@@ -22,6 +22,7 @@ use crate::{Transaction, refusal};
 use pgherd_model::ServerError;
 use postgres_protocol::message::frontend;
 use source::Gathered;
+pub(crate) use source::IDENTITY;
 
 /// What a gather will do, for running it and for EXPLAIN.
 pub(crate) struct Plan {
@@ -38,10 +39,20 @@ pub(crate) struct Plan {
 }
 
 /// Plans a gather. Asks the home participant for types and keys, in one round trip.
-pub(crate) async fn plan(statement: &Statement<'_>, transaction: &mut Transaction) -> Result<Plan, ServerError> {
+async fn plan(
+    statement: &Statement<'_>,
+    target: Option<usize>,
+    transaction: &mut Transaction,
+) -> Result<Plan, ServerError> {
     let expanded = views::expand(statement)?;
     let parsed = views::parse_query(&expanded.text)?;
     refusal::check(&parsed)?;
+    if target.is_some() && expanded.has_views {
+        return Err(ServerError::unsupported(
+            "views over sharded tables cannot be used here yet",
+            "Write the view's query into the statement.",
+        ));
+    }
     let mentions = source::resolve(statement, &parsed)?;
     let names: Vec<String> = mentions.iter().map(|m| m.lookup.clone()).collect();
     let home = transaction.participant(statement.snapshot.home()).await?;
@@ -55,7 +66,7 @@ pub(crate) async fn plan(statement: &Statement<'_>, transaction: &mut Transactio
             "Declare the function IMMUTABLE if it reads no tables, or run the query before the transaction writes.",
         ));
     }
-    let sources = source::sources(statement, &parsed, &mentions, &metadata);
+    let sources = source::sources(statement, &parsed, &mentions, &metadata, target);
     let mut edits = source::edits(&parsed, &mentions, &sources);
     edits.extend(clock::edits(&parsed, &metadata.now));
     let edited = Edited::new(&expanded.text, edits);
@@ -80,7 +91,7 @@ pub(crate) fn preview(statement: &Statement<'_>) -> Result<Vec<crate::Fragment>,
         relations,
         ..metadata::Metadata::default()
     };
-    let sources = source::sources(statement, &parsed, &mentions, &metadata);
+    let sources = source::sources(statement, &parsed, &mentions, &metadata, None);
     Ok(sources.iter().flat_map(|s| s.fragments(statement)).collect())
 }
 
@@ -89,7 +100,16 @@ pub(crate) async fn select(
     statement: &Statement<'_>,
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
-    let plan = plan(statement, transaction).await?;
+    select_target(statement, None, transaction).await
+}
+
+/// The same, where the relation named at the byte `target` has a column more: [`IDENTITY`].
+pub(crate) async fn select_target(
+    statement: &Statement<'_>,
+    target: Option<usize>,
+    transaction: &mut Transaction,
+) -> Result<Rows<'static>, ServerError> {
+    let plan = plan(statement, target, transaction).await?;
     let fragments: Vec<_> = plan.sources.iter().flat_map(|s| s.fragments(statement)).collect();
     transaction.open_cut(&fragments).await?;
     let (home, who) = (statement.snapshot.home(), transaction.who().clone());
@@ -123,6 +143,32 @@ pub(crate) async fn select(
         refusal::explain_read_only(error)
     };
     Ok(Rows::scratch(scratch, Box::new(explain_error)))
+}
+
+/// Locks the rows that [`select_target`] would read of its target, against everybody who would change them.
+pub(crate) async fn lock_target(
+    statement: &Statement<'_>,
+    target: usize,
+    transaction: &mut Transaction,
+) -> Result<(), ServerError> {
+    let plan = plan(statement, Some(target), transaction).await?;
+    let target = plan.sources.iter().filter(|s| s.has_identity());
+    let fragments: Vec<_> = target.flat_map(|s| s.locks(statement)).collect();
+    for fragment in &fragments {
+        let backend = transaction.participant(fragment.shard).await?;
+        for fence in &fragment.fences {
+            backend.queue_silent(&format!("LOCK TABLE {fence} IN ACCESS SHARE MODE"));
+        }
+        let out = backend.outbox();
+        let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
+        frontend::parse("", &fragment.sql, fragment.parameter_types.iter().copied(), out).map_err(nul)?;
+        crate::fragment::bind("", &fragment.parameters, &[], out)?;
+        crate::relay::queue_execute(backend, "")?;
+        crate::relay::sync(backend).await?;
+        // One shard after the other: whoever locks so as well does it in the same order.
+        backend.drain().await?;
+    }
+    Ok(())
 }
 
 /// Sends the statement with the client's parameters and result formats.

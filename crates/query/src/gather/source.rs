@@ -44,6 +44,10 @@ impl Resolution {
     }
 }
 
+/// The column that tells the rows of a statement's target apart: `shard/tableoid/ctid/xmin`, by which the row is found
+/// again as long as nobody has changed it.
+pub(crate) const IDENTITY: &str = "pgherd_row";
+
 /// One temporary table to be.
 pub(crate) struct Gathered {
     /// its name in pg_temp
@@ -58,6 +62,8 @@ pub(crate) struct Gathered {
     filters: Vec<Vec<String>>,
     /// the statement may rely on the primary key for GROUP BY
     with_key: bool,
+    /// each row has [`IDENTITY`] beside its columns
+    identity: bool,
     /// number of the first portal
     first_portal: usize,
     /// places in the statement
@@ -213,12 +219,14 @@ impl Needs<'_> {
     }
 }
 
-/// One source per relation that the statement mentions, with what all its mentions need.
+/// One source per relation that the statement mentions, with what all its mentions need. The one mentioned at `target`
+/// has a source of its own, with [`IDENTITY`].
 pub(super) fn sources(
     statement: &Statement<'_>,
     parsed: &ParsedQuery,
     resolutions: &[Resolution],
     metadata: &Metadata,
+    target: Option<usize>,
 ) -> Vec<Gathered> {
     let relation = |i: usize| metadata.relations[i].as_ref().filter(|r| !r.is_system());
     let known = Known {
@@ -235,14 +243,18 @@ pub(super) fn sources(
         groups: false,
     };
     let _ = parsed.query.visit(&mut needs);
-    let mut grouped: BTreeMap<(u32, Option<RangeId>), Vec<usize>> = BTreeMap::new();
+    let is_target = |i: usize| target == Some(resolutions[i].mention.span.start);
+    let mut grouped: BTreeMap<(u32, Option<RangeId>, bool), Vec<usize>> = BTreeMap::new();
     for (i, resolution) in resolutions.iter().enumerate() {
         if let Some(relation) = relation(i) {
             let partition = resolution.table.as_ref().and_then(|t| match t.kind {
                 TableKind::Partition { range, .. } => Some(range),
                 _ => None,
             });
-            grouped.entry((relation.oid, partition)).or_default().push(i);
+            grouped
+                .entry((relation.oid, partition, is_target(i)))
+                .or_default()
+                .push(i);
         }
     }
     let mut sources: Vec<Gathered> = Vec::new();
@@ -264,6 +276,7 @@ pub(super) fn sources(
             places,
             filters: filters.unwrap_or_default(),
             with_key: needs.groups,
+            identity: is_target(mentions[0]),
             first_portal,
             relation: relation.clone(),
             mentions,
@@ -353,8 +366,15 @@ impl Gathered {
         let places = self.places.iter().enumerate();
         places
             .map(|(i, place)| {
+                let identity = match self.identity {
+                    true => format!(
+                        ", pg_catalog.concat('{}/', tableoid, '/', ctid, '/', xmin)",
+                        place.shard.0
+                    ),
+                    false => String::new(),
+                };
                 let sql = format!(
-                    "SELECT {} FROM {}{}",
+                    "SELECT {}{identity} FROM {}{}",
                     self.columns_sql(),
                     place.relation,
                     self.where_sql()
@@ -371,6 +391,24 @@ impl Gathered {
                 }
             })
             .collect()
+    }
+
+    /// The statements that lock the rows which it reads, one per shard.
+    pub fn locks(&self, statement: &Statement<'_>) -> Vec<Fragment> {
+        let mut fragments = self.fragments(statement);
+        for (fragment, place) in fragments.iter_mut().zip(&self.places) {
+            fragment.sql = format!(
+                "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {}{} FOR UPDATE) AS pgherd_locked",
+                place.relation,
+                self.where_sql()
+            );
+        }
+        fragments
+    }
+
+    /// Whether it is the target's.
+    pub fn has_identity(&self) -> bool {
+        self.identity
     }
 
     fn columns_sql(&self) -> String {
@@ -400,6 +438,10 @@ impl Gathered {
             .columns
             .iter()
             .map(|c| format!("{} {}{}", quote_identifier(&c.name), c.type_sql, c.collation_sql))
+            .chain(
+                self.identity
+                    .then(|| format!("{IDENTITY} pg_catalog.text COLLATE \"C\"")),
+            )
             .collect();
         format!(
             "CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP",
@@ -412,9 +454,10 @@ impl Gathered {
     pub fn copy_sql(&self) -> String {
         let format = if self.binary { "binary" } else { "text" };
         format!(
-            "COPY pg_temp.{} ({}) FROM STDIN (FORMAT {format})",
+            "COPY pg_temp.{} ({}{}) FROM STDIN (FORMAT {format})",
             self.temporary,
-            self.columns_sql()
+            self.columns_sql(),
+            if self.identity { ", pgherd_row" } else { "" }
         )
     }
 

@@ -8,17 +8,18 @@
 //! A batch is a statement of its own on its shard: statement triggers fire per batch. ON CONFLICT wants to see all rows of a
 //! statement, so it gets one batch per shard and a limit on its size.
 
-mod carrier;
 mod source;
 mod target;
 mod write;
 
+use crate::carrier::TargetType;
 use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Engine, Transaction};
-use carrier::TargetType;
+
 use pgherd_model::{Column, Resolved, ServerError, Table, TableKind, quote_identifier};
 use pgherd_shards::ColumnDescription;
+pub(crate) use source::base_type;
 use std::sync::Arc;
 use target::Target;
 
@@ -152,7 +153,7 @@ fn unknown_column(name: &str, table: &Table) -> ServerError {
 
 /// A default that must be computed once for the whole cluster: a sequence's next value, or what a shard might compute
 /// differently. Constants are left to the shards.
-fn default_sql(table: &Table, column: &Column) -> Option<String> {
+pub(crate) fn default_sql(table: &Table, column: &Column) -> Option<String> {
     if column.generated {
         return None;
     }

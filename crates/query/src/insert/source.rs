@@ -82,7 +82,8 @@ fn key_sql(plan: &Plan, sharded: &Sharded) -> Vec<String> {
     plan.key.iter().zip(&sharded.key_types).map(cast).collect()
 }
 
-fn base_type(key_type: KeyType) -> &'static str {
+/// A key type's name as SQL.
+pub(crate) fn base_type(key_type: KeyType) -> &'static str {
     match key_type {
         KeyType::SmallInt => "pg_catalog.int2",
         KeyType::Int => "pg_catalog.int4",

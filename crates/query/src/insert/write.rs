@@ -1,9 +1,9 @@
 //! Rows of the source go to the shards of their keys.
 
-use super::carrier::{Batch, Carrier, carriers, select_sql};
 use super::source::{self, Source, sharded};
 use super::{Plan, TargetType};
 use crate::Transaction;
+use crate::carrier::{Batch, Carrier, carriers, select_sql};
 use crate::plan::row;
 use crate::relay::{self, RowBatch};
 use crate::statement::Statement;

@@ -49,6 +49,7 @@ pub(crate) fn show(route: &Route) -> String {
         }
         Route::Defaults { query } => format!("defaults: {query}"),
         Route::Plan => "plan".into(),
+        Route::GatherWrite => "gather write".into(),
         Route::Refuse(error) => format!("refuse: {}", error.fields().message),
     }
 }
@@ -86,6 +87,7 @@ pub(crate) fn place(sql: &str, parameters: &[ParameterValue]) -> String {
         Route::Scatter { parts, .. } => parts.iter().map(one).collect::<Vec<_>>().join(","),
         Route::Defaults { .. } => "defaults".into(),
         Route::Plan => "plan".into(),
+        Route::GatherWrite => "gather write".into(),
         Route::Refuse(_) => "refuse".into(),
     }
 }

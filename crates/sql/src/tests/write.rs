@@ -42,11 +42,11 @@ fn several_shards() {
         ("update two set v = 'x'", "1 fenced,2"),
         ("delete from two where k > 5", "1,2"),
         ("update loose set v = 'x' where k > 3", "2 fenced,3 fenced"),
-        ("delete from t where v = (select 'x')", "refuse"),
-        ("delete from t where v in (select w from u)", "refuse"),
-        ("update t set v = (select x from loc) where k = 5", "refuse"),
+        ("delete from t where v = (select 'x')", "gather write"),
+        ("delete from t where v in (select w from u)", "gather write"),
+        ("update t set v = (select x from loc) where k = 5", "gather write"),
         ("update t set v = (select x from loc) where k = 1", "1"),
-        ("update t set n = nextval('s') where k > 1", "refuse"),
+        ("update t set n = nextval('s') where k > 1", "gather write"),
         ("delete from t where k in (null)", "1 fenced"),
     ]);
 }
@@ -55,16 +55,26 @@ fn several_shards() {
 fn joined_writes() {
     check_places(&[
         ("update t set v = u.w from u where t.k = u.k and t.k = 5", "2"),
-        ("update t set v = u.w from u where t.k = u.k", "refuse"),
+        ("update t set v = u.w from u where t.k = u.k", "gather write"),
         ("delete from t using u where t.k = u.k and u.k = 8", "3"),
         ("delete from t using loc where t.k = 1", "1"),
-        ("delete from t using loc where t.k = 5", "refuse"),
+        ("delete from t using loc where t.k = 5", "gather write"),
         ("with x as (delete from t where k = 5 returning *) select * from x", "2"),
         ("with x as (delete from t returning *) select * from x", "refuse"),
         ("with x as (insert into t values (5)) select 1", "refuse"),
         (
             "with x as (update t set v = 1 where k = 5) delete from u where k = 6",
             "2",
+        ),
+        (
+            "with x as (select * from u) delete from t using x where t.v = x.w",
+            "gather write",
+        ),
+        ("update loc set x = u.w from u where loc.id = u.k", "gather write"),
+        ("update p1 set v = u.w from u", "gather write"),
+        (
+            "with x as (insert into u values (5)) update t set v = (select 'x')",
+            "refuse",
         ),
         ("merge into t using u on t.k = u.k when matched then delete", "refuse"),
     ]);
@@ -75,18 +85,19 @@ fn updating_the_key() {
     check_places(&[
         ("update t set k = 5 where k = 5", "2 fenced"),
         ("update t set k = 6 where k = 5", "2 fenced"),
-        ("update t set k = 8 where k = 5", "refuse"),
-        ("update t set k = k + 1 where k = 5", "refuse"),
+        ("update t set k = 8 where k = 5", "gather write"),
+        ("update t set k = k + 1 where k = 5", "gather write"),
         ("update t set k = k where k = 5", "2"),
         ("update t set k = t.k, v = 'x' where k = 5", "2"),
         ("update t set (k, v) = (6, 'x') where k = 5", "2 fenced"),
-        ("update t set (k, v) = (select 6, 'x') where k = 5", "refuse"),
+        ("update t set (k, v) = (select 6, 'x') where k = 5", "gather write"),
         ("update t set k = 8 where k = null", "1 fenced"),
-        ("update t set k = 8", "refuse"),
+        ("update t set k = 8", "gather write"),
         ("update c set a = 4 where a = 5 and b = 'x'", "2 fenced"),
-        ("update c set a = 4 where a = 5", "refuse"),
+        ("update c set a = 4 where a = 5", "gather write"),
         ("update c set b = 'y' where a = 5 and b = 'x'", "2 fenced"),
-        ("update two set k = k + 1 where k < 3", "refuse"),
+        ("update p1 set k = k + 1", "2"),
+        ("update two set k = k + 1 where k < 3", "gather write"),
     ]);
     assert_eq!(
         place("update t set k = $1 where k = $2", &[text("6"), text("5")]),
@@ -94,7 +105,7 @@ fn updating_the_key() {
     );
     assert_eq!(
         place("update t set k = $1 where k = $2", &[text("9"), text("5")]),
-        "refuse"
+        "gather write"
     );
 }
 

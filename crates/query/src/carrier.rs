@@ -7,7 +7,7 @@ use pgherd_shards::Backend;
 
 /// How a source column travels.
 #[derive(Debug, Clone)]
-pub(super) struct Carrier {
+pub(crate) struct Carrier {
     /// the element's type in the array
     element: u32,
     /// the array's type
@@ -27,13 +27,41 @@ const TEXT_LIKE: [u32; 5] = [25, 1043, 1042, 19, 18];
 
 /// A target column: its type, and the type as SQL.
 #[derive(Debug, Clone)]
-pub(super) struct TargetType {
+pub(crate) struct TargetType {
+    /// its OID on the home shard
     pub oid: u32,
+    /// as `format_type` writes it
     pub sql: String,
 }
 
+impl Carrier {
+    /// For values of the gateway's own, as text.
+    pub fn text() -> Self {
+        Self {
+            element: TEXT,
+            array: TEXT_ARRAY,
+            array_sql: "text[]".to_owned(),
+            cast: None,
+            format: 0,
+        }
+    }
+
+    /// The value as an expression, where `column` is the array's element.
+    pub fn value_sql(&self, column: &str) -> String {
+        match &self.cast {
+            Some(cast) => format!("CAST({column} AS {cast})"),
+            None => column.to_owned(),
+        }
+    }
+
+    /// The array as an expression, sent as this parameter.
+    pub fn array_sql(&self, number: usize) -> String {
+        format!("${number}::{}", self.array_sql)
+    }
+}
+
 /// The carriers for source columns of these types that go to these targets; asks the home shard for array types.
-pub(super) async fn carriers(
+pub(crate) async fn carriers(
     home: &mut Backend,
     sources: &[u32],
     targets: &[TargetType],
@@ -80,23 +108,20 @@ pub(super) async fn carriers(
 }
 
 /// `SELECT u.c1, CAST(u.c2 AS t) FROM unnest($1::t[], …) AS u(c1, …)`; the first array is parameter `first`.
-pub(super) fn select_sql(carriers: &[Carrier], first: usize) -> String {
+pub(crate) fn select_sql(carriers: &[Carrier], first: usize) -> String {
     let join = |f: &dyn Fn(usize, &Carrier) -> String| {
         let parts: Vec<_> = carriers.iter().enumerate().map(|(i, c)| f(i, c)).collect();
         parts.join(", ")
     };
-    let columns = join(&|i, c| match &c.cast {
-        Some(cast) => format!("CAST(u.c{i} AS {cast})"),
-        None => format!("u.c{i}"),
-    });
-    let arrays = join(&|i, c| format!("${}::{}", first + i, c.array_sql));
+    let columns = join(&|i, c| c.value_sql(&format!("u.c{i}")));
+    let arrays = join(&|i, c| c.array_sql(first + i));
     let names = join(&|i, _| format!("c{i}"));
     format!("SELECT {columns} FROM unnest({arrays}) AS u({names})")
 }
 
 /// Values of all columns, collected for one statement.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     columns: Vec<Column>,
     /// rows collected
     pub rows: usize,

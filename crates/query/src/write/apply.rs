@@ -1,0 +1,449 @@
+//! Writes the rows that were found, each on its shard, by place and version.
+//!
+//! First all rows that leave their shard are deleted, then the others are written where they are, then those that left
+//! are inserted where they belong: no row is in the way of another that has already gone.
+
+use super::Found;
+use super::returning::{Returning, value_sql};
+use super::shape::Shape;
+use super::source::Source;
+use super::target::Target;
+use crate::Transaction;
+use crate::carrier::{Batch, Carrier};
+use crate::plan::row;
+use crate::relay::{self, RowBatch};
+use crate::statement::Statement;
+use bytes::Bytes;
+use pgherd_model::{ServerError, ShardId, SqlState, quote_identifier};
+use pgherd_shards::Backend;
+use postgres_protocol::message::frontend;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A shard gets as many bytes, or rows, in one statement.
+const BATCH_BYTES: usize = 1 << 20;
+const BATCH_ROWS: usize = 5000;
+
+/// One statement for several shards, with the rows as arrays.
+struct Step {
+    sql: String,
+    /// identity columns, then values
+    carriers: Vec<Carrier>,
+    /// the rows' identities come first
+    identified: bool,
+    /// values of the source
+    values: Vec<usize>,
+    /// each row that is sent must be written
+    exact: bool,
+    /// its rows are the client's
+    returns: bool,
+}
+
+/// What a statement does on shards.
+pub(super) struct Writer<'a> {
+    pub statement: &'a Statement<'a>,
+    pub source: &'a Source,
+    pub target: &'a Target,
+    /// locks rows first, where row triggers may keep them from being written
+    lock: Option<Step>,
+    leave: Step,
+    write: Step,
+    enter: Step,
+}
+
+/// What a step gave.
+#[derive(Default)]
+struct Done {
+    count: u64,
+    returned: RowBatch,
+    /// a row was not there any more
+    changed: bool,
+}
+
+/// The text of a statement's pieces.
+struct Texts<'a> {
+    text: &'a str,
+    shape: &'a Shape,
+    target: &'a Target,
+    source: &'a Source,
+    returning: &'a Returning,
+    /// number of the first array's parameter
+    first: usize,
+}
+
+impl<'a> Writer<'a> {
+    pub fn new(
+        statement: &'a Statement<'a>,
+        shape: &'a Shape,
+        target: &'a Target,
+        source: &'a Source,
+        returning: &'a Returning,
+    ) -> Self {
+        let texts = Texts {
+            text: statement.text,
+            shape,
+            target,
+            source,
+            returning,
+            first: statement.parameters.len() + 1,
+        };
+        Self {
+            lock: target.has_row_triggers.then(|| texts.lock()),
+            leave: texts.leave(),
+            write: texts.write(),
+            enter: texts.enter(),
+            statement,
+            source,
+            target,
+        }
+    }
+
+    /// Writes all; None where a row was changed by somebody else.
+    pub async fn write(
+        &self,
+        found: &[Found],
+        transaction: &mut Transaction,
+    ) -> Result<Option<(u64, RowBatch)>, ServerError> {
+        let stay = || found.iter().filter(|row| row.moves_to.is_none());
+        let moved = || found.iter().filter(|row| row.moves_to.is_some());
+        if let Some(lock) = &self.lock {
+            if !self.target.may_lock {
+                return Err(ServerError::unsupported(
+                    "this statement needs rows of more than one shard of a table with row triggers",
+                    "It wants the privilege UPDATE on the table.",
+                ));
+            }
+            if self
+                .run(lock, stay().map(|row| (row.shard, row)), transaction)
+                .await?
+                .changed
+            {
+                return Ok(None);
+            }
+        }
+        let left = self
+            .run(&self.leave, moved().map(|row| (row.shard, row)), transaction)
+            .await?;
+        if left.changed {
+            return Ok(None);
+        }
+        let mut written = self
+            .run(&self.write, stay().map(|row| (row.shard, row)), transaction)
+            .await?;
+        if written.changed {
+            return Ok(None);
+        }
+        let to = moved().filter_map(|row| Some((row.moves_to?, row)));
+        let entered = self.run(&self.enter, to, transaction).await?;
+        written.count += entered.count;
+        written.returned.rows += entered.returned.rows;
+        written.returned.bytes.unsplit(entered.returned.bytes);
+        Ok(Some((written.count, written.returned)))
+    }
+
+    /// Runs a step on all shards of its rows. A statement that writes no row is sent once, so that PostgreSQL checks
+    /// what it checks.
+    async fn run(
+        &self,
+        step: &Step,
+        rows: impl Iterator<Item = (ShardId, &Found)>,
+        transaction: &mut Transaction,
+    ) -> Result<Done, ServerError> {
+        let mut lanes: BTreeMap<ShardId, Vec<&Found>> = BTreeMap::new();
+        for (shard, row) in rows {
+            lanes.entry(shard).or_default().push(row);
+        }
+        if lanes.is_empty() && std::ptr::eq(step, &self.write) {
+            lanes.insert(self.target.any_shard, Vec::new());
+        }
+        let mut done = Done::default();
+        let ran = self.run_lanes(step, lanes, &mut done, transaction).await;
+        if ran.is_ok() && !done.changed {
+            return Ok(done);
+        }
+        for (_, backend) in transaction.participants() {
+            relay::stop(backend).await;
+        }
+        match ran {
+            // A row that went to another partition of its shard meanwhile: it is found there the next time.
+            Err(error) if error.sqlstate() == SqlState::SERIALIZATION_FAILURE => {
+                done.changed = true;
+                Ok(done)
+            }
+            ran => ran.map(|()| done),
+        }
+    }
+
+    async fn run_lanes(
+        &self,
+        step: &Step,
+        mut lanes: BTreeMap<ShardId, Vec<&Found>>,
+        done: &mut Done,
+        transaction: &mut Transaction,
+    ) -> Result<(), ServerError> {
+        let mut fenced = BTreeSet::new();
+        while !lanes.is_empty() {
+            let mut expected = Vec::new();
+            for (shard, rows) in &mut lanes {
+                let sent = self
+                    .send(step, *shard, rows, fenced.insert(*shard), transaction)
+                    .await?;
+                rows.drain(..sent);
+                expected.push((*shard, sent as u64));
+            }
+            for (shard, sent) in expected {
+                let backend = transaction.participant(shard).await?;
+                let before = done.count;
+                read_reply(backend, step.returns, done).await?;
+                done.changed |= step.exact && done.count - before != sent;
+            }
+            if done.changed {
+                return Ok(());
+            }
+            lanes.retain(|_, rows| !rows.is_empty());
+        }
+        Ok(())
+    }
+
+    /// Sends the next rows of a shard; returns how many.
+    async fn send(
+        &self,
+        step: &Step,
+        shard: ShardId,
+        rows: &[&Found],
+        fence: bool,
+        transaction: &mut Transaction,
+    ) -> Result<usize, ServerError> {
+        let garbled = || ServerError::internal("a row to write does not fit its description");
+        let mut batch = Batch::new(step.carriers.len());
+        let mut fields = Vec::new();
+        let mut sent = 0;
+        for found in rows {
+            row::fields(&found.message, &mut fields).ok_or_else(garbled)?;
+            let identity = found.identity.iter().filter(|_| step.identified);
+            let values = step.values.iter().map(|value| {
+                let field = fields.get(self.source.places[*value]).cloned().flatten();
+                field.map(|field| &found.message[field])
+            });
+            batch.add(identity.map(|part| Some(part.as_bytes())).chain(values));
+            sent += 1;
+            if batch.bytes >= BATCH_BYTES || batch.rows >= BATCH_ROWS {
+                break;
+            }
+        }
+        let (types, arrays) = batch.take(&step.carriers);
+        transaction.participant(shard).await?;
+        if sent > 0 {
+            transaction.wrote(shard);
+        }
+        let backend = transaction.participant(shard).await?;
+        if let Some(sharded) = self.target.sharded().filter(|_| fence) {
+            backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", sharded.fence));
+        }
+        let own = self.statement.parameters.len();
+        let (mut parameter_types, mut parameters) = crate::fragment::parameters(self.statement, &step.sql);
+        parameter_types.truncate(own);
+        parameters.truncate(own);
+        parameter_types.extend(types);
+        parameters.extend(arrays.into_iter().map(|array| (true, Some(array))));
+        let formats = if step.returns {
+            self.statement.result_formats
+        } else {
+            &[]
+        };
+        put(backend, &step.sql, &parameter_types, &parameters, formats)?;
+        relay::sync(backend).await?;
+        Ok(sent)
+    }
+}
+
+fn put(
+    backend: &mut Backend,
+    sql: &str,
+    types: &[u32],
+    parameters: &[(bool, Option<Bytes>)],
+    formats: &[i16],
+) -> Result<(), ServerError> {
+    let out = backend.outbox();
+    let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
+    frontend::parse("", sql, types.iter().copied(), out).map_err(nul)?;
+    crate::fragment::bind("", parameters, formats, out)?;
+    frontend::execute("", 0, out).map_err(nul)
+}
+
+/// Reads one statement's reply: its count, and its rows.
+async fn read_reply(backend: &mut Backend, returns: bool, done: &mut Done) -> Result<(), ServerError> {
+    let mut failed = None;
+    loop {
+        let message = backend.next_message().await?;
+        match message.tag {
+            b'D' if returns => {
+                done.returned.rows += 1;
+                let out = &mut done.returned.bytes;
+                out.extend_from_slice(b"D");
+                out.extend_from_slice(&(message.body.len() as u32 + 4).to_be_bytes());
+                out.extend_from_slice(&message.body);
+            }
+            b'C' => {
+                let tag = String::from_utf8_lossy(message.body.strip_suffix(&[0]).unwrap_or(&message.body));
+                done.count += tag.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+            }
+            b'E' => failed = Some(ServerError::from_body(&message.body).with_position(None)),
+            b'Z' => return failed.map_or(Ok(()), Err),
+            _ => {}
+        }
+    }
+}
+
+impl Texts<'_> {
+    fn alias(&self) -> String {
+        quote_identifier(&self.shape.alias)
+    }
+
+    fn name(&self) -> &str {
+        &self.text[self.shape.name_span.clone()]
+    }
+
+    /// The table with its alias, as the client wrote it.
+    fn named(&self) -> &str {
+        &self.text[self.shape.target.clone()]
+    }
+
+    fn step(&self, identified: bool, values: Vec<usize>, returns: bool, sql: impl Fn(&str) -> String) -> Step {
+        let identity = (0..3).filter(|_| identified).map(|_| Carrier::text());
+        let carriers: Vec<_> = identity
+            .chain(values.iter().map(|value| self.source.carriers[*value].clone()))
+            .collect();
+        let mut names: Vec<_> = ["pgherd_t", "pgherd_r", "pgherd_x"].map(str::to_owned).into();
+        names.truncate(if identified { 3 } else { 0 });
+        names.extend(values.iter().map(|value| format!("pgherd_v{value}")));
+        let arrays: Vec<_> = carriers
+            .iter()
+            .enumerate()
+            .map(|(i, carrier)| carrier.array_sql(self.first + i))
+            .collect();
+        let (arrays, names) = (arrays.join(", "), names.join(", "));
+        let rows = match identified {
+            true => format!("unnest({arrays}) AS pgherd_new ({names})"),
+            // Rows of RETURNING are found by their number.
+            false => format!("unnest({arrays}) WITH ORDINALITY AS pgherd_new ({names}, pgherd_n)"),
+        };
+        Step {
+            sql: sql(&rows),
+            carriers,
+            identified,
+            values,
+            exact: true,
+            returns,
+        }
+    }
+
+    fn is_row(&self) -> String {
+        let alias = self.alias();
+        format!(
+            "{alias}.tableoid = CAST(pgherd_new.pgherd_t AS pg_catalog.oid) \
+             AND {alias}.ctid = CAST(pgherd_new.pgherd_r AS pg_catalog.tid) \
+             AND {alias}.xmin = CAST(pgherd_new.pgherd_x AS pg_catalog.xid)"
+        )
+    }
+
+    fn carried(&self) -> Vec<usize> {
+        self.source.carried.iter().cloned().flatten().collect()
+    }
+
+    fn returning(&self) -> Option<String> {
+        let values = |entry: usize| {
+            let values = self.source.carried.get(entry).cloned().unwrap_or_default();
+            values
+                .map(|value| value_sql(&self.source.carriers[value], value))
+                .collect()
+        };
+        self.returning
+            .list_sql(self.text, &self.shape.alias, &self.target.columns, &values)
+    }
+
+    /// The client's UPDATE or DELETE for rows that stay where they are.
+    fn write(&self) -> Step {
+        let given: Vec<usize> = self.source.set.iter().filter_map(|(_, value)| *value).collect();
+        let values: Vec<_> = given.into_iter().chain(self.carried()).collect();
+        let returning = self.returning();
+        let tail = returning
+            .as_ref()
+            .map_or(String::new(), |list| format!(" RETURNING {list}"));
+        let set = self.source.set.iter().map(|(name, value)| {
+            let value = value.map(|value| value_sql(&self.source.carriers[value], value));
+            format!("{} = {}", quote_identifier(name), value.unwrap_or("DEFAULT".to_owned()))
+        });
+        let set = set.collect::<Vec<_>>().join(", ");
+        let step = self.step(true, values, returning.is_some(), |rows| match self.shape.deletes {
+            true => format!(
+                "DELETE FROM {} USING {rows} WHERE {}{tail}",
+                self.named(),
+                self.is_row()
+            ),
+            false => format!(
+                "UPDATE {} SET {set} FROM {rows} WHERE {}{tail}",
+                self.named(),
+                self.is_row()
+            ),
+        });
+        Step {
+            exact: !self.target.has_row_triggers,
+            ..step
+        }
+    }
+
+    /// Locks the rows that the statement is going to write.
+    fn lock(&self) -> Step {
+        let mut step = self.step(true, Vec::new(), false, |rows| {
+            format!(
+                "SELECT 1 FROM {} CROSS JOIN {rows} WHERE {} FOR UPDATE OF {}",
+                self.named(),
+                self.is_row(),
+                self.alias()
+            )
+        });
+        step.exact = true;
+        step
+    }
+
+    /// Deletes rows that go to another shard.
+    fn leave(&self) -> Step {
+        self.step(true, Vec::new(), false, |rows| {
+            format!("DELETE FROM {} USING {rows} WHERE {}", self.named(), self.is_row())
+        })
+    }
+
+    /// Inserts the rows that came from other shards. RETURNING sees them beside what came along, by their number: rows are
+    /// inserted, and returned, in order.
+    fn enter(&self) -> Step {
+        let columns: Vec<_> = self
+            .source
+            .inserted
+            .iter()
+            .map(|(name, _)| quote_identifier(name))
+            .collect();
+        let given: Vec<usize> = self.source.inserted.iter().map(|(_, value)| *value).collect();
+        let new: Vec<_> = given
+            .iter()
+            .map(|value| value_sql(&self.source.carriers[*value], *value))
+            .collect();
+        let (columns, new) = (columns.join(", "), new.join(", "));
+        let values: Vec<_> = given.into_iter().chain(self.carried()).collect();
+        let list = self.returning();
+        self.step(false, values, list.is_some(), |rows| {
+            let insert = format!(
+                "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {new} FROM {rows} ORDER BY pgherd_new.pgherd_n",
+                self.name()
+            );
+            match &list {
+                None => insert,
+                Some(list) => format!(
+                    "WITH pgherd_in AS ({insert} RETURNING *), \
+                     {alias} AS (SELECT *, pg_catalog.row_number() OVER () AS pgherd_n FROM pgherd_in) \
+                     SELECT {list} FROM {alias} JOIN {rows} ON {alias}.pgherd_n = pgherd_new.pgherd_n",
+                    alias = self.alias()
+                ),
+            }
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! RETURNING of a gathered write: the shard that writes a row evaluates the client's own expressions, with its new
+//! values; columns of the other relations come along with the row, and stand in their places.
+
+use super::shape::Shape;
+use crate::carrier::Carrier;
+use pgherd_model::{ServerError, quote_identifier};
+use sqlparser::ast::{Expr, Ident, Query, SelectItem, Visit, Visitor};
+use std::ops::{ControlFlow, Range};
+
+/// Columns that every table has, and that would show where the row is now.
+const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
+
+/// What comes along with each row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// an expression of one column
+    Expression(String),
+    /// all columns of one relation, or of all but the target: what stands before `*`, if anything, and their number
+    All { qualifier: Option<String>, width: usize },
+}
+
+impl Carried {
+    /// How many columns it has.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Expression(_) => 1,
+            Self::All { width, .. } => *width,
+        }
+    }
+}
+
+enum Item {
+    /// all columns of the target
+    Target,
+    /// an entry of the carried ones
+    Carried(usize),
+    /// the client's text from..to, with pieces that are entries of the carried ones
+    Text(Range<usize>, Vec<(Range<usize>, usize)>),
+}
+
+/// RETURNING.
+#[derive(Default)]
+pub(super) struct Returning {
+    items: Vec<Item>,
+    pub carried: Vec<Carried>,
+}
+
+fn not_supported(what: &str) -> ServerError {
+    ServerError::unsupported(
+        format!("RETURNING with {what} is not supported where a statement needs rows of more than one shard"),
+        "Return columns and expressions over them.",
+    )
+}
+
+impl Returning {
+    /// Reads the clause. Widths of `*` are left 0.
+    pub fn read(
+        text: &str,
+        shape: &Shape,
+        items: &[SelectItem],
+        columns: &[crate::metadata::Column],
+    ) -> Result<Self, ServerError> {
+        let mut this = Self::default();
+        if items.len() != shape.returning.len() {
+            return Err(not_supported("this form"));
+        }
+        for (item, tokens) in items.iter().zip(&shape.returning) {
+            let tokens = &shape.tokens[tokens.clone()];
+            let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else {
+                return Err(not_supported("this form"));
+            };
+            let words = tokens.iter().filter_map(|t| t.identifier(text));
+            if let Some(word) = words.into_iter().find(|w| SYSTEM_COLUMNS.contains(&w.as_str())) {
+                return Err(not_supported(&format!("system column \"{word}\"")));
+            }
+            match tokens {
+                [star] if star.is(text, "*") => {
+                    this.items.push(Item::Target);
+                    if shape.from.is_some() {
+                        this.carry(Carried::All {
+                            qualifier: None,
+                            width: 0,
+                        });
+                    }
+                }
+                [name, dot, star] if dot.is(text, ".") && star.is(text, "*") => {
+                    if name.identifier(text).as_deref() == Some(&shape.alias) {
+                        this.items.push(Item::Target);
+                    } else {
+                        this.carry(Carried::All {
+                            qualifier: Some(name.text(text).to_owned()),
+                            width: 0,
+                        });
+                    }
+                }
+                _ if tokens.windows(2).any(|t| t[0].is(text, ".") && t[1].is(text, "*")) => {
+                    return Err(not_supported("this form"));
+                }
+                _ => {
+                    let span = first.start as usize..last.end as usize;
+                    this.expression(text, shape, item, columns, span)?;
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    fn carry(&mut self, carried: Carried) {
+        self.items.push(Item::Carried(self.carried.len()));
+        self.carried.push(carried);
+    }
+
+    fn expression(
+        &mut self,
+        text: &str,
+        shape: &Shape,
+        item: &SelectItem,
+        columns: &[crate::metadata::Column],
+        span: Range<usize>,
+    ) -> Result<(), ServerError> {
+        let mut names = Names::default();
+        let _ = item.visit(&mut names);
+        if names.subquery {
+            return Err(not_supported("a subquery"));
+        }
+        let mut edits = Vec::new();
+        for parts in names.found {
+            let folded: Vec<_> = parts.iter().map(|(name, _)| name.as_str()).collect();
+            let is_targets = match folded.as_slice() {
+                [name] if columns.iter().any(|c| c.name == *name) => true,
+                [name] if *name == shape.alias => return Err(not_supported("a whole row")),
+                [_] => shape.from.is_none(),
+                [qualifier, _] => *qualifier == shape.alias,
+                _ => return Err(not_supported("a schema's name")),
+            };
+            let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+                continue;
+            };
+            let place = first.1.start..last.1.end;
+            if is_targets {
+                continue;
+            }
+            let carried = Carried::Expression(text.get(place.clone()).unwrap_or_default().to_owned());
+            let known = self.carried.iter().position(|c| *c == carried);
+            let index = known.unwrap_or_else(|| {
+                self.carried.push(carried);
+                self.carried.len() - 1
+            });
+            edits.push((place, index));
+        }
+        edits.sort_by_key(|(place, _)| place.start);
+        self.items.push(Item::Text(span, edits));
+        Ok(())
+    }
+
+    /// ` RETURNING …` as a shard gets it: `values` gives the carried columns' expressions.
+    pub fn list_sql(
+        &self,
+        text: &str,
+        alias: &str,
+        columns: &[crate::metadata::Column],
+        values: &dyn Fn(usize) -> Vec<String>,
+    ) -> Option<String> {
+        if self.items.is_empty() {
+            return None;
+        }
+        let alias = quote_identifier(alias);
+        let item = |item: &Item| match item {
+            Item::Target => {
+                let names = columns.iter().map(|c| format!("{alias}.{}", quote_identifier(&c.name)));
+                names.collect::<Vec<_>>().join(", ")
+            }
+            Item::Carried(index) => values(*index).join(", "),
+            Item::Text(span, edits) => {
+                let (mut out, mut at) = (String::new(), span.start);
+                for (place, index) in edits {
+                    out.push_str(&text[at..place.start]);
+                    out.push_str(&values(*index).join(", "));
+                    at = place.end;
+                }
+                out.push_str(&text[at..span.end]);
+                out
+            }
+        };
+        let items: Vec<_> = self.items.iter().map(item).filter(|sql| !sql.is_empty()).collect();
+        Some(items.join(", "))
+    }
+}
+
+/// A carried column in the array that brings it.
+pub(super) fn value_sql(carrier: &Carrier, number: usize) -> String {
+    carrier.value_sql(&format!("pgherd_new.pgherd_v{number}"))
+}
+
+/// Column references, each as its parts with their bytes.
+#[derive(Default)]
+struct Names {
+    found: Vec<Vec<(String, Range<usize>)>>,
+    subquery: bool,
+}
+
+impl Visitor for Names {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.subquery = true;
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        let part = |ident: &Ident| (crate::relations::fold(ident), pgherd_sql::relations::ident_span(ident));
+        match expr {
+            Expr::Identifier(ident) => self.found.push(vec![part(ident)]),
+            Expr::CompoundIdentifier(idents) => self.found.push(idents.iter().map(part).collect()),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,172 @@
+//! The table that a gathered write changes: what PostgreSQL would apply to it, and what the role may do.
+
+use super::shape::Shape;
+use crate::metadata::{self, Column};
+use crate::statement::Statement;
+use pgherd_model::{
+    Resolved, ServerError, ShardId, Sharded, SqlState, Table, TableKind, quote_identifier, quote_literal,
+};
+use pgherd_shards::Backend;
+use std::sync::Arc;
+
+/// The target.
+pub(super) struct Target {
+    /// its name as the client knows it
+    pub name: String,
+    /// as the catalog has it; None for a table of the home shard
+    pub table: Option<Arc<Table>>,
+    /// its columns in order
+    pub columns: Vec<Column>,
+    /// where the statement is sent when no row is written
+    pub any_shard: ShardId,
+    /// row triggers may keep rows from being written
+    pub has_row_triggers: bool,
+    /// other tables' foreign keys refer to it
+    pub is_referenced: bool,
+    /// the role may lock rows
+    pub may_lock: bool,
+    /// the role may insert and delete rows
+    pub may_move: bool,
+}
+
+impl Target {
+    /// Finds the target, and refuses what would not be exact.
+    pub async fn read(statement: &Statement<'_>, shape: &Shape, home: &mut Backend) -> Result<Self, ServerError> {
+        let resolved = statement
+            .snapshot
+            .resolve(shape.schema.as_deref(), &shape.name, statement.search_path);
+        let (lookup, table) = match resolved {
+            Resolved::Known(table) => match &table.kind {
+                TableKind::Sharded(_) => (table.name.to_string(), Some(table)),
+                TableKind::Partition { parent, .. } => (parent.to_string(), Some(table)),
+                _ => return Err(not_exact(&shape.name, "it is no table")),
+            },
+            Resolved::Home => {
+                let name = quote_identifier(&shape.name);
+                let schema = shape.schema.as_ref().map(|s| quote_identifier(s) + ".");
+                (schema.unwrap_or_default() + &name, None)
+            }
+        };
+        let facts = Facts::read(&lookup, home).await?;
+        let what = if shape.deletes { "DELETE" } else { "UPDATE" };
+        if facts.read_only {
+            return Err(ServerError::new(
+                SqlState::from_code("25006"),
+                format!("cannot execute {what} in a read-only transaction"),
+            ));
+        }
+        if let Some(reason) = facts.reason {
+            return Err(not_exact(&shape.name, reason));
+        }
+        let metadata = metadata::read(home, &[lookup], &[]).await?;
+        let relation = metadata.relations.into_iter().next().flatten();
+        let any_shard = match table.as_ref().map(|t| &t.kind) {
+            Some(TableKind::Partition { parent, range }) => {
+                let parent = statement.snapshot.table(parent).and_then(|t| t.sharded());
+                parent.and_then(|s| s.ranges.get(*range)).map(|r| r.shard)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            name: shape.name.clone(),
+            table,
+            columns: relation.map(|r| r.columns).unwrap_or_default(),
+            any_shard: any_shard.unwrap_or(statement.snapshot.home()),
+            has_row_triggers: facts.row_triggers,
+            is_referenced: facts.referenced,
+            may_lock: facts.may_lock,
+            may_move: facts.may_move,
+        })
+    }
+
+    /// Its placement, if it is a sharded table.
+    pub fn sharded(&self) -> Option<&Sharded> {
+        self.table.as_ref().and_then(|t| t.sharded())
+    }
+
+    /// Why a row cannot be taken from one shard to another as PostgreSQL would do it between partitions.
+    pub fn keeps_rows(&self) -> Option<ServerError> {
+        let reason = if self.has_row_triggers {
+            "It has row triggers, which PostgreSQL fires in a way that two shards cannot."
+        } else if self.is_referenced {
+            "Foreign keys of other tables refer to its rows."
+        } else if !self.may_move {
+            "Moving a row wants the privileges INSERT and DELETE."
+        } else {
+            return None;
+        };
+        Some(
+            ServerError::unsupported(
+                format!(
+                    "updating the shard key of \"{}\" is not supported where it moves rows to another shard",
+                    self.name
+                ),
+                "Delete the row and insert it with its new key, in one transaction.",
+            )
+            .with_detail(reason),
+        )
+    }
+}
+
+fn not_exact(name: &str, reason: &str) -> ServerError {
+    ServerError::unsupported(
+        format!("this statement on table \"{name}\" needs rows of more than one shard"),
+        "Name the shard key in WHERE with constants or parameters, or read first and then write.",
+    )
+    .with_detail(format!("It cannot be run in parts because {reason}."))
+}
+
+#[derive(Default)]
+struct Facts {
+    read_only: bool,
+    /// why it is not exact
+    reason: Option<&'static str>,
+    row_triggers: bool,
+    referenced: bool,
+    may_lock: bool,
+    may_move: bool,
+}
+
+impl Facts {
+    async fn read(lookup: &str, home: &mut Backend) -> Result<Self, ServerError> {
+        let sql = format!(
+            "SELECT current_setting('transaction_read_only'), c.relkind::text, c.relrowsecurity::text, \
+             EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = c.oid)::text, \
+             EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 0)::text, \
+             EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 1)::text, \
+             EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid)::text, \
+             has_table_privilege(c.oid, 'SELECT')::text, has_any_column_privilege(c.oid, 'UPDATE')::text, \
+             (has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'DELETE'))::text \
+             FROM pg_catalog.pg_class c WHERE c.oid = to_regclass({})",
+            quote_literal(lookup)
+        );
+        let results = home.simple(&sql).await?;
+        let Some(row) = results.first().filter(|r| !r.rows.is_empty()) else {
+            return Err(ServerError::internal(
+                "the home shard does not know a table it described",
+            ));
+        };
+        let is = |column| row.text(0, column) == Some("true");
+        let reason = if !matches!(row.text(0, 1), Some("r" | "p")) {
+            Some("it is no plain table")
+        } else if is(2) {
+            Some("it has row level security")
+        } else if is(3) {
+            Some("it has rules")
+        } else if is(4) {
+            Some("it has statement triggers")
+        } else if !is(7) {
+            Some("the role may not read all its columns")
+        } else {
+            None
+        };
+        Ok(Self {
+            read_only: row.text(0, 0) == Some("on"),
+            reason,
+            row_triggers: is(5),
+            referenced: is(6),
+            may_lock: is(8),
+            may_move: is(9),
+        })
+    }
+}
