@@ -3,6 +3,7 @@
 //! - [`describe`]: what PostgreSQL says about a statement's parameters and columns.
 //! - [`select`]: rows of a SELECT. `gather` (tier 3) is exact for every statement: PostgreSQL runs it over copies of the
 //!   rows it needs.
+//! - [`insert_select`] and [`gathered_write`]: INSERT, UPDATE and DELETE whose rows come from several shards.
 //!
 //! It does not decide *whether* a statement needs it (the `sql` room does), knows no wire protocol towards clients (the
 //! gateway does), and neither begins nor ends transactions.

@@ -1,7 +1,7 @@
 //! Writes the rows that were found, each on its shard, by place and version.
 //!
-//! First all rows that leave their shard are deleted, then the others are written where they are, then those that left
-//! are inserted where they belong: no row is in the way of another that has already gone.
+//! On each shard the rows that leave it are deleted, then the others are written where they are; at the end those that
+//! left are inserted where they belong. So no row is in the way of another that has gone.
 
 use super::Found;
 use super::returning::{Returning, value_sql};
@@ -36,6 +36,8 @@ struct Step {
     exact: bool,
     /// its rows are the client's
     returns: bool,
+    /// its count is the client's
+    counts: bool,
 }
 
 /// What a statement does on shards.
@@ -50,13 +52,13 @@ pub(super) struct Writer<'a> {
     enter: Step,
 }
 
-/// What a step gave.
+/// What was done so far.
 #[derive(Default)]
 struct Done {
     count: u64,
     returned: RowBatch,
-    /// a row was not there any more
-    changed: bool,
+    /// shards on which the table's fence is held
+    fenced: BTreeSet<ShardId>,
 }
 
 /// The text of a statement's pieces.
@@ -97,111 +99,113 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes all; None where a row was changed by somebody else.
+    /// Writes all; None where a row was changed by somebody else. One shard after the other, so that two statements
+    /// that write the same rows wait for each other in the same order.
     pub async fn write(
         &self,
         found: &[Found],
         transaction: &mut Transaction,
     ) -> Result<Option<(u64, RowBatch)>, ServerError> {
-        let stay = || found.iter().filter(|row| row.moves_to.is_none());
-        let moved = || found.iter().filter(|row| row.moves_to.is_some());
-        if let Some(lock) = &self.lock {
-            if !self.target.may_lock {
-                return Err(ServerError::unsupported(
-                    "this statement needs rows of more than one shard of a table with row triggers",
-                    "It wants the privilege UPDATE on the table.",
-                ));
-            }
-            if self
-                .run(lock, stay().map(|row| (row.shard, row)), transaction)
-                .await?
-                .changed
-            {
-                return Ok(None);
-            }
-        }
-        let left = self
-            .run(&self.leave, moved().map(|row| (row.shard, row)), transaction)
-            .await?;
-        if left.changed {
-            return Ok(None);
-        }
-        let mut written = self
-            .run(&self.write, stay().map(|row| (row.shard, row)), transaction)
-            .await?;
-        if written.changed {
-            return Ok(None);
-        }
-        let to = moved().filter_map(|row| Some((row.moves_to?, row)));
-        let entered = self.run(&self.enter, to, transaction).await?;
-        written.count += entered.count;
-        written.returned.rows += entered.returned.rows;
-        written.returned.bytes.unsplit(entered.returned.bytes);
-        Ok(Some((written.count, written.returned)))
-    }
-
-    /// Runs a step on all shards of its rows. A statement that writes no row is sent once, so that PostgreSQL checks
-    /// what it checks.
-    async fn run(
-        &self,
-        step: &Step,
-        rows: impl Iterator<Item = (ShardId, &Found)>,
-        transaction: &mut Transaction,
-    ) -> Result<Done, ServerError> {
-        let mut lanes: BTreeMap<ShardId, Vec<&Found>> = BTreeMap::new();
-        for (shard, row) in rows {
-            lanes.entry(shard).or_default().push(row);
-        }
-        if lanes.is_empty() && std::ptr::eq(step, &self.write) {
-            lanes.insert(self.target.any_shard, Vec::new());
-        }
         let mut done = Done::default();
-        let ran = self.run_lanes(step, lanes, &mut done, transaction).await;
-        if ran.is_ok() && !done.changed {
-            return Ok(done);
+        let written = self.write_all(found, &mut done, transaction).await;
+        if matches!(written, Ok(true)) {
+            return Ok(Some((done.count, done.returned)));
         }
         for (_, backend) in transaction.participants() {
             relay::stop(backend).await;
         }
-        match ran {
+        match written {
             // A row that went to another partition of its shard meanwhile: it is found there the next time.
-            Err(error) if error.sqlstate() == SqlState::SERIALIZATION_FAILURE => {
-                done.changed = true;
-                Ok(done)
-            }
-            ran => ran.map(|()| done),
+            Err(error) if error.sqlstate() == SqlState::SERIALIZATION_FAILURE => Ok(None),
+            other => other.map(|_| None),
         }
     }
 
-    async fn run_lanes(
+    async fn write_all(
         &self,
-        step: &Step,
-        mut lanes: BTreeMap<ShardId, Vec<&Found>>,
+        found: &[Found],
         done: &mut Done,
         transaction: &mut Transaction,
-    ) -> Result<(), ServerError> {
-        let mut fenced = BTreeSet::new();
-        while !lanes.is_empty() {
-            let mut expected = Vec::new();
-            for (shard, rows) in &mut lanes {
-                let sent = self
-                    .send(step, *shard, rows, fenced.insert(*shard), transaction)
-                    .await?;
-                rows.drain(..sent);
-                expected.push((*shard, sent as u64));
+    ) -> Result<bool, ServerError> {
+        let (mut here, mut entering) = (BTreeMap::<_, (Vec<_>, Vec<_>)>::new(), BTreeMap::<_, Vec<_>>::new());
+        for row in found {
+            let (leaving, staying) = here.entry(row.shard).or_default();
+            match row.moves_to {
+                Some(to) => {
+                    leaving.push(row);
+                    entering.entry(to).or_default().push(row);
+                }
+                None => staying.push(row),
             }
-            for (shard, sent) in expected {
-                let backend = transaction.participant(shard).await?;
-                let before = done.count;
-                read_reply(backend, step.returns, done).await?;
-                done.changed |= step.exact && done.count - before != sent;
-            }
-            if done.changed {
-                return Ok(());
-            }
-            lanes.retain(|_, rows| !rows.is_empty());
         }
-        Ok(())
+        if !found.iter().any(|row| row.moves_to.is_none()) {
+            // Sent without rows, so that PostgreSQL checks what it checks.
+            here.entry(self.target.any_shard).or_default();
+        }
+        for (shard, (leaving, staying)) in here {
+            if !self.lock_rows(shard, &staying, done, transaction).await?
+                || !leaving.is_empty() && !self.run(&self.leave, shard, &leaving, done, transaction).await?
+            {
+                return Ok(false);
+            }
+            let is_needed = !staying.is_empty() || shard == self.target.any_shard;
+            if is_needed && !self.run(&self.write, shard, &staying, done, transaction).await? {
+                return Ok(false);
+            }
+        }
+        for (shard, rows) in entering {
+            if !self.run(&self.enter, shard, &rows, done, transaction).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Where row triggers may keep rows from being written, the rows are counted before.
+    async fn lock_rows(
+        &self,
+        shard: ShardId,
+        rows: &[&Found],
+        done: &mut Done,
+        transaction: &mut Transaction,
+    ) -> Result<bool, ServerError> {
+        let Some(lock) = self.lock.as_ref().filter(|_| !rows.is_empty()) else {
+            return Ok(true);
+        };
+        if !self.target.may_lock {
+            return Err(ServerError::unsupported(
+                "this statement needs rows of more than one shard of a table with row triggers",
+                "It wants the privilege UPDATE on the table.",
+            ));
+        }
+        self.run(lock, shard, rows, done, transaction).await
+    }
+
+    /// Runs a step on one shard; false where a row was not there any more.
+    async fn run(
+        &self,
+        step: &Step,
+        shard: ShardId,
+        rows: &[&Found],
+        done: &mut Done,
+        transaction: &mut Transaction,
+    ) -> Result<bool, ServerError> {
+        let mut rows = rows;
+        loop {
+            let sent = self.send(step, shard, rows, done, transaction).await?;
+            let backend = transaction.participant(shard).await?;
+            let count = read_reply(backend, step.returns, &mut done.returned).await?;
+            if step.exact && count != sent as u64 {
+                return Ok(false);
+            }
+            if step.counts {
+                done.count += count;
+            }
+            rows = &rows[sent..];
+            if rows.is_empty() {
+                return Ok(true);
+            }
+        }
     }
 
     /// Sends the next rows of a shard; returns how many.
@@ -210,7 +214,7 @@ impl<'a> Writer<'a> {
         step: &Step,
         shard: ShardId,
         rows: &[&Found],
-        fence: bool,
+        done: &mut Done,
         transaction: &mut Transaction,
     ) -> Result<usize, ServerError> {
         let garbled = || ServerError::internal("a row to write does not fit its description");
@@ -236,7 +240,7 @@ impl<'a> Writer<'a> {
             transaction.wrote(shard);
         }
         let backend = transaction.participant(shard).await?;
-        if let Some(sharded) = self.target.sharded().filter(|_| fence) {
+        if let Some(sharded) = self.target.sharded().filter(|_| done.fenced.insert(shard)) {
             backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", sharded.fence));
         }
         let own = self.statement.parameters.len();
@@ -271,24 +275,24 @@ fn put(
 }
 
 /// Reads one statement's reply: its count, and its rows.
-async fn read_reply(backend: &mut Backend, returns: bool, done: &mut Done) -> Result<(), ServerError> {
-    let mut failed = None;
+async fn read_reply(backend: &mut Backend, returns: bool, returned: &mut RowBatch) -> Result<u64, ServerError> {
+    let (mut failed, mut count) = (None, 0);
     loop {
         let message = backend.next_message().await?;
         match message.tag {
             b'D' if returns => {
-                done.returned.rows += 1;
-                let out = &mut done.returned.bytes;
+                returned.rows += 1;
+                let out = &mut returned.bytes;
                 out.extend_from_slice(b"D");
                 out.extend_from_slice(&(message.body.len() as u32 + 4).to_be_bytes());
                 out.extend_from_slice(&message.body);
             }
             b'C' => {
                 let tag = String::from_utf8_lossy(message.body.strip_suffix(&[0]).unwrap_or(&message.body));
-                done.count += tag.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+                count = tag.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
             }
             b'E' => failed = Some(ServerError::from_body(&message.body).with_position(None)),
-            b'Z' => return failed.map_or(Ok(()), Err),
+            b'Z' => return failed.map_or(Ok(count), Err),
             _ => {}
         }
     }
@@ -334,6 +338,7 @@ impl Texts<'_> {
             values,
             exact: true,
             returns,
+            counts: false,
         }
     }
 
@@ -388,22 +393,21 @@ impl Texts<'_> {
         });
         Step {
             exact: !self.target.has_row_triggers,
+            counts: true,
             ..step
         }
     }
 
     /// Locks the rows that the statement is going to write.
     fn lock(&self) -> Step {
-        let mut step = self.step(true, Vec::new(), false, |rows| {
+        self.step(true, Vec::new(), false, |rows| {
             format!(
                 "SELECT 1 FROM {} CROSS JOIN {rows} WHERE {} FOR UPDATE OF {}",
                 self.named(),
                 self.is_row(),
                 self.alias()
             )
-        });
-        step.exact = true;
-        step
+        })
     }
 
     /// Deletes rows that go to another shard.
@@ -430,7 +434,7 @@ impl Texts<'_> {
         let (columns, new) = (columns.join(", "), new.join(", "));
         let values: Vec<_> = given.into_iter().chain(self.carried()).collect();
         let list = self.returning();
-        self.step(false, values, list.is_some(), |rows| {
+        let step = self.step(false, values, list.is_some(), |rows| {
             let insert = format!(
                 "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {new} FROM {rows} ORDER BY pgherd_new.pgherd_n",
                 self.name()
@@ -444,6 +448,7 @@ impl Texts<'_> {
                     alias = self.alias()
                 ),
             }
-        })
+        });
+        Step { counts: true, ..step }
     }
 }

@@ -1,0 +1,186 @@
+//! UPDATE and DELETE over several shards beside other writers: nothing is lost, nothing is done twice.
+
+use pgherd_testkit::herd::{Gateway, Herd};
+use std::path::Path;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+const SETTINGS: &str = "SET pgherd.default_distribution = 'primary_key'; SET pgherd.initial_bounds = 'int 10,20'; \
+                        SET lock_timeout = '60s'";
+
+struct Bed {
+    herd: Herd,
+    gateways: [Gateway; 2],
+}
+
+impl Bed {
+    async fn start(sql: &str) -> Self {
+        let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+            .await
+            .expect("three shards");
+        let gateways = [
+            herd.gateway("one").await.expect("gateway"),
+            herd.gateway("two").await.expect("gateway"),
+        ];
+        let bed = Self { herd, gateways };
+        let client = bed.client(0).await;
+        client.batch_execute(SETTINGS).await.expect("settings");
+        client.batch_execute(sql).await.expect(sql);
+        bed
+    }
+
+    async fn client(&self, number: usize) -> Client {
+        let port = self.gateways[number % 2].port();
+        let address = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
+        let (client, connection) = tokio_postgres::connect(&address, NoTls).await.expect("a connection");
+        tokio::spawn(connection);
+        client.batch_execute(SETTINGS).await.expect("settings");
+        client
+    }
+
+    async fn stop(self) {
+        for gateway in self.gateways {
+            gateway.stop().await;
+        }
+        self.herd.stop().await;
+    }
+}
+
+/// Runs a statement until others leave it alone; returns the number of its rows.
+async fn write(client: &Client, sql: &str) -> u64 {
+    loop {
+        let error = match client.simple_query(sql).await {
+            Ok(messages) => return count(&messages),
+            Err(error) => error,
+        };
+        let code = error.code().map(|c| c.code().to_owned());
+        assert_eq!(code.as_deref(), Some("40001"), "{sql}: {error:?}");
+    }
+}
+
+fn count(messages: &[SimpleQueryMessage]) -> u64 {
+    let counts = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::CommandComplete(count) => Some(*count),
+        _ => None,
+    });
+    counts.sum()
+}
+
+async fn row(client: &Client, sql: &str) -> Vec<String> {
+    for message in client.simple_query(sql).await.expect(sql) {
+        if let SimpleQueryMessage::Row(row) = message {
+            return (0..row.len())
+                .map(|i| row.get(i).unwrap_or("NULL").to_owned())
+                .collect();
+        }
+    }
+    panic!("{sql}: no row");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_update_is_lost() {
+    let bed = Bed::start(
+        "CREATE TABLE counter (k int PRIMARY KEY, n int NOT NULL); INSERT INTO counter SELECT i, 0 FROM generate_series(1, 30) i; \
+         CREATE TABLE bonus (id int PRIMARY KEY, whose int, n int); INSERT INTO bonus SELECT i, 31 - i, 1 FROM generate_series(1, 30) i",
+    )
+    .await;
+    let statements = [
+        (
+            "UPDATE counter SET n = counter.n + b.n FROM bonus b WHERE b.whose = counter.k",
+            15,
+        ),
+        ("UPDATE counter SET n = n + (SELECT max(n) FROM bonus)", 15),
+        ("UPDATE counter SET n = n + 1 WHERE k = 5", 150),
+        ("UPDATE counter SET n = n + 1 WHERE k = 25", 150),
+    ];
+    let mut tasks = Vec::new();
+    for (number, (sql, times)) in statements.into_iter().enumerate() {
+        let client = bed.client(number).await;
+        tasks.push(tokio::spawn(async move {
+            let mut written = 0;
+            for _ in 0..times {
+                written += write(&client, sql).await;
+            }
+            written
+        }));
+    }
+    let mut written = 0;
+    for task in tasks {
+        written += task.await.expect("a writer");
+    }
+    assert_eq!(written, 30 * 30 + 300);
+    let client = bed.client(0).await;
+    let sums = row(&client, "SELECT sum(n), min(n), count(*) FROM counter").await;
+    assert_eq!(sums, ["1200", "30", "30"]);
+    drop(client);
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_moves_is_one_row() {
+    let bed = Bed::start(
+        "CREATE TABLE nomad (k int PRIMARY KEY, tag int NOT NULL, n int NOT NULL DEFAULT 0); \
+         INSERT INTO nomad (k, tag) SELECT i, i FROM generate_series(1, 6) i",
+    )
+    .await;
+    // Each of them finds each row, wherever the others have put it.
+    let statements = [
+        ("UPDATE nomad SET k = (k + 12) % 36, n = n + 1 WHERE tag <= 3", 20, 3),
+        ("UPDATE nomad SET k = (k + 24) % 36, n = n + 1 WHERE tag = 2", 30, 1),
+        (
+            "UPDATE nomad SET n = nomad.n + x.n FROM (SELECT max(tag) / 6 AS n FROM nomad) x",
+            20,
+            6,
+        ),
+    ];
+    let mut tasks = Vec::new();
+    for (number, (sql, times, rows)) in statements.into_iter().enumerate() {
+        let client = bed.client(number).await;
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..times {
+                assert_eq!(write(&client, sql).await, rows, "{sql}");
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.expect("a writer");
+    }
+    let client = bed.client(0).await;
+    // 20 times 12 is 24 of 36; 30 times 24 is none.
+    let sql = "SELECT count(*), sum(n), string_agg(tag || ':' || k, ' ' ORDER BY tag) FROM nomad";
+    let seen = row(&client, sql).await;
+    assert_eq!(seen, ["6", "210", "1:25 2:26 3:27 4:4 5:5 6:6"]);
+    drop(client);
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_is_deleted_once() {
+    let bed = Bed::start(
+        "CREATE TABLE queue (k int PRIMARY KEY, what text); INSERT INTO queue SELECT i, 'job' FROM generate_series(1, 30) i",
+    )
+    .await;
+    let mut tasks = Vec::new();
+    for number in 0..3 {
+        let client = bed.client(number).await;
+        tasks.push(tokio::spawn(async move {
+            let mut taken = 0;
+            loop {
+                match write(&client, "DELETE FROM queue WHERE k = (SELECT max(k) FROM queue)").await {
+                    0 => {
+                        let left = row(&client, "SELECT count(*) FROM queue").await;
+                        if left == ["0"] {
+                            return taken;
+                        }
+                    }
+                    some => taken += some,
+                }
+            }
+        }));
+    }
+    let mut taken = 0;
+    for task in tasks {
+        taken += task.await.expect("a worker");
+    }
+    assert_eq!(taken, 30);
+    bed.stop().await;
+}
