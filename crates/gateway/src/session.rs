@@ -3,7 +3,7 @@
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
 //! control in [`block`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
-//! schema change in [`schema`], [`copy`], and SQL-level PREPARE in [`stored`].
+//! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`].
 
 mod block;
 mod copy;
@@ -21,6 +21,7 @@ mod simple;
 mod start;
 mod stored;
 mod suspended;
+mod table_as;
 
 use crate::cancel::Registered;
 use crate::client::{Client, Gone};

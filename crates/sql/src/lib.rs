@@ -30,6 +30,7 @@ pub mod relations;
 mod restriction;
 pub mod route;
 mod scalar;
+mod table_as;
 mod tree;
 mod walk;
 
@@ -42,6 +43,7 @@ pub use point::Point;
 pub use position::map_position;
 pub use prune::ranges_of;
 pub use route::{Forward, Merge, ParameterValue, Part, Route};
+pub use table_as::{TableAs, table_as};
 
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,13 @@ impl Session {
             if ddl.concurrently {
                 return self.maintain(unit).await;
             }
+            if ddl.kind == DdlKind::CreateTableAs
+                && let Some(name) = ddl.relations.first()
+                && let Some(parts) = pgherd_sql::table_as(&unit.statement.text, &unit.statement.parsed.tokens, name)
+                && Box::pin(self.table_as(unit, ddl.temporary, name, &parts)).await?
+            {
+                return Ok(());
+            }
             if self.is_temporary(ddl) {
                 return self.temporary_ddl(unit, ddl).await;
             }
@@ -35,7 +42,7 @@ impl Session {
 
     /// Where one snapshot serves the whole transaction, a change stays on the home shard: elsewhere it would copy, and
     /// decide by, rows as they were before it had locked anything.
-    async fn change_in_one_snapshot(&mut self, unit: Unit<'_>) -> Result<Option<String>, Problem> {
+    pub(super) async fn change_in_one_snapshot(&mut self, unit: Unit<'_>) -> Result<Option<String>, Problem> {
         let one_snapshot = |open: &Open| open.transaction.mode().isolation.is_some_and(|i| i.is_one_snapshot());
         if !self.block.open().is_some_and(one_snapshot) {
             return self.change_in_block(unit).await;

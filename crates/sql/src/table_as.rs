@@ -1,0 +1,155 @@
+//! CREATE TABLE AS and SELECT INTO in two statements: one that makes the table without rows, which PostgreSQL can do
+//! wherever the tables' columns are known, and the query.
+
+use crate::kind::ObjectName;
+use crate::lexer::{Token, TokenKind};
+
+/// The two statements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableAs {
+    /// `CREATE TABLE … AS … WITH NO DATA`
+    pub create: String,
+    /// the query
+    pub query: String,
+    /// rows are wanted
+    pub with_data: bool,
+    /// an existing table is left as it is
+    pub if_not_exists: bool,
+    /// `create` begins with the client's text, so that positions in it are the client's
+    pub keeps_positions: bool,
+    /// has parameters
+    pub parameters: bool,
+}
+
+/// Splits a statement that makes the table `name`; None where it has another form.
+pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<TableAs> {
+    let r = Reader { text, tokens };
+    let parameters = tokens.iter().any(|t| t.kind == TokenKind::Parameter);
+    if r.word(0, "create") {
+        let at = r.outside("as")?;
+        let (end, with_data) = match tokens.len() {
+            n if r.words(n.checked_sub(3)?, &["with", "no", "data"]) => (n - 3, false),
+            n if r.words(n - 2, &["with", "data"]) => (n - 2, true),
+            n => (n, true),
+        };
+        let query = r.piece(at + 1, end)?;
+        return Some(TableAs {
+            create: format!("{} WITH NO DATA", r.piece(0, end)?),
+            query: match r.word(at + 1, "table") {
+                true => format!("SELECT * FROM {}", r.piece(at + 2, end)?),
+                false => query.to_owned(),
+            },
+            with_data,
+            if_not_exists: (1..at).any(|i| r.words(i, &["if", "not", "exists"])),
+            keeps_positions: true,
+            parameters,
+        });
+    }
+    // SELECT … INTO [TEMPORARY | UNLOGGED] [TABLE] name …
+    let into = r.outside("into")?;
+    let name_at = (into..tokens.len()).find(|&i| tokens[i].start as usize == name.span.start)?;
+    let behind = (name_at..tokens.len()).find(|&i| tokens[i].start as usize >= name.span.end);
+    let persistence: Vec<_> = (into + 1..name_at)
+        .filter(|&i| !r.word(i, "table"))
+        .map(|i| tokens[i].text(text))
+        .collect();
+    let rest = behind.and_then(|at| r.piece(at, tokens.len())).unwrap_or_default();
+    let query = format!("{} {rest}", r.piece(0, into)?);
+    Some(TableAs {
+        create: format!(
+            "CREATE {} TABLE {} AS {query} WITH NO DATA",
+            persistence.join(" "),
+            text.get(name.span.clone())?
+        ),
+        query,
+        with_data: true,
+        if_not_exists: false,
+        keeps_positions: false,
+        parameters,
+    })
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    tokens: &'a [Token],
+}
+
+impl<'a> Reader<'a> {
+    fn word(&self, at: usize, word: &str) -> bool {
+        self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word))
+    }
+
+    fn words(&self, at: usize, words: &[&str]) -> bool {
+        words.iter().enumerate().all(|(i, word)| self.word(at + i, word))
+    }
+
+    /// The first such word outside of parentheses.
+    fn outside(&self, word: &str) -> Option<usize> {
+        let mut depth = 0;
+        for (i, token) in self.tokens.iter().enumerate() {
+            match token.kind {
+                TokenKind::Symbol if token.is(self.text, "(") => depth += 1,
+                TokenKind::Symbol if token.is(self.text, ")") => depth -= 1,
+                TokenKind::Word if depth == 0 && token.is_word(self.text, word) => return Some(i),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn piece(&self, from: usize, to: usize) -> Option<&'a str> {
+        let (first, last) = (self.tokens.get(from)?, self.tokens.get(to.checked_sub(1)?)?);
+        self.text.get(first.start as usize..last.end as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::Kind;
+
+    fn parts(text: &str) -> Option<(String, String, bool)> {
+        let parsed = crate::parse(text).expect(text).remove(0);
+        let Kind::Ddl(ddl) = &parsed.kind else { panic!("{text}") };
+        let parts = table_as(text, &parsed.tokens, &ddl.relations[0])?;
+        Some((parts.create, parts.query, parts.with_data))
+    }
+
+    #[test]
+    fn both_forms_are_split() {
+        for (text, create, query, data) in [
+            (
+                "create table t (a, b) as select 1 as x, 2",
+                "create table t (a, b) as select 1 as x, 2 WITH NO DATA",
+                "select 1 as x, 2",
+                true,
+            ),
+            (
+                "CREATE TEMP TABLE IF NOT EXISTS s.t WITH (fillfactor = 70) ON COMMIT DROP AS (TABLE a) WITH NO DATA",
+                "CREATE TEMP TABLE IF NOT EXISTS s.t WITH (fillfactor = 70) ON COMMIT DROP AS (TABLE a) WITH NO DATA",
+                "(TABLE a)",
+                false,
+            ),
+            (
+                "CREATE TABLE t AS TABLE a WITH DATA",
+                "CREATE TABLE t AS TABLE a WITH NO DATA",
+                "SELECT * FROM a",
+                true,
+            ),
+            (
+                "WITH w AS (SELECT 1) SELECT a INTO UNLOGGED TABLE \"S\".t FROM w WHERE a > 1",
+                "CREATE UNLOGGED TABLE \"S\".t AS WITH w AS (SELECT 1) SELECT a FROM w WHERE a > 1 WITH NO DATA",
+                "WITH w AS (SELECT 1) SELECT a FROM w WHERE a > 1",
+                true,
+            ),
+            (
+                "SELECT 1 INTO t",
+                "CREATE  TABLE t AS SELECT 1  WITH NO DATA",
+                "SELECT 1 ",
+                true,
+            ),
+        ] {
+            assert_eq!(parts(text), Some((create.into(), query.into(), data)), "{text}");
+        }
+    }
+}
