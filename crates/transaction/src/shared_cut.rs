@@ -28,8 +28,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Statement};
 
-/// A holder's block, anew. Outside of one, ROLLBACK is a warning.
-const BEGIN: &str = "ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+const BEGIN_ANEW: &str = "ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Of one snapshot: what it shows, and its name for importers.
 const EXPORT: &str = "SELECT pgherd.visible_markers($1, $2), pg_catalog.pg_export_snapshot()";
 /// No timeout may end a holder while somebody can still import from it.
@@ -276,10 +276,11 @@ impl Holder {
         let lost = |cause: String| Error::Shard(pgherd_shards::Error::Lost { shard, cause });
         let connection = self.connection.as_ref().ok_or(Error::SnapshotLost { shard })?;
         let (sequences, settled) = known.lists();
+        let begin = if self.snapshot.is_empty() { BEGIN } else { BEGIN_ANEW };
         let parameters: [&(dyn ToSql + Sync); 2] = [&sequences, &settled];
         // One write and one reply: the requests go out in this order when they are first polled.
         let both = join(
-            connection.client.batch_execute(BEGIN),
+            connection.client.batch_execute(begin),
             connection.client.query_one(&connection.export, &parameters),
         );
         let (begun, row) = tokio::time::timeout(SERVICE_TIMEOUT, both)

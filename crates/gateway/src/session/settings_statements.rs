@@ -15,26 +15,17 @@ impl Session {
     /// Runs a statement that changes settings.
     pub(crate) async fn change_settings(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let text = unit.statement.text.clone();
+        if let Some(isolation) = self.isolation_set_by_name(&unit.statement.parsed.kind) {
+            let isolation = Some(isolation);
+            self.change_mode(&Mode {
+                isolation,
+                ..Mode::default()
+            })
+            .await?;
+            self.client.put_tag("SET");
+            return Ok(());
+        }
         match &unit.statement.parsed.kind {
-            // SET TRANSACTION by another name.
-            Kind::Set {
-                name,
-                value: SetValue::Values(values),
-                ..
-            } if name == "transaction_isolation" && self.block.open().is_some_and(|open| !open.implicit) => {
-                let isolation = values.first().and_then(|v| Isolation::from_setting(v));
-                match isolation {
-                    Some(isolation) => {
-                        self.change_mode(&Mode {
-                            isolation: Some(isolation),
-                            ..Mode::default()
-                        })
-                        .await?
-                    }
-                    None => self.run_setting(&text).await?,
-                }
-                self.client.put_tag("SET");
-            }
             Kind::Set { name, local: true, .. } => {
                 if self.block.open().is_none_or(|open| open.implicit) {
                     self.run_setting(&text).await?;
@@ -96,6 +87,20 @@ impl Session {
             _ => return Err(ServerError::internal("not a setting").into()),
         }
         Ok(())
+    }
+
+    /// `SET transaction_isolation = …` in a block is SET TRANSACTION by another name.
+    fn isolation_set_by_name(&self, kind: &Kind) -> Option<Isolation> {
+        match kind {
+            Kind::Set {
+                name,
+                value: SetValue::Values(values),
+                ..
+            } if name == "transaction_isolation" && self.block.open().is_some_and(|open| !open.implicit) => {
+                values.first().and_then(|value| Isolation::from_setting(value))
+            }
+            _ => None,
+        }
     }
 
     /// SET for the session.
