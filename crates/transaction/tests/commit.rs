@@ -260,22 +260,35 @@ async fn clients_cannot_touch_markers() {
     }
 }
 
+/// SERIALIZABLE always, REPEATABLE READ where it was told that no other shard has rows, or is not to be used now.
 #[tokio::test]
 async fn stricter_levels_stay_on_one_shard() {
     let bed = Bed::start(2).await;
     let gateway = bed.gateway("gw1", 1).await;
-    for isolation in [Isolation::RepeatableRead, Isolation::Serializable] {
+    for (isolation, confined) in [
+        (Isolation::RepeatableRead, false),
+        (Isolation::RepeatableRead, true),
+        (Isolation::Serializable, false),
+    ] {
         let mode = Mode {
             isolation: Some(isolation),
             ..Mode::default()
         };
         let mut transaction = gateway.begin(app(), mode);
+        match confined {
+            true => transaction.confine(Some(ShardId(2))),
+            false => transaction.stay_alone(),
+        }
         let shown = run(&mut transaction, 2, "SHOW transaction_isolation")
             .await
             .expect("show");
         assert_eq!(shown, Some(isolation.as_sql().to_lowercase()));
         let error = run(&mut transaction, 1, "SELECT 1").await.expect_err("a second shard");
         assert_eq!(state(&error), "0A000");
+        if confined {
+            transaction.confine(None);
+            run(&mut transaction, 1, "SELECT 1").await.expect("for a moment only");
+        }
         transaction.rollback().await.expect("rollback");
     }
 }
