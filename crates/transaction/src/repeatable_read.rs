@@ -88,6 +88,7 @@ impl Transaction {
             participant.standing = standing;
         }
         participant.relieve().await?;
+        self.begin_statement();
         Ok(&mut self.participants[at].backend)
     }
 
@@ -137,6 +138,7 @@ impl Transaction {
     async fn open_anew(&mut self, at: usize) -> Result<usize, Error> {
         let old = self.participants.remove(at);
         let shard = old.shard();
+        self.unwatch(shard).await;
         old.roll_back().await;
         let last = self.enlist(shard).await?;
         let opened = self.participants.remove(last);
