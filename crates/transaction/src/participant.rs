@@ -4,7 +4,7 @@ use crate::Error;
 use crate::repeatable_read::Standing;
 use pgherd_model::{ShardId, quote_identifier};
 use pgherd_shards::{Backend, SimpleResult, TransactionStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Queued statements whose replies nobody reads must not fill the socket's buffers on both sides.
 const QUEUED_LIMIT: usize = 64;
@@ -21,6 +21,8 @@ pub(crate) struct Participant {
     pub is_new: bool,
     /// at REPEATABLE READ: what keeps it from beginning anew
     pub standing: Standing,
+    /// when its owner last asked for it
+    pub used_at: Instant,
     queued: usize,
 }
 
@@ -38,6 +40,7 @@ impl Participant {
             wrote: false,
             is_new: true,
             standing: Standing::Fixed,
+            used_at: Instant::now(),
             queued: 1,
         };
         for depth in 0..=savepoints.len() {
