@@ -3,12 +3,14 @@
 //! - [`describe`]: what PostgreSQL says about a statement's parameters and columns.
 //! - [`select`]: rows of a SELECT. `gather` (tier 3) is exact for every statement: PostgreSQL runs it over copies of the
 //!   rows it needs.
+//! - [`declare`]: a cursor over such a SELECT.
 //! - [`insert_select`] and [`gathered_write`]: INSERT, UPDATE and DELETE whose rows come from several shards.
 //!
 //! It does not decide *whether* a statement needs it (the `sql` room does), knows no wire protocol towards clients (the
 //! gateway does), and neither begins nor ends transactions.
 
 mod carrier;
+mod cursor;
 mod edit;
 mod explain;
 mod fragment;
@@ -26,6 +28,7 @@ mod statement;
 mod views;
 mod write;
 
+pub use cursor::{OpenCursor, declare};
 pub use explain::explain;
 pub use insert::insert_select;
 pub(crate) use pgherd_transaction::{Fragment, Transaction};

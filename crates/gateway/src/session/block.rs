@@ -42,6 +42,8 @@ pub(crate) struct Open {
     pub(crate) first_catalog: Option<Arc<Snapshot>>,
     /// where each cursor of SQL is open
     pub(crate) cursors: HashMap<String, ShardId>,
+    /// cursors over several ranges
+    pub(crate) gathered_cursors: HashMap<String, GatheredCursor>,
 }
 
 impl Block {
@@ -102,7 +104,21 @@ impl Block {
     }
 }
 
+/// A cursor over several ranges.
+pub(crate) struct GatheredCursor {
+    pub(crate) cursor: pgherd_query::OpenCursor,
+    /// how many savepoints were open when it was declared: it goes with the innermost of them
+    depth: usize,
+}
+
 impl Open {
+    /// Keeps a cursor that was declared now.
+    pub(crate) fn keep_cursor(&mut self, name: &str, cursor: pgherd_query::OpenCursor) {
+        let depth = self.savepoints.len();
+        self.gathered_cursors
+            .insert(name.to_owned(), GatheredCursor { cursor, depth });
+    }
+
     /// The change this block makes, for the catalog's gate.
     pub(crate) fn change_id(&self) -> Option<ChangeId> {
         self.change.as_ref().map(Change::id)
@@ -135,6 +151,7 @@ impl Session {
             has_local_settings: false,
             first_catalog,
             cursors: HashMap::new(),
+            gathered_cursors: HashMap::new(),
         })
     }
 
@@ -203,6 +220,7 @@ impl Session {
                 open.transaction.rollback_to(name).await?;
                 if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
                     open.savepoints.truncate(at + 1);
+                    open.gathered_cursors.retain(|_, cursor| cursor.depth <= at);
                     let settings = open.savepoints[at].1.clone();
                     self.restore_settings(settings);
                 }
@@ -216,6 +234,9 @@ impl Session {
                 open.transaction.release(name).await?;
                 if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
                     open.savepoints.truncate(at);
+                    for cursor in open.gathered_cursors.values_mut() {
+                        cursor.depth = cursor.depth.min(at);
+                    }
                 }
                 self.client.put_tag("RELEASE");
             }

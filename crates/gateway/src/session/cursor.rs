@@ -1,6 +1,10 @@
-//! Cursors in SQL: DECLARE goes where its query goes whole; FETCH, MOVE and CLOSE follow it there.
+//! Cursors in SQL: DECLARE goes where its query goes whole; FETCH, MOVE and CLOSE follow it there. A cursor over several
+//! ranges is PostgreSQL's own, over rows that are gathered when it is declared, on a connection that is its own.
 
-use super::{Problem, Session, Unit};
+use super::execute::{Entered, names_missing_child};
+use super::forward::{no_block, put_statement, settle};
+use super::relay::{Filter, relay};
+use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::{Kind, Part, Route};
 
@@ -14,6 +18,7 @@ impl Session {
             Kind::Close(None) => {
                 if let Some(open) = self.block.open_mut() {
                     open.cursors.clear();
+                    open.gathered_cursors.clear();
                     for (_, backend) in open.transaction.participants() {
                         backend.simple("CLOSE ALL").await?;
                     }
@@ -46,6 +51,12 @@ impl Session {
             )
             .into());
         }
+        if let Some(open) = self.block.open()
+            && (open.cursors.contains_key(name) || open.gathered_cursors.contains_key(name))
+        {
+            let exists = format!("cursor \"{name}\" already exists");
+            return Err(ServerError::new(SqlState::from_code("42P03"), exists).into());
+        }
         let text = unit.statement.text.clone();
         let head = text.get(..inner.start).unwrap_or_default();
         let statements = self.gateway.cache.parse(text.get(inner.clone()).unwrap_or_default())?;
@@ -67,6 +78,10 @@ impl Session {
                 Ok(())
             }
             Route::Refuse(error) => Err(error.into()),
+            Route::Plan => {
+                self.declare_gathered(Unit { statement, ..unit }, &entered, name, head)
+                    .await
+            }
             _ => Err(ServerError::unsupported(
                 "a cursor over several ranges is not supported yet",
                 "Run the query without a cursor; drivers can limit the rows per Execute instead.",
@@ -75,7 +90,125 @@ impl Session {
         }
     }
 
+    async fn declare_gathered(
+        &mut self,
+        query: Unit<'_>,
+        entered: &Entered,
+        name: &str,
+        head: &str,
+    ) -> Result<(), Problem> {
+        let shift = head.chars().count() as u32;
+        let description = match self.description(query, &entered.snapshot).await {
+            Err(Problem::Error(error)) => return Err(super::simple::shift(error, shift).into()),
+            described => described?,
+        };
+        let ast = query.statement.parsed.ast.as_deref().ok_or_else(|| {
+            ServerError::unsupported(
+                "a cursor over several ranges is not supported for this query",
+                "Its grammar is known to PostgreSQL only; write it another way.",
+            )
+        })?;
+        let settings_sql = self.settings.set_sql();
+        let search_path = self.settings.search_path.clone();
+        let statement = pgherd_query::Statement {
+            text: &query.statement.text,
+            ast,
+            parameter_types: &description.parameter_types,
+            parameters: query.parameters,
+            result_formats: &[],
+            search_path: &search_path,
+            snapshot: &entered.snapshot,
+            settings_sql: &settings_sql,
+        };
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let tokens = open
+            .transaction
+            .participants()
+            .map(|(_, backend)| backend.cancel_token());
+        self.cancel.slot.start_all(tokens.collect());
+        match pgherd_query::declare(statement, head, &mut open.transaction).await {
+            Ok(cursor) => open.keep_cursor(name, cursor),
+            Err(error) if names_missing_child(&error) => return Err(error.into()),
+            Err(error) => return Err(self.as_client_sees(error).into()),
+        }
+        if matches!(query.mode, Mode::Extended { .. }) && query.mode.describes() {
+            self.client.put(b'n', &[]);
+        }
+        self.client.put_tag("DECLARE CURSOR");
+        Ok(())
+    }
+
+    /// FETCH, MOVE or CLOSE of a cursor over several ranges.
+    async fn on_gathered(&mut self, unit: Unit<'_>, name: &str) -> Result<(), Problem> {
+        if let Mode::Extended { max_rows, .. } = unit.mode
+            && max_rows > 0
+        {
+            return Err(ServerError::unsupported(
+                "FETCH from a cursor over several ranges with a row limit of the protocol is not supported",
+                "Ask FETCH for the number of rows.",
+            )
+            .into());
+        }
+        let catalog = self.database.catalog.clone();
+        let fresh = || catalog.lease_is_valid();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let Some(mut kept) = open.gathered_cursors.remove(name) else {
+            return Err(ServerError::internal("a cursor is missing").into());
+        };
+        let backend = kept.cursor.backend();
+        self.cancel.slot.start(backend.cancel_token());
+        let part = Part {
+            shard: backend.shard(),
+            text: unit.statement.text.clone(),
+            parameters: None,
+            fences: vec![],
+            replaced: [].into(),
+        };
+        let parsed = put_statement(backend, &self.gateway.cache, &part, unnamed(unit))?;
+        backend.flush().await?;
+        let filter = Filter {
+            hide_preparation: true,
+            hold_tag: false,
+        };
+        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let reply = settle(backend, parsed, end)?;
+        self.cancel.slot.clear();
+        if let Some(error) = reply.error {
+            // Its transaction has failed: the cursor is gone.
+            return Err(self.as_client_sees(error).into());
+        }
+        if let (false, Some(open)) = (
+            matches!(unit.statement.parsed.kind, Kind::Close(_)),
+            self.block.open_mut(),
+        ) {
+            open.gathered_cursors.insert(name.to_owned(), kept);
+        }
+        Ok(())
+    }
+
+    /// What FETCH of a cursor over several ranges returns; None for other cursors.
+    pub(crate) async fn describe_fetch(
+        &mut self,
+        unit: Unit<'_>,
+        name: &str,
+    ) -> Result<Option<std::sync::Arc<pgherd_query::Description>>, Problem> {
+        let kept = self
+            .block
+            .open_mut()
+            .and_then(|open| open.gathered_cursors.get_mut(name));
+        let Some(kept) = kept else { return Ok(None) };
+        let described = pgherd_query::describe(kept.cursor.backend(), &unit.statement.text, unit.types).await?;
+        Ok(Some(std::sync::Arc::new(described)))
+    }
+
     async fn on_cursor(&mut self, unit: Unit<'_>, name: &str) -> Result<(), Problem> {
+        if self
+            .block
+            .open()
+            .is_some_and(|open| open.gathered_cursors.contains_key(name))
+        {
+            return self.on_gathered(unit, name).await;
+        }
         let home = self.gateway.shards.home();
         let shard = self
             .block
@@ -95,5 +228,27 @@ impl Session {
             open.cursors.remove(name);
         }
         Ok(())
+    }
+}
+
+/// Parsed anew each time: the connection goes with the cursor.
+fn unnamed(unit: Unit<'_>) -> Unit<'_> {
+    match unit.mode {
+        Mode::Extended {
+            formats,
+            describe,
+            portal,
+            ..
+        } => Unit {
+            mode: Mode::Extended {
+                formats,
+                describe,
+                portal,
+                max_rows: 0,
+                named: false,
+            },
+            ..unit
+        },
+        Mode::Simple => unit,
     }
 }

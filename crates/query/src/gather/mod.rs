@@ -109,6 +109,28 @@ pub(crate) async fn select_target(
     target: Option<usize>,
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
+    let (plan, mut scratch) = gather(statement, target, transaction).await?;
+    start(statement, &plan.edited.text, scratch.backend()).await?;
+    let (original, edited) = (statement.text.to_owned(), plan.edited);
+    let (expanded, has_views) = (plan.expanded, plan.has_views);
+    let explain_error = move |error: ServerError| {
+        let error = edited.map_back(&expanded, error);
+        let error = if has_views || expanded != original {
+            error.with_position(None)
+        } else {
+            error
+        };
+        refusal::explain_read_only(error)
+    };
+    Ok(Rows::scratch(scratch, Box::new(explain_error)))
+}
+
+/// Copies what a SELECT reads to a scratch connection.
+async fn gather(
+    statement: &Statement<'_>,
+    target: Option<usize>,
+    transaction: &mut Transaction,
+) -> Result<(Plan, Scratch), ServerError> {
     let plan = plan(statement, target, transaction).await?;
     let fragments: Vec<_> = plan.sources.iter().flat_map(|s| s.fragments(statement)).collect();
     transaction.open_cut(&fragments).await?;
@@ -130,19 +152,26 @@ pub(crate) async fn select_target(
     if plan.read_only {
         scratch.backend().simple("SET TRANSACTION READ ONLY").await?;
     }
-    start(statement, &plan.edited.text, scratch.backend()).await?;
-    let (original, edited) = (statement.text.to_owned(), plan.edited);
-    let (expanded, has_views) = (plan.expanded, plan.has_views);
-    let explain_error = move |error: ServerError| {
-        let error = edited.map_back(&expanded, error);
-        let error = if has_views || expanded != original {
-            error.with_position(None)
-        } else {
-            error
-        };
-        refusal::explain_read_only(error)
+    Ok((plan, scratch))
+}
+
+/// Declares a cursor over a SELECT: `head` is the text before the query. PostgreSQL keeps it on the scratch connection, over the
+/// rows as they are now, which is what its own cursors show too.
+pub(crate) async fn declare(
+    statement: &Statement<'_>,
+    head: &str,
+    transaction: &mut Transaction,
+) -> Result<Scratch, ServerError> {
+    let (plan, mut scratch) = gather(statement, None, transaction).await?;
+    let text = format!("{head}{}", plan.edited.text);
+    let declared = async {
+        start(statement, &text, scratch.backend()).await?;
+        Ok(scratch.backend().drain().await?)
     };
-    Ok(Rows::scratch(scratch, Box::new(explain_error)))
+    declared
+        .await
+        .map_err(|error: ServerError| refusal::explain_read_only(error.with_position(None)))?;
+    Ok(scratch)
 }
 
 /// Locks the rows that [`select_target`] would read of its target, against everybody who would change them.
