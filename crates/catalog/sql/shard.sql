@@ -172,3 +172,49 @@ BEGIN
         PERFORM setval(item.oid, CASE WHEN item.ascending THEN item.seqmax ELSE item.seqmin END, true);
     END LOOP;
 END $$;
+
+-- What a statement calls in place of now() and its kin where its transaction has several shards: the time of the first one,
+-- which the gateway sets before the statement. The names are PostgreSQL's, since they become names of columns.
+CREATE OR REPLACE FUNCTION pgherd.transaction_timestamp() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pg_catalog.current_setting('pgherd.transaction_time')::pg_catalog.timestamptz $$;
+CREATE OR REPLACE FUNCTION pgherd.now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pgherd.transaction_timestamp() $$;
+CREATE OR REPLACE FUNCTION pgherd."current_timestamp"() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pgherd.transaction_timestamp() $$;
+CREATE OR REPLACE FUNCTION pgherd."localtimestamp"() RETURNS timestamp LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pgherd.transaction_timestamp()::pg_catalog.timestamp $$;
+CREATE OR REPLACE FUNCTION pgherd."current_date"() RETURNS date LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pgherd.transaction_timestamp()::pg_catalog.date $$;
+CREATE OR REPLACE FUNCTION pgherd."current_time"() RETURNS timetz LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pgherd.transaction_timestamp()::pg_catalog.timetz $$;
+CREATE OR REPLACE FUNCTION pgherd."localtime"() RETURNS time LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pgherd.transaction_timestamp()::pg_catalog.time $$;
+
+-- `tableoid` of a table whose ranges are pgherd's.
+CREATE OR REPLACE FUNCTION pgherd.tableoid(relation oid) RETURNS oid LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
+$$ SELECT relation $$;
+
+-- currval() and lastval() of a session whose INSERTs drew numbers for defaults on changing connections: what this connection
+-- has drawn itself is newer than what the gateway remembers (a JSON object of numbers by OID, and the last number).
+CREATE OR REPLACE FUNCTION pgherd.currval(sequence regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    remembered bigint := nullif(current_setting('pgherd.drawn_numbers', true), '')::json ->> sequence::oid::text;
+BEGIN
+    RETURN pg_catalog.currval(sequence);
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+    IF remembered IS NULL THEN
+        RAISE;
+    END IF;
+    RETURN remembered;
+END $$;
+CREATE OR REPLACE FUNCTION pgherd.lastval() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    remembered bigint := nullif(current_setting('pgherd.drawn_last', true), '');
+BEGIN
+    RETURN pg_catalog.lastval();
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+    IF remembered IS NULL THEN
+        RAISE;
+    END IF;
+    RETURN remembered;
+END $$;

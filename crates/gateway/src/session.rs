@@ -3,7 +3,8 @@
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
 //! control in [`block`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
-//! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`].
+//! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
+//! [`rewritten`], [`sequences`].
 
 mod block;
 mod copy;
@@ -13,14 +14,17 @@ mod extended;
 mod forward;
 mod plan;
 pub(crate) mod relay;
+mod rewritten;
 mod scatter;
 mod schema;
+mod sequences;
 pub(crate) mod settings;
 mod settings_statements;
 mod simple;
 mod start;
 mod stored;
 mod suspended;
+mod syntax;
 mod table_as;
 
 use crate::cancel::Registered;
@@ -55,6 +59,8 @@ pub(crate) struct Session {
     cancel: Registered,
     /// names of temporary tables, which live on the pinned backend
     temporary: HashSet<String>,
+    /// numbers drawn for defaults, which `currval()` and `lastval()` must know
+    drawn: sequences::Drawn,
     /// extended protocol: messages since the last Sync or Flush
     gathered: Vec<PgWireFrontendMessage>,
     /// extended protocol: an error came, skip to Sync
@@ -130,6 +136,8 @@ pub(crate) enum Problem {
     Error(ServerError),
     /// it cannot be run by its template: parse the whole text
     NeedsWholeText,
+    /// it has the transaction's time in it, and would take it from several shards
+    NeedsSharedClock,
     /// the client is gone, or the session must end
     Gone,
 }

@@ -31,6 +31,10 @@ pub(crate) struct Statement {
     pub(crate) uses_sequences: bool,
     /// how often it was looked up; stops counting when it is often
     uses: AtomicU32,
+    /// calls the functions of schema pgherd that stand for `now()`, for which the transaction's time must be set
+    pub(crate) shared_clock: bool,
+    /// has `$1` …
+    pub(crate) has_parameters: bool,
     analysed: Mutex<Option<Analysed>>,
     described: Mutex<Option<Described>>,
 }
@@ -70,6 +74,11 @@ impl Statement {
             uses_sequences: ["nextval", "currval", "lastval", "setval"]
                 .iter()
                 .any(|f| lower.contains(f)),
+            shared_clock: pgherd_sql::clock::uses_shared_clock(text, &parsed.tokens),
+            has_parameters: parsed
+                .tokens
+                .iter()
+                .any(|t| t.kind == pgherd_sql::lexer::TokenKind::Parameter),
             parsed,
             uses: AtomicU32::new(0),
             analysed: Mutex::default(),

@@ -69,6 +69,8 @@ states! {
     INSUFFICIENT_PRIVILEGE = b"42501";
     /// undefined_column
     UNDEFINED_COLUMN = b"42703";
+    /// undefined_function
+    UNDEFINED_FUNCTION = b"42883";
     /// undefined_object
     UNDEFINED_OBJECT = b"42704";
     /// undefined_table

@@ -172,6 +172,14 @@ pub(crate) async fn truncate(
     for table in &tables {
         work.refuse_refused(table)?;
     }
+    // Its user never made it a partitioned table, so ONLY means nothing.
+    let by_default = |name: &&ObjectName| {
+        let table = work.sharded(name);
+        table.is_some_and(|t| t.sharded().is_some_and(|s| s.by_default))
+    };
+    let whole: Vec<_> = ddl.relations.iter().filter(by_default).collect();
+    let blanked = text.blank_only(&whole);
+    let text = &text.over(&blanked);
     let shards = work.shards();
     work.lock(&shards, &parents(&tables), "ACCESS EXCLUSIVE").await?;
     let tag = work.on_home(text.text).await?;

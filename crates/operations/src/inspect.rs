@@ -113,6 +113,11 @@ impl Relation {
         Name::new(&self.schema, &self.name)
     }
 
+    /// Whether it has a column of this name.
+    pub fn has_column(&self, name: &str) -> bool {
+        self.columns.iter().any(|c| c.name.as_deref() == Some(name))
+    }
+
     /// The column's key type, or why it has none.
     pub fn key_type(&self, column: &str) -> Result<KeyType, String> {
         let found = self.columns.iter().find(|c| c.name.as_deref() == Some(column));

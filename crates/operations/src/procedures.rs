@@ -4,14 +4,24 @@ use crate::convert::{self, Target, distributable};
 use crate::work::Work;
 use crate::{Outcome, Session, split};
 use pgherd_catalog::Change;
-use pgherd_model::{Name, ServerError, ShardId, SqlState, TableKind};
+use pgherd_model::{Name, ServerError, ShardId, SqlState, Table, TableKind};
 use pgherd_sql::{Literal, ObjectName};
 use pgherd_transaction::Transaction;
+use std::sync::Arc;
+
+const DISTRIBUTE: [(&str, Takes); 3] = [
+    ("table", Takes::Name),
+    ("key", Takes::Names),
+    ("colocate_with", Takes::Name),
+];
+const UNDISTRIBUTE: [(&str, Takes); 1] = [("table", Takes::Name)];
+const SPLIT: [(&str, Takes); 3] = [("table", Takes::Name), ("at", Takes::Any), ("to", Takes::Any)];
 
 /// Runs a procedure of schema `pgherd` inside the transaction, under the rules of [`crate::schema_change`].
 ///
 /// # Errors
-/// 42883 for a procedure that does not exist, 22023 for wrong arguments, and why the table cannot be changed.
+/// 42883 for a procedure that does not exist with such parameters, 42P01 and 42703 for names that do not, 22023 for
+/// values that cannot be, and why the table cannot be changed.
 pub async fn call(
     session: &Session<'_>,
     transaction: &mut Transaction,
@@ -22,20 +32,20 @@ pub async fn call(
     let mut work = Work::new(session, transaction, change);
     match procedure {
         "distribute" => {
-            let taken = take(procedure, arguments, &["table", "key", "colocate_with"], 2)?;
+            let taken = take(procedure, arguments, &DISTRIBUTE, 2)?;
             distribute(&mut work, &taken).await?;
         }
         "undistribute" => {
-            let taken = take(procedure, arguments, &["table"], 1)?;
+            let taken = take(procedure, arguments, &UNDISTRIBUTE, 1)?;
             undistribute(&mut work, &taken).await?;
         }
         "split" => {
-            let taken = take(procedure, arguments, &["table", "at", "to"], 2)?;
+            let taken = take(procedure, arguments, &SPLIT, 2)?;
             split_range(&mut work, &taken).await?;
         }
         other => {
             return Err(ServerError::new(
-                SqlState::from_code("42883"),
+                SqlState::UNDEFINED_FUNCTION,
                 format!("procedure pgherd.{other} does not exist"),
             )
             .with_hint("There are pgherd.distribute, pgherd.undistribute and pgherd.split."));
@@ -44,32 +54,100 @@ pub async fn call(
     work.finish("CALL".into()).await
 }
 
-/// Arguments by parameter, as text: positional ones first, then `name => value`.
+/// What a parameter takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    /// a name: text
+    Name,
+    /// one name or several: text, or an array of it
+    Names,
+    /// a value of the key's type, or a shard's name or number
+    Any,
+}
+
+/// A procedure's parameters by name; the first `required` must be given.
+type Parameters = [(&'static str, Takes)];
+
+/// Arguments by parameter, as text: positional ones first, then `name => value`. As PostgreSQL does, one that fits no
+/// parameter makes the procedure one that does not exist.
 fn take(
     procedure: &str,
     arguments: &[(Option<String>, Literal)],
-    names: &[&str],
+    parameters: &Parameters,
     required: usize,
 ) -> Result<Vec<Option<Vec<String>>>, ServerError> {
-    let invalid = |why: String| {
-        ServerError::new(SqlState::INVALID_PARAMETER_VALUE, format!("pgherd.{procedure}: {why}"))
-            .with_hint(format!("Its parameters are: {}.", names.join(", ")))
-    };
-    let mut taken = vec![None; names.len()];
+    let no_match = || no_such_procedure(procedure, arguments, parameters);
+    let mut given: Vec<Option<&Literal>> = vec![None; parameters.len()];
     for (i, (name, value)) in arguments.iter().enumerate() {
         let at = match name {
-            Some(name) => names.iter().position(|n| n == name),
-            None => Some(i).filter(|i| *i < names.len()),
+            Some(name) => parameters.iter().position(|(n, _)| n == name),
+            None => Some(i).filter(|i| *i < parameters.len()),
         };
-        let at = at.ok_or_else(|| match name {
-            Some(name) => invalid(format!("there is no parameter \"{name}\"")),
-            None => invalid("too many arguments".into()),
-        })?;
-        taken[at] = texts(value).map_err(invalid)?;
+        let at = at.ok_or_else(no_match)?;
+        if !fits(parameters[at].1, value) || given[at].replace(value).is_some() {
+            return Err(no_match());
+        }
     }
+    if given[..required].iter().any(Option::is_none) {
+        return Err(no_match());
+    }
+    let invalid = |why: String| {
+        ServerError::new(SqlState::INVALID_PARAMETER_VALUE, format!("pgherd.{procedure}: {why}"))
+            .with_hint(format!("Its parameters are: {}.", names(parameters)))
+    };
+    let taken = given.into_iter().map(|value| value.map_or(Ok(None), texts));
+    let taken = taken.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
     match taken[..required].iter().position(Option::is_none) {
-        Some(missing) => Err(invalid(format!("\"{}\" is missing", names[missing]))),
+        Some(null) => Err(invalid(format!("\"{}\" must not be NULL", parameters[null].0))),
         None => Ok(taken),
+    }
+}
+
+/// Whether a constant is of a type that the parameter takes without a cast.
+fn fits(takes: Takes, value: &Literal) -> bool {
+    match (takes, value) {
+        (Takes::Any, _) | (_, Literal::Null | Literal::Text(_) | Literal::Parameter(_) | Literal::Other(_)) => true,
+        (Takes::Names, Literal::Array(items)) => items.iter().all(|item| fits(Takes::Name, item)),
+        _ => false,
+    }
+}
+
+fn names(parameters: &Parameters) -> String {
+    let names: Vec<_> = parameters.iter().map(|(name, _)| *name).collect();
+    names.join(", ")
+}
+
+/// 42883 in PostgreSQL's words, with the types that the constants would have.
+fn no_such_procedure(procedure: &str, arguments: &[(Option<String>, Literal)], parameters: &Parameters) -> ServerError {
+    let written = arguments.iter().map(|(name, value)| match name {
+        Some(name) => format!("{name} => {}", type_of(value)),
+        None => type_of(value).to_owned(),
+    });
+    let written: Vec<_> = written.collect();
+    ServerError::new(
+        SqlState::UNDEFINED_FUNCTION,
+        format!("procedure pgherd.{procedure}({}) does not exist", written.join(", ")),
+    )
+    .with_hint(format!(
+        "The parameters of pgherd.{procedure} are: {}.",
+        names(parameters)
+    ))
+}
+
+/// A constant's type as PostgreSQL names it in such an error.
+fn type_of(value: &Literal) -> &'static str {
+    match value {
+        Literal::Boolean(_) => "boolean",
+        Literal::Number(n) if n.parse::<i32>().is_ok() => "integer",
+        Literal::Number(n) if n.parse::<i64>().is_ok() => "bigint",
+        Literal::Number(_) => "numeric",
+        Literal::Array(items) => match items.first() {
+            Some(Literal::Number(_)) => "integer[]",
+            Some(Literal::Boolean(_)) => "boolean[]",
+            _ => "text[]",
+        },
+        Literal::Row(_) => "record",
+        Literal::Null | Literal::Text(_) | Literal::Parameter(_) | Literal::Other(_) => "unknown",
     }
 }
 
@@ -129,11 +207,15 @@ async fn distribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> R
     work.announce([name.name.as_str()], &format!("distribute {written}"))
         .await?;
     let Some(relation) = work.inspect(&written).await? else {
-        return Err(ServerError::new(
-            SqlState::UNDEFINED_TABLE,
-            format!("relation \"{written}\" does not exist"),
-        ));
+        return Err(no_relation(&written));
     };
+    // Only a column of the table itself: a system column orders nothing that can be kept.
+    if let Some(missing) = key.iter().find(|k| !relation.has_column(k)) {
+        return Err(ServerError::new(
+            SqlState::UNDEFINED_COLUMN,
+            format!("column \"{missing}\" of relation \"{}\" does not exist", relation.name),
+        ));
+    }
     let home = work.home();
     work.lock(&[home], &[relation.full_name().to_string()], "ACCESS EXCLUSIVE")
         .await?;
@@ -148,8 +230,7 @@ async fn distribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> R
     let key_types = distributable(&relation, &key).map_err(cannot)?;
     let like = match first(taken, 2) {
         Some(other) => {
-            let table = work.sharded(&object_name(other)?);
-            let table = table.ok_or_else(|| wrong_kind_text(other, "is not a sharded table"))?;
+            let table = sharded(work, other).await?;
             if table
                 .sharded()
                 .is_some_and(|s| s.key_types != key_types || !s.automatic)
@@ -180,28 +261,37 @@ fn key_columns(given: &[String]) -> Result<Vec<String>, ServerError> {
     Ok(columns)
 }
 
-fn wrong_kind(name: &ObjectName, why: &str) -> ServerError {
-    wrong_kind_text(&name.name, why)
+/// The sharded table of this name. Errors: 42P01 where nothing has it, 42809 for something else.
+async fn sharded(work: &mut Work<'_, '_>, written: &str) -> Result<Arc<Table>, ServerError> {
+    let name = object_name(written)?;
+    if let Some(table) = work.sharded(&name) {
+        return Ok(table);
+    }
+    if work.resolve(&name).is_none() && work.inspect(written).await?.is_none() {
+        return Err(no_relation(written));
+    }
+    Err(wrong_kind(&name, "is not a sharded table"))
 }
 
-fn wrong_kind_text(name: &str, why: &str) -> ServerError {
-    ServerError::new(SqlState::WRONG_OBJECT_TYPE, format!("\"{name}\" {why}"))
+fn no_relation(written: &str) -> ServerError {
+    ServerError::new(
+        SqlState::UNDEFINED_TABLE,
+        format!("relation \"{written}\" does not exist"),
+    )
+}
+
+fn wrong_kind(name: &ObjectName, why: &str) -> ServerError {
+    ServerError::new(SqlState::WRONG_OBJECT_TYPE, format!("\"{}\" {why}", name.name))
 }
 
 async fn undistribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> Result<(), ServerError> {
-    let name = object_name(first(taken, 0).unwrap_or_default())?;
-    let table = work
-        .sharded(&name)
-        .ok_or_else(|| wrong_kind(&name, "is not a sharded table"))?;
+    let table = sharded(work, first(taken, 0).unwrap_or_default()).await?;
     let full: Name = table.name.clone();
     convert::undistribute(work, &full).await
 }
 
 async fn split_range(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> Result<(), ServerError> {
-    let name = object_name(first(taken, 0).unwrap_or_default())?;
-    let table = work
-        .sharded(&name)
-        .ok_or_else(|| wrong_kind(&name, "is not a sharded table"))?;
+    let table = sharded(work, first(taken, 0).unwrap_or_default()).await?;
     let to = match first(taken, 2) {
         Some(wanted) => Some(shard(work, wanted)?),
         None => None,

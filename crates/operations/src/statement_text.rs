@@ -104,6 +104,26 @@ impl<'a> StatementText<'a> {
         }
     }
 
+    /// The text with blanks for the word ONLY in front of these names, so that all offsets stay.
+    pub fn blank_only(&self, names: &[&ObjectName]) -> String {
+        let mut text = self.text.to_owned();
+        for name in names {
+            let before = self.tokens.iter().rfind(|t| (t.end as usize) <= name.span.start);
+            if let Some(only) = before.filter(|t| t.is_word(self.text, "only")) {
+                text.replace_range(only.start as usize..only.end as usize, "    ");
+            }
+        }
+        text
+    }
+
+    /// The same tokens in another text of the same offsets.
+    pub fn over<'t>(&'t self, text: &'t str) -> StatementText<'t> {
+        StatementText {
+            text,
+            tokens: self.tokens,
+        }
+    }
+
     /// `CREATE [UNIQUE] INDEX ON …` with a name put in.
     pub fn with_index_name(&self, name: &str) -> Option<String> {
         let at = self.find(&["index"])?;

@@ -50,8 +50,6 @@ pub(crate) struct Metadata {
     pub functions: Vec<(String, bool)>,
     /// this connection's transaction has changed something
     pub wrote: bool,
-    /// when its transaction began, UTC, without zone
-    pub now: String,
 }
 
 /// Asks the home shard, in one round trip, for relations by name (quoted, with or without a schema) and for users'
@@ -76,9 +74,9 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          LEFT JOIN pg_catalog.pg_constraint p ON p.conrelid = c.oid AND p.contype = 'p' \
          ORDER BY r.n, a.attnum; \
          SELECT f.proname::text, (f.provolatile = 'v')::text FROM pg_catalog.pg_proc f \
-         WHERE f.proname = ANY ({words}::text[]) AND f.provolatile <> 'i' AND f.oid >= 16384; \
-         SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text, \
-         to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+         WHERE f.proname = ANY ({words}::text[]) AND f.provolatile <> 'i' AND f.oid >= 16384 \
+         AND f.pronamespace IS DISTINCT FROM to_regnamespace('pgherd')::oid; \
+         SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text",
         names = array_literal(names),
         words = array_literal(words),
     );
@@ -103,7 +101,6 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
             .push((name.to_owned(), functions.text(row, 1) == Some("true")));
     }
     metadata.wrote = wrote.text(0, 0) == Some("true");
-    metadata.now = wrote.text(0, 1).unwrap_or_default().to_owned();
     Ok(metadata)
 }
 

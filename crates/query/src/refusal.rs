@@ -67,7 +67,7 @@ pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
         ));
     }
     for word in &parsed.words {
-        if SYSTEM_COLUMNS.contains(&word.as_str()) {
+        if SYSTEM_COLUMNS.contains(&word.as_str()) && !is_call(parsed, word) {
             return Err(ServerError::unsupported(
                 format!("system column \"{word}\" is not supported in a query over several shards"),
                 "Name the rows by their key instead.",
@@ -81,6 +81,13 @@ pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
         }
     }
     Ok(())
+}
+
+/// Whether a word is a function's name wherever it stands, as in `pgherd.tableoid(…)`.
+fn is_call(parsed: &ParsedQuery, word: &str) -> bool {
+    let (text, tokens) = (&parsed.text, &parsed.tokens);
+    let mut mentions = (0..tokens.len()).filter(|&i| tokens[i].identifier(text).as_deref() == Some(word));
+    mentions.all(|i| tokens.get(i + 1).is_some_and(|next| next.is(text, "(")))
 }
 
 /// A volatile function that tried to write where the statement runs READ ONLY.

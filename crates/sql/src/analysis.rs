@@ -1,8 +1,10 @@
 //! What is known of a statement before its parameters are: which tables, where it may run, how its text
 //! would change. Made once per text, epoch and search path; routing an execution is then cheap.
 
+use crate::clock;
 use crate::functions;
 use crate::insert::InsertPlan;
+use crate::instead::{self, Instead, Only};
 use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
 use crate::parse::Parsed;
@@ -35,9 +37,25 @@ pub struct Analysis {
     pub returning: bool,
     /// it finds one row of a sharded table by a whole unique key
     pub point: Option<Point>,
+    /// what must be run in its place
+    pub instead: Option<Instead>,
+    /// where it takes the transaction's time from
+    pub clock: Clock,
+    tokens: Arc<[Token]>,
     text: Arc<str>,
     types: Vec<u32>,
     decision: Decision,
+}
+
+/// Whether a statement has the transaction's time in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// it has not
+    None,
+    /// in its text
+    Text,
+    /// in defaults of the table that it inserts into
+    Defaults,
 }
 
 #[derive(Debug)]
@@ -112,6 +130,9 @@ pub fn analyze(
         sharded: Vec::new(),
         returning: false,
         point: None,
+        instead: None,
+        clock: Clock::None,
+        tokens: parsed.tokens.clone(),
         text: own.into(),
         types: parameter_types.to_vec(),
         decision: Decision::Home,
@@ -126,6 +147,9 @@ impl Analysis {
             parsed.kind,
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
         );
+        if walked && self.decide_only(parsed, context) {
+            return;
+        }
         let tree = parsed.ast.as_deref().filter(|_| walked);
         let whole = tree.is_some_and(|tree| self.decide_tree(parsed, tree, context));
         if !whole {
@@ -134,6 +158,9 @@ impl Analysis {
         if let Decision::Refuse(_) = self.decision {
             return;
         }
+        if walked {
+            self.clock = self.find_clock(context);
+        }
         let sharded = &self.sharded;
         let is_column = |name: &str| sharded.iter().any(|t| t.column(name).is_some());
         let called = functions::unsafe_call(context.text, context.tokens, context.snapshot, &is_column);
@@ -141,6 +168,58 @@ impl Analysis {
         if let Some(name) = called.filter(|_| runs) {
             self.touches_sharded = true;
             self.decision = Decision::Refuse(unsafe_function(&name));
+        }
+    }
+
+    /// ONLY, which sqlparser does not know; false where there is none to decide about.
+    fn decide_only(&mut self, parsed: &Parsed, context: &Context) -> bool {
+        let Some(only) = instead::only(context) else {
+            return false;
+        };
+        self.note_identifiers(context);
+        self.decision = match only {
+            Only::Parents(references) => {
+                references
+                    .iter()
+                    .for_each(|r| self.note(&r.name.name, r.table.as_ref()));
+                Decision::Home
+            }
+            Only::Unclear(error) => Decision::Refuse(error),
+            Only::Nothing(instead) => {
+                self.instead = Some(instead);
+                Decision::Refuse(not_understood(&parsed.kind))
+            }
+        };
+        true
+    }
+
+    fn find_clock(&self, context: &Context) -> Clock {
+        match &self.decision {
+            _ if !clock::replacements(context.text, context.tokens).is_empty() => Clock::Text,
+            Decision::Insert(plan) if plan.has_timed_defaults() => Clock::Defaults,
+            _ => Clock::None,
+        }
+    }
+
+    /// The statement with the time of the shard that the transaction began on, in its text and in the defaults of the
+    /// rows that it inserts; None where it has no time in it.
+    pub fn with_shared_clock(&self) -> Option<Instead> {
+        if self.clock == Clock::None {
+            return None;
+        }
+        let mut replacements = clock::replacements(&self.text, &self.tokens);
+        if let Decision::Insert(plan) = &self.decision {
+            plan.write_timed_defaults(&mut replacements);
+        }
+        replacements.sort_by_key(|(span, _)| (span.start, span.end));
+        Some(Instead::new(&self.text, &replacements))
+    }
+
+    /// Rows that an INSERT … VALUES has; 0 for other statements.
+    pub fn inserted_rows(&self) -> usize {
+        match &self.decision {
+            Decision::Insert(plan) => plan.rows.len(),
+            _ => 0,
         }
     }
 
@@ -171,6 +250,11 @@ impl Analysis {
         }
         self.returning = has_returning(tree);
         if !self.touches_sharded {
+            return true;
+        }
+        if let Some(instead) = instead::tableoid(&walk.references, context) {
+            self.instead = Some(instead);
+            self.decision = Decision::Refuse(not_understood(&parsed.kind));
             return true;
         }
         self.decision = match refused(&walk.references) {
@@ -336,7 +420,8 @@ impl Analysis {
     /// A cluster of one shard is a plain PostgreSQL: whatever is not for one range goes there as it came.
     fn on_one_shard(&self, route: Route, snapshot: &Snapshot) -> Route {
         match route {
-            Route::Forward(_) => route,
+            // The numbers that it draws are remembered for the session.
+            Route::Forward(_) | Route::Defaults { .. } => route,
             _ if snapshot.shards.len() > 1 => route,
             _ => Route::Forward(Part {
                 fences: self.fences(),

@@ -80,7 +80,10 @@ pub(crate) fn has_time(text: &str, tokens: &[Token]) -> bool {
         let string = t.string(text).map(|s| s.trim().to_ascii_lowercase());
         string.is_some_and(|s| INPUTS.iter().any(|i| s.starts_with(i)))
     };
-    tokens.iter().any(|t| word(t) || input(t)) || calls(text, tokens).any(|(_, name)| CALLS.contains(&name.as_str()))
+    // What schema pgherd's functions say is the same on every shard.
+    let shared = |i: usize| i > 1 && tokens[i - 1].is(text, ".") && tokens[i - 2].is_word(text, "pgherd");
+    tokens.iter().any(|t| word(t) || input(t))
+        || calls(text, tokens).any(|(i, name)| CALLS.contains(&name.as_str()) && !shared(i))
 }
 
 /// Whether a call's meaning is the home shard's state.

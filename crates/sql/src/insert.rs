@@ -162,6 +162,16 @@ impl InsertPlan {
         };
         plan.judged |= plan.key.len() != sharded.key.len();
         plan.read(insert, values, &table, context);
+        let behind = plan.rows.last().map_or(plan.values_at.end, |row| row.span.end);
+        let first = context.tokens.partition_point(|t| (t.start as usize) < behind);
+        if functions::bound_to_home(context.text, &context.tokens[first..]) {
+            plan.refused.get_or_insert_with(|| {
+                ServerError::unsupported(
+                    "RETURNING and ON CONFLICT of an INSERT into a sharded table cannot call functions of sequences and sessions",
+                    "The shard that stores the row has none of their state. Call the function in a statement of its own.",
+                )
+            });
+        }
         plan.table_for_columns(table);
         Some(Ok(plan))
     }
@@ -282,6 +292,11 @@ impl InsertPlan {
                 && default_scalar(described.default.as_deref()).is_none())
     }
 
+    /// Whether PostgreSQL will refuse it as it is.
+    pub fn is_judged(&self) -> bool {
+        self.judged
+    }
+
     pub fn sharded(&self) -> &Sharded {
         placement(&self.table)
     }
@@ -315,7 +330,10 @@ impl InsertPlan {
             None if union.is_empty() => None,
             None => {
                 return match self.query(text, &slots, &union, parameters) {
-                    Ok(query) => Route::Defaults { query },
+                    Ok(query) => Route::Defaults {
+                        query,
+                        drawn: self.drawn(&union),
+                    },
                     Err(error) => Route::Refuse(error),
                 };
             }

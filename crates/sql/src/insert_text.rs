@@ -1,8 +1,9 @@
 //! The texts of an INSERT … VALUES: the query for what the home shard must give, and the INSERT of some of its rows.
 
 use crate::insert::{CellKind, InsertPlan, Slot};
+use crate::placed::is_sequence_default;
 use crate::relations::substitute;
-use crate::route::Replaced;
+use crate::route::{Drawn, Replaced};
 use crate::scalar::{Parameters, Scalar};
 use pgherd_model::{Column, KeyType, Name, ServerError, quote_identifier, quote_literal};
 use std::collections::BTreeSet;
@@ -64,6 +65,25 @@ impl InsertPlan {
             rows.push(format!("({})", exprs.join(", ")));
         }
         Ok(format!("{judge}VALUES {}", rows.join(", ")))
+    }
+
+    /// The answer's columns for which sequences are asked.
+    pub fn drawn(&self, union: &BTreeSet<Slot>) -> Vec<Drawn> {
+        let columns = union.iter().enumerate().filter_map(|(at, slot)| {
+            let default = self.table.columns[self.column_of(*slot)].default.as_deref()?;
+            is_sequence_default(default).then(|| Drawn {
+                column: at,
+                sequence: drawn_sequence(default),
+            })
+        });
+        columns.collect()
+    }
+
+    fn column_of(&self, slot: Slot) -> usize {
+        match slot {
+            Slot::Cell(place) => self.columns[place],
+            Slot::Omitted(column) => column,
+        }
     }
 
     /// The query's casts are explicit and would take what an assignment refuses (`true` for an integer): a
@@ -223,14 +243,10 @@ impl InsertPlan {
     }
 
     fn is_always(&self, slot: Slot) -> bool {
-        let column = match slot {
-            Slot::Cell(place) => self.columns[place],
-            Slot::Omitted(column) => column,
-        };
-        self.table.columns[column].identity == Some(true)
+        self.table.columns[self.column_of(slot)].identity == Some(true)
     }
 
-    fn names(&self, columns: &[usize]) -> String {
+    pub fn names(&self, columns: &[usize]) -> String {
         let names: Vec<_> = columns
             .iter()
             .map(|&c| quote_identifier(&self.table.columns[c].name))
@@ -240,7 +256,7 @@ impl InsertPlan {
 
     /// Columns that the statement leaves out join the list; without a list, one is made, since a child's columns may
     /// have another order.
-    fn column_list(&self, child: bool, omitted: &[usize], replacements: &mut Vec<(Range<usize>, String)>) {
+    pub fn column_list(&self, child: bool, omitted: &[usize], replacements: &mut Vec<(Range<usize>, String)>) {
         if self.default_values {
             return;
         }
@@ -299,11 +315,7 @@ impl InsertPlan {
     }
 
     fn value(&self, given: Option<&Given>, row: usize, slot: Slot) -> String {
-        let column = match slot {
-            Slot::Cell(place) => self.columns[place],
-            Slot::Omitted(column) => column,
-        };
-        let described = &self.table.columns[column];
+        let described = &self.table.columns[self.column_of(slot)];
         let type_name = cast_name(described);
         match given.and_then(|g| g.answer(row, slot)).flatten() {
             Some(text) => format!("{}::{type_name}", quote_literal(text)),
@@ -337,6 +349,20 @@ impl InsertPlan {
         replacements.sort_by_key(|(span, _)| (span.start, span.end));
         Some(numbers)
     }
+}
+
+/// The sequence of `nextval('s'::regclass)`.
+fn drawn_sequence(default: &str) -> Option<String> {
+    let tokens = crate::lexer::tokenize(default).ok()?;
+    let [name, open, sequence, cast, regclass, close] = tokens.as_slice() else {
+        return None;
+    };
+    let whole = name.is_word(default, "nextval")
+        && open.is(default, "(")
+        && cast.is(default, "::")
+        && regclass.is_word(default, "regclass")
+        && close.is(default, ")");
+    sequence.string(default).filter(|_| whole)
 }
 
 /// The type to cast a column's value to: casts to varchar(n) and char(n) would cut what an assignment refuses.

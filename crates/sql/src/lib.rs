@@ -10,14 +10,17 @@ pub mod analysis;
 mod classify;
 mod classify_copy;
 mod classify_ddl;
+pub mod clock;
 mod condition;
 pub mod copy_split;
 mod cursor;
 mod facts;
 mod functions;
 mod insert;
+mod insert_clock;
 mod insert_place;
 mod insert_text;
+pub mod instead;
 pub mod kind;
 pub mod lexer;
 mod literal;
@@ -34,7 +37,8 @@ mod table_as;
 mod tree;
 mod walk;
 
-pub use analysis::{Analysis, analyze, name_hash};
+pub use analysis::{Analysis, Clock, analyze, name_hash};
+pub use instead::Instead;
 pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName, SetValue,
 };
@@ -42,7 +46,7 @@ pub use parse::{Parsed, parse};
 pub use point::Point;
 pub use position::map_position;
 pub use prune::ranges_of;
-pub use route::{Forward, Merge, ParameterValue, Part, Route};
+pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Route};
 pub use table_as::{TableAs, table_as};
 
 #[cfg(test)]

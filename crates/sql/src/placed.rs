@@ -345,7 +345,7 @@ impl<'a> DirectCheck<'a> {
                     && tokens.get(i + 2).is_some_and(|t| t.text(context.text).starts_with('*'))
             })
             .count();
-        let tableoid = tokens.iter().any(|t| t.is_word(context.text, "tableoid"));
+        let tableoid = (0..tokens.len()).any(|i| tokens[i].is_word(context.text, "tableoid") && !is(i + 1, "("));
         Self {
             context,
             names: walk.references.iter().map(|r| r.name.span.start..r.end).collect(),

@@ -56,6 +56,15 @@ pub enum Merge {
     Interleave(Vec<u16>),
 }
 
+/// A column of the answer to [`Route::Defaults`] for which a sequence is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawn {
+    /// the column's place in the answer
+    pub column: usize,
+    /// the sequence, as text that regclass takes; None where the default is more than a number of a sequence
+    pub sequence: Option<String>,
+}
+
 /// A whole statement on one shard.
 pub type Forward = Part;
 
@@ -76,6 +85,8 @@ pub enum Route {
     Defaults {
         /// `SELECT nextval(…), … FROM generate_series(1, n)`
         query: String,
+        /// the columns of its rows that are numbers drawn from sequences, in the order in which they are drawn
+        drawn: Vec<Drawn>,
     },
     /// A SELECT (or the SELECT of INSERT … SELECT) over several ranges: the query crate plans it.
     Plan,

@@ -109,6 +109,10 @@ impl Mode {
     }
 }
 
+/// The transaction's time on one shard.
+const ASK_CLOCK: &str =
+    "SELECT pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'";
+
 /// How COMMIT ended.
 #[derive(Debug, Clone)]
 pub struct Committed {
@@ -124,6 +128,8 @@ pub struct Transaction {
     who: Identity,
     mode: Mode,
     started_at: SystemTime,
+    /// what `now()` gives on the first participant, once it was asked
+    clock: Option<Arc<str>>,
     pub(crate) participants: Vec<Participant>,
     savepoints: Vec<String>,
     /// statements for shards that join late, each with the number of savepoints that were open
@@ -149,6 +155,7 @@ impl Transaction {
             who,
             mode,
             started_at: SystemTime::now(),
+            clock: None,
             participants: Vec::new(),
             savepoints: Vec::new(),
             replays: Vec::new(),
@@ -199,8 +206,7 @@ impl Transaction {
         self.mode = mode;
     }
 
-    /// When it began: what `now()` should be on every shard. The shards' own `now()` is when each was enlisted, so
-    /// whoever writes SQL for a second shard puts this value in its place.
+    /// When it began here.
     pub fn started_at(&self) -> SystemTime {
         self.started_at
     }
@@ -302,6 +308,24 @@ impl Transaction {
             Some(registration) => registration.watched.end().await,
             None => None,
         }
+    }
+
+    /// The shard that was enlisted first.
+    pub fn first_shard(&self) -> Option<ShardId> {
+        self.participants.first().map(Participant::shard)
+    }
+
+    /// What `now()` is in this transaction, for statements on any of its shards: UTC, as timestamptz takes it. Each shard's
+    /// own `now()` is when it was enlisted; the first one's counts, so that on one shard nothing differs from PostgreSQL,
+    /// also not in defaults, functions and triggers. None while no shard takes part.
+    pub async fn clock(&mut self) -> Result<Option<Arc<str>>, Error> {
+        if self.clock.is_none()
+            && let Some(first) = self.first_shard()
+        {
+            let results = self.participant(first).await?.simple(ASK_CLOCK).await?;
+            self.clock = results.first().and_then(|r| r.text(0, 0)).map(Arc::from);
+        }
+        Ok(self.clock.clone())
     }
 
     pub(crate) fn position(&self, shard: ShardId) -> Option<usize> {

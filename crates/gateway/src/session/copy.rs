@@ -71,6 +71,8 @@ impl Session {
             TableKind::Sharded(_) => {
                 only_to_client(shape)?;
                 if shape.from {
+                    // Its defaults may draw numbers that the session does not see.
+                    self.drawn.forget();
                     self.copy_into(unit, shape, entered, &table).await
                 } else {
                     self.copy_table(unit, shape, &table).await

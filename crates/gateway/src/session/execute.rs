@@ -62,9 +62,16 @@ impl Session {
         if self.control(kind).await? {
             return Ok(());
         }
-        self.check_not_failed()?;
-        if unit.statement.uses_sequences && self.who.pin.is_none() {
-            self.pin_home("DISCARD SEQUENCES").await?;
+        if self.block.is_failed() {
+            self.refuse_in_failed(&unit.statement.text).await?;
+        }
+        if unit.statement.uses_sequences {
+            if self.who.pin.is_none() {
+                self.pin_home("DISCARD SEQUENCES").await?;
+            }
+            if let Some(instead) = self.with_drawn_numbers(unit).await? {
+                return self.run_instead(unit, &instead).await;
+            }
         }
         if unit.statement.sets_config {
             self.take_over_set_config(unit).await?;
@@ -91,6 +98,13 @@ impl Session {
                 "two-phase commit by the client",
                 "Use BEGIN and COMMIT: pgherd commits over several shards atomically by itself.",
             )),
+            // The simple protocol has no parameters, and outside of a block nothing stays locked: PostgreSQL says so.
+            Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
+                if unit.statement.has_parameters && matches!(unit.mode, Mode::Simple) =>
+            {
+                self.judged_by_home(unit).await
+            }
+            Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
             Kind::WholeServer => Err(unsupported(
                 "this command concerns whole servers and",
                 "Run it on each shard, then `pgherd init` for a new database.",
@@ -119,15 +133,38 @@ impl Session {
         Ok(())
     }
 
+    /// Sends a statement to the home shard as it came, since PostgreSQL will refuse it.
+    async fn judged_by_home(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let part = pgherd_sql::Part {
+            shard: self.gateway.shards.home(),
+            text: unit.statement.text.clone(),
+            parameters: None,
+            fences: Vec::new(),
+            replaced: Arc::default(),
+        };
+        let entered = self.enter(unit).await?;
+        self.forward(unit, &entered, &part).await
+    }
+
     /// Runs a statement where routing says, again with a fresh catalog where the route was stale.
     pub(crate) async fn routed(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let mut tries = 0;
         loop {
             let mark = self.client.out.len();
             let entered = self.enter(unit).await?;
+            let mut instead = entered.analysis.instead.clone();
             let epoch = entered.snapshot.epoch;
-            let result = self.run_entered(unit, &entered).await;
+            let result = match instead {
+                Some(_) => Ok(()),
+                None => self.run_entered(unit, &entered).await,
+            };
+            if let Err(Problem::NeedsSharedClock) = result {
+                instead = entered.analysis.with_shared_clock();
+            }
             drop(entered);
+            if let Some(instead) = instead {
+                return self.run_instead(unit, &instead).await;
+            }
             match result {
                 Err(Problem::Error(error)) if names_missing_child(&error) => {
                     let nothing_delivered = self.client.out.len() == mark;
@@ -151,9 +188,16 @@ impl Session {
         }
         let types = self.parameter_types(unit, entered).await?;
         let values = unit.values(&types);
-        let route = match entered.analysis.route(&entered.snapshot, &values) {
-            Route::Defaults { query } => {
-                let rows = self.default_values(&query).await?;
+        let route = entered.analysis.route(&entered.snapshot, &values);
+        if self.needs_shared_clock(&entered.analysis, &route) {
+            return Err(Problem::NeedsSharedClock);
+        }
+        let route = match route {
+            Route::Defaults { query, drawn } => {
+                let rows = self.default_values(unit, query).await?;
+                if self.who.pin.is_none() {
+                    self.drawn.note(&drawn, &rows);
+                }
                 entered.analysis.route_with_defaults(&entered.snapshot, &values, &rows)
             }
             route => route,
@@ -182,7 +226,11 @@ impl Session {
             type_oid: 0,
         };
         let values: Vec<ParameterValue<'_>> = template.values().map(value).collect();
-        let Route::Forward(part) = entered.analysis.route(&entered.snapshot, &values) else {
+        let route = entered.analysis.route(&entered.snapshot, &values);
+        if self.needs_shared_clock(&entered.analysis, &route) {
+            return Err(Problem::NeedsWholeText);
+        }
+        let Route::Forward(part) = route else {
             return Err(Problem::NeedsWholeText);
         };
         if let Some(types) = constant_types(unit, entered, template) {
@@ -216,8 +264,15 @@ impl Session {
     }
 
     /// Values of defaults that only the home shard can give, one row per inserted row.
-    async fn default_values(&mut self, query: &str) -> Result<Vec<Vec<Option<String>>>, Problem> {
-        let results = self.ask_home(query).await?;
+    async fn default_values(&mut self, unit: Unit<'_>, query: String) -> Result<Vec<Vec<Option<String>>>, Problem> {
+        let query = match unit.statement.shared_clock {
+            true => match self.clock_setting(self.gateway.shards.home()).await? {
+                Some(setting) => format!("{setting}; {query}"),
+                None => query,
+            },
+            false => query,
+        };
+        let results = self.ask_home(&query).await?;
         let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
         let text = |v: Option<bytes::Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
         Ok(rows

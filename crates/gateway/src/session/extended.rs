@@ -100,7 +100,7 @@ impl Session {
         let mut i = 0;
         while i < messages.len() {
             let result = match &mut messages[i] {
-                PgWireFrontendMessage::Parse(parse) => self.parse(parse),
+                PgWireFrontendMessage::Parse(parse) => self.parse(parse).await,
                 PgWireFrontendMessage::Bind(bind) => self.bind(bind),
                 PgWireFrontendMessage::Close(close) => self.close(close).await,
                 PgWireFrontendMessage::Describe(describe) => {
@@ -141,7 +141,7 @@ impl Session {
         Ok(())
     }
 
-    fn parse(&mut self, parse: &mut Parse) -> Result<(), Problem> {
+    async fn parse(&mut self, parse: &mut Parse) -> Result<(), Problem> {
         let name = parse.name.take().unwrap_or_default();
         let statements = self.gateway.cache.parse(&parse.query)?;
         if statements.len() > 1 {
@@ -153,7 +153,7 @@ impl Session {
         }
         let statement = statements.first().cloned();
         if self.block.is_failed() && !statement.as_ref().is_some_and(|s| ends_failed_block(&s.parsed.kind)) {
-            self.check_not_failed()?;
+            self.refuse_in_failed(&parse.query).await?;
         }
         if !name.is_empty() && self.prepared.contains_key(&name) {
             return Err(ServerError::new(

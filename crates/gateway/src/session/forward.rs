@@ -23,7 +23,7 @@ type TypedParameter<'a> = (u32, &'a (bool, Option<Bytes>));
 impl Session {
     /// Forwards to one shard: alone in autocommit, else as a participant of the block.
     pub(crate) async fn forward(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
-        if self.block.is_none() && part.fences.is_empty() {
+        if self.block.is_none() && part.fences.is_empty() && !unit.statement.shared_clock {
             return self.forward_alone(unit, entered, part).await;
         }
         let made = self.ensure_block();
@@ -88,12 +88,17 @@ impl Session {
         part: &Part,
     ) -> Result<Option<String>, Problem> {
         let fresh = || entered.guard.is_valid();
+        let clock = match unit.statement.shared_clock {
+            true => self.clock_setting(part.shard).await?,
+            false => None,
+        };
         let open = self.block.open_mut().ok_or_else(no_block)?;
         enlist(&mut open.transaction, unit, part.shard).await?;
         if !entered.analysis.read_only {
             open.transaction.wrote(part.shard);
         }
         let backend = enlist(&mut open.transaction, unit, part.shard).await?;
+        clock.iter().for_each(|setting| backend.queue_silent(setting));
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;

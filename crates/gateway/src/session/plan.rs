@@ -57,6 +57,8 @@ impl Session {
         let columns = description.columns.as_deref();
         let (written, mut rows) = match &unit.statement.parsed.kind {
             Kind::Insert => {
+                // Its defaults may draw numbers that the session does not see.
+                self.drawn.forget();
                 let (count, rows) =
                     pgherd_query::insert_select(statement, columns, &mut open.transaction, &gateway.engine).await?;
                 (Some(("INSERT 0", count)), rows.unwrap_or_default())

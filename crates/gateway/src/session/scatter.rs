@@ -42,6 +42,10 @@ impl Session {
         parts: &[Part],
         merge: &Merge,
     ) -> Result<Option<String>, Problem> {
+        let clock = match (unit.statement.shared_clock, parts.first()) {
+            (true, Some(first)) => self.clock_setting(first.shard).await?,
+            _ => None,
+        };
         let open = self.block.open_mut().ok_or_else(no_block)?;
         for (i, part) in parts.iter().enumerate() {
             enlist(&mut open.transaction, unit, part.shard).await?;
@@ -53,6 +57,7 @@ impl Session {
                 0 => self.cancel.slot.start(backend.cancel_token()),
                 _ => self.cancel.slot.add(backend.cancel_token()),
             }
+            clock.iter().for_each(|setting| backend.queue_silent(setting));
             lock_fences(backend, part);
             put_statement(backend, &self.gateway.cache, part, unnamed(unit), None)?;
             backend.flush().await?;

@@ -24,6 +24,8 @@ pub(crate) struct Settings {
     pub(crate) search_path_id: u64,
     pub(crate) default_distribution: String,
     pub(crate) initial_bounds: String,
+    /// whether PostgreSQL has a value for the two settings above
+    own: [bool; 2],
     /// default_transaction_isolation, where it is more than READ COMMITTED
     pub(crate) default_isolation: Option<Isolation>,
     pub(crate) timeouts: Timeouts,
@@ -79,7 +81,7 @@ impl Settings {
         if let Some(sql) = self
             .startup
             .iter()
-            .find(|(n, _)| *n == name)
+            .find(|(n, _)| n.eq_ignore_ascii_case(&name))
             .map(|(n, v)| set_statement(n, v))
         {
             self.list.push((name, sql.into()));
@@ -138,6 +140,37 @@ impl Settings {
         self.search_path = path.into();
         self.default_distribution = distribution.filter(|v| !v.is_empty()).unwrap_or("local").to_owned();
         self.initial_bounds = bounds.unwrap_or_default().to_owned();
+        // A setting that another session made known on the backend is there, but empty.
+        self.own = [distribution, bounds].map(|value| value.is_some_and(|v| !v.is_empty()));
+    }
+
+    /// pgherd's own settings, where neither the role, the database nor the start-up message gives them: PostgreSQL knows
+    /// no default for a setting that it does not know, so the session starts with the gateway's.
+    pub(crate) fn add_defaults(&mut self, configured: [(&str, Option<&str>); 2]) {
+        for ((name, value), given) in configured.into_iter().zip(self.own) {
+            if given {
+                continue;
+            }
+            let [distribution, bounds] = [&mut self.default_distribution, &mut self.initial_bounds];
+            let effective = if name == "pgherd.initial_bounds" {
+                bounds
+            } else {
+                distribution
+            };
+            if let Some(value) = value {
+                value.clone_into(effective);
+            }
+            self.startup.push((name.to_owned(), effective.clone()));
+        }
+        self.reset_all();
+    }
+
+    /// What makes a setting on a backend of this session's what RESET makes it for a connection: the start-up's value.
+    /// None for all settings.
+    pub(crate) fn startup_sql(&self, name: Option<&str>) -> String {
+        let wanted = |n: &str| name.is_none_or(|name| n.eq_ignore_ascii_case(name));
+        let of = self.startup.iter().filter(|(n, _)| wanted(n));
+        of.map(|(n, v)| format!("; {}", set_statement(n, v))).collect()
     }
 }
 

@@ -62,14 +62,16 @@ impl Session {
                 self.client.put_tag("SET");
             }
             Kind::Reset(Some(name)) => {
-                self.run_setting(&text).await?;
+                let sql = format!("{text}{}", self.settings.startup_sql(Some(name)));
+                self.run_setting(&sql).await?;
                 self.settings.reset(name);
                 self.settings_changed();
                 self.after_setting(name).await?;
                 self.client.put_tag("RESET");
             }
             Kind::Reset(None) => {
-                self.run_setting(&text).await?;
+                let sql = format!("{text}{}", self.settings.startup_sql(None));
+                self.run_setting(&sql).await?;
                 self.settings.reset_all();
                 self.settings_changed();
                 self.refresh_effective_settings().await?;
@@ -106,7 +108,13 @@ impl Session {
     /// SET for the session.
     async fn set(&mut self, name: &str, value: &SetValue, text: &str) -> Result<(), Problem> {
         let before = self.settings.clone();
-        self.run_setting(text).await?;
+        match value {
+            SetValue::Default => {
+                let sql = format!("{text}{}", self.settings.startup_sql(Some(name)));
+                self.run_setting(&sql).await?;
+            }
+            SetValue::Values(_) => self.run_setting(text).await?,
+        }
         match value {
             SetValue::Default => self.settings.reset(name),
             SetValue::Values(_) => self.settings.set(name, text),
@@ -312,6 +320,12 @@ impl Session {
                 "DISCARD ALL cannot run inside a transaction block",
             );
             return Err(error.into());
+        }
+        if what == "ALL" || what == "SEQUENCES" {
+            self.drawn.forget();
+        }
+        if what == "SEQUENCES" && self.who.pin.is_some() {
+            self.ask_home("DISCARD SEQUENCES").await?;
         }
         if what == "ALL" || what.starts_with("TEMP") {
             self.drop_pinned();

@@ -1,5 +1,6 @@
 //! The simple protocol: a text of one or several statements, all of them one implicit transaction where several.
 
+use super::syntax::is_doubtful;
 use super::{Mode, Problem, Session, Unit};
 use crate::template::Template;
 use pgherd_model::{ServerError, SqlState};
@@ -41,7 +42,9 @@ impl Session {
         if !plain || statement.parsed.ast.is_none() || statement.uses_sequences || statement.sets_config {
             return Ok(false);
         }
-        self.check_not_failed()?;
+        if self.block.is_failed() {
+            return Ok(false);
+        }
         let unit = Unit {
             statement,
             types: &[],
@@ -66,6 +69,9 @@ impl Session {
             return Ok(());
         }
         let several = statements.len() > 1;
+        if several && statements.iter().any(|s| is_doubtful(&s.parsed.kind)) {
+            self.check_syntax(text).await?;
+        }
         for statement in statements.iter() {
             if several {
                 self.begin_implicit(&statement.parsed.kind);

@@ -39,6 +39,7 @@ impl Session {
             block: Block::default(),
             cancel,
             temporary: Default::default(),
+            drawn: Default::default(),
             gathered: Vec::new(),
             skip_to_sync: false,
             copy_took_sync: false,
@@ -61,6 +62,16 @@ impl Session {
         let reported = backend.parameters().to_vec();
         drop(backend);
         self.refresh_effective_settings().await?;
+        let defaults = [
+            (
+                "pgherd.default_distribution",
+                &self.gateway.options.default_distribution,
+            ),
+            ("pgherd.initial_bounds", &self.gateway.options.initial_bounds),
+        ];
+        self.settings
+            .add_defaults(defaults.map(|(name, value)| (name, value.as_deref())));
+        self.who.settings = self.settings.for_backends();
         self.check_own_settings()?;
         self.client.put(b'R', &0i32.to_be_bytes());
         for (name, value) in &reported {
@@ -78,12 +89,6 @@ impl Session {
 /// Splits the start-up message into who, where and settings.
 fn read_parameters(parameters: Vec<(String, String)>, gateway: &Shared) -> Result<(Identity, Settings), ServerError> {
     let (mut user, mut database, mut startup) = (None, None, Vec::new());
-    if let Some(distribution) = &gateway.options.default_distribution {
-        startup.push(("pgherd.default_distribution".to_owned(), distribution.clone()));
-    }
-    if let Some(bounds) = &gateway.options.initial_bounds {
-        startup.push(("pgherd.initial_bounds".to_owned(), bounds.clone()));
-    }
     for (name, value) in parameters {
         match name.as_str() {
             "user" => user = Some(value),

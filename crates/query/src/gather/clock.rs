@@ -1,5 +1,5 @@
 //! `now()` and its kin must show when the *transaction* began, and the scratch connection's began later: they are
-//! replaced by the home participant's time.
+//! replaced by the time of the transaction's first shard.
 
 use crate::views::ParsedQuery;
 use pgherd_sql::lexer::Token;
@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Replacements for the calls of `now()`, `current_timestamp`, …; none when the statement also uses such a word as a
 /// column's name, which a replaced call would no longer give.
-pub(super) fn edits(parsed: &ParsedQuery, now: &str) -> Vec<(Range<usize>, String)> {
+pub(crate) fn edits(parsed: &ParsedQuery, now: &str) -> Vec<(Range<usize>, String)> {
     let (text, tokens) = (&parsed.text, &parsed.tokens);
     let mut edits = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
@@ -55,5 +55,5 @@ fn span(first: &Token, last: &Token) -> Range<usize> {
 }
 
 fn literal(now: &str, target: &str) -> String {
-    format!("CAST(CAST('{now}+00' AS pg_catalog.timestamptz) AS pg_catalog.{target})")
+    format!("CAST(CAST('{now}' AS pg_catalog.timestamptz) AS pg_catalog.{target})")
 }

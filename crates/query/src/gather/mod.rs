@@ -9,7 +9,7 @@
 //! transaction is rolled back afterwards. What a statement would do beside reading therefore must not happen there: it
 //! runs READ ONLY when it calls a volatile function of a user, and is refused where that is not enough.
 
-mod clock;
+pub(crate) mod clock;
 mod load;
 mod source;
 
@@ -68,7 +68,10 @@ async fn plan(
     }
     let sources = source::sources(statement, &parsed, &mentions, &metadata, target);
     let mut edits = source::edits(&parsed, &mentions, &sources);
-    edits.extend(clock::edits(&parsed, &metadata.now));
+    if !clock::edits(&parsed, "").is_empty() {
+        let now = transaction.clock().await?.unwrap_or_default();
+        edits.extend(clock::edits(&parsed, &now));
+    }
     let edited = Edited::new(&expanded.text, edits);
     Ok(Plan {
         has_views: expanded.has_views,

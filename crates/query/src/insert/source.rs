@@ -1,6 +1,7 @@
 //! The source of an INSERT … SELECT: its rows with keys and defaults.
 
 use super::Plan;
+use crate::edit::Edited;
 use crate::relay::{self, RowBatch};
 use crate::rows::Rows;
 use crate::statement::{Statement, describe};
@@ -130,11 +131,17 @@ pub(super) async fn open(
         // The result comes from the scratch connection, so the transaction is free meanwhile.
         return Ok(Source::Gathered(Box::new(gather::select(&source, transaction).await?)));
     }
-    let home = transaction.participant(statement.snapshot.home()).await?;
+    let shard = statement.snapshot.home();
+    let mut text = parsed.text.clone();
+    if transaction.first_shard().is_some_and(|first| first != shard) {
+        let now = transaction.clock().await?.unwrap_or_default();
+        text = Edited::new(&text, gather::clock::edits(&parsed, &now)).text;
+    }
+    let home = transaction.participant(shard).await?;
     let out = home.outbox();
     let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");
     frontend::close(b'P', PORTAL, out).map_err(nul)?;
-    frontend::parse("", &parsed.text, statement.parameter_types.iter().copied(), out).map_err(nul)?;
+    frontend::parse("", &text, statement.parameter_types.iter().copied(), out).map_err(nul)?;
     crate::fragment::bind(PORTAL, statement.parameters, formats, out)?;
     relay::sync(home).await?;
     home.drain().await?;

@@ -30,9 +30,14 @@ pub(crate) fn analyzed(sql: &str, snapshot: &Snapshot) -> Analysis {
     analyze(&parsed[0], sql, snapshot, &path(), &|name| name == "temp_t", &[]).unwrap()
 }
 
+/// Of what runs in the statement's place, where something does.
 pub(crate) fn route_with(sql: &str, parameters: &[ParameterValue]) -> String {
     let snapshot = snapshot();
-    show(&analyzed(sql, &snapshot).route(&snapshot, parameters))
+    let mut analysis = analyzed(sql, &snapshot);
+    if let Some(instead) = analysis.instead.clone() {
+        analysis = analyzed(&instead.text, &snapshot);
+    }
+    show(&analysis.route(&snapshot, parameters))
 }
 
 /// `shard: text [fences] {parameters}`, one line for each part.
@@ -47,7 +52,7 @@ pub(crate) fn show(route: &Route) -> String {
             };
             lines.join("\n") + &merge
         }
-        Route::Defaults { query } => format!("defaults: {query}"),
+        Route::Defaults { query, .. } => format!("defaults: {query}"),
         Route::Plan => "plan".into(),
         Route::GatherWrite => "gather write".into(),
         Route::Refuse(error) => format!("refuse: {}", error.fields().message),

@@ -48,11 +48,11 @@ fn one_range_addresses_the_child() {
         ("select * from t where k < 3 * 2", "plan"),
         (
             "select * from only t where k = 5",
-            "refuse: this statement's form is not supported on sharded tables yet",
+            "refuse: ONLY of a sharded table is not supported here yet",
         ),
         (
             "update only t set v = 'x' where k = 5",
-            "refuse: this statement's form is not supported on sharded tables yet",
+            "refuse: ONLY of a sharded table is not supported here yet",
         ),
         (
             "SELECT t.v FROM T x WHERE X.k = 3",
@@ -99,7 +99,7 @@ fn the_parent_where_a_child_would_show() {
         ),
         (
             "select tableoid::regclass from t where k = 5",
-            "2: select tableoid::regclass from t where k = 5 [fence_1_5]",
+            "2: select pgherd.tableoid('\"public\".\"t\"'::pg_catalog.regclass)::regclass from \"pgherd_data\".\"t1_r2\" AS \"t\" where k = 5",
         ),
         (
             "select public.t.k from public.t where k = 5",

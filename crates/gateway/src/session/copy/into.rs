@@ -52,7 +52,9 @@ impl From<Problem> for Cause {
     fn from(problem: Problem) -> Self {
         match problem {
             Problem::Error(error) => Self::Error(error),
-            Problem::NeedsWholeText => Self::Error(ServerError::internal("COPY has no template")),
+            Problem::NeedsWholeText | Problem::NeedsSharedClock => {
+                Self::Error(ServerError::internal("COPY has no template"))
+            }
             Problem::Gone => Self::Gone,
         }
     }

@@ -1,0 +1,116 @@
+//! The transaction's time in a statement's text.
+//!
+//! Each shard's `now()` is when the transaction came to that shard. Where a transaction has more than one shard, its
+//! statements call the functions of schema `pgherd` instead, which give the time of the shard that it began on. They
+//! have the same last names, so a result's columns are called the same.
+
+use crate::lexer::{Token, TokenKind};
+use pgherd_model::quote_identifier;
+use std::ops::Range;
+
+/// Key words, and the type that a precision behind them is of.
+const WORDS: [(&str, Option<&str>); 5] = [
+    ("current_date", None),
+    ("current_time", Some("timetz")),
+    ("current_timestamp", Some("timestamptz")),
+    ("localtime", Some("time")),
+    ("localtimestamp", Some("timestamp")),
+];
+const CALLS: [&str; 2] = ["now", "transaction_timestamp"];
+
+/// What to put in place of each use of the transaction's time, ascending.
+pub(crate) fn replacements(text: &str, tokens: &[Token]) -> Vec<(Range<usize>, String)> {
+    (0..tokens.len()).filter_map(|i| replacement(text, tokens, i)).collect()
+}
+
+fn replacement(text: &str, tokens: &[Token], i: usize) -> Option<(Range<usize>, String)> {
+    let is = |at: usize, symbol: &str| tokens.get(at).is_some_and(|t| t.is(text, symbol));
+    let token = &tokens[i];
+    let (start, end) = (token.start as usize, token.end as usize);
+    let behind_dot = i > 0 && is(i - 1, ".");
+    if token.kind == TokenKind::Word
+        && let Some((word, precise)) = WORDS.iter().find(|(word, _)| token.is_word(text, word))
+    {
+        // Behind AS it is a column's name.
+        if behind_dot || (i > 0 && tokens[i - 1].is_word(text, "as")) {
+            return None;
+        }
+        let call = format!("pgherd.{}()", quote_identifier(word));
+        return Some(match (precise, tokens.get(i + 2)) {
+            (Some(type_name), Some(digits)) if is(i + 1, "(") && is(i + 3, ")") => (
+                start..tokens[i + 3].end as usize,
+                format!("CAST({call} AS pg_catalog.{type_name}({}))", digits.text(text)),
+            ),
+            _ => (start..end, call),
+        });
+    }
+    if !is(i + 1, "(") || !is(i + 2, ")") {
+        return None;
+    }
+    let name = token.identifier(text).filter(|name| CALLS.contains(&name.as_str()))?;
+    let start = match behind_dot {
+        false => start,
+        true => {
+            let schema = i.checked_sub(2).map(|s| &tokens[s])?;
+            (schema.identifier(text)? == "pg_catalog").then_some(schema.start as usize)?
+        }
+    };
+    Some((start..end, format!("pgherd.{name}")))
+}
+
+/// Whether the text calls the functions of schema `pgherd` that give the transaction's time.
+pub fn uses_shared_clock(text: &str, tokens: &[Token]) -> bool {
+    tokens.windows(4).any(|w| {
+        w[0].is_word(text, "pgherd")
+            && w[1].is(text, ".")
+            && w[3].is(text, "(")
+            && w[2].identifier(text).is_some_and(|name| is_clock(&name))
+    })
+}
+
+/// Whether a function of schema `pgherd` gives the transaction's time.
+pub(crate) fn is_clock(name: &str) -> bool {
+    CALLS.contains(&name) || WORDS.iter().any(|(word, _)| *word == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let tokens = crate::lexer::tokenize(text).expect("tokens");
+        let (found, _) = crate::relations::substitute(text, &replacements(text, &tokens));
+        assert_eq!(found, expected);
+        let tokens = crate::lexer::tokenize(&found).expect("tokens");
+        assert_eq!(uses_shared_clock(&found, &tokens), text != expected);
+        assert!(replacements(&found, &tokens).is_empty(), "{found}");
+    }
+
+    #[test]
+    fn the_transactions_time_is_called_in_our_schema() {
+        check(
+            "SELECT now(), pg_catalog.Now ( )",
+            "SELECT pgherd.now(), pgherd.now ( )",
+        );
+        check(
+            "SELECT CURRENT_DATE, localtimestamp(3)",
+            "SELECT pgherd.\"current_date\"(), CAST(pgherd.\"localtimestamp\"() AS pg_catalog.timestamp(3))",
+        );
+        check(
+            "SELECT transaction_timestamp()",
+            "SELECT pgherd.transaction_timestamp()",
+        );
+    }
+
+    #[test]
+    fn names_and_other_clocks_are_left_alone() {
+        for text in [
+            "SELECT now FROM t",
+            "SELECT t.now, 1 AS current_date",
+            "SELECT \"current_date\", x.now()",
+            "SELECT clock_timestamp(), statement_timestamp()",
+        ] {
+            check(text, text);
+        }
+    }
+}

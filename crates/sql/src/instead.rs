@@ -1,0 +1,156 @@
+//! A statement in other words, where a table's ranges must not show: ONLY and `tableoid` of a table that is partitioned
+//! because pgherd made it so.
+
+use crate::analysis::Context;
+use crate::lexer::{Token, TokenKind};
+use crate::position::map_back;
+use crate::relations::{Reference, references, substitute};
+use crate::route::Replaced;
+use crate::tree::tree;
+use pgherd_model::{ServerError, TableKind, quote_literal};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What to run in a statement's place.
+#[derive(Debug, Clone)]
+pub struct Instead {
+    /// the statement to run
+    pub text: Arc<str>,
+    /// what was put into the client's text
+    pub replaced: Arc<[Replaced]>,
+}
+
+impl Instead {
+    pub(crate) fn new(text: &str, replacements: &[(Range<usize>, String)]) -> Self {
+        let (text, replaced) = substitute(text, replacements);
+        Self {
+            text: text.into(),
+            replaced: replaced.into(),
+        }
+    }
+
+    /// A position in [`Instead::text`], as one in the client's statement.
+    pub fn map_position(&self, position: u32) -> u32 {
+        map_back(&self.text, &self.replaced, position)
+    }
+}
+
+/// What ONLY means in a statement over sharded tables.
+pub(crate) enum Only {
+    /// nothing: the same statement without it
+    Nothing(Instead),
+    /// the parents of declared partitions, which have no rows of their own: the home shard's are as empty as any
+    Parents(Vec<Reference>),
+    /// not known to be either
+    Unclear(ServerError),
+}
+
+/// The places of ONLY and of parentheses around the name behind it. ONLY is reserved, so it is nothing else, but in
+/// `FETCH FIRST 1 ROW ONLY`.
+fn only_tokens(text: &str, tokens: &[Token]) -> Vec<(usize, Vec<Range<usize>>)> {
+    let span = |t: &Token| t.start as usize..t.end as usize;
+    let mut found = Vec::new();
+    for (i, token) in tokens.iter().enumerate() {
+        let of_fetch = i > 0 && (tokens[i - 1].is_word(text, "row") || tokens[i - 1].is_word(text, "rows"));
+        if !token.is_word(text, "only") || of_fetch {
+            continue;
+        }
+        let mut spans = vec![span(token)];
+        let mut name = i + 1;
+        if tokens.get(name).is_some_and(|t| t.is(text, "(")) {
+            spans.push(span(&tokens[name]));
+            name += 1;
+            let close = tokens[name..].iter().find(|t| t.is(text, ")"));
+            spans.extend(close.map(span));
+        }
+        found.extend(tokens.get(name).map(|t| (t.start as usize, spans)));
+    }
+    found
+}
+
+/// What ONLY means here; None without one, or where no sharded table is near.
+pub(crate) fn only(context: &Context) -> Option<Only> {
+    let only = only_tokens(context.text, context.tokens);
+    if only.is_empty() {
+        return None;
+    }
+    let blank = |spans: &[Range<usize>]| -> Vec<(Range<usize>, String)> {
+        spans.iter().map(|s| (s.clone(), " ".repeat(s.len()))).collect()
+    };
+    let all: Vec<_> = only.iter().flat_map(|(_, spans)| spans.clone()).collect();
+    // Blanks keep every offset.
+    let (blanked, _) = substitute(context.text, &blank(&all));
+    let tokens = context.tokens.iter().copied();
+    let tokens: Vec<Token> = tokens
+        .filter(|t| !all.contains(&(t.start as usize..t.end as usize)))
+        .collect();
+    let tree = tree(&blanked, &tokens)?;
+    let references = references(&tree, &|schema, name| context.resolve(schema, name))?;
+    let is_only = |r: &Reference| only.iter().any(|(name, _)| *name == r.name.span.start);
+    let by_default = |r: &&Reference| {
+        let sharded = r.table.as_ref().and_then(|t| t.sharded());
+        is_only(r) && sharded.is_some_and(|s| s.by_default)
+    };
+    let declared = |r: &Reference| match r.table.as_ref().map(|t| &t.kind) {
+        Some(TableKind::Sharded(sharded)) => !sharded.automatic,
+        _ => false,
+    };
+    if references.iter().all(|r| r.table.is_none()) {
+        return None;
+    }
+    let spans: Vec<_> = references.iter().filter(by_default).collect();
+    if !spans.is_empty() {
+        let here = |(name, _): &&(usize, Vec<Range<usize>>)| spans.iter().any(|r| r.name.span.start == *name);
+        let spans: Vec<_> = only.iter().filter(here).flat_map(|(_, s)| s.clone()).collect();
+        return Some(Only::Nothing(Instead::new(context.text, &blank(&spans))));
+    }
+    let parents = references
+        .iter()
+        .all(|r| r.table.is_none() || (is_only(r) && declared(r)));
+    if parents {
+        return Some(Only::Parents(references));
+    }
+    Some(Only::Unclear(ServerError::unsupported(
+        "ONLY of a sharded table is not supported here yet",
+        "Leave ONLY out: pgherd's ranges are no tables of their own.",
+    )))
+}
+
+/// `tableoid` of a table whose ranges are pgherd's: the table itself. Where it is a column of the result, the home shard's
+/// OID, which is the one that the client's catalogs show; in expressions, which the shard compares with other names, its
+/// own. None where it is not mentioned, or where a row of the table may be missing in a join.
+pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<Instead> {
+    let (text, tokens) = (context.text, context.tokens);
+    let mentioned = |t: &Token| t.kind == TokenKind::Word && t.is_word(text, "tableoid");
+    if !tokens.iter().any(mentioned) {
+        return None;
+    }
+    let [reference] = references else { return None };
+    let table = reference.table.as_ref()?;
+    let sharded = table.sharded().filter(|s| s.automatic)?;
+    let exposed = reference.alias.as_deref().unwrap_or(&reference.name.name);
+    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+    let mut replacements = Vec::new();
+    for (i, token) in tokens.iter().enumerate().filter(|(_, t)| mentioned(t)) {
+        let named = i > 0 && tokens[i - 1].is_word(text, "as");
+        let mut start = token.start as usize;
+        if i > 1 && is(i - 1, ".") {
+            (tokens[i - 2].identifier(text)? == exposed).then_some(())?;
+            (i < 3 || !is(i - 3, ".")).then_some(())?;
+            start = tokens[i - 2].start as usize;
+        }
+        if named || is(i + 1, "(") || is(i + 1, ".") {
+            return None;
+        }
+        let first = tokens.iter().position(|t| t.start as usize == start).unwrap_or(i);
+        let begins = |t: &Token| t.is(text, ",") || ["select", "distinct", "all"].iter().any(|w| t.is_word(text, w));
+        let ends = |t: &Token| t.is(text, ",") || ["from", "as"].iter().any(|w| t.is_word(text, w));
+        let column = first > 0 && begins(&tokens[first - 1]) && tokens.get(i + 1).is_some_and(ends);
+        let oid = match column {
+            true => format!("{}::pg_catalog.oid", sharded.relation),
+            false => format!("{}::pg_catalog.regclass", quote_literal(&table.name.to_string())),
+        };
+        replacements.push((start..token.end as usize, format!("pgherd.tableoid({oid})")));
+    }
+    Some(Instead::new(text, &replacements))
+}
