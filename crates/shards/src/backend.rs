@@ -480,6 +480,14 @@ impl Backend {
         }
     }
 
+    /// What [`LOGIN_DEFAULTS_SQL`](crate::LOGIN_DEFAULTS_SQL) gives here.
+    pub async fn login_defaults(&mut self) -> Result<i64, Error> {
+        let results = self.simple(crate::LOGIN_DEFAULTS_SQL).await?;
+        let number = results.first().and_then(|r| r.text(0, 0)).and_then(|n| n.parse().ok());
+        // 0 is who never asked.
+        Ok(number.map_or(1, |n: i64| n | 1))
+    }
+
     /// Runs one statement by the extended protocol with text parameters and text results.
     pub async fn query(&mut self, sql: &str, parameters: &[Option<&str>]) -> Result<Vec<Row>, Error> {
         let connection = self.connection_mut();

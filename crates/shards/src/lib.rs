@@ -13,5 +13,7 @@ mod stream;
 
 pub use backend::{Backend, CancelToken, Message, TransactionStatus};
 pub use error::Error;
-pub use pool::{Identity, Options, Pin, RESET_SQL, SessionSettings, ShardConfig, Shards, UNKNOWN_SETTINGS};
+pub use pool::{
+    Identity, LOGIN_DEFAULTS_SQL, Options, Pin, RESET_SQL, SessionSettings, ShardConfig, Shards, UNKNOWN_SETTINGS,
+};
 pub use reply::{ColumnDescription, Row, SimpleResult, parse_data_row, parse_row_description};

@@ -5,13 +5,21 @@ use crate::{Backend, Error};
 use ahash::AHashMap;
 use parking_lot::{Mutex, RwLock};
 use pgherd_model::{ServerError, ShardId, SqlState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What undoes every setting of an earlier session.
 pub const RESET_SQL: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL";
+
+/// A number for what ALTER ROLE … SET and ALTER DATABASE … SET give a session of the present role that logs in now. OIDs
+/// differ between shards and are left out.
+pub const LOGIN_DEFAULTS_SQL: &str = "SELECT pg_catalog.hashtextextended(coalesce(pg_catalog.string_agg( \
+     (setrole = 0)::text || (setdatabase = 0)::text || setconfig::text, ' ' ORDER BY setrole = 0, setdatabase = 0), ''), 0) \
+     FROM pg_catalog.pg_db_role_setting \
+     WHERE setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)) \
+     AND setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
 
 /// The fingerprint of a backend whose settings are not known: the next checkout brings them in line.
 pub const UNKNOWN_SETTINGS: u64 = u64::MAX;
@@ -37,6 +45,9 @@ pub struct Identity {
     pub role: Arc<str>,
     /// the database
     pub database: Arc<str>,
+    /// what [`LOGIN_DEFAULTS_SQL`] gave on the home shard when the session began, 0 where nobody asked: backends that
+    /// logged in under other defaults are not for it
+    pub login_defaults: i64,
     /// the session's settings; None for the role's own
     pub settings: Option<Arc<SessionSettings>>,
     /// the connection that holds the session's state, once it has some
@@ -85,6 +96,7 @@ impl Identity {
         Self {
             role: role.into(),
             database: database.into(),
+            login_defaults: 0,
             settings: None,
             pin: None,
         }
@@ -93,7 +105,7 @@ impl Identity {
 
 impl PartialEq for Identity {
     fn eq(&self, other: &Self) -> bool {
-        self.role == other.role && self.database == other.database
+        self.role == other.role && self.database == other.database && self.login_defaults == other.login_defaults
     }
 }
 
@@ -103,6 +115,7 @@ impl std::hash::Hash for Identity {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.role.hash(state);
         self.database.hash(state);
+        self.login_defaults.hash(state);
     }
 }
 
@@ -145,6 +158,8 @@ pub(crate) struct Pool {
     idle: Mutex<Vec<Connection>>,
     /// how many were opened so far
     opened: AtomicU64,
+    /// the defaults that this shard gave the first of them, which all share
+    login_defaults: OnceLock<i64>,
     slots: Arc<Semaphore>,
     idle_timeout: Duration,
 }
@@ -159,15 +174,21 @@ impl Pool {
         }
     }
 
-    /// The connection with the lowest number that is still good. Always preferring the same ones keeps their caches warm:
-    /// with last in, first out, a backend that is seldom used is the first that the system lets run and so the next to be
-    /// taken, and all are used alike.
-    fn take_idle(&self) -> Option<Connection> {
+    /// Closes connections that have been idle for long; the highest numbers are the first to be.
+    fn close_old(&self) {
         let mut idle = self.idle.lock();
         let oldest = Instant::now().checked_sub(self.idle_timeout);
         if idle.first().is_some_and(|c| oldest.is_some_and(|o| c.idle_since < o)) {
             idle.retain(|c| oldest.is_none_or(|o| c.idle_since >= o));
         }
+    }
+
+    /// The connection with the lowest number that is still good. Always preferring the same ones keeps their caches warm:
+    /// with last in, first out, a backend that is seldom used is the first that the system lets run and so the next to be
+    /// taken, and all are used alike.
+    fn take_idle(&self) -> Option<Connection> {
+        self.close_old();
+        let mut idle = self.idle.lock();
         while let Some(connection) = idle.pop() {
             if connection.is_reusable() {
                 return Some(connection);
@@ -279,7 +300,14 @@ impl Shards {
                     .increment(1);
                 let mut connection = connection?;
                 connection.number = pool.opened.fetch_add(1, Ordering::Relaxed);
-                Ok(Backend::new(connection, pool, permit))
+                let mut backend = Backend::new(connection, pool.clone(), permit);
+                if pool.who.login_defaults != 0 {
+                    let defaults = backend.login_defaults().await?;
+                    if *pool.login_defaults.get_or_init(|| defaults) != defaults {
+                        return Err(other_defaults());
+                    }
+                }
+                Ok(backend)
             }
             Err(_) => Err(Error::Unreachable {
                 shard,
@@ -306,12 +334,15 @@ impl Shards {
         }
         let config = self.config(shard)?.clone();
         let mut pools = self.pools.write();
+        // Nobody comes any more to the pools of defaults that have changed.
+        pools.values().for_each(|pool| pool.close_old());
         let pool = pools.entry(key).or_insert_with(|| {
             Arc::new(Pool {
                 config,
                 who: who.clone(),
                 idle: Mutex::default(),
                 opened: AtomicU64::new(0),
+                login_defaults: OnceLock::new(),
                 slots: Arc::new(Semaphore::new(self.options.pool_size)),
                 idle_timeout: self.options.idle_timeout,
             })
@@ -360,6 +391,15 @@ impl Shards {
         });
         Ok(client)
     }
+}
+
+/// A backend that logs in now is not like those the session has used.
+fn other_defaults() -> Error {
+    let error = ServerError::new(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection because the settings of its role or database have changed",
+    );
+    Error::Server(error.with_hint("Connect again.").fatal())
 }
 
 /// An error with its causes, in one line.

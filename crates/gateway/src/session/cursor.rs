@@ -164,11 +164,11 @@ impl Session {
             fences: vec![],
             replaced: [].into(),
         };
-        let parsed = put_statement(backend, &self.gateway.cache, &part, unnamed(unit))?;
+        let parsed = put_statement(backend, &self.gateway.cache, &part, unnamed(unit), None)?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
-            hold_tag: false,
+            ..Filter::default()
         };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
@@ -249,6 +249,6 @@ fn unnamed(unit: Unit<'_>) -> Unit<'_> {
             },
             ..unit
         },
-        Mode::Simple => unit,
+        Mode::Simple | Mode::SimplePrepared => unit,
     }
 }

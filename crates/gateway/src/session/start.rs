@@ -51,8 +51,17 @@ impl Session {
     }
 
     async fn log_in(&mut self) -> Result<(), ServerError> {
-        self.who.settings = self.settings.for_backends();
         let home = self.gateway.shards.home();
+        // Backends of the pool may have logged in before the role's own settings were changed.
+        let mut backend = self
+            .database
+            .coordinator
+            .autocommit(home, &self.who)
+            .await
+            .map_err(ServerError::from)?;
+        self.who.login_defaults = backend.login_defaults().await?;
+        drop(backend);
+        self.who.settings = self.settings.for_backends();
         let backend = self
             .database
             .coordinator
