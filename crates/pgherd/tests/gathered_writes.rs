@@ -184,3 +184,39 @@ async fn a_row_is_deleted_once() {
     assert_eq!(taken, 30);
     bed.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_repeatable_read_the_first_writer_wins() {
+    let bed = Bed::start(
+        "CREATE TABLE seen (k int PRIMARY KEY, n int); INSERT INTO seen SELECT i, i FROM generate_series(1, 30) i",
+    )
+    .await;
+    let (reader, writer) = (bed.client(0).await, bed.client(1).await);
+    for (theirs, ours) in [
+        (
+            "UPDATE seen SET n = n + 1 WHERE k = 25",
+            "UPDATE seen SET n = n + (SELECT count(*) FROM seen)",
+        ),
+        (
+            "UPDATE seen SET k = 40 WHERE k = 5",
+            "UPDATE seen SET k = k + 100 WHERE n < 8",
+        ),
+        (
+            "DELETE FROM seen WHERE k = 15",
+            "DELETE FROM seen WHERE n > (SELECT avg(n) FROM seen) - 3",
+        ),
+    ] {
+        reader
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM seen")
+            .await
+            .expect("a snapshot");
+        assert_eq!(count(&writer.simple_query(theirs).await.expect(theirs)), 1, "{theirs}");
+        let error = reader.simple_query(ours).await.expect_err(ours);
+        assert_eq!(error.code().map(|c| c.code()), Some("40001"), "{ours}: {error:?}");
+        reader.batch_execute("ROLLBACK").await.expect("the end");
+    }
+    let seen = row(&reader, "SELECT count(*), sum(n), max(k) FROM seen").await;
+    assert_eq!(seen, ["29", "451", "40"]);
+    drop((reader, writer));
+    bed.stop().await;
+}

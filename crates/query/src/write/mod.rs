@@ -24,6 +24,7 @@ use crate::{Transaction, gather};
 use apply::Writer;
 use pgherd_model::{Key, ServerError, ShardId, SqlState};
 use pgherd_shards::ColumnDescription;
+use pgherd_transaction::Isolation;
 use returning::Returning;
 use sqlparser::ast::{SelectItem, SetExpr, Statement as Ast};
 use std::time::Duration;
@@ -57,12 +58,18 @@ pub async fn gathered_write<'t>(
     returning: Option<&[ColumnDescription]>,
     transaction: &'t mut Transaction,
 ) -> Result<(u64, Option<Rows<'t>>), ServerError> {
-    if transaction.mode().isolation.is_some_and(|i| i.is_one_snapshot()) {
+    let isolation = transaction.mode().isolation;
+    if isolation == Some(Isolation::Serializable) {
         return Err(ServerError::unsupported(
             "this statement needs rows of more than one shard, which is not supported at this isolation level",
-            "Use READ COMMITTED, or name the shard key in WHERE with constants or parameters.",
+            "Use READ COMMITTED or REPEATABLE READ, or name the shard key in WHERE with constants or parameters.",
         ));
     }
+    // In a snapshot that stays, a row that has changed since would not be found another time either.
+    let tries = match isolation.is_some_and(Isolation::is_one_snapshot) {
+        true => 1,
+        false => MOST_TRIES,
+    };
     let shape = shape::parse(statement.text)?;
     let home = transaction.participant(statement.snapshot.home()).await?;
     let target = Target::read(&statement, &shape, home).await?;
@@ -70,23 +77,23 @@ pub async fn gathered_write<'t>(
     let mut list = Returning::read(statement.text, &shape, items, &target.columns)?;
     let source = source::build(&statement, &shape, &target, &mut list, transaction).await?;
     let writer = Writer::new(&statement, &shape, &target, &source, &list);
-    for tries in 0..MOST_TRIES {
+    for tried in 0..tries {
         transaction.open_statement().await?;
-        match attempt(&statement, &writer, tries > 0, transaction).await? {
+        match attempt(&statement, &writer, tried > 0, transaction).await? {
             Some((count, rows)) => {
                 transaction.keep_statement().await?;
                 return Ok((count, returning.map(|_| Rows::ready(rows))));
             }
             None => transaction.undo_statement().await?,
         }
-        let pause = Duration::from_millis(u64::from(tries.min(10)) * 2);
+        let pause = Duration::from_millis(u64::from(tried.min(10)) * 2);
         tokio::time::sleep(pause).await;
     }
     Err(ServerError::new(
         SqlState::SERIALIZATION_FAILURE,
         "could not serialize access due to concurrent update",
     )
-    .with_hint("Other transactions kept changing the rows; run the statement again."))
+    .with_hint("Other transactions have changed the rows; run the transaction again."))
 }
 
 fn returning_items(ast: &Ast) -> &[SelectItem] {
