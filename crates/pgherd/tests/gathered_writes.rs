@@ -53,7 +53,8 @@ async fn write(client: &Client, sql: &str) -> u64 {
             Err(error) => error,
         };
         let code = error.code().map(|c| c.code().to_owned());
-        assert_eq!(code.as_deref(), Some("40001"), "{sql}: {error:?}");
+        // Two sessions that move rows into each other's places wait in a circle on one PostgreSQL, too.
+        assert!(matches!(code.as_deref(), Some("40001" | "40P01")), "{sql}: {error:?}");
     }
 }
 
