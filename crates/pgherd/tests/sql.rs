@@ -23,11 +23,7 @@ const SETTINGS: [(&str, &str); 2] = [
 ];
 
 /// How many files may meet a refusal. Only ever goes down.
-<<<<<<< HEAD
-const MOST_REFUSED: usize = 29;
-=======
 const MOST_REFUSED: usize = 16;
->>>>>>> 872968a (sql-tests: the ceiling for refusals is what is measured)
 
 fn refused_files(summary: &Summary) -> usize {
     summary.files.iter().filter(|file| !file.refusals.is_empty()).count()
