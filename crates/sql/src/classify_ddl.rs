@@ -197,7 +197,19 @@ fn object(c: &mut Cursor, action: usize) -> Option<Ddl> {
     Some(make(DdlKind::OtherDdl, Vec::new()))
 }
 
+/// ALTER DATABASE name SET or RESET: settings, which every shard has. The rest concerns whole servers.
+fn alter_database(c: &mut Cursor) -> Option<Kind> {
+    c.object_name()?;
+    if c.is("reset") || (c.accept("set") && !c.is("tablespace")) {
+        return plain(DdlKind::AlterDatabase, Vec::new());
+    }
+    Some(Kind::WholeServer)
+}
+
 fn alter(c: &mut Cursor) -> Option<Kind> {
+    if c.accept("database") {
+        return alter_database(c);
+    }
     if whole_server(c) {
         return Some(Kind::WholeServer);
     }

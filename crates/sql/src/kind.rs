@@ -156,6 +156,7 @@ pub enum DdlKind {
     CreateRole,
     AlterRole,
     DropRole,
+    AlterDatabase,
     Grant,
     Revoke,
     AlterDefaultPrivileges,
