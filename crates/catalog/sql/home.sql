@@ -83,6 +83,31 @@ CREATE TABLE IF NOT EXISTS pgherd.change_hold (
 );
 ALTER TABLE pgherd.change_hold ADD COLUMN IF NOT EXISTS holder xid8 NOT NULL DEFAULT pg_current_xact_id();
 
+-- Transactions over several shards that wait for a lock, published by their gateways while they do: where the search for
+-- deadlocks begins. Nothing of it is worth keeping over a crash.
+CREATE UNLOGGED TABLE IF NOT EXISTS pgherd.waiting_transaction (
+    -- of its gateway
+    incarnation bigint NOT NULL,
+    -- unique in its gateway
+    number bigint NOT NULL,
+    -- which of its statements waits
+    statement bigint NOT NULL,
+    -- microseconds since 1970 by its gateway's clock
+    started_us bigint NOT NULL,
+    -- shard/pid/since, one for each participant; - where it does not wait
+    backends text NOT NULL,
+    -- it is to give way: what its client is told
+    victim text,
+    PRIMARY KEY (incarnation, number)
+);
+
+-- Which gateway looks for deadlocks at the moment.
+CREATE UNLOGGED TABLE IF NOT EXISTS pgherd.deadlock_detector (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    incarnation bigint NOT NULL,
+    until timestamptz NOT NULL
+);
+
 REVOKE ALL ON ALL TABLES IN SCHEMA pgherd FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgherd FROM PUBLIC;
 

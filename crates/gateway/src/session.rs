@@ -191,7 +191,10 @@ impl Session {
                     break;
                 }
                 Err(Gone::Text(error)) => self.refuse_text(error).await,
-                Ok(message) => self.message(message).await,
+                Ok(message) => {
+                    let done = self.message(message).await;
+                    self.end_statement(done).await
+                }
             };
             if done.is_err() {
                 break;

@@ -10,7 +10,7 @@ use crate::resolver::{self, Fenced};
 use crate::sequence::InFlight;
 use crate::transaction::{Committed, Transaction};
 use crate::two_phase_commit::{Action, Commit, Event, Fence, Finish, Marker, Outcome, Prepare};
-use crate::{Coordinator, Error};
+use crate::{Coordinator, Error, deadlock_error};
 use futures::StreamExt;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
@@ -35,6 +35,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Error> {
     use pgherd_shards::TransactionStatus::Failed;
+    transaction.end_statement().await;
     if transaction.status() == Failed {
         transaction.rollback().await?;
         return Ok(rolled_back());
@@ -55,9 +56,17 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
     let committed = match writers.len() {
         0 | 1 => plain(writers.pop(), readers).await?,
         _ => {
-            if let Err(e) = check_deferred(&coordinator, &mut writers).await {
+            // Until something is prepared, a circle of waits can be broken; afterwards nothing is ever cancelled.
+            transaction.begin_statement();
+            let checked = check_deferred(&coordinator, &mut writers).await;
+            let deadlock = transaction.end_statement().await;
+            if let Err(e) = checked {
                 writers.extend(readers);
-                return Err(abandon(writers, e).await);
+                let error = abandon(writers, e).await;
+                return Err(match deadlock {
+                    Some(detail) => deadlock_error(error.into(), &detail).into(),
+                    None => error,
+                });
             }
             let task = tokio::spawn(two_phases(coordinator.clone(), writers, readers));
             task.await

@@ -5,7 +5,8 @@ use crate::gid::{self, Gid, SequenceId};
 use crate::resolver::Listed;
 use crate::sequence::Sequence;
 use crate::shard_state::ShardState;
-use crate::{Error, Mode, Transaction, housekeeping, resolver};
+use crate::watched::Registry;
+use crate::{Error, Mode, Transaction, deadlock_watch, housekeeping, resolver};
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use pgherd_catalog::Catalog;
@@ -67,7 +68,7 @@ pub struct InDoubt {
     pub live: bool,
 }
 
-/// Begins transactions, and finishes what dead gateways left. One per database; dropping it stops its background task.
+/// Begins transactions, and finishes what dead gateways left. One per database; dropping it stops its background tasks.
 pub struct Coordinator {
     pub(crate) shards: Arc<Shards>,
     pub(crate) database: String,
@@ -81,7 +82,9 @@ pub struct Coordinator {
     /// wakes the background task before its time
     pub(crate) wake: Notify,
     pub(crate) control: RwLock<Option<Control>>,
-    background: Mutex<Option<AbortHandle>>,
+    /// the open transactions over several shards
+    pub(crate) watched: Arc<Registry>,
+    background: Mutex<Vec<AbortHandle>>,
 }
 
 /// What others have settled, and when that was read.
@@ -111,7 +114,8 @@ impl Coordinator {
             gate: tokio::sync::RwLock::new(()),
             wake: Notify::new(),
             control: RwLock::new(None),
-            background: Mutex::new(None),
+            watched: Arc::default(),
+            background: Mutex::default(),
         });
         let ready = join_all(this.states.iter().map(|s| this.make_ready(s))).await;
         for (state, outcome) in this.states.iter().zip(ready) {
@@ -123,8 +127,11 @@ impl Coordinator {
                 other => other?,
             }
         }
-        let task = tokio::spawn(housekeeping::run(Arc::downgrade(&this)));
-        *this.background.lock() = Some(task.abort_handle());
+        let tasks = [
+            tokio::spawn(housekeeping::run(Arc::downgrade(&this))),
+            tokio::spawn(deadlock_watch::run(Arc::downgrade(&this))),
+        ];
+        *this.background.lock() = tasks.iter().map(|t| t.abort_handle()).collect();
         Ok(this)
     }
 
@@ -241,7 +248,7 @@ impl Coordinator {
 
 impl Drop for Coordinator {
     fn drop(&mut self) {
-        if let Some(task) = self.background.lock().take() {
+        for task in self.background.lock().drain(..) {
             task.abort();
         }
     }

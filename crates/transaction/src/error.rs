@@ -90,6 +90,21 @@ impl Error {
     }
 }
 
+/// The error of a statement that was cancelled to end a deadlock over several shards, as PostgreSQL tells its own. Any
+/// other error stays as it is: the statement had failed already.
+pub fn deadlock_error(error: ServerError, detail: &str) -> ServerError {
+    if error.sqlstate() != SqlState::QUERY_CANCELED {
+        return error;
+    }
+    let mut told = ServerError::new(SqlState::DEADLOCK_DETECTED, "deadlock detected")
+        .with_detail(detail)
+        .with_hint("See server log for query details.");
+    // Where the statement was: while updating which row, in which function.
+    let context = error.fields().other.iter().filter(|(letter, _)| *letter == b'W');
+    told.fields_mut().other = context.cloned().collect();
+    told
+}
+
 impl From<ServerError> for Error {
     fn from(error: ServerError) -> Self {
         Error::Shard(shards::Error::Server(error))

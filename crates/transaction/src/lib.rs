@@ -3,8 +3,8 @@
 //! A [`Coordinator`] serves one database in one gateway. [`Coordinator::begin`] gives a [`Transaction`], which alone
 //! hands out shard connections on the statement path, so that every shard a statement touched is enlisted.
 //! How a COMMIT is decided, and how any gateway finishes what a dead one left, is told in `docs/life-of-a-commit.md`;
-//! the decisions themselves are pure code in [`two_phase_commit`], [`recovery`] and [`cut`], with the I/O around them in
-//! `commit`, `resolver` and `read_cut`.
+//! the decisions themselves are pure code in [`two_phase_commit`], [`recovery`], [`cut`] and [`deadlock`], with the I/O around
+//! them in `commit`, `resolver`, `read_cut` and `deadlock_watch`.
 //!
 //! This room knows nothing of SQL statements, routing or clients. Schema and leases belong to the catalog.
 
@@ -13,6 +13,8 @@ mod commit_gate;
 pub mod control;
 mod coordinator;
 pub mod cut;
+pub mod deadlock;
+mod deadlock_watch;
 mod error;
 pub mod gid;
 mod housekeeping;
@@ -26,8 +28,9 @@ mod shard_state;
 mod simulation;
 mod transaction;
 pub mod two_phase_commit;
+mod watched;
 
 pub use coordinator::{CommitIdentity, Coordinator, InDoubt};
-pub use error::Error;
+pub use error::{Error, deadlock_error};
 pub use read_cut::Fragment;
 pub use transaction::{Committed, Isolation, Mode, Transaction};

@@ -5,7 +5,8 @@
 
 use crate::commit;
 use crate::gid::Gid;
-use crate::participant::Participant;
+use crate::participant::{Participant, roll_back};
+use crate::watched::Registration;
 use crate::{Coordinator, Error};
 use futures::future::join_all;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
@@ -107,6 +108,8 @@ pub struct Transaction {
     pub(crate) after_commit: Vec<(ShardId, String)>,
     /// commits that this transaction's cuts have shown it
     pub(crate) seen_gids: BTreeSet<Gid>,
+    /// for the search for deadlocks, once there are several participants
+    watched: Option<Registration>,
 }
 
 impl Transaction {
@@ -123,6 +126,7 @@ impl Transaction {
             on_join: None,
             after_commit: Vec::new(),
             seen_gids: BTreeSet::new(),
+            watched: None,
         }
     }
 
@@ -181,6 +185,7 @@ impl Transaction {
             Some(at) => at,
             None => self.enlist(shard).await?,
         };
+        self.begin_statement();
         self.participants[at].relieve().await?;
         Ok(&mut self.participants[at].backend)
     }
@@ -201,7 +206,44 @@ impl Transaction {
             &self.savepoints,
             &self.replays,
         ));
+        self.watch();
         Ok(self.participants.len() - 1)
+    }
+
+    /// From its second shard on, a transaction can be part of a deadlock that no shard sees.
+    fn watch(&mut self) {
+        let watched = match &self.watched {
+            Some(registration) => &registration.watched,
+            None if self.participants.len() < 2 => return,
+            None => {
+                let registration = self.coordinator.watched.enter(self.started_at);
+                for earlier in &self.participants[..self.participants.len() - 1] {
+                    registration
+                        .watched
+                        .join(earlier.shard(), earlier.backend.cancel_token());
+                }
+                &self.watched.insert(registration).watched
+            }
+        };
+        if let Some(newest) = self.participants.last() {
+            watched.join(newest.shard(), newest.backend.cancel_token());
+        }
+    }
+
+    pub(crate) fn begin_statement(&self) {
+        if let Some(registration) = &self.watched {
+            registration.watched.begin();
+        }
+    }
+
+    /// A statement has ended, well or not, and has been answered by all shards; the next one begins when it first asks for a
+    /// shard. Returns how that came about where it was cancelled to end a deadlock over several shards: its error is then to be
+    /// told by [`deadlock_error`](crate::deadlock_error).
+    pub async fn end_statement(&mut self) -> Option<String> {
+        match &self.watched {
+            Some(registration) => registration.watched.end().await,
+            None => None,
+        }
     }
 
     fn position(&self, shard: ShardId) -> Option<usize> {
@@ -221,6 +263,7 @@ impl Transaction {
 
     /// All shards that take part, in the order they joined.
     pub fn participants(&mut self) -> impl Iterator<Item = (ShardId, &mut Backend)> {
+        self.begin_statement();
         self.participants.iter_mut().map(|p| (p.shard(), &mut p.backend))
     }
 
@@ -231,9 +274,31 @@ impl Transaction {
         }
     }
 
-    /// A statement failed, in a shard or in the gateway: only ROLLBACK and ROLLBACK TO are taken from now on.
-    pub fn fail(&mut self) {
-        self.failed = true;
+    /// A statement failed, in a shard or in the gateway: only ROLLBACK and ROLLBACK TO are taken from now on. What was
+    /// done since the last savepoint is undone on all shards now, as on the one that failed, so that nobody waits for
+    /// its locks until the client says ROLLBACK.
+    pub async fn fail(&mut self) {
+        if std::mem::replace(&mut self.failed, true) {
+            return;
+        }
+        let last = self.savepoints.iter().rfind(|name| *name != STATEMENT);
+        let undo = last.map(|name| format!("ROLLBACK TO SAVEPOINT {}", quote_identifier(name)));
+        let undone = self.participants.iter_mut().filter(|p| !p.is_failed()).map(async |p| {
+            match &undo {
+                None => roll_back(&mut p.backend).await,
+                Some(undo) => {
+                    p.quiet().await?;
+                    p.run(undo).await?;
+                }
+            }
+            Ok::<_, Error>(())
+        });
+        // Whoever does not do it now has a lost connection, or does it with the client's ROLLBACK.
+        for outcome in join_all(undone).await {
+            if let Err(e) = outcome {
+                tracing::debug!("a participant of a failed transaction was not undone: {e}");
+            }
+        }
     }
 
     /// As in ReadyForQuery: a transaction has failed when it has on any shard.
@@ -282,6 +347,7 @@ impl Transaction {
     /// ROLLBACK TO SAVEPOINT: what came after the innermost one of that name is undone on all shards, and a failed
     /// transaction goes on. The savepoint stays.
     pub async fn rollback_to(&mut self, name: &str) -> Result<(), Error> {
+        self.end_statement().await;
         let at = self.find_savepoint(name)?;
         let sql = format!("ROLLBACK TO SAVEPOINT {}", quote_identifier(name));
         self.failed = true;
@@ -339,7 +405,8 @@ impl Transaction {
     }
 
     /// ROLLBACK, everywhere. Never fails: what cannot be told to roll back is disconnected.
-    pub async fn rollback(self) -> Result<(), Error> {
+    pub async fn rollback(mut self) -> Result<(), Error> {
+        self.end_statement().await;
         join_all(self.participants.into_iter().map(Participant::roll_back)).await;
         Ok(())
     }

@@ -85,13 +85,45 @@ async fn a_failed_transaction_only_rolls_back() {
     // Failed in the gateway: the shards know nothing of it.
     let mut transaction = begin(&gateway);
     add(&mut transaction, 1, &[(1, -1), (2, 1)]).await.expect("updates");
-    transaction.fail();
+    transaction.fail().await;
     assert_eq!(
         state(&run(&mut transaction, 1, "SELECT 1").await.expect_err("failed")),
         "25P02"
     );
     assert_eq!(transaction.commit().await.expect("answers").tag, "ROLLBACK");
     assert_eq!(bed.balances(1).await, [BALANCE; 2]);
+}
+
+#[tokio::test]
+async fn a_failure_lets_go_of_locks_on_all_shards() {
+    let bed = Bed::start(2).await;
+    let gateway = bed.gateway("gw1", 1).await;
+    let free = |account: i32| {
+        format!("SELECT count(*) FROM (SELECT FROM account WHERE id = {account} FOR UPDATE SKIP LOCKED) AS free")
+    };
+    let mut transaction = begin(&gateway);
+    add(&mut transaction, 1, &[(1, 1)]).await.expect("update");
+    transaction.savepoint("s").await.expect("savepoint");
+    add(&mut transaction, 2, &[(1, 1), (2, 1)]).await.expect("updates");
+    assert_eq!(bed.number(1, &free(2)).await, 0);
+    run(&mut transaction, 2, "SELECT 1/0").await.expect_err("division");
+    transaction.fail().await;
+    // As on one server: what came before the savepoint stays locked.
+    assert_eq!((bed.number(1, &free(1)).await, bed.number(1, &free(2)).await), (0, 1));
+    assert_eq!(bed.number(2, &free(2)).await, 1);
+    transaction.rollback_to("s").await.expect("back");
+    add(&mut transaction, 2, &[(2, 5)]).await.expect("update");
+    assert_eq!(transaction.commit().await.expect("commit").tag, "COMMIT");
+    assert_eq!(bed.balances(1).await, [BALANCE + 1, BALANCE]);
+    assert_eq!(bed.balances(2).await, [BALANCE, BALANCE + 5]);
+
+    let mut transaction = begin(&gateway);
+    add(&mut transaction, 1, &[(1, 1), (2, 1)]).await.expect("updates");
+    run(&mut transaction, 2, "SELECT 1/0").await.expect_err("division");
+    transaction.fail().await;
+    assert_eq!((bed.number(1, &free(1)).await, bed.number(2, &free(1)).await), (1, 1));
+    assert_eq!(transaction.commit().await.expect("answers").tag, "ROLLBACK");
+    assert_eq!(bed.balances(1).await, [BALANCE + 1, BALANCE]);
 }
 
 #[tokio::test]

@@ -24,6 +24,24 @@ pub(crate) struct Entered {
 impl Session {
     /// Runs one statement and puts its reply, up to CommandComplete, into the client's buffer.
     pub(crate) async fn run(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let result = self.run_by_kind(unit).await;
+        self.end_statement(result).await
+    }
+
+    /// Tells the transaction that a statement has ended. One that was cancelled to end a deadlock fails with that.
+    pub(crate) async fn end_statement<T>(&mut self, result: Result<T, Problem>) -> Result<T, Problem> {
+        let Some(open) = self.block.open_mut() else {
+            return result;
+        };
+        match (open.transaction.end_statement().await, result) {
+            (Some(detail), Err(Problem::Error(error))) => {
+                Err(pgherd_transaction::deadlock_error(error, &detail).into())
+            }
+            (_, result) => result,
+        }
+    }
+
+    async fn run_by_kind(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let kind = &unit.statement.parsed.kind;
         if self.control(kind).await? {
             return Ok(());

@@ -317,7 +317,10 @@ impl Session {
         };
         match std::mem::replace(&mut portal.state, PortalState::Done) {
             PortalState::Ready => {}
-            PortalState::OnShard(shard) => return self.resume_on_shard(&name, shard, execute.max_rows).await,
+            PortalState::OnShard(shard) => {
+                let result = self.resume_on_shard(&name, shard, execute.max_rows).await;
+                return self.end_statement(result).await;
+            }
             PortalState::Rows(rows) => return self.resume_rows(&name, rows, execute.max_rows).await,
             PortalState::Done => {
                 let error = ServerError::new(

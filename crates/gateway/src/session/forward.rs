@@ -36,6 +36,7 @@ impl Session {
         made: bool,
         result: Result<Option<String>, Problem>,
     ) -> Result<(), Problem> {
+        let result = self.end_statement(result).await;
         let tag = match result {
             Ok(tag) => tag,
             Err(problem) => {

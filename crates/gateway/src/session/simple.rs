@@ -49,7 +49,8 @@ impl Session {
             mode: Mode::Simple,
             template: Some(&template),
         };
-        match self.routed(unit).await {
+        let result = self.routed(unit).await;
+        match self.end_statement(result).await {
             Err(Problem::NeedsWholeText) => Ok(false),
             other => other.map(|()| true),
         }
@@ -92,6 +93,9 @@ impl Session {
         let fatal = error.fields().severity == "FATAL";
         self.client.put_error(&error);
         self.block.fail();
+        if let Some(open) = self.block.open_mut() {
+            open.transaction.fail().await;
+        }
         if fatal {
             self.client.flush().await?;
             return Err(Problem::Gone);
