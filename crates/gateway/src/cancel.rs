@@ -1,47 +1,120 @@
-//! Cancel requests: a client's process id and secret lead to the shard statements that its session runs now.
+//! Cancel requests: a client's process id and secret, or a statement's time limit, lead to the shard statements that its
+//! session runs now.
 
+use futures::future::join_all;
 use parking_lot::Mutex;
 use pgherd_shards::CancelToken;
 use rand::Rng;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Why a statement is to be cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// the client asked for it
+    Client,
+    /// statement_timeout is over
+    Timeout,
+}
 
 /// The running statements of one session.
 #[derive(Default)]
 pub(crate) struct CancelSlot {
-    running: Mutex<Vec<CancelToken>>,
-    requested: AtomicBool,
+    running: Mutex<Running>,
+    /// held while requests are under way
+    cancelling: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Running {
+    tokens: Vec<CancelToken>,
+    requested: Option<Why>,
 }
 
 impl CancelSlot {
     /// The statement starts on these backends; an old request does not hit it.
     pub(crate) fn start(&self, token: CancelToken) {
-        let mut running = self.running.lock();
-        running.clear();
-        running.push(token);
-        self.requested.store(false, Ordering::Relaxed);
+        self.start_all(vec![token]);
     }
 
     /// A statement starts that enlists backends as it goes; these it has already.
     pub(crate) fn start_all(&self, tokens: Vec<CancelToken>) {
-        *self.running.lock() = tokens;
-        self.requested.store(false, Ordering::Relaxed);
+        let mut running = self.running.lock();
+        running.tokens = tokens;
+        // A statement that is put together from several keeps its time limit.
+        running.requested = running.requested.filter(|why| *why == Why::Timeout);
     }
 
-    /// Whether the client asked to cancel since the statement started.
-    pub(crate) fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::Relaxed)
+    /// Why the statement is to be cancelled, if it is.
+    pub(crate) fn requested(&self) -> Option<Why> {
+        self.running.lock().requested
     }
 
     /// It runs on one more backend.
     pub(crate) fn add(&self, token: CancelToken) {
-        self.running.lock().push(token);
+        self.running.lock().tokens.push(token);
     }
 
-    /// Nothing runs, or what runs must not be cancelled (a commit).
+    /// Nothing runs, or what runs must not be cancelled.
     pub(crate) fn clear(&self) {
-        self.running.lock().clear();
+        self.running.lock().tokens.clear();
+    }
+
+    /// A commit begins, which no request may hit, not even one that is under way.
+    pub(crate) async fn close(&self) {
+        self.clear();
+        let _none_under_way = self.cancelling.lock().await;
+    }
+
+    async fn cancel(&self, why: Why) {
+        let _under_way = self.cancelling.lock().await;
+        let tokens = {
+            let mut running = self.running.lock();
+            running.requested.get_or_insert(why);
+            running.tokens.clone()
+        };
+        for sent in join_all(tokens.iter().map(CancelToken::cancel)).await {
+            if let Err(error) = sent {
+                tracing::warn!("a cancel request did not reach its shard: {error}");
+            }
+        }
+    }
+}
+
+/// Cancels a statement when its time is over. The shards have the same limit, but each knows of its own part only.
+pub(crate) struct StatementTimer {
+    slot: Arc<CancelSlot>,
+    task: JoinHandle<()>,
+}
+
+impl StatementTimer {
+    pub(crate) fn start(slot: &Arc<CancelSlot>, limit: Duration) -> Self {
+        let of_task = slot.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            of_task.cancel(Why::Timeout).await;
+        });
+        Self {
+            slot: slot.clone(),
+            task,
+        }
+    }
+
+    /// The statement has ended; whether its time was over before. Nothing of it hits the next one.
+    pub(crate) async fn end(mut self) -> bool {
+        self.slot.close().await;
+        self.task.abort();
+        let _ = (&mut self.task).await;
+        self.slot.running.lock().requested.take() == Some(Why::Timeout)
+    }
+}
+
+impl Drop for StatementTimer {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -86,13 +159,7 @@ impl CancelRegistry {
             Some((expected, slot)) if *expected == secret => slot.clone(),
             _ => return,
         };
-        slot.requested.store(true, Ordering::Relaxed);
-        let tokens = slot.running.lock().clone();
-        for token in tokens {
-            if let Err(error) = token.cancel().await {
-                tracing::warn!("a cancel request did not reach its shard: {error}");
-            }
-        }
+        slot.cancel(Why::Client).await;
     }
 }
 

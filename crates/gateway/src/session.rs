@@ -39,6 +39,7 @@ use pgwire::messages::PgWireFrontendMessage;
 use settings::Settings;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One client's session.
 pub(crate) struct Session {
@@ -162,6 +163,17 @@ impl From<std::io::Error> for Problem {
     }
 }
 
+/// Returns when the limit is over; without one, never.
+async fn too_long_idle(limit: Option<(Duration, ServerError)>) -> ServerError {
+    match limit {
+        Some((limit, error)) => {
+            tokio::time::sleep(limit).await;
+            error
+        }
+        None => std::future::pending().await,
+    }
+}
+
 impl Session {
     /// Serves the client until it leaves or the gateway stops.
     pub(crate) async fn serve(mut self) {
@@ -170,9 +182,15 @@ impl Session {
             if !self.client.has_message() && self.client.flush().await.is_err() {
                 break;
             }
+            let idle = self.idle_limit();
             let message = tokio::select! {
                 biased;
                 message = self.client.next() => message,
+                error = too_long_idle(idle) => {
+                    self.client.put_error(&error.fatal());
+                    let _ = self.client.flush().await;
+                    break;
+                }
                 _ = stopping.changed() => {
                     let error = ServerError::new(
                         SqlState::ADMIN_SHUTDOWN,
@@ -201,6 +219,26 @@ impl Session {
             }
         }
         self.abandon().await;
+    }
+
+    /// How long the client may stay silent now, and what it is told then. The gateway keeps these limits itself: a block may
+    /// have touched no shard yet, and the pools' connections are not the session's.
+    fn idle_limit(&self) -> Option<(Duration, ServerError)> {
+        let timeouts = &self.settings.timeouts;
+        if !self.gathered.is_empty() || self.skip_to_sync {
+            return None;
+        }
+        match self.block.open() {
+            Some(open) if open.implicit => None,
+            Some(_) => timeouts.idle_in_transaction.map(|limit| {
+                let message = "terminating connection due to idle-in-transaction timeout";
+                (limit, ServerError::new(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, message))
+            }),
+            None => timeouts.idle.map(|limit| {
+                let message = "terminating connection due to idle-session timeout";
+                (limit, ServerError::new(SqlState::IDLE_SESSION_TIMEOUT, message))
+            }),
+        }
     }
 
     async fn message(&mut self, message: PgWireFrontendMessage) -> Result<(), Problem> {

@@ -43,6 +43,8 @@ states! {
     ACTIVE_TRANSACTION = b"25001";
     /// no_active_sql_transaction
     NO_ACTIVE_TRANSACTION = b"25P01";
+    /// idle_in_transaction_session_timeout
+    IDLE_IN_TRANSACTION_TIMEOUT = b"25P03";
     /// in_failed_sql_transaction
     IN_FAILED_TRANSACTION = b"25P02";
     /// invalid_sql_statement_name
@@ -91,6 +93,8 @@ states! {
     QUERY_CANCELED = b"57014";
     /// admin_shutdown
     ADMIN_SHUTDOWN = b"57P01";
+    /// idle_session_timeout
+    IDLE_SESSION_TIMEOUT = b"57P05";
     /// cannot_connect_now
     CANNOT_CONNECT_NOW = b"57P03";
     /// internal_error: a bug of ours

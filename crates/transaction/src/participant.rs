@@ -3,7 +3,7 @@
 use crate::Error;
 use pgherd_model::{ShardId, quote_identifier};
 use pgherd_shards::{Backend, SimpleResult, TransactionStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Queued statements whose replies nobody reads must not fill the socket's buffers on both sides.
 const QUEUED_LIMIT: usize = 64;
@@ -18,6 +18,8 @@ pub(crate) struct Participant {
     pub wrote: bool,
     /// enlisted since the owner last asked
     pub is_new: bool,
+    /// when its owner last asked for it
+    pub used_at: Instant,
     queued: usize,
 }
 
@@ -34,6 +36,7 @@ impl Participant {
             backend,
             wrote: false,
             is_new: true,
+            used_at: Instant::now(),
             queued: 1,
         };
         for depth in 0..=savepoints.len() {

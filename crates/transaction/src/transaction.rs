@@ -13,7 +13,7 @@ use pgherd_model::{ServerError, ShardId, quote_identifier};
 use pgherd_shards::{Backend, CancelToken, Identity, SessionSettings, Shards, TransactionStatus};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// The savepoint of a statement over several shards; nothing else uses a name with a space.
 const STATEMENT: &str = "pgherd statement";
@@ -186,8 +186,10 @@ impl Transaction {
             None => self.enlist(shard).await?,
         };
         self.begin_statement();
-        self.participants[at].relieve().await?;
-        Ok(&mut self.participants[at].backend)
+        let participant = &mut self.participants[at];
+        participant.used_at = Instant::now();
+        participant.relieve().await?;
+        Ok(&mut participant.backend)
     }
 
     async fn enlist(&mut self, shard: ShardId) -> Result<usize, Error> {
@@ -259,6 +261,22 @@ impl Transaction {
     pub fn is_new(&mut self, shard: ShardId) -> bool {
         let at = self.position(shard);
         at.is_some_and(|at| std::mem::take(&mut self.participants[at].is_new))
+    }
+
+    /// A statement has ended: shards that had nothing to do for a good part of `limit` are told that the session is not idle,
+    /// so that their idle_in_transaction_session_timeout does not end it.
+    pub async fn keep_alive(&mut self, limit: Duration) {
+        if self.participants.len() < 2 || self.failed {
+            return;
+        }
+        let bored = self.participants.iter_mut().filter(|p| p.used_at.elapsed() > limit / 3);
+        join_all(bored.map(async |p| {
+            p.used_at = Instant::now();
+            if let Err(e) = p.run("").await {
+                tracing::debug!(shard = %p.shard(), "a participant could not be kept alive: {e}");
+            }
+        }))
+        .await;
     }
 
     /// All shards that take part, in the order they joined.
@@ -392,6 +410,16 @@ impl Transaction {
     pub async fn undo_statement(&mut self) -> Result<(), Error> {
         self.rollback_to(STATEMENT).await?;
         self.release(STATEMENT).await
+    }
+
+    /// A commit follows, which statement_timeout must not end in the middle, since it is none of the client's statements:
+    /// wherever a session has that limit, it is lifted for the rest of the transaction.
+    pub fn lift_statement_timeout(&mut self) {
+        if self.participants.len() > 1 {
+            for participant in &mut self.participants {
+                participant.queue("SET LOCAL statement_timeout = 0");
+            }
+        }
     }
 
     /// COMMIT. At most one shard wrote: a plain COMMIT. Several did: two phases, decided when all are prepared.

@@ -321,7 +321,7 @@ impl Session {
             return Ok("COMMIT");
         };
         let Open {
-            transaction,
+            mut transaction,
             change,
             settings_before,
             has_local_settings,
@@ -329,7 +329,10 @@ impl Session {
         } = *open;
         self.portals.clear();
         // A cancel that hits a commit could make it look done where it is not (transactions.md, trap 2).
-        self.cancel.slot.clear();
+        self.cancel.slot.close().await;
+        if self.settings.timeouts.statement.is_some() {
+            transaction.lift_statement_timeout();
+        }
         let result = transaction.commit().await;
         let committed = matches!(&result, Ok(done) if done.tag == "COMMIT");
         finish_change(change).await;

@@ -2,10 +2,11 @@
 
 use super::forward::constant_types;
 use super::{Mode, Problem, Session, Unit};
+use crate::cancel::StatementTimer;
 use crate::statements::Context;
 use crate::template::Template;
 use pgherd_catalog::StatementGuard;
-use pgherd_model::{ServerError, Snapshot};
+use pgherd_model::{ServerError, Snapshot, SqlState};
 use pgherd_query::Description;
 use pgherd_sql::{Analysis, Kind, ParameterValue, Route};
 use std::sync::Arc;
@@ -24,8 +25,17 @@ pub(crate) struct Entered {
 impl Session {
     /// Runs one statement and puts its reply, up to CommandComplete, into the client's buffer.
     pub(crate) async fn run(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let limit = self.settings.timeouts.statement;
+        let timer = limit.map(|limit| StatementTimer::start(&self.cancel.slot, limit));
         let result = self.run_by_kind(unit).await;
-        self.end_statement(result).await
+        let result = self.end_statement(result).await;
+        match timer {
+            Some(timer) => match timer.end().await {
+                true => result.map_err(timed_out),
+                false => result,
+            },
+            None => result,
+        }
     }
 
     /// Tells the transaction that a statement has ended. One that was cancelled to end a deadlock fails with that.
@@ -33,7 +43,11 @@ impl Session {
         let Some(open) = self.block.open_mut() else {
             return result;
         };
-        match (open.transaction.end_statement().await, result) {
+        let deadlock = open.transaction.end_statement().await;
+        if let Some(limit) = self.settings.timeouts.idle_in_transaction {
+            open.transaction.keep_alive(limit).await;
+        }
+        match (deadlock, result) {
             (Some(detail), Err(Problem::Error(error))) => {
                 Err(pgherd_transaction::deadlock_error(error, &detail).into())
             }
@@ -233,7 +247,13 @@ impl Session {
             } else if let Some(guard) = catalog.try_enter(names) {
                 guard
             } else {
-                catalog.enter(names, own).await?
+                let entering = catalog.enter(names, own);
+                match self.settings.timeouts.statement {
+                    Some(limit) => tokio::time::timeout(limit, entering)
+                        .await
+                        .map_err(|_| statement_timeout())??,
+                    None => entering.await?,
+                }
             };
             match overlay {
                 None if guard.snapshot.epoch != snapshot.epoch => continue,
@@ -307,6 +327,23 @@ impl Session {
         pgherd_catalog::restore_parent_names(&mut error, &snapshot);
         error
     }
+}
+
+/// What cancelled the statement was its time limit.
+fn timed_out(problem: Problem) -> Problem {
+    match problem {
+        Problem::Error(error) if error.sqlstate() == SqlState::QUERY_CANCELED => {
+            let mut told = statement_timeout();
+            let context = error.fields().other.iter().filter(|(letter, _)| *letter == b'W');
+            told.fields_mut().other = context.cloned().collect();
+            told.into()
+        }
+        other => other,
+    }
+}
+
+fn statement_timeout() -> ServerError {
+    ServerError::new(SqlState::QUERY_CANCELED, "canceling statement due to statement timeout")
 }
 
 /// 0A000 in one sentence.

@@ -83,11 +83,11 @@ impl Session {
             slot.add(token);
         }
         // A request that came while rows were gathered found nothing to cancel on the shards.
-        if slot.is_requested() {
+        if slot.requested().is_some() {
             return Err(canceled().into());
         }
         while let Some(batch) = rows.next().await? {
-            if slot.is_requested() {
+            if slot.requested().is_some() {
                 return Err(canceled().into());
             }
             seen += batch.rows;
@@ -206,7 +206,8 @@ impl Session {
     }
 }
 
-/// 57014, for a request that came between two steps on the shards.
-fn canceled() -> ServerError {
+/// 57014, for a request that came between two steps on the shards. Where it was the statement's time limit, that is said
+/// when the statement ends.
+pub(crate) fn canceled() -> ServerError {
     ServerError::new(SqlState::QUERY_CANCELED, "canceling statement due to user request")
 }

@@ -107,7 +107,11 @@ pub(crate) async fn relay(
             }
             client.flush().await?;
         }
-        backend.fill().await?;
+        match (backend.fill().await, &reply.error) {
+            // The shard said why it ends the connection.
+            (Err(_), Some(_)) => return Ok(End::Ready(reply)),
+            (filled, _) => filled?,
+        }
     }
 }
 

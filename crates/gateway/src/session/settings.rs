@@ -9,6 +9,7 @@ use pgherd_operations::Distribution;
 use pgherd_shards::{RESET_SQL, SessionSettings};
 use pgherd_transaction::Isolation;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The settings, their fingerprint and what routing needs of them.
 #[derive(Clone, Default)]
@@ -25,6 +26,18 @@ pub(crate) struct Settings {
     pub(crate) initial_bounds: String,
     /// default_transaction_isolation, where it is more than READ COMMITTED
     pub(crate) default_isolation: Option<Isolation>,
+    pub(crate) timeouts: Timeouts,
+}
+
+/// The time limits that the gateway keeps itself, where a shard sees a part of the time only.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Timeouts {
+    /// statement_timeout
+    pub(crate) statement: Option<Duration>,
+    /// idle_in_transaction_session_timeout
+    pub(crate) idle_in_transaction: Option<Duration>,
+    /// idle_session_timeout
+    pub(crate) idle: Option<Duration>,
 }
 
 impl Settings {
@@ -251,7 +264,10 @@ impl Session {
     pub(crate) async fn refresh_effective_settings(&mut self) -> Result<(), ServerError> {
         const ASK: &str = "SELECT current_setting('search_path'), \
              current_setting('pgherd.default_distribution', true), current_setting('pgherd.initial_bounds', true), \
-             current_setting('default_transaction_isolation')";
+             current_setting('default_transaction_isolation'), \
+             (SELECT string_agg((extract(epoch FROM current_setting(n)::interval) * 1000)::bigint::text, ' ' ORDER BY i) \
+              FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout']) \
+              WITH ORDINALITY AS u (n, i))";
         let results = self.ask_home(ASK).await?;
         let text = |i| results.first().and_then(|r| r.text(0, i));
         let role = self.who.role.clone();
@@ -260,6 +276,16 @@ impl Session {
             Some("repeatable read") => Some(Isolation::RepeatableRead),
             Some("serializable") => Some(Isolation::Serializable),
             _ => None,
+        };
+        let mut limits = text(4).unwrap_or_default().split(' ').map(|ms| {
+            let ms = ms.parse().unwrap_or(0);
+            (ms > 0).then(|| Duration::from_millis(ms))
+        });
+        let mut next = || limits.next().flatten();
+        self.settings.timeouts = Timeouts {
+            statement: next(),
+            idle_in_transaction: next(),
+            idle: next(),
         };
         Ok(())
     }

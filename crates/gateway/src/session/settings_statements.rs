@@ -193,15 +193,24 @@ impl Session {
     pub(crate) fn restore_settings(&mut self, settings: Settings) {
         if settings.fingerprint() != self.settings.fingerprint()
             || settings.search_path_id != self.settings.search_path_id
+            || settings.timeouts != self.settings.timeouts
         {
             self.settings = settings;
             self.settings_changed();
         }
     }
 
-    /// Routing depends on few settings; only those are asked for again.
+    /// Routing and the gateway's own time limits depend on few settings; only those are asked for again.
     async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
-        if matches!(name, "search_path" | "role" | "session_authorization") || name.starts_with("pgherd.") {
+        let concerns_gateway = [
+            "search_path",
+            "role",
+            "session_authorization",
+            "statement_timeout",
+            "idle_in_transaction_session_timeout",
+            "idle_session_timeout",
+        ];
+        if concerns_gateway.contains(&name) || name.starts_with("pgherd.") {
             self.refresh_effective_settings().await?;
         }
         Ok(())

@@ -104,11 +104,13 @@ impl Session {
     }
 }
 
-/// A shard that goes down ends its own connection (FATAL), not the client's: that one can roll back and go on. Errors of
+/// A shard that goes down ends its own connection (FATAL), not the client's: that one can roll back and go on. Only a
+/// session that is idle in its transaction for too long is ended, whoever notices. Errors of
 /// shards say in which source file they were raised; those of the gateway do not.
 fn survive(error: ServerError) -> ServerError {
     let fields = error.fields();
-    if fields.severity == "ERROR" || fields.other.is_empty() {
+    let of_session = fields.code == SqlState::IDLE_IN_TRANSACTION_TIMEOUT;
+    if fields.severity == "ERROR" || fields.other.is_empty() || of_session {
         return error;
     }
     ServerError::new(SqlState::CONNECTION_FAILURE, "a shard ended its connection")

@@ -400,7 +400,7 @@ impl Running<'_> {
         loop {
             let message = self.next().await?;
             // A shard that waits for rows, or was not asked yet, does not notice.
-            if self.cancel.is_requested() {
+            if self.cancel.requested().is_some() {
                 let message = "canceling statement due to user request";
                 let error = ServerError::new(SqlState::QUERY_CANCELED, message);
                 return Err(Cause::Error(self.at_next_line(error)));

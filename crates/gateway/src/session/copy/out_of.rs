@@ -7,6 +7,7 @@ use super::format::Writer;
 use super::{describes, put_data};
 use crate::session::execute::Entered;
 use crate::session::forward::{lost_lease, no_block};
+use crate::session::plan::canceled;
 use crate::session::{Mode, Problem, Session, Unit};
 use bytes::Bytes;
 use pgherd_model::{ServerError, SqlState, Table};
@@ -141,8 +142,13 @@ impl Session {
         };
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        self.cancel.slot.clear();
+        let slot = self.cancel.slot.clone();
+        let participants = open.transaction.participants();
+        slot.start_all(participants.map(|(_, backend)| backend.cancel_token()).collect());
         let mut rows = pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?;
+        if let Some(token) = rows.cancel_token() {
+            slot.add(token);
+        }
         let client = &mut self.client;
         if describes(unit) {
             client.put(b'n', &[]);
@@ -154,6 +160,9 @@ impl Session {
         }
         let mut count = 0;
         while let Some(batch) = rows.next().await? {
+            if slot.requested().is_some() {
+                return Err(canceled().into());
+            }
             count += batch.rows;
             writer.write(batch.bytes, &mut client.out);
             if client.out.len() >= crate::client::FLUSH_AT {

@@ -1,7 +1,8 @@
-//! Circles of waits over several shards: found and broken in time, and nothing else is. Keys 1, 5 and 9 of table `t` lie on
-//! three shards.
+//! Waits over several shards: circles are found and broken in time, and nothing else is; time limits hold for a statement
+//! and a session as a whole. Keys 1, 5 and 9 of table `t` lie on three shards.
 
 mod circles;
+mod limits;
 
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;
@@ -10,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-/// From the wait that closes a circle to its end. Two seconds on an idle machine; these tests may share theirs.
+/// How long anything may take. A circle is broken within two seconds on an idle machine; these tests may share theirs.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Three shards, a gateway, and table `t` with a row for each of the keys 1 to 9.
