@@ -38,6 +38,7 @@ async fn settings_of_role_and_database_reach_the_next_session() {
         .await
         .expect("set up");
     let before = connect(&gateway, "app").await;
+    let others_before = [connect(&gateway, "app").await, connect(&gateway, "app").await];
     assert_eq!(value(&before, "SELECT v FROM which").await, "public");
     admin
         .batch_execute(
@@ -57,6 +58,19 @@ async fn settings_of_role_and_database_reach_the_next_session() {
     assert_eq!(value(&after, places).await, "3");
     // As in PostgreSQL, a session that was there before keeps what it had.
     assert_eq!(value(&before, "SELECT v FROM which").await, "public");
+    // One that needs another backend, which would have the new settings, ends instead; and so does the next.
+    before
+        .batch_execute("BEGIN; SELECT v FROM which")
+        .await
+        .expect("holds its backend");
+    for other in &others_before {
+        let error = other
+            .simple_query("SELECT v FROM which")
+            .await
+            .expect_err("another search_path");
+        assert_eq!(error.code().map(|code| code.code()), Some("57P01"), "{error:?}");
+    }
+    before.batch_execute("COMMIT").await.expect("commit");
     admin
         .batch_execute("ALTER ROLE app RESET ALL; ALTER DATABASE postgres RESET ALL")
         .await

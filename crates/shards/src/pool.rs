@@ -175,8 +175,7 @@ impl Pool {
     }
 
     /// Closes connections that have been idle for long; the highest numbers are the first to be.
-    fn close_old(&self) {
-        let mut idle = self.idle.lock();
+    fn close_old(&self, idle: &mut Vec<Connection>) {
         let oldest = Instant::now().checked_sub(self.idle_timeout);
         if idle.first().is_some_and(|c| oldest.is_some_and(|o| c.idle_since < o)) {
             idle.retain(|c| oldest.is_none_or(|o| c.idle_since >= o));
@@ -187,8 +186,8 @@ impl Pool {
     /// with last in, first out, a backend that is seldom used is the first that the system lets run and so the next to be
     /// taken, and all are used alike.
     fn take_idle(&self) -> Option<Connection> {
-        self.close_old();
         let mut idle = self.idle.lock();
+        self.close_old(&mut idle);
         while let Some(connection) = idle.pop() {
             if connection.is_reusable() {
                 return Some(connection);
@@ -304,6 +303,8 @@ impl Shards {
                 if pool.who.login_defaults != 0 {
                     let defaults = backend.login_defaults().await?;
                     if *pool.login_defaults.get_or_init(|| defaults) != defaults {
+                        // Nor is it for the next who asks this pool.
+                        backend.taint();
                         return Err(other_defaults());
                     }
                 }
@@ -335,7 +336,7 @@ impl Shards {
         let config = self.config(shard)?.clone();
         let mut pools = self.pools.write();
         // Nobody comes any more to the pools of defaults that have changed.
-        pools.values().for_each(|pool| pool.close_old());
+        pools.values().for_each(|pool| pool.close_old(&mut pool.idle.lock()));
         let pool = pools.entry(key).or_insert_with(|| {
             Arc::new(Pool {
                 config,
