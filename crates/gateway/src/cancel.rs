@@ -37,13 +37,15 @@ struct Running {
 impl CancelSlot {
     /// The statement starts on these backends; an old request does not hit it.
     pub(crate) fn start(&self, token: CancelToken) {
-        self.start_all(vec![token]);
+        self.start_all([token]);
     }
 
     /// A statement starts that enlists backends as it goes; these it has already.
-    pub(crate) fn start_all(&self, tokens: Vec<CancelToken>) {
+    pub(crate) fn start_all(&self, tokens: impl IntoIterator<Item = CancelToken>) {
         let mut running = self.running.lock();
-        running.tokens = tokens;
+        // In the room of the last statement's: most statements have one token.
+        running.tokens.clear();
+        running.tokens.extend(tokens);
         // A statement that is put together from several keeps its time limit.
         running.requested = running.requested.filter(|why| *why == Why::Timeout);
     }

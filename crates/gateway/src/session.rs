@@ -38,7 +38,7 @@ use bytes::Bytes;
 use extended::{Portal, Prepared};
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, SqlState};
-use pgherd_shards::{Identity, SimpleResult};
+use pgherd_shards::{Backend, Identity, SimpleResult};
 use pgherd_sql::ParameterValue;
 use pgwire::messages::PgWireFrontendMessage;
 use settings::Settings;
@@ -295,13 +295,14 @@ impl Session {
             let backend = open.transaction.participant_to_set(home).await;
             return Ok(backend.map_err(ServerError::from)?.simple(sql).await?);
         }
-        let mut backend = self
-            .database
-            .coordinator
-            .autocommit(home, &self.who)
-            .await
-            .map_err(ServerError::from)?;
-        Ok(backend.simple(sql).await?)
+        Ok(self.home_backend().await?.simple(sql).await?)
+    }
+
+    /// A home-shard connection of the session's role, outside of its transaction.
+    async fn home_backend(&self) -> Result<Backend, ServerError> {
+        let home = self.gateway.shards.home();
+        let checked_out = self.database.coordinator.autocommit(home, &self.who).await;
+        Ok(checked_out?)
     }
 
     /// The client is gone: what is open is rolled back.

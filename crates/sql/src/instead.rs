@@ -21,7 +21,8 @@ pub struct Instead {
 }
 
 impl Instead {
-    pub(crate) fn new(text: &str, replacements: &[(Range<usize>, String)]) -> Self {
+    /// With these pieces of the text replaced: bytes, ascending.
+    pub fn new(text: &str, replacements: &[(Range<usize>, String)]) -> Self {
         let (text, replaced) = substitute(text, replacements);
         Self {
             text: text.into(),

@@ -365,6 +365,11 @@ impl Transaction {
         self.participants.iter_mut().map(|p| (p.shard(), &mut p.backend))
     }
 
+    /// What cancels the statement on all shards that take part.
+    pub fn cancel_tokens(&mut self) -> impl Iterator<Item = CancelToken> {
+        self.participants().map(|(_, backend)| backend.cancel_token())
+    }
+
     /// A command tag said that rows were written there. Where nothing is said, the shard is asked at COMMIT.
     pub fn wrote(&mut self, shard: ShardId) {
         if let Some(at) = self.position(shard) {

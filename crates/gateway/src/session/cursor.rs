@@ -121,11 +121,7 @@ impl Session {
             settings_sql: &settings_sql,
         };
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        let tokens = open
-            .transaction
-            .participants()
-            .map(|(_, backend)| backend.cancel_token());
-        self.cancel.slot.start_all(tokens.collect());
+        self.cancel.slot.start_all(open.transaction.cancel_tokens());
         match pgherd_query::declare(statement, head, &mut open.transaction).await {
             Ok(cursor) => open.keep_cursor(name, cursor),
             Err(error) if names_missing_child(&error) => return Err(error.into()),
@@ -164,7 +160,8 @@ impl Session {
             fences: vec![],
             replaced: [].into(),
         };
-        let parsed = put_statement(backend, &self.gateway.cache, &part, unnamed(unit), None)?;
+        // Parsed anew each time: the connection goes with the cursor.
+        let parsed = put_statement(backend, &self.gateway.cache, &part, unit, None)?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
@@ -228,27 +225,5 @@ impl Session {
             open.cursors.remove(name);
         }
         Ok(())
-    }
-}
-
-/// Parsed anew each time: the connection goes with the cursor.
-fn unnamed(unit: Unit<'_>) -> Unit<'_> {
-    match unit.mode {
-        Mode::Extended {
-            formats,
-            describe,
-            portal,
-            ..
-        } => Unit {
-            mode: Mode::Extended {
-                formats,
-                describe,
-                portal,
-                max_rows: 0,
-                named: false,
-            },
-            ..unit
-        },
-        Mode::Simple | Mode::SimplePrepared => unit,
     }
 }

@@ -124,7 +124,7 @@ impl Session {
                 backend.pin(Some(pin.clone()));
             }
             None => {
-                let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
+                let mut backend = self.home_backend().await?;
                 backend.simple(reset).await?;
                 backend.pin(Some(pin.clone()));
             }
@@ -319,10 +319,9 @@ impl Session {
             if self.block.open().is_some_and(|open| open.first_catalog.is_some()) {
                 match unit.statement.parsed.kind {
                     Kind::Lock(_) | Kind::Show { .. } => {
-                        self.block
-                            .open_mut()
-                            .into_iter()
-                            .for_each(|open| stay_alone_if_local(open, &snapshot));
+                        if let Some(open) = self.block.open_mut() {
+                            stay_alone_if_local(open, &snapshot);
+                        }
                     }
                     _ => {
                         let sharded = analysis.touches_sharded || self.was_sharded(unit);
@@ -425,10 +424,7 @@ impl Session {
             Some(open) if open.transaction.enlisted(home) => {
                 pgherd_query::describe(open.transaction.participant(home).await?, text, types).await
             }
-            _ => {
-                let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
-                pgherd_query::describe(&mut backend, text, types).await
-            }
+            _ => pgherd_query::describe(&mut self.home_backend().await?, text, types).await,
         };
         let description = Arc::new(described?);
         unit.statement

@@ -48,12 +48,7 @@ impl Session {
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let slot = self.cancel.slot.clone();
-        slot.start_all(
-            open.transaction
-                .participants()
-                .map(|(_, backend)| backend.cancel_token())
-                .collect(),
-        );
+        slot.start_all(open.transaction.cancel_tokens());
         let columns = description.columns.as_deref();
         let (written, mut rows) = match &unit.statement.parsed.kind {
             Kind::Insert => {

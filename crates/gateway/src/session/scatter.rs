@@ -59,7 +59,8 @@ impl Session {
             }
             clock.iter().for_each(|setting| backend.queue_silent(setting));
             lock_fences(backend, part);
-            put_statement(backend, &self.gateway.cache, part, unnamed(unit), None)?;
+            // Parsed anew: which of several prepared statements came through is not worth following.
+            put_statement(backend, &self.gateway.cache, part, without_limit(unit), None)?;
             backend.flush().await?;
         }
         let mut answers = Vec::with_capacity(parts.len());
@@ -108,26 +109,13 @@ impl Session {
     }
 }
 
-/// Each part is parsed anew: which of several prepared statements came through is not worth following.
-fn unnamed(unit: Unit<'_>) -> Unit<'_> {
-    match unit.mode {
-        Mode::Extended {
-            formats,
-            describe,
-            portal,
-            ..
-        } => Unit {
-            mode: Mode::Extended {
-                formats,
-                describe,
-                portal,
-                max_rows: 0,
-                named: false,
-            },
-            ..unit
-        },
-        Mode::Simple | Mode::SimplePrepared => unit,
+/// The rows of all parts are put together before the client's row limit could count.
+fn without_limit(unit: Unit<'_>) -> Unit<'_> {
+    let mut unit = unit;
+    if let Mode::Extended { max_rows, .. } = &mut unit.mode {
+        *max_rows = 0;
     }
+    unit
 }
 
 /// Whether each part returned as many rows as it was given.

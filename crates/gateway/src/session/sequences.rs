@@ -7,7 +7,6 @@
 
 use super::{Problem, Session, Unit};
 use pgherd_model::quote_literal;
-use pgherd_sql::route::Replaced;
 use pgherd_sql::{Drawn as DrawnColumn, Instead};
 use std::collections::BTreeMap;
 
@@ -88,7 +87,7 @@ impl Session {
 fn instead(unit: Unit<'_>) -> Option<Instead> {
     let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
     let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
-    let (mut out, mut replaced, mut at) = (String::new(), Vec::new(), 0);
+    let mut replacements = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
         let Some(name) = token.identifier(text).filter(|n| n == "currval" || n == "lastval") else {
             continue;
@@ -100,22 +99,8 @@ fn instead(unit: Unit<'_>) -> Option<Instead> {
             tokens[i - 2].start
         } else {
             token.start
-        } as usize;
-        out.push_str(&text[at..start]);
-        let with = format!("pgherd.{name}");
-        replaced.push(Replaced {
-            at: out.len() as u32,
-            length: with.len() as u32,
-            original_at: start as u32,
-            original_length: token.end - start as u32,
-            original_characters: text[start..token.end as usize].chars().count() as u32,
-        });
-        out.push_str(&with);
-        at = token.end as usize;
+        };
+        replacements.push((start as usize..token.end as usize, format!("pgherd.{name}")));
     }
-    out.push_str(&text[at..]);
-    (!replaced.is_empty()).then(|| Instead {
-        text: out.into(),
-        replaced: replaced.into(),
-    })
+    (!replacements.is_empty()).then(|| Instead::new(text, &replacements))
 }

@@ -171,7 +171,7 @@ impl Session {
         if self.block.open().is_some_and(|open| open.transaction.enlisted(home)) {
             return Ok(());
         }
-        let mut backend = self.database.coordinator.autocommit(home, &self.who).await?;
+        let mut backend = self.home_backend().await?;
         backend.set_settings(UNKNOWN_SETTINGS);
         let before = backend.parameters().to_vec();
         backend.simple(text).await?;

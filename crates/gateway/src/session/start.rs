@@ -51,25 +51,10 @@ impl Session {
     }
 
     async fn log_in(&mut self) -> Result<(), ServerError> {
-        let home = self.gateway.shards.home();
         // Backends of the pool may have logged in before the role's own settings were changed.
-        let mut backend = self
-            .database
-            .coordinator
-            .autocommit(home, &self.who)
-            .await
-            .map_err(ServerError::from)?;
-        self.who.login_defaults = backend.login_defaults().await?;
-        drop(backend);
+        self.who.login_defaults = self.home_backend().await?.login_defaults().await?;
         self.who.settings = self.settings.for_backends();
-        let backend = self
-            .database
-            .coordinator
-            .autocommit(home, &self.who)
-            .await
-            .map_err(ServerError::from)?;
-        let reported = backend.parameters().to_vec();
-        drop(backend);
+        let reported = self.home_backend().await?.parameters().to_vec();
         self.refresh_effective_settings().await?;
         let defaults = [
             (

@@ -159,12 +159,7 @@ impl Session {
         };
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        self.cancel.slot.start_all(
-            open.transaction
-                .participants()
-                .map(|(_, backend)| backend.cancel_token())
-                .collect(),
-        );
+        self.cancel.slot.start_all(open.transaction.cancel_tokens());
         let filled = pgherd_query::insert_select(statement, None, &mut open.transaction, &gateway.engine).await;
         let (count, _) = filled.map_err(|error| error.with_position(None))?;
         if !entered.guard.is_valid() {

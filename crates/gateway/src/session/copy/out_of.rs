@@ -143,8 +143,7 @@ impl Session {
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let slot = self.cancel.slot.clone();
-        let participants = open.transaction.participants();
-        slot.start_all(participants.map(|(_, backend)| backend.cancel_token()).collect());
+        slot.start_all(open.transaction.cancel_tokens());
         let mut rows = pgherd_query::select(statement, columns, &mut open.transaction, &gateway.engine).await?;
         if let Some(token) = rows.cancel_token() {
             slot.add(token);
