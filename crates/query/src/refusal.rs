@@ -4,7 +4,7 @@ use crate::views::ParsedQuery;
 use pgherd_model::{ServerError, SqlState};
 
 /// Columns that every table has and that mean something on its own server only.
-const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
+pub(crate) const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
 
 /// Functions of pg_catalog that act on, or ask about, the session or transaction of the server they run on.
 const SESSION_FUNCTIONS: &[&str] = &[

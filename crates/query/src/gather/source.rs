@@ -457,7 +457,11 @@ impl Gathered {
             "COPY pg_temp.{} ({}{}) FROM STDIN (FORMAT {format})",
             self.temporary,
             self.columns_sql(),
-            if self.identity { ", pgherd_row" } else { "" }
+            if self.identity {
+                format!(", {IDENTITY}")
+            } else {
+                String::new()
+            }
         )
     }
 

@@ -16,7 +16,6 @@ use crate::carrier::TargetType;
 use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Engine, Transaction};
-
 use pgherd_model::{Column, Resolved, ServerError, Table, TableKind, quote_identifier};
 use pgherd_shards::ColumnDescription;
 pub(crate) use source::base_type;

@@ -3,12 +3,10 @@
 
 use super::shape::Shape;
 use crate::carrier::Carrier;
+use crate::refusal::SYSTEM_COLUMNS;
 use pgherd_model::{ServerError, quote_identifier};
 use sqlparser::ast::{Expr, Ident, Query, SelectItem, Visit, Visitor};
 use std::ops::{ControlFlow, Range};
-
-/// Columns that every table has, and that would show where the row is now.
-const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
 
 /// What comes along with each row.
 #[derive(Debug, Clone, PartialEq, Eq)]
