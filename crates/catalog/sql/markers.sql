@@ -6,18 +6,28 @@
 -- A row of state p ("prepared") is written inside the transaction itself, so it becomes visible in the very moment
 -- in which the transaction does. A row of state a ("aborted") is a fence: it keeps a late p out by the primary key.
 CREATE TABLE IF NOT EXISTS pgherd.dtx (
-    gid        text PRIMARY KEY,
+    gid        text NOT NULL,
     state      text NOT NULL CHECK (state IN ('p', 'a')),
-    sequence   text NOT NULL,   -- <gateway>:<incarnation>.<generation>, part of the gid
-    number     bigint NOT NULL, -- counts up within its sequence, part of the gid
-    written_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    -- Both are parts of the gid, which they identify. One short key under a plain byte order: every participant of every
+    -- commit pays for it.
+    sequence   text COLLATE "C" NOT NULL, -- <gateway>:<incarnation>.<generation>
+    number     bigint NOT NULL,           -- counts up within its sequence
+    written_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (sequence, number)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
         autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 10000);
-CREATE INDEX IF NOT EXISTS dtx_by_number ON pgherd.dtx (sequence, number);
+
+CREATE TABLE IF NOT EXISTS pgherd.commit_secret (
+    the_only_row boolean PRIMARY KEY DEFAULT true CHECK (the_only_row),
+    secret       bytea NOT NULL
+);
+CREATE OR REPLACE FUNCTION pgherd.commit_secret() RETURNS bytea
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT secret FROM pgherd.commit_secret $$;
+REVOKE ALL ON FUNCTION pgherd.commit_secret() FROM PUBLIC;
 
 -- Who may write markers. A row exists before the first marker of its sequence, and stays for a day after the last.
 CREATE TABLE IF NOT EXISTS pgherd.dtx_sequence (
-    sequence      text PRIMARY KEY,
+    sequence      text COLLATE "C" PRIMARY KEY,
     gateway       text NOT NULL,
     incarnation   bigint NOT NULL,
     -- every transaction with a number up to this is settled: visible on all its shards, or rolled back on all
@@ -25,12 +35,9 @@ CREATE TABLE IF NOT EXISTS pgherd.dtx_sequence (
     -- its gateway was found dead: no marker of this sequence is accepted any more
     closed        boolean NOT NULL DEFAULT false,
     settled_at    timestamptz NOT NULL DEFAULT now(),
-    registered_at timestamptz NOT NULL DEFAULT now()
-);
-
-CREATE TABLE IF NOT EXISTS pgherd.commit_secret (
-    the_only_row boolean PRIMARY KEY DEFAULT true CHECK (the_only_row),
-    secret       bytea NOT NULL
+    registered_at timestamptz NOT NULL DEFAULT now(),
+    -- the cluster's, here as well so that a marker needs to look at one table only
+    secret        bytea NOT NULL DEFAULT pgherd.commit_secret()
 );
 
 -- Locked, never filled: shared by every transaction from its marker to its COMMIT PREPARED, exclusively by a reader for
@@ -42,7 +49,8 @@ REVOKE ALL ON pgherd.dtx, pgherd.dtx_sequence, pgherd.commit_secret, pgherd.comm
 CREATE OR REPLACE FUNCTION pgherd.set_commit_secret(new_secret text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO pgherd.commit_secret (secret) VALUES (convert_to(new_secret, 'UTF8'))
-    ON CONFLICT (the_only_row) DO UPDATE SET secret = excluded.secret WHERE commit_secret.secret <> excluded.secret
+    ON CONFLICT (the_only_row) DO UPDATE SET secret = excluded.secret WHERE commit_secret.secret <> excluded.secret;
+    UPDATE pgherd.dtx_sequence AS s SET secret = c.secret FROM pgherd.commit_secret AS c WHERE s.secret <> c.secret;
 $$;
 REVOKE ALL ON FUNCTION pgherd.set_commit_secret(text) FROM PUBLIC;
 
@@ -66,26 +74,26 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     LOCK TABLE pgherd.commit_gate IN ROW SHARE MODE;
-    -- The advisory lock lets recovery find who holds this gid, before and after PREPARE. Shared and never waited for; only
-    -- taken when the proof was right.
+    -- The advisory lock lets recovery find who holds this gid, before and after PREPARE. Shared and never waited for.
+    IF NOT pg_try_advisory_xact_lock_shared(hashtext(own_sequence), hashtext(gid)) THEN
+        RAISE lock_not_available USING MESSAGE = 'the advisory lock of this commit is held by a client';
+    END IF;
+    -- A later statement than the lock's, with a later snapshot: whoever closes the sequence either is seen here, or sees the lock.
     INSERT INTO pgherd.dtx (gid, state, sequence, number)
     SELECT write_marker.gid, 'p', own_sequence, split_part(write_marker.gid, ':', 7)::bigint
-    FROM pgherd.commit_secret AS c
-    WHERE CASE WHEN proof = encode(sha256(c.secret || sha256(c.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex')
-               THEN pg_try_advisory_xact_lock_shared(hashtext(own_sequence), hashtext(write_marker.gid)) END;
+    FROM pgherd.dtx_sequence AS s
+    WHERE s.sequence = own_sequence AND NOT s.closed
+      AND proof = encode(sha256(s.secret || sha256(s.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex');
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM FROM pgherd.commit_secret AS c
+    WHERE proof = encode(sha256(c.secret || sha256(c.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex');
     IF NOT FOUND THEN
-        PERFORM FROM pgherd.commit_secret AS c
-        WHERE proof = encode(sha256(c.secret || sha256(c.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex');
-        IF FOUND THEN
-            RAISE lock_not_available USING MESSAGE = 'the advisory lock of this commit is held by a client';
-        END IF;
         RAISE insufficient_privilege USING MESSAGE = 'markers are written by gateways only';
     END IF;
-    -- After the INSERT: whoever closes the sequence meanwhile either is seen here or meets the marker's key.
-    IF NOT EXISTS (SELECT FROM pgherd.dtx_sequence s WHERE s.sequence = own_sequence AND NOT s.closed) THEN
-        RAISE SQLSTATE 'PGH01' USING
-            MESSAGE = 'this gateway was taken for dead and may not commit under its old number';
-    END IF;
+    RAISE SQLSTATE 'PGH01' USING
+        MESSAGE = 'this gateway was taken for dead and may not commit under its old number';
 END
 $$;
 

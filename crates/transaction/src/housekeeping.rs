@@ -193,8 +193,8 @@ async fn forget_own(coordinator: &Coordinator, told: &mut VecDeque<(Instant, Seq
 
 async fn delete_markers(state: &ShardState, sequence: &str, through: i64) -> Result<(), Error> {
     let client = state.connected().ok_or_else(|| not_connected(state))?;
-    let sql = "DELETE FROM pgherd.dtx WHERE gid IN \
-               (SELECT gid FROM pgherd.dtx WHERE sequence = $1 AND number <= $2 LIMIT $3)";
+    let sql = "DELETE FROM pgherd.dtx WHERE sequence = $1 AND number IN \
+               (SELECT number FROM pgherd.dtx WHERE sequence = $1 AND number <= $2 ORDER BY number LIMIT $3)";
     loop {
         let deleted = state
             .within(client.execute(sql, &[&sequence, &through, &BATCH]))

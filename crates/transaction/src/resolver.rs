@@ -189,9 +189,10 @@ pub(crate) async fn is_prepared(coordinator: &Coordinator, shard: ShardId, name:
 pub(crate) async fn marker(coordinator: &Coordinator, shard: ShardId, name: &str) -> Result<Option<String>, Error> {
     let state = coordinator.state(shard)?;
     let client = state.client(&coordinator.shards, &coordinator.database).await?;
-    let rows = state
-        .within(client.query("SELECT state FROM pgherd.dtx WHERE gid = $1", &[&name]))
-        .await?;
+    let sql = "SELECT state FROM pgherd.dtx \
+               WHERE sequence = split_part($1, ':', 5) || ':' || split_part($1, ':', 6) \
+                 AND number = split_part($1, ':', 7)::bigint AND gid = $1";
+    let rows = state.within(client.query(sql, &[&name])).await?;
     Ok(rows.first().map(|row| row.get(0)))
 }
 
