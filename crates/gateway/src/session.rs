@@ -2,7 +2,7 @@
 //!
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
-//! control in [`block`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
+//! control in [`block`] and [`prepared`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
 //! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
 //! [`rewritten`], [`sequences`].
 
@@ -13,6 +13,7 @@ mod execute;
 mod extended;
 mod forward;
 mod plan;
+mod prepared;
 pub(crate) mod relay;
 mod rewritten;
 mod scatter;

@@ -14,9 +14,11 @@ pub struct PlainServer {
 }
 
 impl PlainServer {
-    /// Starts a server for one test; with `tcp` it also listens on a free port of 127.0.0.1 ([`Server::port`]).
+    /// Starts a server for one test, where clients may prepare transactions as on a shard; with `tcp` it also listens on a free
+    /// port of 127.0.0.1 ([`Server::port`]).
     pub async fn ephemeral(tcp: bool) -> Result<Self> {
-        Self::ephemeral_with(tcp, false, Vec::new()).await
+        let settings = vec![("max_prepared_transactions".to_string(), "20".to_string())];
+        Self::ephemeral_with(tcp, false, settings).await
     }
 
     /// Like [`Self::ephemeral`], with more settings of `postgresql.conf`; `durable` keeps fsync on, for fair benchmarks.

@@ -10,6 +10,7 @@ use crate::lexer::{self, Token};
 use crate::parse::Parsed;
 use crate::placed::Placed;
 use crate::point::{Point, point};
+use crate::prepared_xacts;
 use crate::relations::{Reference, Role};
 use crate::route::{Merge, ParameterValue, Part, Route};
 use crate::scalar::Parameters;
@@ -148,6 +149,12 @@ impl Analysis {
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
         );
         if walked && self.decide_only(parsed, context) {
+            return;
+        }
+        if walked && let Some(instead) = prepared_xacts::instead(parsed.ast.as_deref(), context) {
+            self.note_identifiers(context);
+            self.instead = Some(instead);
+            self.decision = Decision::Refuse(not_understood(&parsed.kind));
             return;
         }
         let tree = parsed.ast.as_deref().filter(|_| walked);

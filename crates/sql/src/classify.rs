@@ -199,9 +199,9 @@ fn transaction(c: &mut Cursor, word: &str) -> Option<Kind> {
                 deferrable: modes.deferrable,
             })
         }
-        "commit" if c.accept("prepared") => Some(Kind::CommitPrepared(c.string()?)),
+        "commit" if c.accept("prepared") => Some(Kind::CommitPrepared(transaction_name(c)?)),
         "commit" | "end" => Some(Kind::Commit { chain: chain(c)? }),
-        "rollback" if c.accept("prepared") => Some(Kind::RollbackPrepared(c.string()?)),
+        "rollback" if c.accept("prepared") => Some(Kind::RollbackPrepared(transaction_name(c)?)),
         "rollback" | "abort" => {
             let before = c.at;
             if word == "rollback" {
@@ -231,11 +231,22 @@ fn transaction(c: &mut Cursor, word: &str) -> Option<Kind> {
     }
 }
 
+/// The name of a prepared transaction, and nothing behind it. `Some(None)` is a name that PostgreSQL may know how to read:
+/// it must not reach a shard unread, where the cluster's own names are.
+fn transaction_name(c: &mut Cursor) -> Option<Option<String>> {
+    let token = c.peek().filter(|t| t.kind == TokenKind::String)?;
+    c.at += 1;
+    match c.done() {
+        true => Some(token.string(c.text)),
+        false => c.is("uescape").then_some(None),
+    }
+}
+
 fn prepare(c: &mut Cursor) -> Option<Kind> {
     c.at += 1;
     if c.is("transaction") && c.tokens.get(c.at + 1).is_some_and(|t| t.kind == TokenKind::String) {
         c.at += 1;
-        return Some(Kind::PrepareTransaction(c.string()?));
+        return Some(Kind::PrepareTransaction(transaction_name(c)?));
     }
     let name = c.identifier()?;
     let mut types = Vec::new();

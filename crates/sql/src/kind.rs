@@ -217,12 +217,12 @@ pub enum Kind {
     RollbackTo(String),
     /// RELEASE
     Release(String),
-    /// PREPARE TRANSACTION 'gid'
-    PrepareTransaction(String),
-    /// COMMIT PREPARED 'gid'
-    CommitPrepared(String),
-    /// ROLLBACK PREPARED 'gid'
-    RollbackPrepared(String),
+    /// PREPARE TRANSACTION 'name'; None for a name that is written in a way that is not read here
+    PrepareTransaction(Option<String>),
+    /// COMMIT PREPARED 'name'
+    CommitPrepared(Option<String>),
+    /// ROLLBACK PREPARED 'name'
+    RollbackPrepared(Option<String>),
     /// SET TRANSACTION, and SET SESSION CHARACTERISTICS AS TRANSACTION
     SetTransaction {
         /// where given

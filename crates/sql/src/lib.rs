@@ -28,6 +28,7 @@ pub mod parse;
 mod placed;
 mod point;
 pub mod position;
+mod prepared_xacts;
 mod prune;
 pub mod relations;
 mod restriction;

@@ -84,7 +84,7 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
     Ok(committed)
 }
 
-fn rolled_back() -> Committed {
+pub(crate) fn rolled_back() -> Committed {
     Committed {
         tag: "ROLLBACK".into(),
         notices: Vec::new(),
@@ -92,7 +92,7 @@ fn rolled_back() -> Committed {
 }
 
 /// Rolls all back and hands the error on; a connection that was lost is said to have cost the transaction.
-async fn abandon(participants: Vec<Participant>, error: Error) -> Error {
+pub(crate) async fn abandon(participants: Vec<Participant>, error: Error) -> Error {
     join_all(participants.into_iter().map(Participant::roll_back)).await;
     match error {
         Error::Shard(pgherd_shards::Error::Lost { shard, .. }) => Error::ParticipantLost { shard },
@@ -115,7 +115,7 @@ async fn ask_who_wrote(participants: &mut [Participant]) -> Result<(), Error> {
 
 /// Deferred constraints are checked before anything is prepared: their triggers may wait for locks, and a prepared
 /// transaction in a circle of waits could not be cancelled.
-async fn check_deferred(coordinator: &Coordinator, writers: &mut [Participant]) -> Result<(), Error> {
+pub(crate) async fn check_deferred(coordinator: &Coordinator, writers: &mut [Participant]) -> Result<(), Error> {
     let exist = |shard| {
         coordinator
             .state(shard)
@@ -536,7 +536,7 @@ fn send_prepare(backend: &mut Backend, name: &str, proof: &str) -> Result<bool, 
 }
 
 /// The last command tag, or the error, of a pipeline; the outer error is a lost connection.
-async fn read_prepare(backend: &mut Backend, is_new: bool) -> Result<Result<String, ServerError>, Error> {
+pub(crate) async fn read_prepare(backend: &mut Backend, is_new: bool) -> Result<Result<String, ServerError>, Error> {
     backend.flush().await?;
     let (mut reply, mut parsed) = (Ok(String::new()), false);
     // A queued SAVEPOINT that failed shows in the block's state, too: the pipeline then answers an error.

@@ -2,6 +2,7 @@
 //!
 //! In production no hook is set and a point costs one uncontended lock.
 
+use crate::prepared::Step;
 use crate::two_phase_commit::{Action, Event};
 use std::sync::Arc;
 
@@ -12,6 +13,8 @@ pub enum Point {
     Before(Action),
     /// this came back and nobody has acted on it
     After(Event),
+    /// a transaction that a client prepares, or has prepared, came this far
+    OfClient(Step),
 }
 
 /// Whether the commit goes on from a point; if not, it ends as if the gateway had died there: connections are cut,

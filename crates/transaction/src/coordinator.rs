@@ -239,7 +239,8 @@ impl Coordinator {
         let live = resolver::live_gateways(self).await;
         let mut found: BTreeMap<Gid, InDoubt> = BTreeMap::new();
         let lists: Vec<Vec<Listed>> = lists.into_iter().collect::<Result<_, Error>>()?;
-        for listed in lists.into_iter().flatten() {
+        // Those that clients have prepared wait for their clients, and are in no doubt.
+        for listed in lists.into_iter().flatten().filter(|l| !l.gid.is_of_client()) {
             let entry = found.entry(listed.gid.clone()).or_insert_with(|| InDoubt {
                 gid: listed.gid.to_string(),
                 gateway: listed.gid.sequence.gateway.clone(),

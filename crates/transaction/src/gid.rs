@@ -6,6 +6,7 @@
 //! ```text
 //! pgherd:<cluster>:<database>:<participants>:<gateway>:<incarnation>.<generation>:<number>
 //! pgherd:prod:1f3a9c02:16:gw1:3.0:1742          participants 0x16: shards 1, 2 and 4
+//! pgherd:prod:1f3a9c02:16:gw1:3.c7:1742         the same, prepared by a client under a name of its own (see [`crate::prepared`])
 //! ```
 //!
 //! Cluster and gateway are labels (see [`label`]); the database is a hash of its name, as names of prepared transactions
@@ -20,6 +21,8 @@ use std::fmt;
 pub const PREFIX: &str = "pgherd:";
 /// Shards with a number from here on do not fit into the participants' bitmap.
 const SHARD_LIMIT: u32 = 256;
+/// Generations from here on name a sequence of one transaction, which a client has prepared. Written as `c0`, `c1` and so on.
+const OF_CLIENTS: u32 = 1 << 31;
 /// Longer labels are shortened to a hash.
 const LABEL_LENGTH: usize = 32;
 
@@ -32,6 +35,23 @@ pub struct SequenceId {
     pub incarnation: u64,
     /// counts up within a life
     pub generation: u32,
+}
+
+impl SequenceId {
+    /// The sequence of one transaction that a client prepares: it may stay for as long as the client likes, and no other
+    /// transaction's watermark must wait for it.
+    pub(crate) fn of_client(&self, number: u64) -> Self {
+        Self {
+            generation: OF_CLIENTS | (number % u64::from(OF_CLIENTS)) as u32,
+            ..self.clone()
+        }
+    }
+
+    /// Whether a sequence's text is that of one transaction which a client has prepared.
+    pub(crate) fn text_is_of_client(text: &str) -> bool {
+        text.rsplit_once('.')
+            .is_some_and(|(_, generation)| generation.starts_with('c'))
+    }
 }
 
 /// A parsed name. Its text is made by `Display`.
@@ -67,10 +87,18 @@ impl Gid {
             sequence: SequenceId {
                 gateway,
                 incarnation: incarnation.parse().ok()?,
-                generation: generation.parse().ok()?,
+                generation: match generation.strip_prefix('c') {
+                    Some(of_client) => OF_CLIENTS.checked_add(of_client.parse().ok()?)?,
+                    None => generation.parse().ok().filter(|g| *g < OF_CLIENTS)?,
+                },
             },
             number,
         })
+    }
+
+    /// Whether a client has prepared it, and decides how it ends.
+    pub fn is_of_client(&self) -> bool {
+        self.sequence.generation >= OF_CLIENTS
     }
 
     /// Whether shards of this number can be told in a name.
@@ -89,7 +117,11 @@ impl fmt::Display for Gid {
 
 impl fmt::Display for SequenceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}.{}", self.gateway, self.incarnation, self.generation)
+        write!(f, "{}:{}.", self.gateway, self.incarnation)?;
+        match self.generation.checked_sub(OF_CLIENTS) {
+            Some(of_client) => write!(f, "c{of_client}"),
+            None => write!(f, "{}", self.generation),
+        }
     }
 }
 
@@ -169,6 +201,12 @@ mod tests {
             let gid = sample(participants);
             assert_eq!(Gid::parse(&gid.to_string()), Some(gid));
         }
+        let mut of_client = sample(&[1, 2]);
+        of_client.sequence = of_client.sequence.of_client(7);
+        assert!(of_client.is_of_client() && !sample(&[1, 2]).is_of_client());
+        assert!(SequenceId::text_is_of_client(&of_client.sequence.to_string()));
+        assert!(of_client.to_string().ends_with(":6:gw1:3.c7:1742"), "{of_client}");
+        assert_eq!(Gid::parse(&of_client.to_string()), Some(of_client));
         let all: Vec<u32> = (0..SHARD_LIMIT).collect();
         let mut longest = sample(&all);
         longest.cluster = label(&"x".repeat(500));
@@ -194,6 +232,8 @@ mod tests {
             "pgherd:a:b:0:g:1.0:1",
             "pgherd:a:b:2:g:1:1",
             "pgherd:a:b:2:g:1.0:1:2",
+            "pgherd:a:b:2:g:1.2147483648:1",
+            "pgherd:a:b:2:g:1.c2147483648:1",
             "pgherd:a:b:zz:g:1.0:1",
         ] {
             assert_eq!(Gid::parse(text), None, "{text}");

@@ -9,7 +9,7 @@
 
 use crate::gid::{Gid, SequenceId};
 use crate::shard_state::ShardState;
-use crate::{Coordinator, Error, resolver};
+use crate::{Coordinator, Error, prepared, resolver};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Weak;
@@ -82,12 +82,18 @@ async fn recover(coordinator: &Coordinator) {
     let now = SystemTime::now();
     let mut gids: BTreeSet<Gid> = coordinator.sequence.abandoned().into_iter().collect();
     let mut oldest = Duration::ZERO;
+    let mut of_clients = Vec::new();
     for listed in lists.into_iter().flatten().flatten() {
+        if listed.gid.is_of_client() {
+            of_clients.push(listed.gid);
+            continue;
+        }
         oldest = oldest.max(now.duration_since(listed.since).unwrap_or_default());
         gids.insert(listed.gid);
     }
     let gids: Vec<Gid> = gids.into_iter().collect();
-    let unfinished = resolver::resolve_all(coordinator, &gids).await;
+    let mut unfinished = resolver::resolve_all(coordinator, &gids).await;
+    unfinished.stuck += prepared::recover(coordinator, of_clients).await;
     metrics::gauge!("pgherd_transactions_in_doubt", "database" => coordinator.database.clone())
         .set(unfinished.stuck as f64);
     if oldest > OLD && unfinished != resolver::Unfinished::default() {
@@ -105,7 +111,8 @@ pub(crate) async fn learn_watermarks(coordinator: &Coordinator) -> Result<(), Er
     let read_at = Instant::now();
     let reads = coordinator.states.iter().map(async |state| {
         let client = state.connected().ok_or_else(|| not_connected(state))?;
-        let sql = "SELECT sequence, settled FROM pgherd.dtx_sequence WHERE settled >= 0";
+        // Clients' sequences from the first moment: one that is not in the list any more is forgotten.
+        let sql = "SELECT sequence, settled FROM pgherd.dtx_sequence WHERE settled >= 0 OR sequence LIKE '%.c%'";
         state.within(client.query(sql, &[])).await
     });
     let mut settled = BTreeMap::new();
@@ -228,7 +235,11 @@ async fn close_dead_sequences(coordinator: &Coordinator) -> Result<(), Error> {
     };
     let own = coordinator.sequence.id();
     let names: BTreeSet<&String> = rows.iter().flat_map(|r| r.keys()).collect();
+    forget_clients(coordinator, &names, &rows, &live).await?;
     for name in names {
+        if SequenceId::text_is_of_client(name) {
+            continue;
+        }
         let known: Vec<Option<&SequenceRow>> = rows.iter().map(|r| r.get(name)).collect();
         let Some(one) = known.iter().flatten().next() else {
             continue;
@@ -253,6 +264,32 @@ async fn close_dead_sequences(coordinator: &Coordinator) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Sequences of transactions that clients have prepared live as long as those, not as long as their gateways.
+async fn forget_clients(
+    coordinator: &Coordinator,
+    names: &BTreeSet<&String>,
+    rows: &[BTreeMap<String, SequenceRow>],
+    live: &[(String, u64)],
+) -> Result<(), Error> {
+    let known = |row: &SequenceRow| prepared::Known {
+        gateway: row.gateway.clone(),
+        incarnation: row.incarnation,
+        is_old: row.is_old,
+        is_settled: row.all_settled,
+    };
+    let of_clients = names.iter().filter(|name| SequenceId::text_is_of_client(name));
+    let sequences = of_clients.map(|name| {
+        let shards = rows.iter().filter_map(|shard| shard.get(*name));
+        (String::clone(name), shards.map(known).collect())
+    });
+    let own = coordinator.sequence.id();
+    let is_alive = |gateway: &str, incarnation: u64| {
+        (gateway == own.gateway && incarnation == own.incarnation)
+            || live.iter().any(|(name, life)| name == gateway && *life == incarnation)
+    };
+    prepared::forget(coordinator, sequences.collect(), is_alive).await
 }
 
 async fn read_sequences(state: &ShardState) -> Result<BTreeMap<String, SequenceRow>, Error> {

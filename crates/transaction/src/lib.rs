@@ -19,6 +19,7 @@ mod error;
 pub mod gid;
 mod housekeeping;
 mod participant;
+pub mod prepared;
 mod read_cut;
 pub mod recovery;
 mod repeatable_read;

@@ -80,6 +80,12 @@ impl Known {
         let through = self.through.get(&gid.sequence.to_string());
         through.is_some_and(|through| gid.number as i64 <= *through)
     }
+
+    /// Whether a client's transaction that was seen once is not known: its sequence is forgotten, since all readers skip it, or it
+    /// is younger than this knowledge.
+    fn may_have_forgotten(&self, gid: &Gid) -> bool {
+        gid.is_of_client() && !self.through.contains_key(&gid.sequence.to_string())
+    }
 }
 
 impl Transaction {
@@ -129,7 +135,13 @@ impl Transaction {
             };
             if refresh.len() == all.len() {
                 (known, known_since) = (coordinator.known().await?, Instant::now());
-                self.seen_gids.retain(|gid| !known.is_settled(gid));
+                if self.seen_gids.iter().any(|gid| known.may_have_forgotten(gid)) {
+                    // What is read now, after they were seen, tells.
+                    housekeeping::learn_watermarks(&coordinator).await?;
+                    (known, known_since) = (coordinator.known().await?, Instant::now());
+                }
+                self.seen_gids
+                    .retain(|gid| !known.is_settled(gid) && !known.may_have_forgotten(gid));
             }
             if tries > 0 && !refresh.is_empty() {
                 metrics::counter!("pgherd_cut_retries_total").increment(1);

@@ -5,7 +5,7 @@
 use crate::gid::{self, Gid};
 use crate::recovery::{Decision, Observation, decide};
 use crate::shard_state::ShardState;
-use crate::{Coordinator, Error};
+use crate::{Coordinator, Error, prepared};
 use futures::future::join_all;
 use pgherd_model::{ShardId, SqlState};
 use std::time::{Duration, SystemTime};
@@ -95,7 +95,11 @@ pub(crate) async fn resolve_all(coordinator: &Coordinator, gids: &[Gid]) -> Unfi
         false => live_gateways(coordinator).await,
     };
     for gid in gids {
-        if is_live(coordinator, live.as_deref(), gid) {
+        if gid.is_of_client() {
+            let is_live = is_live(coordinator, live.as_deref(), gid);
+            let ending = prepared::resolve(coordinator, gid, is_live, None).await;
+            unfinished.stuck += usize::from(matches!(ending, Ok(prepared::Ending::Stuck(_))));
+        } else if is_live(coordinator, live.as_deref(), gid) {
             unfinished.live += 1;
         } else if !resolve(coordinator, gid).await {
             unfinished.stuck += 1;
@@ -158,7 +162,7 @@ fn settled(coordinator: &Coordinator, gid: &Gid, committed: bool) {
     tracing::info!(%gid, outcome, "finished a transaction that was left between the two phases");
 }
 
-async fn observe(coordinator: &Coordinator, gid: &Gid, name: &str) -> Vec<(ShardId, Observation)> {
+pub(crate) async fn observe(coordinator: &Coordinator, gid: &Gid, name: &str) -> Vec<(ShardId, Observation)> {
     let looks = gid.participants.iter().map(async |shard| {
         let seen = observe_one(coordinator, *shard, name).await;
         (*shard, seen.unwrap_or(Observation::Unreachable))
@@ -196,7 +200,7 @@ pub(crate) async fn marker(coordinator: &Coordinator, shard: ShardId, name: &str
     Ok(rows.first().map(|row| row.get(0)))
 }
 
-async fn finish(coordinator: &Coordinator, shards: &[ShardId], sql: &str) {
+pub(crate) async fn finish(coordinator: &Coordinator, shards: &[ShardId], sql: &str) {
     let runs = shards.iter().map(async |shard| {
         let state = coordinator.state(*shard)?;
         let client = state.client(&coordinator.shards, &coordinator.database).await?;

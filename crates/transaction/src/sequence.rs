@@ -74,6 +74,26 @@ impl Sequence {
         }
     }
 
+    /// Names a transaction that a client prepares. It is in flight until the client is told, and never among the unsettled:
+    /// nothing waits for its end.
+    pub(crate) fn begin_for_client(self: &Arc<Self>, mut participants: Vec<ShardId>) -> InFlight {
+        participants.sort();
+        let mut inner = self.inner.lock();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let gid = Gid {
+            cluster: self.cluster.clone(),
+            database: self.database.clone(),
+            participants,
+            sequence: inner.id.of_client(number),
+            number,
+        };
+        inner.in_flight.insert(gid.clone());
+        InFlight {
+            sequence: self.clone(),
+            gid,
+        }
+    }
+
     /// Others took this gateway for dead under `old`: go on under a new name.
     pub(crate) fn renew(&self, old: &SequenceId) {
         let mut inner = self.inner.lock();

@@ -22,6 +22,15 @@ pub(crate) enum Block {
     Failed(Box<Open>),
 }
 
+/// How a block ends that is not rolled back.
+#[derive(Clone, Copy)]
+pub(crate) enum Ending<'a> {
+    /// COMMIT
+    Commit,
+    /// PREPARE TRANSACTION, under this name
+    Prepare(&'a str),
+}
+
 /// An open block.
 pub(crate) struct Open {
     pub(crate) transaction: Transaction,
@@ -346,8 +355,17 @@ impl Session {
 
     /// Commits whatever block is open; the tag says whether PostgreSQL rolled back instead.
     pub(crate) async fn commit_block(&mut self) -> Result<&'static str, Problem> {
+        self.end_block(Ending::Commit).await
+    }
+
+    /// Ends whatever block is open, other than by rolling back; the tag says whether PostgreSQL rolled back instead.
+    pub(crate) async fn end_block(&mut self, ending: Ending<'_>) -> Result<&'static str, Problem> {
+        let tag = match ending {
+            Ending::Commit => "COMMIT",
+            Ending::Prepare(_) => "PREPARE TRANSACTION",
+        };
         let Some(open) = self.block.take() else {
-            return Ok("COMMIT");
+            return Ok(tag);
         };
         let Open {
             mut transaction,
@@ -362,20 +380,23 @@ impl Session {
         if self.settings.timeouts.statement.is_some() {
             transaction.lift_statement_timeout();
         }
-        let result = transaction.commit().await;
-        let committed = matches!(&result, Ok(done) if done.tag == "COMMIT");
+        let result = match ending {
+            Ending::Commit => transaction.commit().await,
+            Ending::Prepare(name) => transaction.prepare(name).await,
+        };
+        let kept = matches!(&result, Ok(done) if done.tag == tag);
         finish_change(change).await;
         match result {
             Ok(done) => {
                 for notice in &done.notices {
                     self.client.put_notice(notice);
                 }
-                if !committed {
+                if !kept {
                     self.restore_settings(settings_before);
                 } else if has_local_settings {
                     self.refresh_effective_settings().await?;
                 }
-                Ok(if committed { "COMMIT" } else { "ROLLBACK" })
+                Ok(if kept { tag } else { "ROLLBACK" })
             }
             Err(error) => {
                 self.restore_settings(settings_before);

@@ -59,7 +59,7 @@ impl Session {
 
     async fn run_by_kind(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let kind = &unit.statement.parsed.kind;
-        if self.control(kind).await? {
+        if self.control(kind).await? || Box::pin(self.two_phases(unit)).await? {
             return Ok(());
         }
         if self.block.is_failed() {
@@ -93,10 +93,6 @@ impl Session {
             Kind::Listen(_) => Err(unsupported(
                 "LISTEN",
                 "Listen on the home shard directly; `pgherd status` shows it.",
-            )),
-            Kind::PrepareTransaction(_) | Kind::CommitPrepared(_) | Kind::RollbackPrepared(_) => Err(unsupported(
-                "two-phase commit by the client",
-                "Use BEGIN and COMMIT: pgherd commits over several shards atomically by itself.",
             )),
             // The simple protocol has no parameters, and outside of a block nothing stays locked: PostgreSQL says so.
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge

@@ -401,7 +401,10 @@ fn answers_nothing(kind: &Kind) -> bool {
 
 /// What may be parsed and bound in a failed block.
 fn ends_failed_block(kind: &Kind) -> bool {
-    matches!(kind, Kind::Commit { .. } | Kind::Rollback { .. } | Kind::RollbackTo(_))
+    matches!(
+        kind,
+        Kind::Commit { .. } | Kind::Rollback { .. } | Kind::RollbackTo(_) | Kind::PrepareTransaction(_)
+    )
 }
 
 /// 26000 with PostgreSQL's words.

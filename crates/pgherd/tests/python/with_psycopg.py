@@ -102,6 +102,44 @@ def errors(connection):
     print(connection.execute("SELECT 'still here'").fetchone()[0])
 
 
+def two_phases(connection):
+    def pay(xid, *numbers, connection=connection):
+        connection.tpc_begin(xid)
+        for number in numbers:
+            connection.execute("UPDATE purchase SET price = 0 WHERE id = %s", (number,))
+
+    def free(*numbers):
+        free = connection.execute("SELECT count(*) FROM purchase WHERE id = ANY(%s) AND price = 0", (list(numbers),))
+        count = free.fetchone()[0]
+        connection.rollback()
+        return count
+
+    xids = [connection.xid(7, f"gift {n}", "shop") for n in range(4)]
+    pay(xids[0], 10, 1010, 2010)
+    connection.tpc_prepare()
+    connection.tpc_commit()
+    pay(xids[1], 11, 1011)
+    connection.tpc_prepare()
+    connection.tpc_rollback()
+    pay(xids[2], 12, 2012)
+    connection.tpc_commit()
+    # The session that prepared it goes away.
+    leaving = psycopg.connect()
+    pay(xids[3], 13, 1013, 2013, connection=leaving)
+    leaving.tpc_prepare()
+    leaving.close()
+    with psycopg.connect() as recovering:
+        for xid in recovering.tpc_recover():
+            print(xid.format_id, xid.gtrid, xid.bqual, xid.owner, xid.database, xid.prepared is not None)
+            recovering.tpc_commit(xid)
+        print(recovering.tpc_recover())
+    print(free(10, 1010, 2010), free(11, 1011), free(12, 2012), free(13, 1013, 2013))
+    try:
+        connection.tpc_commit(xids[3])
+    except psycopg.Error as error:
+        print(error.sqlstate, str(error).splitlines()[0])
+
+
 with psycopg.connect(autocommit=True) as shop:
     shop.execute(SCHEMA)
     fill(shop)
@@ -113,3 +151,5 @@ with psycopg.connect() as other:
     other.execute("UPDATE customer SET city = 'Lima' WHERE id IN (1, 99)")
     other.rollback()
     print(other.execute("SELECT count(*) FROM customer WHERE city = 'Lima'").fetchone()[0])
+    other.rollback()
+    two_phases(other)
