@@ -194,6 +194,12 @@ $$ SELECT pgherd.transaction_timestamp()::pg_catalog.time $$;
 CREATE OR REPLACE FUNCTION pgherd.tableoid(relation oid) RETURNS oid LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
 $$ SELECT relation $$;
 
+-- Where the newest version of a row is, for one who locks rows that he was shown: currtid2() wants SELECT on the whole table, and he
+-- may have it on some columns, or through the table that this is a range of.
+CREATE OR REPLACE FUNCTION pgherd.newest_version(relation oid, place tid) RETURNS tid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+$$ SELECT currtid2(relation::regclass::text, place) $$;
+
 -- currval() and lastval() of a session whose INSERTs drew numbers for defaults on changing connections: what this connection
 -- has drawn itself is newer than what the gateway remembers (a JSON object of numbers by OID, and the last number).
 CREATE OR REPLACE FUNCTION pgherd.currval(sequence regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$

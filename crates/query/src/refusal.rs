@@ -63,7 +63,7 @@ pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
     if parsed.relations.locks {
         return Err(ServerError::unsupported(
             "FOR UPDATE and FOR SHARE are not supported in this query over several shards",
-            "Lock the rows in a SELECT on one table without GROUP BY, ORDER BY and LIMIT.",
+            "Lock the rows in a SELECT on one table without GROUP BY and DISTINCT.",
         ));
     }
     for word in &parsed.words {

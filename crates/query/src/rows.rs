@@ -1,7 +1,7 @@
 //! The result of a SELECT: rows as they come, in the formats that the client asked for.
 
 use crate::Transaction;
-use crate::plan::{self, Merge};
+use crate::plan::{self, Locked, Merge};
 use crate::relay::{self, RowBatch};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
@@ -47,15 +47,13 @@ impl Drop for Scratch {
 
 type MapError = Box<dyn Fn(ServerError) -> ServerError + Send + Sync>;
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one for each statement, and it is never moved in bulk"
-)]
 enum Source<'t> {
     /// PostgreSQL's own result, on the scratch connection
     Scratch(Scratch, MapError),
     /// shards' rows put together
     Merge(Merge, &'t mut Transaction),
+    /// rows that are locked one by one
+    Locked(Locked, &'t mut Transaction),
     /// DataFusion's result, and what feeds it from the shards until it is done
     Computed(
         SendableRecordBatchStream,
@@ -89,6 +87,11 @@ impl<'t> Rows<'t> {
         Self { source }
     }
 
+    pub(crate) fn locked(locked: Locked, transaction: &'t mut Transaction) -> Self {
+        let source = Source::Locked(locked, transaction);
+        Self { source }
+    }
+
     pub(crate) fn computed(stream: SendableRecordBatchStream, pump: BoxFuture<'t, Result<(), ServerError>>) -> Self {
         let source = Source::Computed(stream, Some(pump));
         Self { source }
@@ -109,6 +112,7 @@ impl<'t> Rows<'t> {
         let next = match &mut self.source {
             Source::Scratch(scratch, map_error) => relay::next_rows(scratch.backend()).await.map_err(map_error),
             Source::Merge(merge, transaction) => merge.next(transaction).await,
+            Source::Locked(locked, transaction) => locked.next(transaction).await,
             Source::Computed(stream, pump) => next_computed(stream, pump).await,
             Source::Ready(_) => {
                 let Source::Ready(rows) = std::mem::replace(&mut self.source, Source::Done) else {

@@ -3,7 +3,8 @@
 //! 1. [`shape`] turns the tree into SQL for the shards and a recipe for their rows; None sends the statement to tier 3.
 //! 2. One cut is opened, all shards start at once.
 //! 3. Without computing: [`merge`]. One group: its partial results are added up here. Groups and DISTINCT: [`frame`]
-//!    hands the rows to DataFusion, which groups and sorts by keys and spills, and calls back into [`functions`].
+//!    hands the rows to DataFusion, which groups and sorts by keys and spills, and calls back into [`functions`]. Rows to be locked
+//!    in an order, or up to a limit: [`locked`].
 //!
 //! Values that are only passed on are never decoded: each column comes from the shards in the client's format.
 
@@ -14,6 +15,7 @@ mod functions;
 mod join;
 pub(crate) mod join_run;
 mod key;
+mod locked;
 mod merge;
 mod numeric;
 pub(crate) mod row;
@@ -31,6 +33,7 @@ use datafusion::logical_expr::AggregateUDF;
 use datafusion::prelude::col;
 use finish::{Finish, row_of};
 use frame::Layout;
+pub(crate) use locked::Locked;
 pub(crate) use merge::Merge;
 use pgherd_model::{RangeId, Resolved, ServerError, ShardId, Table};
 use pgherd_shards::ColumnDescription;
@@ -44,6 +47,8 @@ pub(crate) struct Plan {
     shape: Shape,
     formats: Vec<i16>,
     pub fragments: Vec<Fragment>,
+    /// what each fragment reads
+    places: Vec<fragment::Place>,
 }
 
 /// The columns of the one table.
@@ -95,15 +100,43 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
         parameter: &parameter,
         number: &number,
     };
-    let shape = shape::shape(query, select, &from, &context)?;
+    let mut shape = shape::shape(query, select, &from, &context)?;
+    if !shape.lock.is_empty() {
+        shape.lock = format!(" FOR {}{}", strength(statement.text)?, shape.lock);
+    }
     let wanted = wanted_ranges(statement, &table, select.selection.as_ref(), &from, None)?;
-    let fragments = fragments(statement, &table, &shape, &wanted)?;
+    let places = fragment::places(&table, &wanted)?;
+    let fragments = fragments(statement, &places, &shape);
     Some(Plan {
         table,
         shape,
         formats,
         fragments,
+        places,
     })
+}
+
+/// How strong the lock of the only locking clause is, which the tree does not say.
+fn strength(text: &str) -> Option<&'static str> {
+    let tokens = pgherd_sql::lexer::tokenize(text).ok()?;
+    let word = |i: usize, word: &str| {
+        tokens
+            .get(i)
+            .is_some_and(|t: &pgherd_sql::lexer::Token| t.is_word(text, word))
+    };
+    const STRENGTHS: [(&[&str], &str); 4] = [
+        (&["for", "update"], "UPDATE"),
+        (&["for", "no", "key", "update"], "NO KEY UPDATE"),
+        (&["for", "share"], "SHARE"),
+        (&["for", "key", "share"], "KEY SHARE"),
+    ];
+    let at = |i: usize| {
+        let found = STRENGTHS
+            .iter()
+            .find(|(words, _)| words.iter().enumerate().all(|(n, w)| word(i + n, w)));
+        found.map(|(_, strength)| *strength)
+    };
+    (0..tokens.len()).rev().find_map(at)
 }
 
 /// The sharded table of a FROM that names just one, without TABLESAMPLE and the like.
@@ -211,13 +244,8 @@ fn wanted_ranges(
 }
 
 /// The SQL for each shard.
-fn fragments(
-    statement: &Statement<'_>,
-    table: &Arc<Table>,
-    shape: &Shape,
-    wanted: &[RangeId],
-) -> Option<Vec<Fragment>> {
-    let places = fragment::places(table, wanted)?;
+fn fragments(statement: &Statement<'_>, places: &[fragment::Place], shape: &Shape) -> Vec<Fragment> {
+    let one_by_one = locked::is_needed(shape);
     let mut end = String::new();
     if !shape.filter.is_empty() {
         end.push_str(&format!(" WHERE {}", shape.filter));
@@ -230,7 +258,8 @@ fn fragments(
                 end.push_str(&format!(" ORDER BY {}", shape.order.join(", ")));
             }
             // With DISTINCT, a shard's rows in no order say nothing about which are first.
-            if let (Some(limit), false) = (shape.limit, shape.distinct) {
+            // Nor is it known how many rows will be left out when they are locked.
+            if let (Some(limit), false) = (shape.limit, shape.distinct || one_by_one) {
                 end.push_str(&format!(
                     " LIMIT {}",
                     limit.saturating_add(shape.offset).min(i64::MAX as u64)
@@ -238,11 +267,13 @@ fn fragments(
             }
         }
     }
-    end.push_str(&shape.lock);
+    if !one_by_one {
+        end.push_str(&shape.lock);
+    }
     let distinct = if shape.distinct { "DISTINCT " } else { "" };
     // A bare name in ORDER BY means an output column first, and a cast of `id` is called `id`: outputs get names that
     // no column has.
-    let select = match end.contains(" ORDER BY ") {
+    let mut select: Vec<String> = match end.contains(" ORDER BY ") {
         true => shape
             .select
             .iter()
@@ -251,7 +282,12 @@ fn fragments(
             .collect(),
         false => shape.select.clone(),
     };
-    let make = |(i, place): (usize, fragment::Place)| {
+    let mut formats = shape.formats.clone();
+    if one_by_one {
+        select.extend(locked::IDENTITY.map(str::to_owned));
+        formats.extend(locked::IDENTITY.map(|_| 0));
+    }
+    let make = |(i, place): (usize, &fragment::Place)| {
         let sql = format!("SELECT {distinct}{} FROM {}{end}", select.join(", "), place.relation);
         let (parameter_types, parameters) = fragment::parameters(statement, &sql);
         Fragment {
@@ -260,11 +296,11 @@ fn fragments(
             sql,
             parameter_types,
             parameters,
-            result_formats: shape.formats.clone(),
-            fences: place.fences,
+            result_formats: formats.clone(),
+            fences: place.fences.clone(),
         }
     };
-    Some(places.into_iter().enumerate().map(make).collect())
+    places.iter().enumerate().map(make).collect()
 }
 
 impl Plan {
@@ -275,6 +311,7 @@ impl Plan {
             (_, false, _) if shape.distinct => "Distinct",
             (_, false, _) => "Group partial results",
             (Some(_), ..) => "Add up partial results",
+            _ if locked::is_needed(shape) => "Lock in order",
             (None, _, false) => "Merge in order",
             (None, ..) => "Append",
         };
@@ -322,6 +359,15 @@ pub(crate) async fn run<'t>(
         return Ok(Err(transaction));
     }
     transaction.open_cut(&plan.fragments).await?;
+    if locked::is_needed(&plan.shape) {
+        let isolation = transaction.mode().isolation;
+        let follows = !isolation.is_some_and(|level| level.is_one_snapshot());
+        let places = plan.places.clone();
+        return Ok(Ok(Rows::locked(
+            Locked::new(plan, places, statement, follows),
+            transaction,
+        )));
+    }
     merge::start(&plan.fragments, transaction).await?;
     if !plan.shape.group_keys.is_empty() {
         return grouped(plan, transaction, engine).await.map(Ok);

@@ -12,7 +12,7 @@ use pgherd_model::{Table, quote_identifier};
 use pgherd_shards::ColumnDescription;
 use sqlparser::ast::{
     Distinct, DuplicateTreatment, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, LimitClause,
-    LockType, NonBlock, OrderByKind, Query, Select, SelectItem, SetExpr, Value,
+    NonBlock, OrderByKind, Query, Select, SelectItem, SetExpr, Value,
 };
 
 /// A final aggregate.
@@ -477,28 +477,24 @@ impl<'a> Builder<'a> {
         Some(())
     }
 
-    /// FOR UPDATE and FOR SHARE, where each shard locks just the rows that it returns.
+    /// NOWAIT or SKIP LOCKED of FOR UPDATE and its kin, which lock rows of the table. How strongly, the tree does not say.
     fn lock(&mut self, query: &Query) -> Option<()> {
         let lock = match query.locks.as_slice() {
             [] => return Some(()),
-            [lock] if lock.of.is_none() => lock,
+            // OF can only name the one table.
+            [lock] => lock,
             _ => return None,
         };
         let shape = &mut self.shape;
-        let plain = shape.group.is_none() && !shape.distinct && shape.sort.is_empty();
-        if !plain || shape.limit.is_some() || shape.offset > 0 {
+        if shape.group.is_some() || shape.distinct {
             return None;
         }
-        shape.lock = match lock.lock_type {
-            LockType::Update => " FOR UPDATE",
-            LockType::Share => " FOR SHARE",
+        shape.lock = match lock.nonblock {
+            None => " ",
+            Some(NonBlock::Nowait) => " NOWAIT",
+            Some(NonBlock::SkipLocked) => " SKIP LOCKED",
         }
         .to_owned();
-        match lock.nonblock {
-            None => {}
-            Some(NonBlock::Nowait) => shape.lock.push_str(" NOWAIT"),
-            Some(NonBlock::SkipLocked) => shape.lock.push_str(" SKIP LOCKED"),
-        }
         Some(())
     }
 }
