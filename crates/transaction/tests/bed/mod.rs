@@ -1,6 +1,8 @@
 //! Shards with the marker schema, a client role, and a bank whose accounts lie on all of them.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+pub mod wire;
+
 use pgherd_local_cluster::{LocalCluster, SERVICE_ROLE, SUPERUSER};
 use pgherd_model::ShardId;
 use pgherd_shards::{Identity, Options, ShardConfig, Shards};
