@@ -14,6 +14,7 @@ mod extended;
 mod forward;
 mod plan;
 pub(crate) mod relay;
+mod resolve;
 mod rewritten;
 mod scatter;
 mod schema;
