@@ -108,6 +108,20 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pgherd.deadlock_detector (
     until timestamptz NOT NULL
 );
 
+-- Transactions that wait between the two phases for longer than a commit takes, on whichever shards: gateways write down
+-- each second what they find.
+CREATE UNLOGGED TABLE IF NOT EXISTS pgherd.in_doubt (
+    gid text PRIMARY KEY,
+    gateway text NOT NULL,
+    role text NOT NULL,
+    participants integer[] NOT NULL,
+    prepared_on integer[] NOT NULL,
+    since timestamptz NOT NULL,
+    -- its own gateway is alive and commits it
+    live boolean NOT NULL,
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 REVOKE ALL ON ALL TABLES IN SCHEMA pgherd FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgherd FROM PUBLIC;
 

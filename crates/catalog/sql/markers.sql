@@ -83,6 +83,8 @@ BEGIN
     SELECT write_marker.gid, 'p', own_sequence, split_part(write_marker.gid, ':', 7)::bigint
     FROM pgherd.dtx_sequence AS s
     WHERE s.sequence = own_sequence AND NOT s.closed
+      -- A message can be on its way for longer than a fence is kept: no number comes after it was settled.
+      AND s.settled < split_part(write_marker.gid, ':', 7)::bigint
       AND proof = encode(sha256(s.secret || sha256(s.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex');
     IF FOUND THEN
         RETURN;

@@ -31,11 +31,14 @@ CREATE OR REPLACE VIEW pgherd.gateways AS
     SELECT name, address, started_at, lease_until, lease_until > clock_timestamp() AS alive, incarnation
     FROM pgherd.gateway_lease ORDER BY started_at;
 
--- Prepared transactions of this cluster on the home shard: those whose commit is still under way there. Others' shards
--- show theirs in pg_prepared_xacts.
-CREATE OR REPLACE VIEW pgherd.transactions AS
-    SELECT x.gid, x.prepared, x.owner, (SELECT name FROM pgherd.shard WHERE home) AS shard
-    FROM pg_prepared_xacts x WHERE x.database = current_database() AND x.gid LIKE 'pgherd%';
+-- Transactions that have waited between the two phases for a second or more. What no gateway has seen for a while is old
+-- news.
+DROP VIEW IF EXISTS pgherd.transactions;
+CREATE VIEW pgherd.transactions AS
+    SELECT d.gid, d.gateway, d.live, d.role, d.since, clock_timestamp() - d.since AS age,
+        ARRAY(SELECT s.name FROM pgherd.shard s WHERE s.id = ANY (d.participants) ORDER BY s.id) AS participants,
+        ARRAY(SELECT s.name FROM pgherd.shard s WHERE s.id = ANY (d.prepared_on) ORDER BY s.id) AS prepared_on
+    FROM pgherd.in_doubt d WHERE d.seen_at > clock_timestamp() - interval '15 s' ORDER BY d.since;
 
 GRANT SELECT ON pgherd.shards, pgherd.tables, pgherd.ranges, pgherd.gateways, pgherd.transactions TO PUBLIC;
 

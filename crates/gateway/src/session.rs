@@ -15,6 +15,7 @@ mod forward;
 mod plan;
 mod prepared;
 pub(crate) mod relay;
+mod resolve;
 mod rewritten;
 mod scatter;
 mod schema;

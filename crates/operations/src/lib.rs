@@ -31,7 +31,7 @@ mod work;
 
 pub use bounds::Distribution;
 pub use maintenance::maintenance;
-pub use procedures::call;
+pub use procedures::{call, named_transaction};
 pub use schema_change::schema_change;
 pub use split::SPLIT_ROWS;
 

@@ -1,4 +1,4 @@
-//! `CALL pgherd.…`: distribute, undistribute, split.
+//! `CALL pgherd.…`: distribute, undistribute, split; and what `resolve` is called with.
 
 use crate::convert::{self, Target, distributable};
 use crate::work::Work;
@@ -16,6 +16,7 @@ const DISTRIBUTE: [(&str, Takes); 3] = [
 ];
 const UNDISTRIBUTE: [(&str, Takes); 1] = [("table", Takes::Name)];
 const SPLIT: [(&str, Takes); 3] = [("table", Takes::Name), ("at", Takes::Any), ("to", Takes::Any)];
+const RESOLVE: [(&str, Takes); 1] = [("gid", Takes::Name)];
 
 /// Runs a procedure of schema `pgherd` inside the transaction, under the rules of [`crate::schema_change`].
 ///
@@ -48,10 +49,20 @@ pub async fn call(
                 SqlState::UNDEFINED_FUNCTION,
                 format!("procedure pgherd.{other} does not exist"),
             )
-            .with_hint("There are pgherd.distribute, pgherd.undistribute and pgherd.split."));
+            .with_hint("There are pgherd.distribute, pgherd.undistribute, pgherd.split and pgherd.resolve."));
         }
     }
     work.finish("CALL".into()).await
+}
+
+/// The transaction that `CALL pgherd.resolve` names. It runs outside of a transaction, so the session calls the
+/// coordinator itself.
+///
+/// # Errors
+/// 42883 and 22023, as for the others.
+pub fn named_transaction(arguments: &[(Option<String>, Literal)]) -> Result<String, ServerError> {
+    let taken = take("resolve", arguments, &RESOLVE, 1)?;
+    Ok(first(&taken, 0).unwrap_or_default().to_owned())
 }
 
 /// What a parameter takes.

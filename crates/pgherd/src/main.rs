@@ -31,6 +31,7 @@ enum Command {
     Status(status::StatusArgs),
     Slt(pgherd_testkit::slt::Arguments),
     Bench(pgherd_testkit::bench::Arguments),
+    Faults(pgherd_testkit::faults::matrix::Arguments),
 }
 
 #[tokio::main]
@@ -50,6 +51,7 @@ async fn main() -> ExitCode {
         Command::Status(args) => status::run(args).await,
         Command::Slt(arguments) => return slt(arguments).await,
         Command::Bench(arguments) => return bench(arguments).await,
+        Command::Faults(arguments) => return faults(arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,6 +81,23 @@ async fn bench(arguments: pgherd_testkit::bench::Arguments) -> ExitCode {
                     ExitCode::FAILURE
                 }
             }
+        }
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// The page is written whatever was found; what is wrong becomes the exit status.
+async fn faults(arguments: pgherd_testkit::faults::matrix::Arguments) -> ExitCode {
+    let tried = async {
+        let report = pgherd_testkit::faults::matrix::run(&arguments.options()?).await?;
+        report.write(&arguments.output)?;
+        Ok::<_, pgherd_testkit::Error>(report.wrong())
+    };
+    match tried.await {
+        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            eprintln!("pgherd: {} cases are wrong\n{}", wrong.len(), wrong.join("\n"));
+            ExitCode::FAILURE
         }
         Err(error) => failed(&error.into()),
     }

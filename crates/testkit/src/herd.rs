@@ -9,12 +9,14 @@ use crate::{Error, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pgherd_local_cluster::{Account, LocalCluster};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 /// How long a gateway may take from its start to its `ready:` line, recovery included.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -42,18 +44,8 @@ impl Herd {
 
     async fn prepare(program: &Path, cluster: LocalCluster) -> Result<Self> {
         let config = cluster.data().join("pgherd.toml");
-        let mut text = format!(
-            "[cluster]\nname = \"herd\"\nsecret = \"{}\"\n",
-            "0123456789abcdef".repeat(4)
-        );
-        for (shard, id) in cluster.shards().iter().zip(1..) {
-            let (name, host, port) = (shard.name(), shard.socket_dir().display(), shard.port());
-            text.push_str(&format!(
-                "\n[[shards]]\nid = {id}\nname = \"{name}\"\nhost = \"{host}\"\nport = {port}\n"
-            ));
-        }
-        std::fs::write(&config, text).map_err(file_error(&config))?;
-        cluster.account().own(&config)?;
+        let addresses = cluster.shards().iter().map(|shard| (shard.socket_dir(), shard.port()));
+        write_config(&cluster, &config, addresses)?;
         let herd = Self {
             cluster,
             program: program.to_path_buf(),
@@ -69,18 +61,47 @@ impl Herd {
     ///
     /// Errors: it ended before it was ready, or took more than a minute; what it wrote to standard error is in the error.
     pub async fn gateway(&self, name: &str) -> Result<Gateway> {
+        self.gateway_with(name, &["--metrics-listen", "off"], &[]).await
+    }
+
+    /// The same with more arguments, and with variables in its environment.
+    pub async fn gateway_with(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        environment: &[(&str, &OsStr)],
+    ) -> Result<Gateway> {
+        Gateway::start(self.command(&self.config, name, arguments, environment)).await
+    }
+
+    /// The command that runs a gateway by this configuration.
+    pub(crate) fn command(
+        &self,
+        config: &Path,
+        name: &str,
+        arguments: &[&str],
+        environment: &[(&str, &OsStr)],
+    ) -> Command {
         let mut command = Command::new(&self.program);
-        command.args([
-            "gateway",
-            "--listen",
-            "127.0.0.1:0",
-            "--metrics-listen",
-            "off",
-            "--name",
-            name,
-        ]);
-        command.arg("--until-stdin-ends").arg("--config").arg(&self.config);
-        Gateway::start(command).await
+        command.args(["gateway", "--listen", "127.0.0.1:0", "--name", name]);
+        command
+            .args(arguments)
+            .arg("--until-stdin-ends")
+            .arg("--config")
+            .arg(config);
+        command.envs(environment.iter().copied());
+        command
+    }
+
+    /// Another configuration, by which a gateway finds the shards at other addresses.
+    pub(crate) fn config_through<'a>(
+        &self,
+        file: &str,
+        addresses: impl Iterator<Item = (&'a Path, u16)>,
+    ) -> Result<PathBuf> {
+        let config = self.folder().join(file);
+        write_config(&self.cluster, &config, addresses)?;
+        Ok(config)
     }
 
     /// The shards, to look behind the gateways' back, to kill one, and to start it again.
@@ -119,6 +140,57 @@ impl Herd {
     }
 }
 
+fn write_config<'a>(
+    cluster: &LocalCluster,
+    config: &Path,
+    addresses: impl Iterator<Item = (&'a Path, u16)>,
+) -> Result<()> {
+    let secret = "0123456789abcdef".repeat(4);
+    let mut text = format!("[cluster]\nname = \"herd\"\nsecret = \"{secret}\"\n");
+    for ((shard, (host, port)), id) in cluster.shards().iter().zip(addresses).zip(1..) {
+        let (name, host) = (shard.name(), host.display());
+        text.push_str(&format!(
+            "\n[[shards]]\nid = {id}\nname = \"{name}\"\nhost = \"{host}\"\nport = {port}\n"
+        ));
+    }
+    std::fs::write(config, text).map_err(file_error(config))?;
+    Ok(cluster.account().own(config)?)
+}
+
+/// A gateway process that is on its way to serving. Dropping it kills it.
+pub(crate) struct Starting {
+    pid: Option<u32>,
+    task: JoinHandle<Result<Gateway>>,
+}
+
+impl Starting {
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.pid
+            && !self.task.is_finished()
+        {
+            let _ = kill(Pid::from_raw(pid as i32), signal);
+        }
+    }
+
+    /// Waits until it serves.
+    pub(crate) async fn finish(mut self) -> Result<Gateway> {
+        let ended = (&mut self.task).await;
+        ended.unwrap_or_else(|error| {
+            Err(Error::Program {
+                program: "pgherd".into(),
+                output: error.to_string(),
+            })
+        })
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// A gateway process. Dropping it kills it.
 pub struct Gateway {
     child: Child,
@@ -128,14 +200,25 @@ pub struct Gateway {
 
 impl Gateway {
     /// Runs a command that prints `ready: psql … -p PORT …` and goes on running: `pgherd gateway` or `pgherd up`.
-    pub async fn start(mut command: Command) -> Result<Self> {
+    pub async fn start(command: Command) -> Result<Self> {
+        Self::begin(command)?.finish().await
+    }
+
+    /// The same without waiting for it.
+    pub(crate) fn begin(mut command: Command) -> Result<Starting> {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .current_dir("/")
             .kill_on_drop(true);
-        let mut child = command.spawn().map_err(cannot_run("pgherd"))?;
+        let child = command.spawn().map_err(cannot_run("pgherd"))?;
+        let pid = child.id();
+        let task = tokio::spawn(Self::until_ready(child));
+        Ok(Starting { pid, task })
+    }
+
+    async fn until_ready(mut child: Child) -> Result<Self> {
         let errors = Arc::new(Mutex::new(String::new()));
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(collect(stderr, errors.clone()));

@@ -6,7 +6,7 @@
 use crate::control::Point;
 use crate::gid::{self, Gid};
 use crate::participant::{Participant, roll_back};
-use crate::resolver::{self, Fenced};
+use crate::resolver;
 use crate::sequence::InFlight;
 use crate::transaction::{Committed, Transaction};
 use crate::two_phase_commit::{Action, Commit, Event, Fence, Finish, Marker, Outcome, Prepare};
@@ -29,6 +29,9 @@ const SEQUENCE_CLOSED: &str = "PGH01";
 const MARKER_STATEMENT: u64 = 0;
 /// How long a lost participant is sought before the outcome is reported as unknown.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a shard may take to answer PREPARE TRANSACTION or COMMIT PREPARED, its standby included: a server that stands still
+/// is not told from one whose standby does, and locks are held on the other shards meanwhile.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How often a COMMIT PREPARED that is refused for the moment is sent again.
 const BUSY_TRIES: u32 = 200;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
@@ -278,7 +281,7 @@ impl Run {
         }
         while let Some(answer) = self.work.next().await {
             let Some(event) = self.take(answer) else { continue };
-            self.pass(Point::After(event))?;
+            self.coordinator.pass(Point::After(event))?;
             for action in commit.step(event) {
                 match action {
                     Action::Acknowledge(o) => outcome = Some(o),
@@ -292,16 +295,6 @@ impl Run {
         }
         let outcome = outcome.ok_or_else(|| Error::Internal(format!("commit {} came to no end", self.name)))?;
         self.end(outcome)
-    }
-
-    /// Stops here if a test says so.
-    fn pass(&self, point: Point) -> Result<(), Error> {
-        match &*self.coordinator.control.read() {
-            Some(control) if !control(point) => Err(Error::OutcomeUnknown {
-                cause: format!("stopped at {point:?}"),
-            }),
-            _ => Ok(()),
-        }
     }
 
     fn take(&mut self, answer: Answer) -> Option<Event> {
@@ -321,7 +314,7 @@ impl Run {
     }
 
     fn act(&mut self, action: Action) -> Result<(), Error> {
-        self.pass(Point::Before(action))?;
+        self.coordinator.pass(Point::Before(action))?;
         let (coordinator, name) = (self.coordinator.clone(), self.name.clone());
         let work: BoxFuture<'static, Answer> = match action {
             Action::Prepare(shard) => Box::pin(prepare(self.backend(shard)?, name, self.proof.clone())),
@@ -346,11 +339,8 @@ impl Run {
                 Answer::of(None, Event::Fence(shard, found))
             }),
             Action::LookForMarker(shard) => Box::pin(async move {
-                let marker = match resolver::marker(&coordinator, shard, &name).await {
-                    Ok(Some(state)) if state == "p" => Marker::Visible,
-                    Ok(_) => Marker::Missing,
-                    Err(_) => Marker::Unreachable,
-                };
+                let marker = resolver::look_for_marker(&coordinator, shard, &name).await;
+                let marker = marker.unwrap_or(Marker::Unreachable);
                 Answer::of(None, Event::Marker(shard, marker))
             }),
             Action::HandOver(shard) => {
@@ -471,7 +461,10 @@ async fn prepare(mut backend: Backend, name: String, proof: String) -> Answer {
     let shard = backend.shard();
     let _ = backend.take_notices();
     let reply = match send_prepare(&mut backend, &name, &proof) {
-        Ok(is_new) => read_prepare(&mut backend, is_new).await,
+        Ok(is_new) => {
+            let reply = tokio::time::timeout(ANSWER_LIMIT, read_prepare(&mut backend, is_new)).await;
+            reply.unwrap_or_else(|_| Err(no_answer(shard)))
+        }
         Err(e) => Err(e),
     };
     let notices = backend.take_notices();
@@ -565,6 +558,11 @@ pub(crate) async fn read_prepare(backend: &mut Backend, is_new: bool) -> Result<
     }
 }
 
+fn no_answer(shard: ShardId) -> Error {
+    let cause = format!("no answer within {} s", ANSWER_LIMIT.as_secs());
+    Error::Shard(pgherd_shards::Error::Lost { shard, cause })
+}
+
 /// COMMIT PREPARED or ROLLBACK PREPARED, on the connection that prepared, as the role that prepared. Where that role is
 /// not the connection's any more (SET LOCAL ROLE), on a service connection.
 async fn finish(
@@ -577,7 +575,10 @@ async fn finish(
         return (None, finish_as_service(coordinator, shard, &sql).await);
     };
     for _ in 0..BUSY_TRIES {
-        match backend.simple(&sql).await {
+        let Ok(reply) = tokio::time::timeout(ANSWER_LIMIT, backend.simple(&sql)).await else {
+            return (None, Finish::Unreachable);
+        };
+        match reply {
             Ok(_) => return (Some(backend), Finish::Done),
             Err(pgherd_shards::Error::Server(e)) => match e.sqlstate() {
                 SqlState::UNDEFINED_OBJECT => return (Some(backend), Finish::NotFound),
@@ -610,20 +611,7 @@ async fn finish_as_service(coordinator: &Coordinator, shard: ShardId, sql: &str)
 async fn fence_lost(coordinator: &Coordinator, shard: ShardId, name: &str) -> Fence {
     let begun = Instant::now();
     while begun.elapsed() < FENCE_TIMEOUT {
-        let found = async {
-            Ok::<_, Error>(match resolver::fence(coordinator, shard, name).await? {
-                Fenced::Done => Some(Fence::NeverPrepared),
-                Fenced::Refused => match resolver::marker(coordinator, shard, name).await?.as_deref() {
-                    Some("p") => Some(Fence::Committed),
-                    Some(_) => Some(Fence::NeverPrepared),
-                    None => None,
-                },
-                Fenced::Held => resolver::is_prepared(coordinator, shard, name)
-                    .await?
-                    .then_some(Fence::Prepared),
-            })
-        };
-        if let Ok(Some(found)) = found.await {
+        if let Ok(Some(found)) = resolver::fence_lost(coordinator, shard, name).await {
             return found;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,6 +1,6 @@
 //! The coordinator of one database in one gateway: it begins transactions and keeps the shards free of unfinished ones.
 
-use crate::control::Control;
+use crate::control::{self, Control, Point};
 use crate::gid::{self, Gid, SequenceId};
 use crate::resolver::Listed;
 use crate::sequence::Sequence;
@@ -117,7 +117,7 @@ impl Coordinator {
             gate: tokio::sync::RwLock::new(()),
             cuts: Cuts::new(),
             wake: Notify::new(),
-            control: RwLock::new(None),
+            control: RwLock::new(control::from_environment()),
             watched: Arc::default(),
             background: Mutex::default(),
         });
@@ -167,6 +167,16 @@ impl Coordinator {
         *self.control.write() = control;
     }
 
+    /// Stops here if a test says so.
+    pub(crate) fn pass(&self, point: Point) -> Result<(), Error> {
+        match &*self.control.read() {
+            Some(control) if !control(point) => Err(Error::OutcomeUnknown {
+                cause: format!("stopped at {point:?}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn state(&self, shard: ShardId) -> Result<&ShardState, Error> {
         let found = self.states.iter().find(|s| s.id == shard);
         found.ok_or(Error::Shard(pgherd_shards::Error::UnknownShard(shard)))
@@ -213,6 +223,7 @@ impl Coordinator {
         let begun = Instant::now();
         let mut first: Option<Vec<Gid>> = None;
         loop {
+            let listed_at = Instant::now();
             let here: Vec<Listed> = resolver::list(self, state).await?;
             let here: Vec<Gid> = here.into_iter().map(|l| l.gid).collect();
             let waiting = match &first {
@@ -220,9 +231,9 @@ impl Coordinator {
                 Some(first) => here.into_iter().filter(|g| first.contains(g)).collect(),
             };
             first.get_or_insert_with(|| waiting.clone());
-            let undecided = resolver::resolve_all(self, &waiting).await;
+            let undecided = resolver::resolve_all(self, &waiting, listed_at).await;
             // Those of live gateways are theirs to finish; those that need a shard which is down have no outcome yet.
-            if undecided.live == 0 || begun.elapsed() > LIVE_TIMEOUT {
+            if undecided.live.is_empty() || begun.elapsed() > LIVE_TIMEOUT {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -72,6 +72,9 @@ pub enum Error {
         /// the transaction
         gid: String,
     },
+    /// an operator's request about a transaction that waits between the two phases
+    #[error(transparent)]
+    Unresolved(#[from] crate::Unresolved),
     /// a shard is not set up for transactions over several shards
     #[error("shard {shard} cannot take part in transactions over several shards: {cause}")]
     NotPrepared {
@@ -102,6 +105,7 @@ impl Error {
             Error::NoCut { .. } | Error::SnapshotLost { .. } => SqlState::SERIALIZATION_FAILURE,
             Error::TooManySnapshots { .. } => SqlState::from_code("53300"),
             Error::LostTransaction { .. } | Error::Internal(_) => SqlState::INTERNAL_ERROR,
+            Error::Unresolved(e) => e.sqlstate(),
             Error::NotPrepared { .. } => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Error::ShardNumberTooHigh(_) => SqlState::PROGRAM_LIMIT_EXCEEDED,
         }
@@ -154,6 +158,7 @@ impl From<Error> for ServerError {
             Error::LostTransaction { .. } => made.with_hint(
                 "The shard was probably replaced by a standby or a backup that is older. Its data must be repaired by hand.",
             ),
+            Error::Unresolved(e) => e.explain(made),
             Error::NotPrepared { .. } => made.with_hint(
                 "Set max_prepared_transactions to at least max_connections in the shard's postgresql.conf and restart it.",
             ),

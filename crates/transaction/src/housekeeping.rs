@@ -9,19 +9,17 @@
 
 use crate::gid::{Gid, SequenceId};
 use crate::shard_state::ShardState;
-use crate::{Coordinator, Error, prepared, resolver};
+use crate::{Coordinator, Error, in_doubt, prepared, resolver};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// How often.
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long markers stay after they were told to be settled.
 pub(crate) const KEEP: Duration = Duration::from_secs(30);
-/// Prepared transactions older than this are worth a warning.
-const OLD: Duration = Duration::from_secs(5);
 /// The watermark of a sequence that no gateway uses any more.
 const ALL_SETTLED: i64 = i64::MAX;
 /// Of what changes slowly.
@@ -31,7 +29,7 @@ const BATCH: i64 = 5000;
 
 /// Runs until the coordinator is gone.
 pub(crate) async fn run(coordinator: Weak<Coordinator>) {
-    let mut told = VecDeque::new();
+    let (mut told, mut watch) = (VecDeque::new(), in_doubt::Watch::default());
     let mut round = 0;
     while let Some(this) = coordinator.upgrade() {
         {
@@ -42,21 +40,26 @@ pub(crate) async fn run(coordinator: Weak<Coordinator>) {
             }
         }
         round += 1;
-        tick(&this, round, &mut told).await;
+        tick(&this, round, &mut told, &mut watch).await;
         drop(this);
         // A wake-up in a loop must not keep the shards busy.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-async fn tick(coordinator: &Coordinator, round: u64, told: &mut VecDeque<(Instant, SequenceId, i64)>) {
+async fn tick(
+    coordinator: &Coordinator,
+    round: u64,
+    told: &mut VecDeque<(Instant, SequenceId, i64)>,
+    watch: &mut in_doubt::Watch,
+) {
     let ready = join_all(coordinator.states.iter().map(|s| coordinator.make_ready(s))).await;
     for (state, outcome) in coordinator.states.iter().zip(ready) {
         if let Err(e) = outcome {
             tracing::debug!(shard = %state.id, "not ready: {e}");
         }
     }
-    recover(coordinator).await;
+    recover(coordinator, watch).await;
     if let Err(e) = learn_watermarks(coordinator).await {
         tracing::debug!("cannot read what others have settled: {e}");
     }
@@ -76,34 +79,29 @@ async fn tick(coordinator: &Coordinator, round: u64, told: &mut VecDeque<(Instan
     }
 }
 
-/// Finishes what is prepared anywhere and belongs to nobody, and what this gateway gave up.
-async fn recover(coordinator: &Coordinator) {
+/// Finishes what is prepared anywhere and belongs to nobody, and what this gateway gave up; tells of the rest.
+async fn recover(coordinator: &Coordinator, watch: &mut in_doubt::Watch) {
+    let listed_at = Instant::now();
     let lists = join_all(coordinator.states.iter().map(|s| resolver::list(coordinator, s))).await;
-    let now = SystemTime::now();
+    let is_whole = lists.iter().all(Result::is_ok);
+    let mut listed = in_doubt::by_transaction(lists.into_iter().flatten().flatten());
     let mut gids: BTreeSet<Gid> = coordinator.sequence.abandoned().into_iter().collect();
-    let mut oldest = Duration::ZERO;
     let mut of_clients = Vec::new();
-    for listed in lists.into_iter().flatten().flatten() {
-        if listed.gid.is_of_client() {
-            of_clients.push(listed.gid);
-            continue;
+    for gid in listed.keys() {
+        match gid.is_of_client() {
+            true => of_clients.push(gid.clone()),
+            false => {
+                gids.insert(gid.clone());
+            }
         }
-        oldest = oldest.max(now.duration_since(listed.since).unwrap_or_default());
-        gids.insert(listed.gid);
     }
     let gids: Vec<Gid> = gids.into_iter().collect();
-    let mut unfinished = resolver::resolve_all(coordinator, &gids).await;
-    unfinished.stuck += prepared::recover(coordinator, of_clients).await;
-    metrics::gauge!("pgherd_transactions_in_doubt", "database" => coordinator.database.clone())
-        .set(unfinished.stuck as f64);
-    if oldest > OLD && unfinished != resolver::Unfinished::default() {
-        tracing::warn!(
-            stuck = unfinished.stuck,
-            of_live_gateways = unfinished.live,
-            oldest_seconds = oldest.as_secs(),
-            "transactions wait between the two phases; they hold their locks until they are finished"
-        );
-    }
+    let mut unfinished = resolver::resolve_all(coordinator, &gids, listed_at).await;
+    unfinished
+        .stuck
+        .extend(prepared::recover(coordinator, of_clients).await);
+    listed.retain(|gid, _| unfinished.live.contains(gid) || unfinished.stuck.contains(gid));
+    watch.tell(coordinator, &listed, &unfinished.live, is_whole).await;
 }
 
 /// Reads what others have settled, from every shard that answers: a watermark that was once told stays true.

@@ -18,6 +18,7 @@ mod deadlock_watch;
 mod error;
 pub mod gid;
 mod housekeeping;
+mod in_doubt;
 mod participant;
 pub mod prepared;
 mod read_cut;
@@ -35,5 +36,6 @@ mod watched;
 
 pub use coordinator::{CommitIdentity, Coordinator, InDoubt};
 pub use error::{Error, deadlock_error};
+pub use in_doubt::{Requester, Resolved, Unresolved};
 pub use read_cut::Fragment;
 pub use transaction::{Committed, Isolation, Mode, Transaction};

@@ -10,7 +10,7 @@
 use pgherd_model::ShardId;
 
 /// What was seen on one shard: prepared transactions first, markers after them, so that a commit in between shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Observation {
     /// no answer
     Unreachable,

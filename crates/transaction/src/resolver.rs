@@ -2,16 +2,21 @@
 //!
 //! All of it runs on service connections, as a superuser: COMMIT PREPARED otherwise wants the role that prepared.
 
+use crate::control::{Point, Recover};
 use crate::gid::{self, Gid};
 use crate::recovery::{Decision, Observation, decide};
 use crate::shard_state::ShardState;
+use crate::two_phase_commit::{Fence, Marker};
 use crate::{Coordinator, Error, prepared};
 use futures::future::join_all;
 use pgherd_model::{ShardId, SqlState};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How often one transaction is looked at before the next round has to do.
 const ROUNDS: u32 = 12;
+/// How old what was seen may be. Far less than markers are kept: a marker that was deleted between two looks would read as
+/// one that was never there.
+const SIGHT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A prepared transaction of this cluster and database.
 pub(crate) struct Listed {
@@ -25,9 +30,29 @@ pub(crate) struct Listed {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unfinished {
     /// their own gateway is at work on them
-    pub live: usize,
+    pub live: Vec<Gid>,
     /// they need a shard that does not answer, or something else went wrong
-    pub stuck: usize,
+    pub stuck: Vec<Gid>,
+}
+
+/// How far [`resolve`] came.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Resolution {
+    /// nothing is left to do
+    Settled {
+        /// or rolled back
+        committed: bool,
+    },
+    /// these shards have to answer first
+    Waits {
+        shards: Vec<ShardId>,
+        /// how it ends, where that is known: everything is done on the other shards then
+        decided: Option<bool>,
+    },
+    /// for a person to look at
+    Torn,
+    /// others are at work on it, or it took too long
+    Late,
 }
 
 /// What waits on one shard.
@@ -84,8 +109,8 @@ pub(crate) fn is_own(coordinator: &Coordinator, gid: &Gid) -> bool {
     own.gateway == gid.sequence.gateway && own.incarnation == gid.sequence.incarnation
 }
 
-/// Finishes those that no gateway is at work on.
-pub(crate) async fn resolve_all(coordinator: &Coordinator, gids: &[Gid]) -> Unfinished {
+/// Finishes those that no gateway is at work on, of what was listed then.
+pub(crate) async fn resolve_all(coordinator: &Coordinator, gids: &[Gid], listed_at: Instant) -> Unfinished {
     let mut unfinished = Unfinished::default();
     if gids.is_empty() {
         return unfinished;
@@ -98,26 +123,38 @@ pub(crate) async fn resolve_all(coordinator: &Coordinator, gids: &[Gid]) -> Unfi
         if gid.is_of_client() {
             let is_live = is_live(coordinator, live.as_deref(), gid);
             let ending = prepared::resolve(coordinator, gid, is_live, None).await;
-            unfinished.stuck += usize::from(matches!(ending, Ok(prepared::Ending::Stuck(_))));
+            if matches!(ending, Ok(prepared::Ending::Stuck(_))) {
+                unfinished.stuck.push(gid.clone());
+            }
         } else if is_live(coordinator, live.as_deref(), gid) {
-            unfinished.live += 1;
-        } else if !resolve(coordinator, gid).await {
-            unfinished.stuck += 1;
+            unfinished.live.push(gid.clone());
+        } else if !matches!(resolve(coordinator, gid, listed_at).await, Resolution::Settled { .. }) {
+            unfinished.stuck.push(gid.clone());
         }
     }
     unfinished
 }
 
-/// Looks and acts until the transaction is settled; false when it is not yet.
-pub(crate) async fn resolve(coordinator: &Coordinator, gid: &Gid) -> bool {
+/// Looks and acts until the transaction, which was listed then, is settled.
+pub(crate) async fn resolve(coordinator: &Coordinator, gid: &Gid, listed_at: Instant) -> Resolution {
     let (name, mut confirmed) = (gid.to_string(), false);
     for round in 0..ROUNDS {
         let seen = observe(coordinator, gid, &name).await;
+        if listed_at.elapsed() > SIGHT_LIMIT {
+            tracing::debug!(gid = name, "was seen too long ago: it is looked for anew");
+            return Resolution::Late;
+        }
         let decision = decide(&seen, confirmed);
         tracing::debug!(gid = name, ?seen, ?decision, "recovery");
         match decision {
-            Decision::Commit(shards) => finish(coordinator, &shards, &format!("COMMIT PREPARED '{name}'")).await,
-            Decision::RollBack(shards) => finish(coordinator, &shards, &format!("ROLLBACK PREPARED '{name}'")).await,
+            Decision::Commit(shards) => {
+                let sql = format!("COMMIT PREPARED '{name}'");
+                finish(coordinator, &shards, Recover::Commit, &sql).await;
+            }
+            Decision::RollBack(shards) => {
+                let sql = format!("ROLLBACK PREPARED '{name}'");
+                finish(coordinator, &shards, Recover::RollBack, &sql).await;
+            }
             Decision::Confirm(shards) => confirmed = confirm(coordinator, &shards).await,
             Decision::Fence(shards) => {
                 if !fence_all(coordinator, &shards, &name).await {
@@ -126,7 +163,12 @@ pub(crate) async fn resolve(coordinator: &Coordinator, gid: &Gid) -> bool {
             }
             Decision::Wait(shards) => {
                 tracing::debug!(gid = name, ?shards, "cannot be finished before these shards answer");
-                return false;
+                let is = |wanted| seen.iter().any(|(_, o)| *o == wanted);
+                let decided = match (is(Observation::Committed), is(Observation::Fenced)) {
+                    (false, false) => None,
+                    (committed, _) => Some(committed),
+                };
+                return Resolution::Waits { shards, decided };
             }
             Decision::Settled { committed, lost } => {
                 for shard in lost {
@@ -137,7 +179,7 @@ pub(crate) async fn resolve(coordinator: &Coordinator, gid: &Gid) -> bool {
                     tracing::error!("{lost}");
                 }
                 settled(coordinator, gid, committed);
-                return true;
+                return Resolution::Settled { committed };
             }
             Decision::Torn => {
                 tracing::error!(
@@ -145,11 +187,11 @@ pub(crate) async fn resolve(coordinator: &Coordinator, gid: &Gid) -> bool {
                     ?seen,
                     "committed on one shard and fenced on another: leave it to a person"
                 );
-                return false;
+                return Resolution::Torn;
             }
         }
     }
-    false
+    Resolution::Late
 }
 
 fn settled(coordinator: &Coordinator, gid: &Gid, committed: bool) {
@@ -162,9 +204,22 @@ fn settled(coordinator: &Coordinator, gid: &Gid, committed: bool) {
     tracing::info!(%gid, outcome, "finished a transaction that was left between the two phases");
 }
 
+/// One step on one shard, with its control points.
+async fn stepwise<T>(
+    coordinator: &Coordinator,
+    step: Recover,
+    run: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    coordinator.pass(Point::BeforeRecovery(step))?;
+    let done = run.await?;
+    coordinator.pass(Point::AfterRecovery(step))?;
+    Ok(done)
+}
+
 pub(crate) async fn observe(coordinator: &Coordinator, gid: &Gid, name: &str) -> Vec<(ShardId, Observation)> {
     let looks = gid.participants.iter().map(async |shard| {
-        let seen = observe_one(coordinator, *shard, name).await;
+        let step = Recover::Look(*shard);
+        let seen = stepwise(coordinator, step, observe_one(coordinator, *shard, name)).await;
         (*shard, seen.unwrap_or(Observation::Unreachable))
     });
     join_all(looks).await
@@ -200,11 +255,14 @@ pub(crate) async fn marker(coordinator: &Coordinator, shard: ShardId, name: &str
     Ok(rows.first().map(|row| row.get(0)))
 }
 
-pub(crate) async fn finish(coordinator: &Coordinator, shards: &[ShardId], sql: &str) {
+pub(crate) async fn finish(coordinator: &Coordinator, shards: &[ShardId], step: fn(ShardId) -> Recover, sql: &str) {
     let runs = shards.iter().map(async |shard| {
-        let state = coordinator.state(*shard)?;
-        let client = state.client(&coordinator.shards, &coordinator.database).await?;
-        state.within(client.batch_execute(sql)).await
+        let run = async {
+            let state = coordinator.state(*shard)?;
+            let client = state.client(&coordinator.shards, &coordinator.database).await?;
+            state.within(client.batch_execute(sql)).await
+        };
+        stepwise(coordinator, step(*shard), run).await
     });
     for outcome in join_all(runs).await {
         match outcome {
@@ -227,9 +285,12 @@ async fn confirm(coordinator: &Coordinator, shards: &[ShardId]) -> bool {
         let sql = "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation) VALUES ($1, $2, $3) \
                    ON CONFLICT (sequence) DO UPDATE SET registered_at = now()";
         let (name, incarnation) = (own.to_string(), own.incarnation as i64);
-        state
-            .within(client.execute(sql, &[&name, &own.gateway, &incarnation]))
-            .await
+        let write = async {
+            state
+                .within(client.execute(sql, &[&name, &own.gateway, &incarnation]))
+                .await
+        };
+        stepwise(coordinator, Recover::Confirm(*shard), write).await
     });
     let done: Result<Vec<_>, Error> = join_all(writes).await.into_iter().collect();
     done.inspect_err(|e| tracing::warn!("cannot confirm that prepared transactions are durable: {e}"))
@@ -238,7 +299,11 @@ async fn confirm(coordinator: &Coordinator, shards: &[ShardId]) -> bool {
 
 /// Whether all fences were written, or refused because somebody decided: then it is time to look again.
 async fn fence_all(coordinator: &Coordinator, shards: &[ShardId], name: &str) -> bool {
-    let fences = join_all(shards.iter().map(|shard| fence(coordinator, *shard, name))).await;
+    let fences = shards.iter().map(async |shard| {
+        let step = Recover::Fence(*shard);
+        stepwise(coordinator, step, fence(coordinator, *shard, name)).await
+    });
+    let fences = join_all(fences).await;
     fences
         .into_iter()
         .all(|f| matches!(f, Ok(Fenced::Done | Fenced::Refused)))
@@ -277,4 +342,45 @@ pub(crate) async fn fence(coordinator: &Coordinator, shard: ShardId, name: &str)
         }
         Err(e) => Err(e),
     }
+}
+
+/// What became of a participant whose answer to PREPARE was lost; `None`: look again.
+pub(crate) async fn fence_lost(coordinator: &Coordinator, shard: ShardId, name: &str) -> Result<Option<Fence>, Error> {
+    Ok(match fence(coordinator, shard, name).await? {
+        // A gateway that stood still for long may have been taken for dead: if others committed the transaction and
+        // its marker is deleted by now, the key is free again, and the fence proves nothing.
+        Fenced::Done if is_closed(coordinator, shard, name).await? => Some(Fence::Unreachable),
+        Fenced::Done => Some(Fence::NeverPrepared),
+        Fenced::Refused => match marker(coordinator, shard, name).await?.as_deref() {
+            Some("p") => Some(Fence::Committed),
+            Some(_) => Some(Fence::NeverPrepared),
+            None => None,
+        },
+        // Listed is not yet safe: where the backend was cut off from its standby's answer, a standby that takes over may
+        // not have it.
+        Fenced::Held if is_prepared(coordinator, shard, name).await? => {
+            confirm(coordinator, &[shard]).await.then_some(Fence::Prepared)
+        }
+        Fenced::Held => None,
+    })
+}
+
+/// Whether a decided transaction that is not prepared any more was committed by somebody else.
+pub(crate) async fn look_for_marker(coordinator: &Coordinator, shard: ShardId, name: &str) -> Result<Marker, Error> {
+    match marker(coordinator, shard, name).await?.as_deref() {
+        Some("p") => Ok(Marker::Visible),
+        // Whoever took this gateway for dead has committed it so long ago that the marker is deleted.
+        None if is_closed(coordinator, shard, name).await? => Ok(Marker::Unreachable),
+        _ => Ok(Marker::Missing),
+    }
+}
+
+/// Whether a shard takes no more markers of a transaction's sequence. Markers of an open sequence are deleted by its own
+/// gateway only.
+async fn is_closed(coordinator: &Coordinator, shard: ShardId, name: &str) -> Result<bool, Error> {
+    let sequence = Gid::parse(name).map(|g| g.sequence.to_string()).unwrap_or_default();
+    let state = coordinator.state(shard)?;
+    let client = state.client(&coordinator.shards, &coordinator.database).await?;
+    let sql = "SELECT NOT EXISTS (SELECT FROM pgherd.dtx_sequence WHERE sequence = $1 AND NOT closed)";
+    Ok(state.within(client.query_one(sql, &[&sequence])).await?.get(0))
 }

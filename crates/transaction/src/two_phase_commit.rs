@@ -16,7 +16,7 @@
 use pgherd_model::ShardId;
 
 /// What a shard answered to marker and PREPARE TRANSACTION.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Prepare {
     /// the tag was PREPARE TRANSACTION
     Prepared,
@@ -29,7 +29,7 @@ pub enum Prepare {
 }
 
 /// What a fence found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fence {
     /// it was not prepared, and never will be
     NeverPrepared,
@@ -42,7 +42,7 @@ pub enum Fence {
 }
 
 /// What a shard answered to COMMIT PREPARED or ROLLBACK PREPARED.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Finish {
     /// done
     Done,
@@ -55,7 +55,7 @@ pub enum Finish {
 }
 
 /// What a look for the marker found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Marker {
     /// visible: the transaction is committed there
     Visible,
@@ -66,7 +66,7 @@ pub enum Marker {
 }
 
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
     /// answers [`Action::Prepare`]
     Prepare(ShardId, Prepare),
@@ -81,7 +81,7 @@ pub enum Event {
 }
 
 /// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// decided; visible on every shard that can be reached
     Committed,
@@ -92,7 +92,7 @@ pub enum Outcome {
 }
 
 /// What to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// write the marker and PREPARE TRANSACTION, in one pipeline
     Prepare(ShardId),
@@ -113,7 +113,7 @@ pub enum Action {
 }
 
 /// How far one shard is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     Preparing,
     Prepared,
@@ -128,7 +128,7 @@ enum State {
 }
 
 /// One commit.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Commit {
     shards: Vec<(ShardId, State)>,
     decided: Option<Outcome>,

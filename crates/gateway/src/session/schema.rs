@@ -26,6 +26,11 @@ impl Session {
                 return self.temporary_ddl(unit, ddl).await;
             }
         }
+        if let Kind::CallPgherd { procedure, arguments } = &unit.statement.parsed.kind
+            && procedure == "resolve"
+        {
+            return Box::pin(self.resolve_in_doubt(unit, arguments)).await;
+        }
         let made = self.ensure_block();
         if let (true, Some(open)) = (made, self.block.open_mut()) {
             // A schema change is the same at every level, and rows that it moves must be the newest.

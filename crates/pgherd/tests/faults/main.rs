@@ -3,6 +3,7 @@
 mod bad_input;
 mod killed_gateway;
 mod lost_shard;
+mod matrix;
 mod schema_change;
 
 use pgherd_testkit::herd::Herd;

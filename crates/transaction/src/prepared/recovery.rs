@@ -2,6 +2,7 @@
 
 use super::decide::{Decision, Record, decide};
 use super::{Step, pass, record};
+use crate::control::Recover;
 use crate::gid::{Gid, SequenceId};
 use crate::{Coordinator, Error, resolver};
 use futures::future::{join_all, try_join_all};
@@ -63,8 +64,24 @@ pub(crate) async fn resolve(
                     return Ok(Ending::Stuck(Vec::new()));
                 }
             }
-            Decision::Commit(shards) => end(coordinator, &shards, &format!("COMMIT PREPARED '{name}'")).await?,
-            Decision::RollBack(shards) => end(coordinator, &shards, &format!("ROLLBACK PREPARED '{name}'")).await?,
+            Decision::Commit(shards) => {
+                end(
+                    coordinator,
+                    &shards,
+                    Recover::Commit,
+                    &format!("COMMIT PREPARED '{name}'"),
+                )
+                .await?;
+            }
+            Decision::RollBack(shards) => {
+                end(
+                    coordinator,
+                    &shards,
+                    Recover::RollBack,
+                    &format!("ROLLBACK PREPARED '{name}'"),
+                )
+                .await?;
+            }
             Decision::Wait(shards) => return Ok(Ending::Stuck(shards)),
             Decision::Settled { committed, lost } => {
                 for shard in lost {
@@ -87,10 +104,15 @@ pub(crate) async fn resolve(
     Ok(Ending::Stuck(gid.participants.clone()))
 }
 
-async fn end(coordinator: &Coordinator, shards: &[ShardId], sql: &str) -> Result<(), Error> {
+async fn end(
+    coordinator: &Coordinator,
+    shards: &[ShardId],
+    step: fn(ShardId) -> Recover,
+    sql: &str,
+) -> Result<(), Error> {
     let ends = shards.iter().map(async |shard| {
         pass(coordinator, Step::Ending(*shard))?;
-        resolver::finish(coordinator, &[*shard], sql).await;
+        resolver::finish(coordinator, &[*shard], step, sql).await;
         pass(coordinator, Step::Ended(*shard))
     });
     try_join_all(ends).await.map(|_| ())
@@ -129,27 +151,27 @@ async fn settle_sequence(coordinator: &Coordinator, sequence: &SequenceId) -> Re
 }
 
 /// Ends what clients have decided and gateways have left, among `listed` (what is prepared anywhere) and the rows of the home
-/// shard. Returns how many could not be ended.
-pub(crate) async fn recover(coordinator: &Coordinator, listed: Vec<Gid>) -> usize {
+/// shard. Returns those that could not be ended.
+pub(crate) async fn recover(coordinator: &Coordinator, listed: Vec<Gid>) -> Vec<Gid> {
     let rows = match record::all(coordinator).await {
         Ok(rows) => rows,
         Err(e) => {
             tracing::debug!("cannot see what clients have prepared: {e}");
-            return listed.len();
+            return listed;
         }
     };
     let mut gids: BTreeSet<Gid> = listed.into_iter().collect();
     gids.extend(rows.keys().cloned());
     gids.retain(|gid| rows.get(gid) != Some(&Record::Prepared));
     if gids.is_empty() {
-        return 0;
+        return Vec::new();
     }
     let live = resolver::live_gateways(coordinator).await;
-    let mut stuck = 0;
+    let mut stuck = Vec::new();
     for gid in gids {
         let is_live = resolver::is_live(coordinator, live.as_deref(), &gid);
         match resolve(coordinator, &gid, is_live, None).await {
-            Ok(Ending::Stuck(_)) => stuck += 1,
+            Ok(Ending::Stuck(_)) => stuck.push(gid),
             Ok(Ending::Settled { committed }) => tracing::info!(%gid, committed, "ended a client's transaction"),
             Ok(Ending::Held) | Err(_) => {}
         }

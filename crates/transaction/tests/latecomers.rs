@@ -1,0 +1,93 @@
+//! Messages and gateways that come too late: after a transaction was settled by others, and its markers were deleted.
+
+mod bed;
+
+use bed::{Bed, add, begin, state};
+use pgherd_model::ShardId;
+use pgherd_transaction::control::Point;
+use pgherd_transaction::gid::{Gid, SequenceId, database_hash, proof};
+use pgherd_transaction::two_phase_commit::Action;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Runs SQL on a shard from within a control point, which is no place to wait in.
+fn sql_now(bed: &Bed, shard: u32, sql: &str) {
+    std::thread::scope(|scope| {
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("runtime").block_on(bed.sql(shard, sql));
+        };
+        scope.spawn(run).join().expect("ran");
+    });
+}
+
+/// A PREPARE may be on its way for longer than its fence is kept.
+#[tokio::test]
+async fn a_marker_of_a_settled_number_is_refused() {
+    let bed = Bed::start(1).await;
+    bed.sql(
+        1,
+        "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation, settled) VALUES ('gw1:1.0', 'gw1', 1, 5)",
+    )
+    .await;
+    let client = bed
+        .cluster
+        .shard(1)
+        .connect("postgres", "postgres")
+        .await
+        .expect("connect");
+    for (number, expected) in [(5, Some("PGH01")), (6, None)] {
+        let gid = Gid {
+            cluster: bed::CLUSTER.into(),
+            database: database_hash("postgres"),
+            participants: vec![ShardId(1), ShardId(2)],
+            sequence: SequenceId {
+                gateway: "gw1".into(),
+                incarnation: 1,
+                generation: 0,
+            },
+            number,
+        };
+        let name = gid.to_string();
+        let sql = format!(
+            "BEGIN; SELECT pgherd.write_marker('{name}', '{}')",
+            proof(bed::SECRET, &name)
+        );
+        let written = client.batch_execute(&sql).await;
+        let state = written.err().and_then(|e| e.code().map(|c| c.code().to_owned()));
+        assert_eq!(state.as_deref(), expected, "number {number}");
+        client.batch_execute("ROLLBACK").await.expect("rollback");
+    }
+}
+
+/// A gateway that lost an answer, stood still for long and was taken for dead finds the key of its marker free, and may not
+/// conclude that nothing was committed.
+#[tokio::test]
+async fn the_fence_of_a_gateway_taken_for_dead_proves_nothing() {
+    let bed = Arc::new(Bed::start(2).await);
+    let gateway = bed.gateway("gw1", 2).await;
+    let (acting, closed) = (bed.clone(), Arc::new(AtomicBool::new(false)));
+    let fenced = closed.clone();
+    gateway.set_control(Some(Arc::new(move |point| {
+        match point {
+            Point::Before(Action::Prepare(ShardId(1))) => {
+                let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'";
+                sql_now(&acting, 2, sql);
+            }
+            Point::Before(Action::Fence(ShardId(2))) => {
+                sql_now(&acting, 2, "UPDATE pgherd.dtx_sequence SET closed = true");
+                fenced.store(true, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+        true
+    })));
+    let mut transaction = begin(&gateway);
+    add(&mut transaction, 1, &[(1, -1), (2, 1)]).await.expect("updates");
+    let told = transaction.commit().await.expect_err("it lost a participant");
+    assert!(closed.load(Ordering::SeqCst), "it came to a fence");
+    assert_eq!(state(&told), "08007", "{told}");
+    bed.until_nothing_is_prepared(Duration::from_secs(5)).await;
+    assert_eq!(bed.balances(1).await, [bed::BALANCE; 2]);
+}

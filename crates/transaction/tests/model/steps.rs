@@ -1,0 +1,601 @@
+//! What can happen next, and what comes of it.
+
+use crate::world::*;
+use pgherd_model::ShardId;
+use pgherd_transaction::cut::{Seen, stale};
+use pgherd_transaction::gid::{Gid, SequenceId};
+use pgherd_transaction::recovery::{Decision, Observation, decide};
+use pgherd_transaction::two_phase_commit::{Action, Commit, Event, Fence, Prepare};
+use std::collections::BTreeSet;
+
+/// Mistakes that the properties must find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bug {
+    None,
+    /// the gateway commits although a shard would not prepare
+    CommitWithoutPrepare,
+    /// a shard takes a marker although a fence is there
+    FenceIgnored,
+    /// recovery rolls back what is not prepared everywhere, without a fence
+    NoFence,
+    /// recovery rolls back what its own gateway is at work on
+    AbortsTheLive,
+    /// recovery commits before the standbys have what is prepared
+    NoConfirmation,
+    /// recovery commits although one shard has not prepared
+    CommitTooEarly,
+    /// markers go as soon as the client has its answer
+    EarlyCleanUp,
+    /// markers go while a reader does not know that they are settled
+    CleanUpUnderReaders,
+    /// a transaction counts as settled when its client has its answer
+    EarlyWatermark,
+    /// a shard takes markers of numbers that it was told to be settled
+    LateMarker,
+    /// a gateway that was taken for dead trusts its own fences
+    StaleFence,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// a request reaches its shard
+    Arrive(usize),
+    /// PREPARE TRANSACTION, right behind the marker
+    Write(usize),
+    /// its standby has it
+    Sync(usize),
+    /// an answer reaches the gateway
+    Answer(usize),
+    /// a request arrives that nobody waits for any more
+    ArriveLate(usize),
+    /// a shard finds out that the other end of a connection is gone
+    HangUp(usize),
+    Wake,
+    Begin(usize),
+    Look(usize, usize),
+    Decide(usize),
+    Act(usize, usize),
+    /// the sequence of a gateway that was taken for dead takes no more markers there
+    Close(usize),
+    /// nobody holds a marker of a closed sequence any more
+    FindEmpty,
+    /// a shard is told that the transaction is settled
+    Tell(usize),
+    /// the marker is deleted
+    Forget(usize),
+    Learn,
+    Bind(usize),
+    Judge,
+    // From here on: what goes wrong.
+    LoseRequest(usize),
+    LoseReply(usize),
+    Crash(usize),
+    FailOver(usize),
+    /// the wait for the standby is cut short
+    CutShort(usize),
+    Pause,
+    Kill,
+    /// a recoverer gets no answer from a shard
+    Blind(usize, usize),
+    /// a recoverer dies, and another begins anew
+    Replace(usize),
+}
+
+impl Step {
+    fn is_fault(self) -> bool {
+        use Step::*;
+        matches!(
+            self,
+            LoseRequest(_)
+                | LoseReply(_)
+                | Crash(_)
+                | FailOver(_)
+                | CutShort(_)
+                | Pause
+                | Kill
+                | Blind(..)
+                | Replace(_)
+        )
+    }
+}
+
+/// What is checked.
+#[derive(Debug, Clone)]
+pub struct Protocol {
+    pub shards: u32,
+    /// the gateway's own and those of others
+    pub recoverers: usize,
+    pub faults: u8,
+    pub reader: bool,
+    pub bug: Bug,
+}
+
+impl Protocol {
+    pub fn first(&self) -> World {
+        let ids: Vec<ShardId> = (1..=self.shards).map(ShardId).collect();
+        let (commit, actions) = Commit::start(&ids);
+        World {
+            shards: actions.into_iter().map(Shard::new).collect(),
+            commit,
+            gateway: Life::Alive,
+            handed_over: false,
+            told: None,
+            settled: false,
+            recoverers: vec![Recoverer::Idle; self.recoverers],
+            reader: if self.reader { Reader::Waiting } else { Reader::Absent },
+            faults: self.faults,
+            wrong: None,
+            refreshed: false,
+        }
+    }
+
+    /// Everything that may be tried; [`Self::next`] says what comes of it, if anything.
+    pub fn possible(&self, world: &World, steps: &mut Vec<Step>) {
+        use Step::*;
+        let shards = world.shards.len();
+        for s in 0..shards {
+            steps.extend([Arrive(s), Write(s), Sync(s), Answer(s), ArriveLate(s), HangUp(s)]);
+        }
+        steps.push(Wake);
+        for (r, recoverer) in world.recoverers.iter().enumerate() {
+            match recoverer {
+                Recoverer::Idle => steps.push(Begin(r)),
+                Recoverer::Looking { .. } => {
+                    steps.extend((0..shards).map(|s| Look(r, s)));
+                    steps.push(Decide(r));
+                }
+                Recoverer::Acting { .. } => steps.extend((0..shards).map(|s| Act(r, s))),
+            }
+        }
+        for s in 0..shards {
+            steps.extend([Close(s), Tell(s), Forget(s), Bind(s)]);
+        }
+        steps.extend([FindEmpty, Learn, Judge]);
+        if world.faults == 0 {
+            return;
+        }
+        for s in 0..shards {
+            steps.extend([LoseRequest(s), LoseReply(s), Crash(s), FailOver(s), CutShort(s)]);
+        }
+        steps.extend([Pause, Kill]);
+        for r in 0..world.recoverers.len() {
+            steps.push(Replace(r));
+            steps.extend((0..shards).map(|s| Blind(r, s)));
+        }
+    }
+
+    /// The state after a step; `None` where it cannot happen or changes nothing.
+    pub fn next(&self, before: &World, step: Step) -> Option<World> {
+        if !self.can(before, step) {
+            return None;
+        }
+        let mut world = before.clone();
+        if step.is_fault() {
+            world.faults -= 1;
+        }
+        self.take(&mut world, step);
+        (world != *before).then_some(world)
+    }
+
+    /// Only what is cheap to see without a copy of the world.
+    fn can(&self, world: &World, step: Step) -> bool {
+        use Step::*;
+        let shard = |s: usize| &world.shards[s];
+        let alive = world.gateway == Life::Alive;
+        match step {
+            Arrive(s) => matches!(shard(s).wire, Wire::Asked(_)) && shard(s).part != Part::Marked && !waits(shard(s)),
+            Write(s) => shard(s).part == Part::Marked,
+            Sync(s) => shard(s).part == Part::Written,
+            Answer(s) => alive && matches!(shard(s).wire, Wire::Answered(_)),
+            ArriveLate(s) => shard(s).late.is_some() && shard(s).part != Part::Marked,
+            HangUp(s) => {
+                let given_up = !alive_for(world, s);
+                shard(s).part == Part::Open && given_up
+            }
+            Wake => world.gateway == Life::Paused,
+            Begin(r) => self.may_begin(world, r),
+            Look(r, _) | Decide(r) | Act(r, _) | Blind(r, _) => runs(world, r),
+            Replace(r) => world.recoverers[r] != Recoverer::Idle,
+            Close(s) => !alive && !shard(s).closed,
+            FindEmpty => {
+                !world.settled
+                    && world.shards.iter().all(|s| s.closed)
+                    && !world.is_prepared()
+                    && !world.part(|p| p == Part::Marked)
+            }
+            Tell(s) => self.is_settled(world) && !shard(s).told,
+            Forget(s) => self.may_forget(world, s),
+            Learn => world.reader == Reader::Waiting,
+            Bind(_) | Judge => matches!(world.reader, Reader::Binding { .. }),
+            LoseRequest(s) => matches!(shard(s).wire, Wire::Asked(_)) && alive,
+            LoseReply(s) => matches!(shard(s).wire, Wire::Answered(e) if e != lost(e)),
+            Crash(s) => matches!(shard(s).part, Part::Open | Part::Marked) || matches!(shard(s).wire, Wire::Asked(_)),
+            FailOver(s) => shard(s).part == Part::Written,
+            CutShort(s) => shard(s).part == Part::Written && waits(shard(s)),
+            Pause => alive,
+            Kill => world.gateway != Life::Dead && (world.told.is_none() || !world.settled),
+        }
+    }
+
+    fn may_begin(&self, world: &World, r: usize) -> bool {
+        if self.bug == Bug::AbortsTheLive && world.is_prepared() {
+            return true;
+        }
+        match (r, world.gateway) {
+            // Its own task leaves alone what is in flight.
+            (0, Life::Alive) => world.told.is_some() && (!world.settled || world.is_prepared()),
+            (0, Life::Paused) => false,
+            (_, Life::Alive) => false,
+            (_, Life::Paused | Life::Dead) => world.is_prepared(),
+        }
+    }
+
+    fn is_settled(&self, world: &World) -> bool {
+        world.settled || (self.bug == Bug::EarlyWatermark && world.told.is_some())
+    }
+
+    fn may_forget(&self, world: &World, s: usize) -> bool {
+        let shard = &world.shards[s];
+        if shard.key == Key::Forgotten || (shard.key == Key::Free && shard.part != Part::Committed) {
+            return false;
+        }
+        // Markers stay for longer than a reader works with what it learned at its beginning.
+        let unaware = matches!(world.reader, Reader::Binding { knows: false, .. });
+        match self.bug {
+            Bug::EarlyCleanUp => world.told.is_some(),
+            Bug::CleanUpUnderReaders => world.shards.iter().all(|s| s.told),
+            _ => world.shards.iter().all(|s| s.told) && !unaware,
+        }
+    }
+
+    fn take(&self, world: &mut World, step: Step) {
+        use Step::*;
+        match step {
+            Arrive(s) => {
+                let Wire::Asked(action) = world.shards[s].wire else {
+                    return;
+                };
+                if let Some(event) = self.carry_out(world, s, action) {
+                    world.shards[s].wire = Wire::Answered(event);
+                }
+            }
+            Write(s) => world.shards[s].part = Part::Written,
+            Sync(s) => {
+                let shard = &mut world.shards[s];
+                shard.part = Part::Prepared;
+                if waits(shard) || matches!(shard.wire, Wire::Asked(Action::Prepare(_))) {
+                    shard.wire = Wire::Answered(Event::Prepare(id(s), Prepare::Prepared));
+                }
+            }
+            Answer(s) => self.answer(world, s),
+            ArriveLate(s) => {
+                let late = world.shards[s].late.take().expect("checked");
+                self.carry_out(world, s, late);
+            }
+            HangUp(s) => world.shards[s].part = Part::RolledBack,
+            Wake => world.gateway = Life::Alive,
+            Begin(r) => world.recoverers[r] = looking(world.shards.len(), false),
+            Look(r, s) => {
+                let seen = world.shards[s].observe();
+                see(&mut world.recoverers[r], s, seen);
+            }
+            Blind(r, s) => see(&mut world.recoverers[r], s, Observation::Unreachable),
+            Decide(r) => self.decide(world, r),
+            Act(r, s) => self.act(world, r, s),
+            Close(s) => world.shards[s].closed = true,
+            FindEmpty => world.settled = true,
+            Tell(s) => world.shards[s].told = true,
+            Forget(s) => {
+                world.shards[s].key = Key::Forgotten;
+                world.recoverers.iter_mut().for_each(give_up);
+            }
+            Learn => {
+                world.reader = Reader::Binding {
+                    knows: world.shards.iter().any(|s| s.told),
+                    bound: vec![None; world.shards.len()],
+                }
+            }
+            Bind(s) => {
+                let shard = &world.shards[s];
+                if let Reader::Binding { knows, bound } = &mut world.reader
+                    && bound[s].is_none()
+                {
+                    bound[s] = Some(Snapshot {
+                        rows: shard.part == Part::Committed,
+                        listed: shard.shows_marker() && !*knows,
+                    });
+                }
+            }
+            Judge => judge(world),
+            LoseRequest(s) => {
+                let Wire::Asked(action) = world.shards[s].wire else {
+                    return;
+                };
+                // A PREPARE that was taken is not on its way any more: only its answer is lost.
+                if !waits(&world.shards[s]) {
+                    world.shards[s].late = Some(action);
+                }
+                world.shards[s].wire = Wire::Answered(unanswered(action));
+            }
+            LoseReply(s) => {
+                if let Wire::Answered(event) = world.shards[s].wire {
+                    world.shards[s].wire = Wire::Answered(lost(event));
+                }
+            }
+            Crash(s) => world.shards[s].crash(false),
+            FailOver(s) => world.shards[s].crash(true),
+            CutShort(s) => world.shards[s].wire = Wire::Answered(Event::Prepare(id(s), Prepare::NotDurable)),
+            Pause => world.gateway = Life::Paused,
+            Kill => kill(world),
+            Replace(r) => world.recoverers[r] = Recoverer::Idle,
+        }
+    }
+
+    /// What a shard does with a request, and answers; a PREPARE's answer comes with [`Step::Sync`].
+    fn carry_out(&self, world: &mut World, s: usize, action: Action) -> Option<Event> {
+        let shard = &mut world.shards[s];
+        match action {
+            Action::Prepare(id) => {
+                if shard.part != Part::Open {
+                    // The block is gone, and its connection with it.
+                    return Some(Event::Prepare(id, Prepare::Unknown));
+                }
+                let fenced = shard.key == Key::Fence && self.bug != Bug::FenceIgnored;
+                let settled = shard.told && self.bug != Bug::LateMarker;
+                if fenced || shard.closed || settled {
+                    shard.part = Part::RolledBack;
+                    return Some(Event::Prepare(id, Prepare::Refused));
+                }
+                if shard.key == Key::Forgotten {
+                    shard.key = Key::Free;
+                }
+                shard.part = Part::Marked;
+                None
+            }
+            Action::CommitPrepared(id) => Some(Event::Commit(id, shard.finish(Part::Committed))),
+            Action::RollbackPrepared(id) => Some(Event::Rollback(id, shard.finish(Part::RolledBack))),
+            Action::LookForMarker(id) => Some(Event::Marker(id, shard.look_for_marker())),
+            Action::Fence(id) => {
+                let found = shard.fence();
+                if found == Some(Fence::Prepared) && self.bug != Bug::NoConfirmation {
+                    shard.part = Part::Prepared;
+                }
+                if matches!(shard.wire, Wire::Asked(Action::Prepare(_))) && shard.part == Part::RolledBack {
+                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Unknown));
+                }
+                let found = match found? {
+                    Fence::NeverPrepared if shard.closed && self.bug != Bug::StaleFence => Fence::Unreachable,
+                    found => found,
+                };
+                Some(Event::Fence(id, found))
+            }
+            Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => None,
+        }
+    }
+
+    fn answer(&self, world: &mut World, s: usize) {
+        let Wire::Answered(event) = world.shards[s].wire else {
+            return;
+        };
+        world.shards[s].wire = Wire::Idle;
+        let event = match event {
+            Event::Prepare(id, _) if self.bug == Bug::CommitWithoutPrepare => Event::Prepare(id, Prepare::Prepared),
+            event => event,
+        };
+        let (mut handed_over, mut outcome) = (false, None);
+        for action in world.commit.step(event) {
+            match action {
+                Action::Acknowledge(told) => outcome = Some(told),
+                Action::HandOver(_) => handed_over = true,
+                Action::Alarm(_) => world.wrong = Some(Wrong::Alarm),
+                request => {
+                    let shard = shard_of(request).expect("sent to a shard");
+                    world.shards[index(shard)].wire = Wire::Asked(request);
+                }
+            }
+        }
+        // Whether anything was handed over stays with the gateway until its client is told.
+        if handed_over {
+            world.handed_over = true;
+        }
+        if let Some(outcome) = outcome {
+            world.told = Some(outcome);
+            world.settled |= !world.handed_over;
+        }
+    }
+
+    fn decide(&self, world: &mut World, r: usize) {
+        let Recoverer::Looking { seen, confirmed } = &world.recoverers[r] else {
+            return;
+        };
+        let Some(seen) = seen
+            .iter()
+            .enumerate()
+            .map(|(s, o)| Some((id(s), (*o)?)))
+            .collect::<Option<Vec<_>>>()
+        else {
+            return;
+        };
+        let confirmed = *confirmed || self.bug == Bug::NoConfirmation;
+        let all = |wanted: Observation| {
+            seen.iter()
+                .filter(|(_, o)| *o == wanted)
+                .map(|(s, _)| *s)
+                .collect::<Vec<_>>()
+        };
+        let prepared = all(Observation::Prepared);
+        let decision = match (decide(&seen, confirmed), self.bug) {
+            (Decision::Fence(_), Bug::NoFence) if !prepared.is_empty() => Decision::RollBack(prepared),
+            (Decision::Fence(_), Bug::CommitTooEarly) if !prepared.is_empty() => Decision::Commit(prepared),
+            (Decision::Confirm(_) | Decision::Fence(_), Bug::AbortsTheLive) => Decision::RollBack(prepared),
+            (decision, _) => decision,
+        };
+        let shards = world.shards.len();
+        let acting = |on: &[ShardId], task: Task, confirmed: bool| {
+            let tasks = (0..shards).map(|s| on.contains(&id(s)).then_some(task)).collect();
+            Recoverer::Acting {
+                tasks,
+                confirmed,
+                is_late: false,
+            }
+        };
+        world.recoverers[r] = match decision {
+            Decision::Commit(on) => acting(&on, Task::Commit, confirmed),
+            Decision::RollBack(on) => acting(&on, Task::RollBack, confirmed),
+            Decision::Fence(on) => acting(&on, Task::Fence, confirmed),
+            Decision::Confirm(on) => acting(&on, Task::Confirm, true),
+            Decision::Wait(_) => Recoverer::Idle,
+            Decision::Settled { lost, .. } => {
+                // Where markers are forgotten, everything was settled before.
+                if lost.iter().any(|s| world.shards[index(*s)].key != Key::Forgotten) {
+                    world.wrong = Some(Wrong::Alarm);
+                }
+                // Only the gateway's own task tells others.
+                world.settled |= r == 0 && world.gateway == Life::Alive;
+                Recoverer::Idle
+            }
+            Decision::Torn => {
+                world.wrong = Some(Wrong::Torn);
+                Recoverer::Idle
+            }
+        };
+    }
+
+    fn act(&self, world: &mut World, r: usize, s: usize) {
+        let Recoverer::Acting {
+            tasks,
+            confirmed,
+            is_late,
+        } = &mut world.recoverers[r]
+        else {
+            return;
+        };
+        let (task, confirmed, is_late) = (tasks[s].take(), *confirmed, *is_late);
+        let is_over = tasks.iter().all(Option::is_none);
+        let shard = &mut world.shards[s];
+        match task {
+            None => return,
+            Some(Task::Commit) => _ = shard.finish(Part::Committed),
+            Some(Task::RollBack) => _ = shard.finish(Part::RolledBack),
+            Some(Task::Confirm) if shard.part == Part::Written => {
+                shard.part = Part::Prepared;
+                if let Wire::Asked(Action::Prepare(id)) = shard.wire {
+                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Prepared));
+                }
+            }
+            Some(Task::Confirm) => {}
+            Some(Task::Fence) => {
+                let was_marked = shard.part == Part::Marked;
+                shard.fence();
+                if let (true, Wire::Asked(Action::Prepare(id))) = (was_marked, shard.wire) {
+                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Unknown));
+                }
+            }
+        }
+        if is_over {
+            world.recoverers[r] = match is_late {
+                true => Recoverer::Idle,
+                false => looking(world.shards.len(), confirmed),
+            };
+        }
+    }
+}
+
+fn id(s: usize) -> ShardId {
+    ShardId(s as u32 + 1)
+}
+
+fn looking(shards: usize, confirmed: bool) -> Recoverer {
+    Recoverer::Looking {
+        seen: vec![None; shards],
+        confirmed,
+    }
+}
+
+/// Markers are kept for longer than anybody goes on with what it has seen.
+fn give_up(recoverer: &mut Recoverer) {
+    match recoverer {
+        Recoverer::Idle => {}
+        Recoverer::Looking { .. } => *recoverer = Recoverer::Idle,
+        Recoverer::Acting { is_late, .. } => *is_late = true,
+    }
+}
+
+fn see(recoverer: &mut Recoverer, s: usize, what: Observation) {
+    if let Recoverer::Looking { seen, .. } = recoverer
+        && seen[s].is_none()
+    {
+        seen[s] = Some(what);
+    }
+}
+
+/// Its PREPARE was taken, and its answer has not been sent.
+fn waits(shard: &Shard) -> bool {
+    matches!(shard.wire, Wire::Asked(Action::Prepare(_))) && matches!(shard.part, Part::Written | Part::Prepared)
+}
+
+/// Whether the gateway's connection for the transaction is still of use.
+fn alive_for(world: &World, s: usize) -> bool {
+    let gave_up = matches!(world.shards[s].wire, Wire::Asked(Action::Prepare(_)));
+    world.gateway != Life::Dead && gave_up
+}
+
+/// The gateway's own task stands still with it.
+fn runs(world: &World, r: usize) -> bool {
+    !(r == 0 && world.gateway == Life::Paused)
+}
+
+fn kill(world: &mut World) {
+    world.gateway = Life::Dead;
+    world.recoverers[0] = Recoverer::Idle;
+    for shard in &mut world.shards {
+        if let Wire::Asked(action) = shard.wire
+            && !waits(shard)
+        {
+            shard.late = Some(action);
+        }
+        shard.wire = Wire::Idle;
+    }
+}
+
+/// The rule for cuts, and whether what it lets through is whole.
+fn judge(world: &mut World) {
+    let Reader::Binding { bound, .. } = &mut world.reader else {
+        return;
+    };
+    let Some(shown) = bound.iter().copied().collect::<Option<Vec<_>>>() else {
+        return;
+    };
+    let gid = Gid {
+        cluster: "c".into(),
+        database: "d".into(),
+        participants: (0..shown.len()).map(id).collect(),
+        sequence: SequenceId {
+            gateway: "g".into(),
+            incarnation: 1,
+            generation: 0,
+        },
+        number: 1,
+    };
+    let list = |listed: bool| {
+        if listed {
+            BTreeSet::from([gid.clone()])
+        } else {
+            BTreeSet::new()
+        }
+    };
+    let seen: Vec<Seen> = shown.iter().map(|s| Seen::of_one(list(s.listed))).collect();
+    let seen: Vec<_> = seen.iter().enumerate().map(|(s, seen)| (id(s), seen)).collect();
+    let again = stale(&seen, &BTreeSet::new());
+    for shard in &again {
+        bound[index(*shard)] = None;
+    }
+    if !again.is_empty() {
+        world.refreshed = true;
+        return;
+    }
+    if shown.iter().any(|s| s.rows != shown[0].rows) {
+        world.wrong = Some(Wrong::Fractured);
+    }
+    world.reader = Reader::Done;
+}
