@@ -117,6 +117,19 @@ BEGIN
 END
 $$;
 
+-- The same for a statement that takes its snapshot only when it is executed, an UPDATE or DELETE: the gateway adds a
+-- subquery that calls this to its WHERE. It is evaluated once, with the statement's own snapshot, whatever rows there are. What
+-- it finds is kept for the next statement of the transaction; what is known to be settled comes the same way.
+CREATE OR REPLACE FUNCTION pgherd.note_markers() RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('pgherd.noted_markers', pgherd.visible_markers(
+        current_setting('pgherd.known_sequences', true)::text[],
+        current_setting('pgherd.settled_through', true)::bigint[])::text, true);
+    RETURN true;
+END
+$$;
+
 -- Keeps a gid from ever being prepared here. 23505: somebody else decided; 55P03: a transaction holds the key.
 CREATE OR REPLACE FUNCTION pgherd.fence_marker(gid text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$

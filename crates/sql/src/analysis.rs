@@ -7,6 +7,7 @@ use crate::insert::InsertPlan;
 use crate::instead::{self, Instead, Only};
 use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
+use crate::noting::noting;
 use crate::parse::Parsed;
 use crate::placed::Placed;
 use crate::point::{Point, point};
@@ -415,6 +416,12 @@ impl Analysis {
                 "defaults were given to a statement that asked for none",
             )),
         }
+    }
+
+    /// A part of a scattered UPDATE or DELETE, so that it notes which commits its own snapshot shows (`pgherd.note_markers`);
+    /// None where that cannot be added.
+    pub fn noting(&self, part: &Part) -> Option<Part> {
+        noting(&self.text, &self.tokens, part)
     }
 
     /// A cluster of one shard is a plain PostgreSQL: whatever is not for one range goes there as it came.

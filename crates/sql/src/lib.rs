@@ -24,6 +24,7 @@ pub mod instead;
 pub mod kind;
 pub mod lexer;
 mod literal;
+mod noting;
 pub mod parse;
 mod placed;
 mod point;

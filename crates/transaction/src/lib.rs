@@ -31,8 +31,10 @@ mod simulation;
 mod transaction;
 pub mod two_phase_commit;
 mod watched;
+mod write_cut;
 
 pub use coordinator::{CommitIdentity, Coordinator, InDoubt};
 pub use error::{Error, deadlock_error};
 pub use read_cut::Fragment;
 pub use transaction::{Committed, Isolation, Mode, Transaction};
+pub use write_cut::{ASK, WriteCut};

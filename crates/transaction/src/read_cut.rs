@@ -67,6 +67,11 @@ impl Known {
         }
     }
 
+    /// The same as PostgreSQL writes arrays.
+    pub(crate) fn as_arrays(&self) -> (&str, &str) {
+        (&self.sequences, &self.settled)
+    }
+
     /// The parameters of a query that lists markers.
     pub(crate) fn lists(&self) -> (Vec<&str>, Vec<i64>) {
         self.through
@@ -129,7 +134,7 @@ impl Transaction {
             };
             if refresh.len() == all.len() {
                 (known, known_since) = (coordinator.known().await?, Instant::now());
-                self.seen_gids.retain(|gid| !known.is_settled(gid));
+                self.forget_settled(&known);
             }
             if tries > 0 && !refresh.is_empty() {
                 metrics::counter!("pgherd_cut_retries_total").increment(1);
@@ -150,8 +155,13 @@ impl Transaction {
             }
         }
         // What was seen here must be seen by the statements that follow, too.
-        self.seen_gids = seen.into_values().flat_map(|s| s.before).collect();
+        self.seen_gids.extend(seen.into_values().flat_map(|s| s.before));
         Ok(())
+    }
+
+    /// What every snapshot shows from now on need not be looked for.
+    pub(crate) fn forget_settled(&mut self, known: &Known) {
+        self.seen_gids.retain(|gid| !known.is_settled(gid));
     }
 
     /// Binds the fragments of these shards, in parallel, and reads the markers around them.
@@ -306,7 +316,7 @@ fn bind_error(error: frontend::BindError) -> Wrong {
 }
 
 /// An array of gids in PostgreSQL's text form; gids need no quotes.
-fn parse_gids(array: &[u8]) -> BTreeSet<Gid> {
+pub(crate) fn parse_gids(array: &[u8]) -> BTreeSet<Gid> {
     let text = String::from_utf8_lossy(array);
     let inner = text
         .strip_prefix('{')

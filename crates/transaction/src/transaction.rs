@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// The savepoint of a statement over several shards; nothing else uses a name with a space.
-const STATEMENT: &str = "pgherd statement";
+pub(crate) const STATEMENT: &str = "pgherd statement";
 
 /// An isolation level, as asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
