@@ -130,6 +130,33 @@ BEGIN
 END
 $$;
 
+-- Waits until the commits that are between their two phases here are visible here: those whose names are like this. For a
+-- transaction that may have seen them on another shard. A prepared transaction is shown to new snapshots before it leaves the list.
+-- Called on the client's connection, in front of its statement, so every name is qualified in place of a search_path.
+CREATE OR REPLACE FUNCTION pgherd.wait_for_commits(of_names text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    waiting text[];
+    since timestamptz;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() AS x WHERE x.gid OPERATOR(pg_catalog.~) of_names) THEN
+        RETURN;
+    END IF;
+    waiting := ARRAY(SELECT x.gid FROM pg_catalog.pg_prepared_xact() AS x WHERE x.gid OPERATOR(pg_catalog.~) of_names);
+    since := pg_catalog.clock_timestamp();
+    -- Those that come later were not seen anywhere yet.
+    WHILE EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() AS x WHERE x.gid OPERATOR(pg_catalog.=) ANY (waiting)) LOOP
+        IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (since OPERATOR(pg_catalog.+) interval '10 s') THEN
+            RAISE serialization_failure USING
+                MESSAGE = 'could not serialize access due to an unfinished commit over several shards',
+                DETAIL = pg_catalog.format('Not visible on every shard within 10 s: %s.', pg_catalog.array_to_string(waiting, ', ')),
+                HINT = 'A shard or a gateway may be down. Repeat the transaction.';
+        END IF;
+        PERFORM pg_catalog.pg_sleep(0.001);
+    END LOOP;
+END
+$$;
+
 -- Keeps a gid from ever being prepared here. 23505: somebody else decided; 55P03: a transaction holds the key.
 CREATE OR REPLACE FUNCTION pgherd.fence_marker(gid text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$

@@ -1,6 +1,7 @@
 //! What is known of a statement before its parameters are: which tables, where it may run, how its text
 //! would change. Made once per text, epoch and search path; routing an execution is then cheap.
 
+use crate::blind::is_blind;
 use crate::clock;
 use crate::functions;
 use crate::insert::InsertPlan;
@@ -38,6 +39,8 @@ pub struct Analysis {
     pub returning: bool,
     /// it finds one row of a sharded table by a whole unique key
     pub point: Option<Point>,
+    /// an INSERT, UPDATE or DELETE that shows nothing of what was there before
+    pub blind: bool,
     /// what must be run in its place
     pub instead: Option<Instead>,
     /// where it takes the transaction's time from
@@ -131,6 +134,7 @@ pub fn analyze(
         sharded: Vec::new(),
         returning: false,
         point: None,
+        blind: false,
         instead: None,
         clock: Clock::None,
         tokens: parsed.tokens.clone(),
@@ -161,6 +165,8 @@ impl Analysis {
         }
         if walked {
             self.clock = self.find_clock(context);
+            let (is_point, rows) = (self.point.is_some(), self.inserted_rows());
+            self.blind = !self.returning && is_blind(&parsed.kind, is_point, rows, context.text, context.tokens);
         }
         let sharded = &self.sharded;
         let is_column = |name: &str| sharded.iter().any(|t| t.column(name).is_some());

@@ -7,6 +7,7 @@
 //! 3. [`Analysis::route`]: + parameter values → [`Route`].
 
 pub mod analysis;
+mod blind;
 mod classify;
 mod classify_copy;
 mod classify_ddl;

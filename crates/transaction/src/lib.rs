@@ -8,6 +8,7 @@
 //!
 //! This room knows nothing of SQL statements, routing or clients. Schema and leases belong to the catalog.
 
+mod catch_up;
 mod commit;
 mod commit_gate;
 pub mod control;

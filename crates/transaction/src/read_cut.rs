@@ -99,6 +99,8 @@ impl Transaction {
         }
         for (shard, fragments) in &by_shard {
             let fences: BTreeSet<&str> = fragments.iter().flat_map(|f| f.fences.iter().map(|f| &**f)).collect();
+            self.participant(*shard).await?;
+            self.catch_up_with(*shard, |other| by_shard.contains_key(&other));
             let backend = self.participant(*shard).await?;
             if !fences.is_empty() {
                 let names: Vec<&str> = fences.into_iter().collect();

@@ -304,6 +304,7 @@ impl Transaction {
     /// shard. Returns how that came about where it was cancelled to end a deadlock over several shards: its error is then to be
     /// told by [`deadlock_error`](crate::deadlock_error).
     pub async fn end_statement(&mut self) -> Option<String> {
+        self.participants.iter_mut().for_each(|p| p.was_shown = true);
         match &self.watched {
             Some(registration) => registration.watched.end().await,
             None => None,

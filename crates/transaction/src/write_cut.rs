@@ -146,6 +146,11 @@ impl WriteCut {
         stale(&seen, &transaction.seen_gids)
     }
 
+    /// Before the prelude, on a shard that is enlisted: what earlier statements saw on shards that this one does not use.
+    pub fn catch_up(&self, transaction: &mut Transaction, shard: ShardId) {
+        transaction.catch_up_with(shard, |other| self.shards.contains(&other));
+    }
+
     /// What goes before the statement, within the transaction.
     pub fn prelude(&self) -> String {
         let (sequences, settled) = self.known.as_arrays();

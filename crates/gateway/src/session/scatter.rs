@@ -82,7 +82,7 @@ impl Session {
                 unit,
                 entered,
                 before: &before,
-                asks: cut.is_some(),
+                cut: cut.as_ref(),
             };
             let here = parts.iter().filter(|part| shards.contains(&part.shard)).collect();
             let work = run.on(here, &mut open.transaction, &self.cancel.slot, &self.gateway.cache);
@@ -188,8 +188,8 @@ struct Run<'a> {
     entered: &'a Entered,
     /// what goes before it
     before: &'a [String],
-    /// whether it is asked behind it what it saw
-    asks: bool,
+    /// it is asked behind it what it saw
+    cut: Option<&'a WriteCut>,
 }
 
 impl Run<'_> {
@@ -206,6 +206,9 @@ impl Run<'_> {
             if !self.entered.analysis.read_only {
                 transaction.wrote(part.shard);
             }
+            if let Some(cut) = self.cut {
+                cut.catch_up(transaction, part.shard);
+            }
             let backend = enlist(transaction, self.unit, part.shard).await?;
             match n {
                 0 => slot.start(backend.cancel_token()),
@@ -215,7 +218,7 @@ impl Run<'_> {
             lock_fences(backend, part);
             // Parsed anew: which of several prepared statements came through is not worth following.
             put_statement(backend, cache, part, without_limit(self.unit), None)?;
-            if self.asks {
+            if self.cut.is_some() {
                 backend.queue_query(ASK)?;
             }
             backend.flush().await?;
@@ -223,7 +226,7 @@ impl Run<'_> {
         let mut answers = Vec::with_capacity(parts.len());
         for part in parts {
             let backend = enlist(transaction, self.unit, part.shard).await?;
-            answers.push((part.shard, read_answer(backend, self.asks).await?));
+            answers.push((part.shard, read_answer(backend, self.cut.is_some()).await?));
         }
         Ok(answers)
     }
