@@ -119,6 +119,46 @@ BEGIN
 END
 $$;
 
+-- The same for a statement that takes its snapshot only when it is executed, an UPDATE or DELETE: the gateway adds a
+-- subquery that calls this to its WHERE. It is evaluated once, with the statement's own snapshot, whatever rows there are. What
+-- it finds is kept for the next statement of the transaction; what is known to be settled comes the same way.
+CREATE OR REPLACE FUNCTION pgherd.note_markers() RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('pgherd.noted_markers', pgherd.visible_markers(
+        current_setting('pgherd.known_sequences', true)::text[],
+        current_setting('pgherd.settled_through', true)::bigint[])::text, true);
+    RETURN true;
+END
+$$;
+
+-- Waits until the commits that are between their two phases here are visible here: those whose names are like this. For a
+-- transaction that may have seen them on another shard. A prepared transaction is shown to new snapshots before it leaves the list.
+-- Called on the client's connection, in front of its statement, so every name is qualified in place of a search_path.
+CREATE OR REPLACE FUNCTION pgherd.wait_for_commits(of_names text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    waiting text[];
+    since timestamptz;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() AS x WHERE x.gid OPERATOR(pg_catalog.~) of_names) THEN
+        RETURN;
+    END IF;
+    waiting := ARRAY(SELECT x.gid FROM pg_catalog.pg_prepared_xact() AS x WHERE x.gid OPERATOR(pg_catalog.~) of_names);
+    since := pg_catalog.clock_timestamp();
+    -- Those that come later were not seen anywhere yet.
+    WHILE EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() AS x WHERE x.gid OPERATOR(pg_catalog.=) ANY (waiting)) LOOP
+        IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) (since OPERATOR(pg_catalog.+) interval '10 s') THEN
+            RAISE serialization_failure USING
+                MESSAGE = 'could not serialize access due to an unfinished commit over several shards',
+                DETAIL = pg_catalog.format('Not visible on every shard within 10 s: %s.', pg_catalog.array_to_string(waiting, ', ')),
+                HINT = 'A shard or a gateway may be down. Repeat the transaction.';
+        END IF;
+        PERFORM pg_catalog.pg_sleep(0.001);
+    END LOOP;
+END
+$$;
+
 -- Keeps a gid from ever being prepared here. 23505: somebody else decided; 55P03: a transaction holds the key.
 CREATE OR REPLACE FUNCTION pgherd.fence_marker(gid text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$

@@ -301,7 +301,7 @@ impl Session {
     }
 
     /// A home-shard connection of the session's role, outside of its transaction.
-    async fn home_backend(&self) -> Result<Backend, ServerError> {
+    pub(crate) async fn home_backend(&self) -> Result<Backend, ServerError> {
         let home = self.gateway.shards.home();
         let checked_out = self.database.coordinator.autocommit(home, &self.who).await;
         Ok(checked_out?)

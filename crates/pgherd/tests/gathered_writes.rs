@@ -2,6 +2,9 @@
 
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 const SETTINGS: &str = "SET pgherd.default_distribution = 'primary_key'; SET pgherd.initial_bounds = 'int 10,20'; \
@@ -151,6 +154,60 @@ async fn a_row_that_moves_is_one_row() {
     let seen = row(&client, sql).await;
     assert_eq!(seen, ["6", "210", "1:25 2:26 3:27 4:4 5:5 6:6"]);
     drop(client);
+    bed.stop().await;
+}
+
+/// Each shard can find its rows alone, but a row on its way from one shard to another must be found on one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scattered_write_finds_each_row_once() {
+    let bed = Bed::start(
+        "CREATE TABLE herd (k int PRIMARY KEY, tag int NOT NULL, n int NOT NULL DEFAULT 0); \
+         INSERT INTO herd (k, tag) SELECT i, i FROM generate_series(1, 3) i",
+    )
+    .await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut movers = Vec::new();
+    for tag in 1..=3_u64 {
+        let (client, stop) = (bed.client(tag as usize).await, stop.clone());
+        movers.push(tokio::spawn(async move {
+            let (mut k, mut moves) = (tag, 0);
+            while !stop.load(Ordering::Relaxed) {
+                let to = (k + 10) % 30;
+                if moves % 2 == 0 {
+                    let sql = format!("UPDATE herd SET k = {to} WHERE k = {k}");
+                    assert_eq!(write(&client, &sql).await, 1, "{sql}");
+                } else {
+                    client.batch_execute("BEGIN").await.expect("BEGIN");
+                    let n = row(&client, &format!("DELETE FROM herd WHERE k = {k} RETURNING n")).await;
+                    let sql = format!("INSERT INTO herd VALUES ({to}, {tag}, {}); COMMIT", n[0]);
+                    client.batch_execute(&sql).await.expect(&sql);
+                }
+                (k, moves) = (to, moves + 1);
+                tokio::time::sleep(Duration::from_millis(rand::random_range(0..60))).await;
+            }
+            moves
+        }));
+    }
+    let (mut clients, mut times, begun) = ([bed.client(0).await, bed.client(1).await], 0, Instant::now());
+    while begun.elapsed() < Duration::from_secs(5) {
+        clients.swap(0, 1);
+        assert_eq!(write(&clients[0], "UPDATE herd SET n = n + 1").await, 3);
+        assert_eq!(
+            write(&clients[0], "UPDATE herd SET n = n + 1 WHERE tag = 2 RETURNING k, n").await,
+            1
+        );
+        times += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut moves = 0;
+    for mover in movers {
+        moves += mover.await.expect("a mover");
+    }
+    eprintln!("{moves} moves, {times} times");
+    let seen = row(&clients[0], "SELECT count(*), sum(n) FROM herd").await;
+    assert_eq!(seen, ["3".to_owned(), (4 * times).to_string()]);
+    assert_eq!(write(&clients[0], "DELETE FROM herd WHERE n > 0 RETURNING *").await, 3);
+    drop(clients);
     bed.stop().await;
 }
 

@@ -1,12 +1,14 @@
 //! What is known of a statement before its parameters are: which tables, where it may run, how its text
 //! would change. Made once per text, epoch and search path; routing an execution is then cheap.
 
+use crate::blind::is_blind;
 use crate::clock;
 use crate::functions;
 use crate::insert::InsertPlan;
 use crate::instead::{self, Instead, Only};
 use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
+use crate::noting::noting;
 use crate::parse::Parsed;
 use crate::placed::Placed;
 use crate::point::{Point, point};
@@ -38,6 +40,8 @@ pub struct Analysis {
     pub returning: bool,
     /// it finds one row of a sharded table by a whole unique key
     pub point: Option<Point>,
+    /// an INSERT, UPDATE or DELETE that shows nothing of what was there before
+    pub blind: bool,
     /// what must be run in its place
     pub instead: Option<Instead>,
     /// where it takes the transaction's time from
@@ -131,6 +135,7 @@ pub fn analyze(
         sharded: Vec::new(),
         returning: false,
         point: None,
+        blind: false,
         instead: None,
         clock: Clock::None,
         tokens: parsed.tokens.clone(),
@@ -167,6 +172,8 @@ impl Analysis {
         }
         if walked {
             self.clock = self.find_clock(context);
+            let (is_point, rows) = (self.point.is_some(), self.inserted_rows());
+            self.blind = !self.returning && is_blind(&parsed.kind, is_point, rows, context.text, context.tokens);
         }
         let sharded = &self.sharded;
         let is_column = |name: &str| sharded.iter().any(|t| t.column(name).is_some());
@@ -422,6 +429,12 @@ impl Analysis {
                 "defaults were given to a statement that asked for none",
             )),
         }
+    }
+
+    /// A part of a scattered UPDATE or DELETE, so that it notes which commits its own snapshot shows (`pgherd.note_markers`);
+    /// None where that cannot be added.
+    pub fn noting(&self, part: &Part) -> Option<Part> {
+        noting(&self.text, &self.tokens, part)
     }
 
     /// A cluster of one shard is a plain PostgreSQL: whatever is not for one range goes there as it came.

@@ -7,6 +7,7 @@
 //! 3. [`Analysis::route`]: + parameter values → [`Route`].
 
 pub mod analysis;
+mod blind;
 mod classify;
 mod classify_copy;
 mod classify_ddl;
@@ -24,6 +25,7 @@ pub mod instead;
 pub mod kind;
 pub mod lexer;
 mod literal;
+mod noting;
 pub mod parse;
 mod placed;
 mod point;

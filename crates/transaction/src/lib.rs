@@ -8,6 +8,7 @@
 //!
 //! This room knows nothing of SQL statements, routing or clients. Schema and leases belong to the catalog.
 
+mod catch_up;
 mod commit;
 mod commit_gate;
 pub mod control;
@@ -33,9 +34,11 @@ mod simulation;
 mod transaction;
 pub mod two_phase_commit;
 mod watched;
+mod write_cut;
 
 pub use coordinator::{CommitIdentity, Coordinator, InDoubt};
 pub use error::{Error, deadlock_error};
 pub use in_doubt::{Requester, Resolved, Unresolved};
 pub use read_cut::Fragment;
 pub use transaction::{Committed, Isolation, Mode, Transaction};
+pub use write_cut::{ASK, WriteCut};

@@ -19,6 +19,8 @@ pub(crate) struct Participant {
     pub wrote: bool,
     /// enlisted since the owner last asked
     pub is_new: bool,
+    /// a statement that used it has ended, so the transaction may have seen what is on it
+    pub was_shown: bool,
     /// at REPEATABLE READ: what keeps it from beginning anew
     pub standing: Standing,
     /// when its owner last asked for it
@@ -39,6 +41,7 @@ impl Participant {
             backend,
             wrote: false,
             is_new: true,
+            was_shown: false,
             standing: Standing::Fixed,
             used_at: Instant::now(),
             queued: 1,

@@ -67,6 +67,11 @@ impl Known {
         }
     }
 
+    /// The same as PostgreSQL writes arrays.
+    pub(crate) fn as_arrays(&self) -> (&str, &str) {
+        (&self.sequences, &self.settled)
+    }
+
     /// The parameters of a query that lists markers.
     pub(crate) fn lists(&self) -> (Vec<&str>, Vec<i64>) {
         self.through
@@ -100,6 +105,8 @@ impl Transaction {
         }
         for (shard, fragments) in &by_shard {
             let fences: BTreeSet<&str> = fragments.iter().flat_map(|f| f.fences.iter().map(|f| &**f)).collect();
+            self.participant(*shard).await?;
+            self.catch_up_with(*shard, |other| by_shard.contains_key(&other));
             let backend = self.participant(*shard).await?;
             if !fences.is_empty() {
                 let names: Vec<&str> = fences.into_iter().collect();
@@ -134,14 +141,7 @@ impl Transaction {
                 _ => None,
             };
             if refresh.len() == all.len() {
-                (known, known_since) = (coordinator.known().await?, Instant::now());
-                if self.seen_gids.iter().any(|gid| known.may_have_forgotten(gid)) {
-                    // What is read now, after they were seen, tells.
-                    housekeeping::learn_watermarks(&coordinator).await?;
-                    (known, known_since) = (coordinator.known().await?, Instant::now());
-                }
-                self.seen_gids
-                    .retain(|gid| !known.is_settled(gid) && !known.may_have_forgotten(gid));
+                (known, known_since) = self.settled_by_now(&coordinator).await?;
             }
             if tries > 0 && !refresh.is_empty() {
                 metrics::counter!("pgherd_cut_retries_total").increment(1);
@@ -162,8 +162,21 @@ impl Transaction {
             }
         }
         // What was seen here must be seen by the statements that follow, too.
-        self.seen_gids = seen.into_values().flat_map(|s| s.before).collect();
+        self.seen_gids.extend(seen.into_values().flat_map(|s| s.before));
         Ok(())
+    }
+
+    /// What is known to be settled, and since when; what every snapshot shows from now on need not be looked for.
+    pub(crate) async fn settled_by_now(&mut self, coordinator: &Coordinator) -> Result<(Known, Instant), Error> {
+        let mut known = (coordinator.known().await?, Instant::now());
+        if self.seen_gids.iter().any(|gid| known.0.may_have_forgotten(gid)) {
+            // What is read now, after they were seen, tells.
+            housekeeping::learn_watermarks(coordinator).await?;
+            known = (coordinator.known().await?, Instant::now());
+        }
+        self.seen_gids
+            .retain(|gid| !known.0.is_settled(gid) && !known.0.may_have_forgotten(gid));
+        Ok(known)
     }
 
     /// Binds the fragments of these shards, in parallel, and reads the markers around them.
@@ -318,7 +331,7 @@ fn bind_error(error: frontend::BindError) -> Wrong {
 }
 
 /// An array of gids in PostgreSQL's text form; gids need no quotes.
-fn parse_gids(array: &[u8]) -> BTreeSet<Gid> {
+pub(crate) fn parse_gids(array: &[u8]) -> BTreeSet<Gid> {
     let text = String::from_utf8_lossy(array);
     let inner = text
         .strip_prefix('{')

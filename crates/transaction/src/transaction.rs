@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// The savepoint of a statement over several shards; nothing else uses a name with a space.
-const STATEMENT: &str = "pgherd statement";
+pub(crate) const STATEMENT: &str = "pgherd statement";
 
 /// An isolation level, as asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,6 +304,7 @@ impl Transaction {
     /// shard. Returns how that came about where it was cancelled to end a deadlock over several shards: its error is then to be
     /// told by [`deadlock_error`](crate::deadlock_error).
     pub async fn end_statement(&mut self) -> Option<String> {
+        self.participants.iter_mut().for_each(|p| p.was_shown = true);
         match &self.watched {
             Some(registration) => registration.watched.end().await,
             None => None,

@@ -12,9 +12,10 @@ use super::forward::{lock_fences, lost_lease, no_block};
 use super::relay::{End, Failure, Filter, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::client::{Client, FLUSH_AT, Gone};
-use pgherd_model::{Resolved, ServerError, SqlState, Table, TableKind};
+use pgherd_model::{Resolved, ServerError, ShardId, SqlState, Table, TableKind};
 use pgherd_shards::Backend;
 use pgherd_sql::{CopyShape, CopySource, CopyTarget, Kind, Part, Route};
+use pgherd_transaction::Transaction;
 use pgwire::messages::PgWireFrontendMessage;
 use postgres_protocol::message::frontend;
 
@@ -125,7 +126,7 @@ impl Session {
         // The block lends its backend for the time of the statement.
         let mut block = std::mem::take(&mut self.block);
         let result = match block.open_mut() {
-            Some(open) => match open.transaction.participant(part.shard).await {
+            Some(open) => match caught_up(&mut open.transaction, part.shard).await {
                 Ok(backend) => self.relay_copy_on(backend, unit, entered, part).await,
                 Err(error) => Err(error.into()),
             },
@@ -312,4 +313,11 @@ fn copy_of_view(view: &Table, from: bool) -> ServerError {
             "Copy into the table.",
         ),
     }
+}
+
+/// The participant, behind what it has to wait for.
+async fn caught_up(transaction: &mut Transaction, shard: ShardId) -> Result<&mut Backend, pgherd_transaction::Error> {
+    transaction.participant(shard).await?;
+    transaction.catch_up(shard);
+    transaction.participant(shard).await
 }

@@ -87,7 +87,6 @@ impl Session {
         entered: &Entered,
         part: &Part,
     ) -> Result<Option<String>, Problem> {
-        let fresh = || entered.guard.is_valid();
         let clock = match unit.statement.shared_clock {
             true => self.clock_setting(part.shard).await?,
             false => None,
@@ -97,20 +96,21 @@ impl Session {
         if !entered.analysis.read_only {
             open.transaction.wrote(part.shard);
         }
-        let backend = enlist(&mut open.transaction, unit, part.shard).await?;
-        clock.iter().for_each(|setting| backend.queue_silent(setting));
-        lock_fences(backend, part);
-        self.cancel.slot.start(backend.cancel_token());
-        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;
-        backend.flush().await?;
-        let filter = Filter {
-            hide_preparation: true,
-            hold_tag: true,
-            hide_no_data: matches!(unit.mode, Mode::SimplePrepared),
-        };
-        let end = relay(backend, &mut self.client, filter, &fresh).await;
-        let reply = settle(backend, parsed, end)?;
-        self.cancel.slot.clear();
+        let reads = !matches!(unit.statement.parsed.kind, Kind::Lock(_) | Kind::Show { .. });
+        if reads && !entered.analysis.blind {
+            open.transaction.catch_up(part.shard);
+        }
+        let mut reply = self
+            .relay_in_block(unit, entered, part, clock.as_deref(), false)
+            .await?;
+        // A write that finds its row waits for the newest version of it. One that finds none may have looked too early.
+        let found_none = matches!(reply.tag.as_deref(), Some("UPDATE 0" | "DELETE 0"));
+        if entered.analysis.blind && found_none && reply.error.is_none() {
+            let open = self.block.open_mut().ok_or_else(no_block)?;
+            if open.transaction.catch_up(part.shard) {
+                reply = self.relay_in_block(unit, entered, part, clock.as_deref(), true).await?;
+            }
+        }
         if let Some(error) = reply.error {
             return Err(self.shard_error(part, unit, error).into());
         }
@@ -120,6 +120,34 @@ impl Session {
             return Ok(None);
         }
         Ok(reply.tag)
+    }
+
+    /// Runs the statement on its participant and relays the reply. `again`: what there is to describe was relayed before.
+    async fn relay_in_block(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+        part: &Part,
+        clock: Option<&str>,
+        again: bool,
+    ) -> Result<Reply, Problem> {
+        let fresh = || entered.guard.is_valid();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let backend = enlist(&mut open.transaction, unit, part.shard).await?;
+        clock.iter().for_each(|setting| backend.queue_silent(setting));
+        lock_fences(backend, part);
+        self.cancel.slot.start(backend.cancel_token());
+        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;
+        backend.flush().await?;
+        let filter = Filter {
+            hide_preparation: true,
+            hold_tag: true,
+            hide_no_data: again || matches!(unit.mode, Mode::SimplePrepared),
+        };
+        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let reply = settle(backend, parsed, end)?;
+        self.cancel.slot.clear();
+        Ok(reply)
     }
 
     /// A shard's error with positions in the client's text and the user's names.

@@ -2,11 +2,15 @@
 
 use super::execute::Entered;
 use super::forward::{enlist, lock_fences, lost_lease, no_block, put_statement};
+use super::plan::canceled;
 use super::{Mode, Problem, Session, Unit};
+use crate::cancel::CancelSlot;
+use crate::statements::StatementCache;
 use bytes::{BufMut, BytesMut};
-use pgherd_model::ServerError;
-use pgherd_shards::Backend;
-use pgherd_sql::{Merge, Part};
+use pgherd_model::{ServerError, ShardId, SqlState};
+use pgherd_shards::{Backend, SimpleResult};
+use pgherd_sql::{Kind, Merge, Part};
+use pgherd_transaction::{ASK, Transaction, WriteCut};
 
 /// What one shard answered.
 #[derive(Default)]
@@ -19,6 +23,8 @@ struct Answer {
     tag: String,
     notices: Vec<ServerError>,
     error: Option<ServerError>,
+    /// what was asked behind the statement
+    asked: Option<Vec<SimpleResult>>,
 }
 
 impl Session {
@@ -47,37 +53,80 @@ impl Session {
             _ => None,
         };
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        for (i, part) in parts.iter().enumerate() {
-            enlist(&mut open.transaction, unit, part.shard).await?;
-            if !entered.analysis.read_only {
-                open.transaction.wrote(part.shard);
+        let mut cut = match unit.statement.parsed.kind {
+            Kind::Update | Kind::Delete => open.transaction.write_cut(parts.iter().map(|p| p.shard)).await?,
+            _ => None,
+        };
+        let noting = cut.as_ref().map(|_| noting(entered, parts)).transpose()?;
+        let parts = noting.as_deref().unwrap_or(parts);
+        let mut answers: Vec<Answer> = parts.iter().map(|_| Answer::default()).collect();
+        let mut first = true;
+        loop {
+            let shards = match &mut cut {
+                Some(cut) => match cut.next(&mut open.transaction).await? {
+                    Some(shards) => shards,
+                    None => break,
+                },
+                None if first => parts.iter().map(|part| part.shard).collect(),
+                None => break,
+            };
+            if !std::mem::take(&mut first) && self.cancel.slot.requested().is_some() {
+                return Err(canceled().into());
             }
-            let backend = enlist(&mut open.transaction, unit, part.shard).await?;
-            match i {
-                0 => self.cancel.slot.start(backend.cancel_token()),
-                _ => self.cancel.slot.add(backend.cancel_token()),
+            let before: Vec<String> = clock
+                .iter()
+                .cloned()
+                .chain(cut.as_ref().map(WriteCut::prelude))
+                .collect();
+            let run = Run {
+                unit,
+                entered,
+                before: &before,
+                cut: cut.as_ref(),
+            };
+            let here = parts.iter().filter(|part| shards.contains(&part.shard)).collect();
+            let work = run.on(here, &mut open.transaction, &self.cancel.slot, &self.gateway.cache);
+            let read = match &cut {
+                Some(cut) => cut.run(work).await?,
+                None => work.await?,
+            };
+            for (shard, mut answer) in read {
+                let Some(i) = parts.iter().position(|part| part.shard == shard) else {
+                    continue;
+                };
+                if let Some(error) = answer.error.take() {
+                    self.cancel.slot.clear();
+                    return Err(self.scattered_error(unit, &parts[i], cut.is_some(), error).await);
+                }
+                if let (Some(cut), Some(asked)) = (&mut cut, &answer.asked) {
+                    cut.saw(shard, asked);
+                }
+                answers[i] = answer;
             }
-            clock.iter().for_each(|setting| backend.queue_silent(setting));
-            lock_fences(backend, part);
-            // Parsed anew: which of several prepared statements came through is not worth following.
-            put_statement(backend, &self.gateway.cache, part, without_limit(unit), None)?;
-            backend.flush().await?;
-        }
-        let mut answers = Vec::with_capacity(parts.len());
-        for part in parts {
-            answers.push(read_answer(enlist(&mut open.transaction, unit, part.shard).await?).await?);
         }
         self.cancel.slot.clear();
-        for (part, answer) in parts.iter().zip(&mut answers) {
-            if let Some(error) = answer.error.take() {
-                return Err(self.shard_error(part, unit, error).into());
-            }
-        }
         if !entered.guard.is_valid() {
             return Err(lost_lease().into());
         }
         self.put_answers(unit, &answers, merge);
         Ok(Some(sum_tags(&answers)))
+    }
+
+    /// A shard's error as the client is to see it. Of a condition that is no condition PostgreSQL says it in other words
+    /// where something stands beside it: the home shard judges the client's own text.
+    async fn scattered_error(&mut self, unit: Unit<'_>, part: &Part, noting: bool, error: ServerError) -> Problem {
+        if noting && error.sqlstate() == SqlState::from_code("42804") {
+            match self.home_backend().await {
+                Ok(mut home) => {
+                    let judged = pgherd_query::describe(&mut home, &unit.statement.text, unit.types).await;
+                    if let Err(error) = judged {
+                        return error.into();
+                    }
+                }
+                Err(error) => return error.into(),
+            }
+        }
+        self.shard_error(part, unit, error).into()
     }
 
     fn put_answers(&mut self, unit: Unit<'_>, answers: &[Answer], merge: &Merge) {
@@ -133,8 +182,69 @@ fn interleaves(order: &[u16], answers: &[Answer]) -> bool {
         .all(|(count, answer)| *count == answer.row_ends.len())
 }
 
+/// A statement that is sent to several shards at once.
+struct Run<'a> {
+    unit: Unit<'a>,
+    entered: &'a Entered,
+    /// what goes before it
+    before: &'a [String],
+    /// it is asked behind it what it saw
+    cut: Option<&'a WriteCut>,
+}
+
+impl Run<'_> {
+    /// Sends the parts, and then reads what each shard answers.
+    async fn on(
+        &self,
+        parts: Vec<&Part>,
+        transaction: &mut Transaction,
+        slot: &CancelSlot,
+        cache: &StatementCache,
+    ) -> Result<Vec<(ShardId, Answer)>, Problem> {
+        for (n, part) in parts.iter().enumerate() {
+            enlist(transaction, self.unit, part.shard).await?;
+            if !self.entered.analysis.read_only {
+                transaction.wrote(part.shard);
+            }
+            if let Some(cut) = self.cut {
+                cut.catch_up(transaction, part.shard);
+            }
+            let backend = enlist(transaction, self.unit, part.shard).await?;
+            match n {
+                0 => slot.start(backend.cancel_token()),
+                _ => slot.add(backend.cancel_token()),
+            }
+            self.before.iter().for_each(|setting| backend.queue_silent(setting));
+            lock_fences(backend, part);
+            // Parsed anew: which of several prepared statements came through is not worth following.
+            put_statement(backend, cache, part, without_limit(self.unit), None)?;
+            if self.cut.is_some() {
+                backend.queue_query(ASK)?;
+            }
+            backend.flush().await?;
+        }
+        let mut answers = Vec::with_capacity(parts.len());
+        for part in parts {
+            let backend = enlist(transaction, self.unit, part.shard).await?;
+            answers.push((part.shard, read_answer(backend, self.cut.is_some()).await?));
+        }
+        Ok(answers)
+    }
+}
+
+/// The parts of an UPDATE or DELETE, so that they note what their snapshots show.
+fn noting(entered: &Entered, parts: &[Part]) -> Result<Vec<Part>, ServerError> {
+    let parts: Option<Vec<Part>> = parts.iter().map(|part| entered.analysis.noting(part)).collect();
+    parts.ok_or_else(|| {
+        ServerError::unsupported(
+            "this form of UPDATE or DELETE is not supported where it needs rows of more than one shard",
+            "Write an ordinary condition, or name the shard key in WHERE.",
+        )
+    })
+}
+
 /// Reads one shard's whole answer: the statement's ReadyForQuery and those of what was queued with it.
-async fn read_answer(backend: &mut Backend) -> Result<Answer, Problem> {
+async fn read_answer(backend: &mut Backend, asked: bool) -> Result<Answer, Problem> {
     let mut answer = Answer::default();
     match backend.skip_silent().await {
         // The statement behind the failed one fails with it (25P02); this is the error that says why.
@@ -159,11 +269,22 @@ async fn read_answer(backend: &mut Backend) -> Result<Answer, Problem> {
             }
             b'Z' => {
                 answer.notices = backend.take_notices();
-                return Ok(answer);
+                break;
             }
             _ => {}
         }
     }
+    if asked {
+        match backend.read_simple().await {
+            Ok(results) => answer.asked = Some(results),
+            // Behind an error of the statement, this one says nothing.
+            Err(pgherd_shards::Error::Server(error)) => {
+                answer.error.get_or_insert(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(answer)
 }
 
 /// `UPDATE 2` + `UPDATE 3` = `UPDATE 5`; tags without a count stay as they are.

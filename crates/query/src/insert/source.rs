@@ -137,6 +137,8 @@ pub(super) async fn open(
         let now = transaction.clock().await?.unwrap_or_default();
         text = Edited::new(&text, gather::clock::edits(&parsed, &now)).text;
     }
+    transaction.participant(shard).await?;
+    transaction.catch_up(shard);
     let home = transaction.participant(shard).await?;
     let out = home.outbox();
     let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");

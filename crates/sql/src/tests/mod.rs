@@ -2,6 +2,7 @@
 
 mod fixture;
 mod insert;
+mod noting;
 mod oracle;
 mod point;
 mod properties;

@@ -42,3 +42,23 @@ fn a_whole_unique_key() {
         assert_eq!(places(text), expected, "{text}");
     }
 }
+
+#[test]
+fn blind_writes() {
+    let snapshot = super::fixture::snapshot();
+    for (sql, blind) in [
+        ("update t set v = v || 'x' where k = $1", false),
+        ("update keyed set v = 'x' where k = $1", true),
+        ("update keyed set v = 'x' where k = $1 returning v", false),
+        ("update keyed set v = f(v) where k in ($1)", false),
+        ("update keyed set v = 'x' where k > 5", false),
+        ("delete from keyed where k = $1 and v = 'x'", true),
+        ("select v from keyed where k = $1", false),
+        ("insert into t (k, v) values ($1, 'x')", true),
+        ("insert into t (k, v) values ($1, f('x'))", false),
+        ("insert into t (k, v) values ($1, (select 'x'))", false),
+        ("insert into t (k, v) select 5, 'x'", false),
+    ] {
+        assert_eq!(super::analyzed(sql, &snapshot).blind, blind, "{sql}");
+    }
+}

@@ -1,0 +1,69 @@
+//! An UPDATE or DELETE that notes which commits its own snapshot shows.
+//!
+//! The condition gets a subquery beside it that refers to nothing: `WHERE (…) AND (SELECT pgherd.note_markers())`. PostgreSQL
+//! evaluates it once, before it looks for rows, with the statement's snapshot. Tag, RETURNING, types and rules stay as they are.
+
+use crate::lexer::{Token, TokenKind};
+use crate::relations::substitute;
+use crate::route::Part;
+
+const NOTE: &str = "(SELECT pgherd.note_markers())";
+
+/// The part of a scattered UPDATE or DELETE with the call in it, positions of errors being the client's still. `text` and
+/// `tokens` are the client's. None for what has no condition that could be added to (`WHERE CURRENT OF`).
+pub(crate) fn noting(text: &str, tokens: &[Token], part: &Part) -> Option<Part> {
+    let mut depth = 0;
+    let outside: Vec<usize> = (0..tokens.len())
+        .filter(|&i| {
+            let before = depth;
+            if tokens[i].kind == TokenKind::Symbol {
+                match tokens[i].text(text) {
+                    "(" | "[" => depth += 1,
+                    ")" | "]" => depth -= 1,
+                    _ => {}
+                }
+            }
+            before == 0
+        })
+        .collect();
+    // Both are reserved: behind a point they are columns' names, and else nothing but key words up to RETURNING.
+    let find = |word: &str| {
+        let key_word = |i: &usize| tokens[*i].is_word(text, word) && (*i == 0 || !tokens[*i - 1].is(text, "."));
+        outside.iter().copied().find(key_word)
+    };
+    let returning = find("returning");
+    let condition = find("where").filter(|at| returning.is_none_or(|returning| *at < returning));
+    let last = &tokens[returning.unwrap_or(tokens.len()).checked_sub(1)?];
+    let added = match condition {
+        None => vec![(last.end as usize, format!(" WHERE {NOTE}"))],
+        Some(at) => {
+            let first = tokens.get(at + 1)?;
+            let of = tokens.get(at + 2);
+            if first.is_word(text, "current") && of.is_some_and(|t| t.is_word(text, "of")) {
+                return None;
+            }
+            vec![
+                (first.start as usize, "(".to_owned()),
+                (last.end as usize, format!(") AND {NOTE}")),
+            ]
+        }
+    };
+    let mut replacements: Vec<_> = part
+        .replaced
+        .iter()
+        .map(|piece| {
+            let (at, from) = (piece.at as usize, piece.original_at as usize);
+            let with = part.text[at..at + piece.length as usize].to_owned();
+            (from..from + piece.original_length as usize, with)
+        })
+        .chain(added.into_iter().map(|(at, with)| (at..at, with)))
+        .collect();
+    // A name that is replaced may end where the addition begins: that comes behind it.
+    replacements.sort_by_key(|(span, _)| (span.start, span.end));
+    let (text, replaced) = substitute(text, &replacements);
+    Some(Part {
+        text: text.into(),
+        replaced: replaced.into(),
+        ..part.clone()
+    })
+}
