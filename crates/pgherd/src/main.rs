@@ -31,6 +31,7 @@ enum Command {
     Status(status::StatusArgs),
     Slt(pgherd_testkit::slt::Arguments),
     Bench(pgherd_testkit::bench::Arguments),
+    Soak(pgherd_testkit::histories::Arguments),
 }
 
 #[tokio::main]
@@ -50,6 +51,7 @@ async fn main() -> ExitCode {
         Command::Status(args) => status::run(args).await,
         Command::Slt(arguments) => return slt(arguments).await,
         Command::Bench(arguments) => return bench(arguments).await,
+        Command::Soak(arguments) => return soak(arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -80,6 +82,16 @@ async fn bench(arguments: pgherd_testkit::bench::Arguments) -> ExitCode {
                 }
             }
         }
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// Violations are told by the soak itself; here they only become the exit status.
+async fn soak(arguments: pgherd_testkit::histories::Arguments) -> ExitCode {
+    let ran = async { pgherd_testkit::histories::soak(arguments.options()?).await };
+    match ran.await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => failed(&error.into()),
     }
 }
