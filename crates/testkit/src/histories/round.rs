@@ -164,6 +164,9 @@ async fn in_herd(herd: &Herd, options: &Options) -> Result<Account> {
         create(&mut session, script.as_ref()).await?;
     }
     session.close().await;
+    if let Some(bug) = &bug {
+        bug.begin();
+    }
     let stage = Arc::new(Stage::new(options.level, options.seed, targets));
 
     let mut clients = JoinSet::new();

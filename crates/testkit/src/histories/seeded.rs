@@ -6,6 +6,7 @@ use crate::{Error, Result};
 use bytes::{Buf, BufMut, BytesMut};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,22 +21,56 @@ pub enum Seed {
     NoMarkerCheck,
     /// Markers are deleted as soon as they are visible, while readers still compare them.
     EarlyCleanUp,
-    /// Shards commit where they were to prepare: a shard that fails is too late to stop the others.
+    /// Shards commit where they were to prepare, and some lose the connection instead: too late to stop the others.
     CommitWithoutPrepare,
+    /// No bug, to compare with: some shards lose the connection instead of preparing, and that is all.
+    LostPrepares,
 }
 
+/// One of so many PREPAREs is lost with its connection, where that is to happen.
+const LOST_ONE_OF: u64 = 10;
 /// How often markers are deleted.
 const CLEAN_UP_PAUSE: Duration = Duration::from_millis(1);
 /// What shows no marker, for whatever is known.
 const BLIND: &str = "CREATE OR REPLACE FUNCTION pgherd.visible_markers(known text[], settled_through bigint[])
      RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER AS $$ SELECT '{}'::text[] $$";
 
-/// Puts a bug in before the first gateway starts; it stays until the result is dropped.
-pub(super) async fn put(bug: Seed, herd: &Herd) -> Result<JoinSet<()>> {
-    let mut tasks = JoinSet::new();
-    if bug == Seed::CommitWithoutPrepare {
-        lead_through_links(herd, &mut tasks)?;
-        return Ok(tasks);
+/// A bug that is in a cluster, until this is dropped.
+pub(super) struct Planted {
+    tasks: JoinSet<()>,
+    losses: Arc<Losses>,
+}
+
+impl Planted {
+    /// From now on PREPAREs are lost, where that belongs to the bug. Not before there are tables.
+    pub(super) fn begin(&self) {
+        self.losses.have_begun.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What decides which PREPARE is lost, for all links together.
+#[derive(Default)]
+struct Losses {
+    have_begun: AtomicBool,
+    prepares: AtomicU64,
+}
+
+impl Losses {
+    fn next_is_lost(&self) -> bool {
+        self.have_begun.load(Ordering::SeqCst)
+            && self.prepares.fetch_add(1, Ordering::SeqCst) % LOST_ONE_OF == LOST_ONE_OF - 1
+    }
+}
+
+/// Puts a bug in before the first gateway starts.
+pub(super) async fn put(bug: Seed, herd: &Herd) -> Result<Planted> {
+    let mut planted = Planted {
+        tasks: JoinSet::new(),
+        losses: Arc::default(),
+    };
+    if matches!(bug, Seed::CommitWithoutPrepare | Seed::LostPrepares) {
+        lead_through_links(herd, bug, &mut planted)?;
+        return Ok(planted);
     }
     for shard in herd.cluster().shards() {
         let client = shard.connect("postgres", "postgres").await?;
@@ -43,7 +78,7 @@ pub(super) async fn put(bug: Seed, herd: &Herd) -> Result<JoinSet<()>> {
             client.batch_execute(BLIND).await?;
             continue;
         }
-        tasks.spawn(async move {
+        planted.tasks.spawn(async move {
             while client
                 .batch_execute("DELETE FROM pgherd.dtx WHERE state = 'p'")
                 .await
@@ -53,11 +88,11 @@ pub(super) async fn put(bug: Seed, herd: &Herd) -> Result<JoinSet<()>> {
             }
         });
     }
-    Ok(tasks)
+    Ok(planted)
 }
 
 /// Changes the configuration so that gateways reach each shard through a socket of ours.
-fn lead_through_links(herd: &Herd, tasks: &mut JoinSet<()>) -> Result<()> {
+fn lead_through_links(herd: &Herd, bug: Seed, planted: &mut Planted) -> Result<()> {
     let folder = herd.folder().join("links");
     std::fs::create_dir(&folder).map_err(file_error(&folder))?;
     for shard in herd.cluster().shards() {
@@ -65,7 +100,7 @@ fn lead_through_links(herd: &Herd, tasks: &mut JoinSet<()>) -> Result<()> {
         let (link, real) = (folder.join(&name), shard.socket_dir().join(&name));
         let listener = UnixListener::bind(&link).map_err(file_error(&link))?;
         herd.account().own(&link)?;
-        tasks.spawn(serve(listener, real));
+        planted.tasks.spawn(serve(listener, real, bug, planted.losses.clone()));
     }
     herd.account().own(&folder)?;
     let config = herd.folder().join("pgherd.toml");
@@ -83,12 +118,12 @@ fn lead_through_links(herd: &Herd, tasks: &mut JoinSet<()>) -> Result<()> {
     std::fs::write(&config, changed).map_err(file_error(&config))
 }
 
-async fn serve(listener: UnixListener, real: PathBuf) {
+async fn serve(listener: UnixListener, real: PathBuf, bug: Seed, losses: Arc<Losses>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         // Ended connections are forgotten now and then.
         while connections.try_join_next().is_some() {}
-        let real = real.clone();
+        let (real, losses) = (real.clone(), losses.clone());
         connections.spawn(async move {
             // A shard that is down: the gateway's connection ends.
             let Ok(server) = UnixStream::connect(real).await else {
@@ -96,10 +131,17 @@ async fn serve(listener: UnixListener, real: PathBuf) {
             };
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
-            let tags = Arc::new(Mutex::new(VecDeque::new()));
+            let tags = Tags::default();
+            let requests = Requests {
+                tags: tags.clone(),
+                has_begun: false,
+                commits: bug == Seed::CommitWithoutPrepare,
+                losses,
+                is_lost: false,
+            };
             // Whichever side ends, ends both.
             tokio::select! {
-                () = forward(from_client, to_server, Requests { tags: tags.clone(), has_begun: false }) => {}
+                () = forward(from_client, to_server, requests) => {}
                 () = forward(from_server, to_client, Replies { tags, has_failed: false }) => {}
             }
         });
@@ -110,6 +152,11 @@ async fn serve(listener: UnixListener, real: PathBuf) {
 trait Rewrite {
     /// Takes the first whole message of what has come, as it is to go on; `None` when it has not come wholly.
     fn next(&mut self, incoming: &mut BytesMut) -> Option<BytesMut>;
+
+    /// Whether the connection is lost here.
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rewrite: impl Rewrite) {
@@ -118,6 +165,9 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rewrite: i
         let mut outgoing = BytesMut::new();
         while let Some(message) = rewrite.next(&mut incoming) {
             outgoing.unsplit(message);
+        }
+        if rewrite.is_lost() {
+            return;
         }
         if to.write_all(&outgoing).await.is_err() {
             return;
@@ -132,14 +182,19 @@ struct Requests {
     tags: Tags,
     /// The messages before and with the start-up message have no tag.
     has_begun: bool,
+    /// Whether statements of the two phases are rewritten.
+    commits: bool,
+    losses: Arc<Losses>,
+    is_lost: bool,
 }
 
 /// The protocol versions that are none: requests for encryption.
 const ENCRYPTION_REQUESTS: [u32; 2] = [80_877_103, 80_877_104];
 
+const PREPARE: &str = "PREPARE TRANSACTION";
 /// What a statement becomes, the tag that the shard gives it, and the one that the gateway waits for.
 const REWRITTEN: [(&str, &str, &str); 3] = [
-    ("PREPARE TRANSACTION", "COMMIT", "COMMIT"),
+    (PREPARE, "COMMIT", "COMMIT"),
     ("COMMIT PREPARED", "DO 'BEGIN END'", "DO"),
     ("ROLLBACK PREPARED", "DO 'BEGIN END'", "DO"),
 ];
@@ -169,9 +224,17 @@ impl Rewrite for Requests {
         let Some((waited_for, instead, given)) = found else {
             return Some(message);
         };
+        self.is_lost |= *waited_for == PREPARE && self.losses.next_is_lost();
+        if !self.commits {
+            return Some(message);
+        }
         let mut tags = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
         tags.push_back((given, waited_for));
         Some(changed(&message, text_at, text_end, instead.as_bytes()))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost
     }
 }
 
@@ -229,6 +292,9 @@ mod tests {
         let mut requests = Requests {
             tags: tags.clone(),
             has_begun: true,
+            commits: true,
+            losses: Arc::default(),
+            is_lost: false,
         };
         let mut replies = Replies {
             tags,
