@@ -32,6 +32,7 @@ enum Command {
     Slt(pgherd_testkit::slt::Arguments),
     Bench(pgherd_testkit::bench::Arguments),
     Faults(pgherd_testkit::faults::matrix::Arguments),
+    Soak(pgherd_testkit::histories::Arguments),
 }
 
 #[tokio::main]
@@ -52,6 +53,7 @@ async fn main() -> ExitCode {
         Command::Slt(arguments) => return slt(arguments).await,
         Command::Bench(arguments) => return bench(arguments).await,
         Command::Faults(arguments) => return faults(arguments).await,
+        Command::Soak(arguments) => return soak(arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,6 +101,16 @@ async fn faults(arguments: pgherd_testkit::faults::matrix::Arguments) -> ExitCod
             eprintln!("pgherd: {} cases are wrong\n{}", wrong.len(), wrong.join("\n"));
             ExitCode::FAILURE
         }
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// Violations are told by the soak itself; here they only become the exit status.
+async fn soak(arguments: pgherd_testkit::histories::Arguments) -> ExitCode {
+    let ran = async { pgherd_testkit::histories::soak(arguments.options()?).await };
+    match ran.await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => failed(&error.into()),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A statement that pgherd refuses with 0A000 is a gap, which the table shows; one that it answers otherwise than
 //! PostgreSQL fails the test, unless sql-tests/known-differences.txt says that it is known.
-//! With `PGHERD_WRITE_COMPATIBILITY` set, the table goes to docs/compatibility.md.
+//! With `PGHERD_WRITE_COMPATIBILITY` set, the table goes to docs/compatibility.md. With `PGHERD_RECORD_TRANSCRIPT` set, what plain
+//! PostgreSQL answers goes into the transcript of that name.
 
 use pgherd_local_cluster::PlainServer;
 use pgherd_testkit::herd::Herd;
@@ -140,6 +141,12 @@ async fn compatibility_files_give_the_same_everywhere() {
 async fn transcripts_give_the_same_everywhere() {
     let mut comparison = Comparison::default();
     let plain = PlainServer::ephemeral(false).await.expect("PostgreSQL");
+    if let Ok(name) = std::env::var("PGHERD_RECORD_TRANSCRIPT") {
+        let mut options = options(plain.conninfo("postgres", "postgres"), "transcripts");
+        options.files[0].push(name);
+        options.rewrite = true;
+        transcript::run(options).await.expect("record");
+    }
     let on_plain = transcript::run(options(plain.conninfo("postgres", "postgres"), "transcripts")).await;
     comparison
         .targets

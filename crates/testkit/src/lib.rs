@@ -1,4 +1,4 @@
-//! Everything that tests pgherd from outside, as a client does: golden files, transcripts, faults and
+//! Everything that tests pgherd from outside, as a client does: golden files, transcripts, faults, histories and
 //! benchmarks. It never links the gateway, so that what passes here passes for any PostgreSQL client.
 
 pub mod bench;
@@ -6,6 +6,7 @@ mod error;
 pub mod faults;
 mod files;
 pub mod herd;
+pub mod histories;
 mod place;
 mod report;
 pub mod slt;
