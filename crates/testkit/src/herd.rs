@@ -69,6 +69,19 @@ impl Herd {
     ///
     /// Errors: it ended before it was ready, or took more than a minute; what it wrote to standard error is in the error.
     pub async fn gateway(&self, name: &str) -> Result<Gateway> {
+        self.gateway_on(name, &self.config).await
+    }
+
+    /// The same, with settings of its own: lines of the table `[gateway]`.
+    pub async fn gateway_with(&self, name: &str, settings: &str) -> Result<Gateway> {
+        let config = self.folder().join(format!("{name}.toml"));
+        let text = std::fs::read_to_string(&self.config).map_err(file_error(&self.config))?;
+        std::fs::write(&config, format!("{text}\n[gateway]\n{settings}\n")).map_err(file_error(&config))?;
+        self.account().own(&config)?;
+        self.gateway_on(name, &config).await
+    }
+
+    async fn gateway_on(&self, name: &str, config: &Path) -> Result<Gateway> {
         let mut command = Command::new(&self.program);
         command.args([
             "gateway",
@@ -79,7 +92,7 @@ impl Herd {
             "--name",
             name,
         ]);
-        command.arg("--until-stdin-ends").arg("--config").arg(&self.config);
+        command.arg("--until-stdin-ends").arg("--config").arg(config);
         Gateway::start(command).await
     }
 
