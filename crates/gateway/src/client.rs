@@ -1,5 +1,6 @@
 //! The client's side of a session: messages in, bytes out. One write per batch of replies.
 
+use crate::tls::{self, Encrypted, Tls};
 use bytes::{BufMut, BytesMut};
 use pgherd_model::{ServerError, SqlState};
 use pgwire::error::PgWireError;
@@ -7,13 +8,47 @@ use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 /// Replies are sent when this much has gathered, also in the middle of a statement.
 pub(crate) const FLUSH_AT: usize = 64 * 1024;
 
+/// The largest message from a client that has not logged in, as in PostgreSQL.
+const BEFORE_LOGIN: usize = 65_535;
+
+/// A connection, encrypted or not.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// in the middle of a handshake, or after one that failed
+    None,
+}
+
+impl Stream {
+    async fn read(&mut self, into: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read_buf(into).await,
+            Self::Tls(stream) => stream.read_buf(into).await,
+            Self::None => Ok(0),
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.write_all(bytes).await,
+            Self::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+            Self::None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
 /// A client's connection with its buffers.
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Stream,
+    encrypted: Option<Encrypted>,
     inbox: BytesMut,
     /// replies not yet sent
     pub(crate) out: BytesMut,
@@ -32,14 +67,44 @@ pub(crate) enum Gone {
 }
 
 impl Client {
-    pub(crate) fn new(stream: TcpStream, max_message_bytes: usize) -> Self {
+    pub(crate) fn new(stream: TcpStream) -> Self {
         Self {
-            stream,
+            stream: Stream::Plain(stream),
+            encrypted: None,
             inbox: BytesMut::with_capacity(8 * 1024),
             out: BytesMut::with_capacity(8 * 1024),
             context: DecodeContext::new(ProtocolVersion::PROTOCOL3_0),
-            max_message_bytes,
+            max_message_bytes: BEFORE_LOGIN,
         }
+    }
+
+    /// Takes messages up to this size, once the client is known.
+    pub(crate) fn allow_messages_of(&mut self, max_message_bytes: usize) {
+        self.max_message_bytes = max_message_bytes;
+    }
+
+    /// What is known of an encrypted connection.
+    pub(crate) fn encrypted(&self) -> Option<&Encrypted> {
+        self.encrypted.as_ref()
+    }
+
+    /// Encrypts the connection, for a client that was just told that it may begin.
+    ///
+    /// Errors: it sent more than its request, which could have been put there by somebody else; or the handshake failed.
+    pub(crate) async fn encrypt(&mut self, tls: &Tls) -> Result<(), Gone> {
+        if !self.inbox.is_empty() {
+            return Err(Gone::Garbage(tls::data_before_handshake()));
+        }
+        let Stream::Plain(stream) = std::mem::replace(&mut self.stream, Stream::None) else {
+            return Err(Gone::Closed);
+        };
+        let (stream, encrypted) = tls.accept(stream).await.map_err(|e| {
+            tracing::info!("a client's TLS handshake failed: {e}");
+            Gone::Closed
+        })?;
+        self.stream = Stream::Tls(Box::new(stream));
+        self.encrypted = Some(encrypted);
+        Ok(())
     }
 
     /// What the decoder expects next; the start-up changes it.
@@ -83,7 +148,7 @@ impl Client {
                 }
             }
             self.inbox.reserve(8 * 1024);
-            match self.stream.read_buf(&mut self.inbox).await {
+            match self.stream.read(&mut self.inbox).await {
                 Ok(n) if n > 0 => {}
                 _ => return Err(Gone::Closed),
             }
@@ -176,7 +241,7 @@ impl Client {
     /// Sends what has gathered.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
-            let sent = self.stream.write_all(&self.out).await;
+            let sent = self.stream.write(&self.out).await;
             self.out.clear();
             // A single huge reply must not keep its memory for the session's life.
             if self.out.capacity() > 4 * FLUSH_AT {

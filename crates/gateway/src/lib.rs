@@ -9,6 +9,7 @@
 // That a session's future can move between threads is proved through every type of a parsed statement.
 #![recursion_limit = "256"]
 
+mod authentication;
 mod cancel;
 mod client;
 mod databases;
@@ -17,8 +18,11 @@ mod metrics;
 mod session;
 mod statements;
 mod template;
+mod tls;
 
+pub use authentication::{DEFAULT_RULES, Rules};
 pub use listener::{Error, Gateway, GatewayHandle};
+pub use tls::TlsFiles;
 
 use pgherd_shards::ShardConfig;
 use std::net::SocketAddr;
@@ -47,6 +51,10 @@ pub struct Options {
     pub default_distribution: Option<String>,
     /// `pgherd.initial_bounds` likewise
     pub initial_bounds: Option<String>,
+    /// who may connect from where, and how they prove who they are
+    pub access: Rules,
+    /// with what connections are encrypted, if they can be
+    pub tls: Option<TlsFiles>,
     /// clients at a time; more get 53300
     pub max_clients: usize,
     /// the largest message taken from a client, bytes
@@ -71,6 +79,8 @@ impl Options {
             pool_size: 40,
             default_distribution: None,
             initial_bounds: None,
+            access: Rules::default(),
+            tls: None,
             max_clients: 2000,
             max_message_bytes: 256 * 1024 * 1024,
             startup_timeout: Duration::from_secs(60),

@@ -1,10 +1,12 @@
 //! Accepts clients and starts and stops the gateway.
 
+use crate::authentication::{Door, Refused, Roles};
 use crate::cancel::CancelRegistry;
 use crate::client::{Client, Gone};
 use crate::databases::Databases;
-use crate::session::Session;
+use crate::session::{Session, StartUp};
 use crate::statements::StatementCache;
+use crate::tls::Tls;
 use crate::{Options, metrics};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_query::Engine;
@@ -27,6 +29,9 @@ pub enum Error {
     /// the address is taken or not ours
     #[error("cannot listen on {0}: {1}; choose another address with --listen, or stop what uses it")]
     Listen(SocketAddr, std::io::Error),
+    /// the rules of access, or the files for TLS
+    #[error("{0}")]
+    Configuration(String),
     /// a shard or the catalog
     #[error("{0}")]
     Server(ServerError),
@@ -44,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) shards: Arc<Shards>,
     pub(crate) databases: Databases,
     pub(crate) engine: Engine,
+    door: Door,
+    tls: Option<Tls>,
     pub(crate) cache: StatementCache,
     pub(crate) cancels: Arc<CancelRegistry>,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -64,6 +71,21 @@ pub struct GatewayHandle {
 impl Gateway {
     /// Opens the `postgres` database's catalog (running recovery once), then listens.
     pub async fn start(options: Options) -> Result<GatewayHandle, Error> {
+        let tls = options
+            .tls
+            .as_ref()
+            .map(Tls::load)
+            .transpose()
+            .map_err(Error::Configuration)?;
+        if tls.is_none() && options.access.need_tls() {
+            let text = "a rule in \"access\" says hostssl, but tls_certificate and tls_key are not set";
+            return Err(Error::Configuration(text.into()));
+        }
+        let authorities = options.tls.as_ref().and_then(|f| f.client_authorities.as_ref());
+        if authorities.is_none() && options.access.need_client_certificates() {
+            let text = "a rule in \"access\" wants client certificates, but tls_client_authorities is not set";
+            return Err(Error::Configuration(text.into()));
+        }
         let mut shard_options = pgherd_shards::Options::new(options.shards.clone(), options.service_role.clone());
         shard_options.pool_size = options.pool_size;
         let shards = Shards::new(shard_options);
@@ -93,6 +115,12 @@ impl Gateway {
             engine: Engine::new(pgherd_query::Limits {
                 memory_bytes: options.query_memory_bytes,
             })?,
+            door: Door {
+                rules: options.access.clone(),
+                roles: Roles::new(shards.clone()),
+                secret: options.secret.clone(),
+            },
+            tls,
             options,
             shards,
             cache: StatementCache::default(),
@@ -173,29 +201,20 @@ async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let count = shared.clients.fetch_add(1, Ordering::Relaxed) + 1;
     ::metrics::gauge!("pgherd_clients").set(count as f64);
     let counted = Counted(shared.clone());
-    let mut client = Client::new(stream, shared.options.max_message_bytes);
-    let started = tokio::time::timeout(shared.options.startup_timeout, start_up(&mut client, &shared)).await;
-    let parameters = match started {
-        Ok(Ok(Some(parameters))) => parameters,
-        Ok(Err(error)) => return refuse(client, error).await,
-        Ok(Ok(None)) | Err(_) => return,
+    let mut client = Client::new(stream);
+    let started = tokio::time::timeout(shared.options.startup_timeout, log_in(&mut client, peer, &shared)).await;
+    let start_up = match started {
+        Ok(Ok(start_up)) => start_up,
+        Ok(Err(Refused::Told(error))) => return refuse(client, error).await,
+        Ok(Err(Refused::Gone)) | Err(_) => return,
     };
     if count > shared.options.max_clients {
         let error = ServerError::new(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
             .with_hint("Raise max_clients in the gateway's configuration, or connect to another gateway.");
         return refuse(client, error).await;
     }
-    if !peer.ip().is_loopback() {
-        let error = ServerError::new(
-            SqlState::INVALID_AUTHORIZATION,
-            format!("no authentication method is configured for host \"{}\"", peer.ip()),
-        )
-        .with_hint(
-            "This gateway trusts loopback clients only; connect from the gateway's own host or through a tunnel.",
-        );
-        return refuse(client, error).await;
-    }
-    match Session::start(client, parameters, shared).await {
+    client.allow_messages_of(shared.options.max_message_bytes);
+    match Session::start(client, start_up, shared).await {
         Ok(session) => session.serve().await,
         Err((client, error)) => refuse(*client, error).await,
     }
@@ -208,46 +227,52 @@ async fn refuse(mut client: Client, error: ServerError) {
     let _ = client.flush().await;
 }
 
-type Parameters = Vec<(String, String)>;
+/// Who the client is and what it wants of the session, once it has proved that it may be that.
+async fn log_in(client: &mut Client, peer: SocketAddr, shared: &Shared) -> Result<StartUp, Refused> {
+    let parameters = start_up(client, shared).await?;
+    let start_up = StartUp::read(parameters, shared)?;
+    let (user, database) = (&start_up.who.role, &start_up.who.database);
+    shared.door.let_in(client, peer.ip(), user, database).await?;
+    Ok(start_up)
+}
 
-/// TLS and GSS negotiation (refused), cancel requests, the start-up message. None: nothing more to do.
-async fn start_up(client: &mut Client, shared: &Shared) -> Result<Option<Parameters>, ServerError> {
+/// Negotiation of TLS and GSS, cancel requests, the start-up message with its parameters.
+async fn start_up(client: &mut Client, shared: &Shared) -> Result<Vec<(String, String)>, Refused> {
     loop {
         match client.next().await {
-            Ok(PgWireFrontendMessage::SslNegotiation(asked)) => match asked {
-                SslNegotiationMetaMessage::None => client.context_mut().awaiting_frontend_ssl = false,
+            Ok(PgWireFrontendMessage::SslNegotiation(asked)) => match (asked, &shared.tls) {
+                (SslNegotiationMetaMessage::None, _) => client.context_mut().awaiting_frontend_ssl = false,
+                (SslNegotiationMetaMessage::PostgresSsl(_), Some(tls)) if client.encrypted().is_none() => {
+                    client.out.extend_from_slice(b"S");
+                    client.flush().await?;
+                    client.encrypt(tls).await?;
+                }
                 _ => {
                     client.out.extend_from_slice(b"N");
-                    if client.flush().await.is_err() {
-                        return Ok(None);
-                    }
+                    client.flush().await?;
                 }
             },
             Ok(PgWireFrontendMessage::CancelRequest(request)) => {
                 let secret = match request.secret_key {
                     pgwire::messages::startup::SecretKey::I32(secret) => secret,
-                    _ => return Ok(None),
+                    _ => return Err(Refused::Gone),
                 };
                 shared.cancels.cancel(request.pid, secret).await;
-                return Ok(None);
+                return Err(Refused::Gone);
             }
             Ok(PgWireFrontendMessage::Startup(startup)) => {
                 client.context_mut().awaiting_frontend_startup = false;
                 negotiate_version(client, &startup);
-                return Ok(Some(startup.parameters.into_iter().collect()));
+                return Ok(startup.parameters.into_iter().collect());
             }
             Ok(_) => {
-                return Err(ServerError::new(
-                    SqlState::PROTOCOL_VIOLATION,
-                    "expected a startup message",
-                ));
+                return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "expected a startup message").into());
             }
-            Err(Gone::Closed) => return Ok(None),
+            Err(Gone::Closed) => return Err(Refused::Gone),
             Err(Gone::Garbage(_) | Gone::Text(_)) => {
-                return Err(
-                    ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
-                        .with_hint("This port speaks PostgreSQL's protocol, version 3."),
-                );
+                let error = ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
+                    .with_hint("This port speaks PostgreSQL's protocol, version 3.");
+                return Err(error.into());
             }
         }
     }

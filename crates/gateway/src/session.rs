@@ -44,6 +44,7 @@ use pgherd_shards::{Backend, Identity, SimpleResult};
 use pgherd_sql::ParameterValue;
 use pgwire::messages::PgWireFrontendMessage;
 use settings::Settings;
+pub(crate) use start::StartUp;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;

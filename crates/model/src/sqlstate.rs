@@ -53,6 +53,8 @@ states! {
     INVALID_STATEMENT_NAME = b"26000";
     /// invalid_authorization_specification
     INVALID_AUTHORIZATION = b"28000";
+    /// invalid_password
+    INVALID_PASSWORD = b"28P01";
     /// invalid_cursor_name
     INVALID_CURSOR_NAME = b"34000";
     /// invalid_catalog_name

@@ -4,6 +4,7 @@
 //! file; what differs between them (`--listen`, `--name`) is on the command line.
 
 use crate::{Error, Result};
+use pgherd_gateway::{DEFAULT_RULES, Rules, TlsFiles};
 use rand::Rng;
 use rand::distr::Alphanumeric;
 use serde::Deserialize;
@@ -56,6 +57,14 @@ pub struct Gateway {
     pub listen: SocketAddr,
     /// Where metrics and health are served: an address, "off", or none for the listening port plus 1000.
     pub metrics_listen: Option<String>,
+    /// Who may connect from where, in the format of pg_hba.conf; the first rule that matches decides.
+    pub access: Option<Vec<String>>,
+    /// The certificate with which connections are encrypted, in PEM format; relative to the file.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key.
+    pub tls_key: Option<PathBuf>,
+    /// The authorities that sign clients' certificates.
+    pub tls_client_authorities: Option<PathBuf>,
     /// The most connections per shard, role and database.
     pub pool_size: usize,
     /// The most clients at a time.
@@ -69,6 +78,10 @@ impl Default for Gateway {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7432)),
             metrics_listen: None,
+            access: None,
+            tls_certificate: None,
+            tls_key: None,
+            tls_client_authorities: None,
             pool_size: 40,
             max_clients: 2000,
             query_memory_mib: 1024,
@@ -97,6 +110,25 @@ fn default_service_role() -> String {
 
 fn default_port() -> u16 {
     5432
+}
+
+impl Gateway {
+    /// Who may connect; without `access`, this machine's clients, and others by password.
+    pub fn rules(&self) -> Result<Rules, String> {
+        match &self.access {
+            Some(lines) => Rules::parse(lines.iter().map(String::as_str)),
+            None => Ok(Rules::default()),
+        }
+    }
+
+    /// The files for TLS, where it is configured.
+    pub fn tls(&self) -> Option<TlsFiles> {
+        Some(TlsFiles {
+            certificate: self.tls_certificate.clone()?,
+            key: self.tls_key.clone()?,
+            client_authorities: self.tls_client_authorities.clone(),
+        })
+    }
 }
 
 impl Config {
@@ -158,6 +190,15 @@ impl Config {
             })?;
             shard.host = found.to_string_lossy().into_owned();
         }
+        let Gateway {
+            tls_certificate,
+            tls_key,
+            tls_client_authorities,
+            ..
+        } = &mut config.gateway;
+        for file in [tls_certificate, tls_key, tls_client_authorities].into_iter().flatten() {
+            *file = base.join(&*file);
+        }
         Ok(config)
     }
 
@@ -194,6 +235,13 @@ impl Config {
         } = self.gateway;
         if max_clients == 0 || query_memory_mib == 0 || query_memory_mib > usize::MAX >> 20 {
             return Err("gateway.max_clients and gateway.query_memory_mib take numbers above 0".into());
+        }
+        self.gateway.rules().map_err(|e| format!("gateway.access, {e}"))?;
+        if self.gateway.tls_certificate.is_some() != self.gateway.tls_key.is_some() {
+            return Err("gateway.tls_certificate and gateway.tls_key go together".into());
+        }
+        if self.gateway.tls_client_authorities.is_some() && self.gateway.tls_certificate.is_none() {
+            return Err("gateway.tls_client_authorities needs gateway.tls_certificate and gateway.tls_key".into());
         }
         if self.shards.is_empty() {
             return Err("there is no [[shards]] table; name at least one PostgreSQL server".into());
@@ -240,6 +288,13 @@ impl Config {
             Some(value) => format!("{name} = {}", quote(value)),
             None => format!("# {name} = {example}"),
         };
+        let file = |name: &str, value: &Option<PathBuf>, example: &str| {
+            optional(
+                name,
+                &value.as_ref().map(|path| path.to_string_lossy().into_owned()),
+                example,
+            )
+        };
         let Cluster {
             name,
             secret,
@@ -263,11 +318,31 @@ impl Config {
             initial_bounds = optional("initial_bounds", initial_bounds, "\"int 1000,2000; text h,q\""),
             listen = quote(&self.gateway.listen.to_string()),
             metrics_listen = optional("metrics_listen", &self.gateway.metrics_listen, "\"127.0.0.1:8432\""),
+            access = self.annotated_access(),
+            tls_certificate = file("tls_certificate", &self.gateway.tls_certificate, "\"gateway.crt\""),
+            tls_key = file("tls_key", &self.gateway.tls_key, "\"gateway.key\""),
+            tls_client_authorities = file(
+                "tls_client_authorities",
+                &self.gateway.tls_client_authorities,
+                "\"clients.crt\""
+            ),
             pool_size = self.gateway.pool_size,
             max_clients = self.gateway.max_clients,
             query_memory_mib = self.gateway.query_memory_mib,
             shards = shards.collect::<String>(),
         )
+    }
+
+    /// The list of rules; where there is none, the default ones as a comment.
+    fn annotated_access(&self) -> String {
+        let list = |rules: &mut dyn Iterator<Item = &str>, start: &str| {
+            let lines = rules.map(|rule| format!("{start}    {},\n", toml::Value::from(rule)));
+            format!("{start}access = [\n{}{start}]", lines.collect::<String>())
+        };
+        match &self.gateway.access {
+            Some(rules) => list(&mut rules.iter().map(String::as_str), ""),
+            None => list(&mut DEFAULT_RULES.into_iter(), "# "),
+        }
     }
 
     /// How to connect to a shard as the service role.
@@ -324,6 +399,12 @@ mod tests {
         config.cluster.default_distribution = Some("primary_key".into());
         config.cluster.initial_bounds = Some("text 'a\"b'".into());
         config.gateway.metrics_listen = Some("off".into());
+        config.gateway.access = Some(vec![
+            "hostssl all \"a b\" all cert".into(),
+            "host all all all md5".into(),
+        ]);
+        config.gateway.tls_certificate = Some("/etc/pgherd/\"x\".crt".into());
+        config.gateway.tls_key = Some("/etc/pgherd/x.key".into());
         config.write_new(&path).expect("write");
         assert_eq!(Config::load(&path).expect("load"), config);
         let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().expect("metadata").permissions());
@@ -367,6 +448,9 @@ mod tests {
         assert!(with(|config| config.cluster.secret = "short".into()).contains("openssl rand"));
         assert!(with(|config| config.cluster.default_distribution = Some("hash".into())).contains("\"primary_key\""));
         assert!(with(|config| config.gateway.pool_size = 0).contains("pool_size"));
+        assert!(with(|config| config.gateway.access = Some(vec!["host all all".into()])).contains("gateway.access"));
+        assert!(with(|config| config.gateway.tls_key = Some("x".into())).contains("tls_certificate"));
+        assert!(with(|config| config.gateway.tls_client_authorities = Some("x".into())).contains("tls_key"));
         assert!(with(|config| config.shards.clear()).contains("[[shards]]"));
         assert!(with(|config| config.shards[1].id = 1).contains("shard2"));
         assert!(with(|config| config.shards[0].id = 0).contains("count from 1"));

@@ -77,6 +77,9 @@ pub async fn start(config: &Config, address: &AddressArgs) -> Result<GatewayHand
         .default_distribution
         .clone_from(&config.cluster.default_distribution);
     options.initial_bounds.clone_from(&config.cluster.initial_bounds);
+    let access = config.gateway.rules().map_err(pgherd_gateway::Error::Configuration);
+    options.access = access?;
+    options.tls = config.gateway.tls();
     options.pool_size = config.gateway.pool_size;
     options.max_clients = config.gateway.max_clients;
     options.query_memory_bytes = config.gateway.query_memory_mib << 20;

@@ -104,6 +104,15 @@ impl Herd {
         Ok(config)
     }
 
+    /// The same with settings of its own: lines of the table `[gateway]`.
+    pub async fn gateway_with_settings(&self, name: &str, settings: &str) -> Result<Gateway> {
+        let config = self.folder().join(format!("{name}.toml"));
+        let text = std::fs::read_to_string(&self.config).map_err(file_error(&self.config))?;
+        std::fs::write(&config, format!("{text}\n[gateway]\n{settings}\n")).map_err(file_error(&config))?;
+        self.account().own(&config)?;
+        Gateway::start(self.command(&config, name, &["--metrics-listen", "off"], &[])).await
+    }
+
     /// The shards, to look behind the gateways' back, to kill one, and to start it again.
     pub fn cluster(&self) -> &LocalCluster {
         &self.cluster

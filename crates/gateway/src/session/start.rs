@@ -10,20 +10,31 @@ use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Identity;
 use std::sync::Arc;
 
+/// What a start-up message asks for.
+pub(crate) struct StartUp {
+    /// the role and the database
+    pub(crate) who: Identity,
+    settings: Settings,
+}
+
+impl StartUp {
+    /// Reads the parameters of the message.
+    pub(crate) fn read(parameters: Vec<(String, String)>, gateway: &Shared) -> Result<Self, ServerError> {
+        let (who, settings) = read_parameters(parameters, gateway)?;
+        Ok(Self { who, settings })
+    }
+}
+
 impl Session {
-    /// Logs in and tells the client that it may begin; gives the client back with the reason where it may not.
+    /// Begins the session of a client that may use the role; gives the client back with the reason where the role may not
+    /// log in or the database does not exist.
     pub(crate) async fn start(
         mut client: Client,
-        parameters: Vec<(String, String)>,
+        StartUp { who, settings }: StartUp,
         gateway: Arc<Shared>,
     ) -> Result<Self, (Box<Client>, ServerError)> {
-        let prepared = async {
-            let (who, settings) = read_parameters(parameters, &gateway)?;
-            let database = gateway.databases.get(&who.database).await?;
-            Ok::<_, ServerError>((who, settings, database))
-        };
-        let (who, settings, database) = match prepared.await {
-            Ok(parts) => parts,
+        let database = match gateway.databases.get(&who.database).await {
+            Ok(database) => database,
             Err(error) => return Err((Box::new(client), error)),
         };
         client.out.reserve(1024);

@@ -1,5 +1,6 @@
-//! Programs that know nothing of pgherd: pgbench, psql, and Python with psycopg 3 and asyncpg.
+//! Programs that know nothing of pgherd: pgbench, psql, and Python with psycopg 3 and asyncpg; and how they log in.
 
+mod authentication;
 mod drivers;
 mod pgbench;
 mod psql;
