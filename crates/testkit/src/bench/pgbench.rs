@@ -70,8 +70,11 @@ async fn play(options: &Options, workload: &Workload, side: &Side) -> Result<Sum
     let mut command = side.pgbench();
     // Vacuuming was done when the tables were filled.
     command.args(["-n", "-M", workload.mode]);
-    command.args(["-c", &options.clients.to_string()]);
-    command.args(["-j", &options.threads.min(options.clients).to_string()]);
+    let clients = workload.clients.unwrap_or(options.clients);
+    command.args(["-c", &clients.to_string()]);
+    command.args(["-j", &options.threads.min(clients).to_string()]);
+    // Transactions that lose against others are run again, as applications do.
+    command.arg("--max-tries=1000");
     command.args(["-T", &options.seconds.to_string()]);
     match workload.script {
         Script::BuiltIn(name) => {

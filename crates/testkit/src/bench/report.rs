@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(report.failed_transactions(), 1);
         let text = report.table();
         assert!(
-            text.contains("pgherd, accounts on shards: 1") && text.contains("closed the connection"),
+            text.contains("pgherd, on shards: 1") && text.contains("closed the connection"),
             "{text}"
         );
         assert_eq!(report.rows[0].cells[2].tps, None);

@@ -2,7 +2,7 @@
 
 use super::pgbouncer::PgBouncer;
 use super::report::{Environment, SideDescription};
-use super::workload::Workload;
+use super::workload::{self, Workload};
 use super::{Options, Progress, pgbench};
 use crate::Result;
 use crate::herd::{Gateway, Herd};
@@ -25,7 +25,7 @@ pub enum Kind {
     Pgbouncer,
     /// pgherd with pgbench's tables as it makes them by default, which are local tables.
     PgherdLocal,
-    /// pgherd with the accounts in six ranges on its shards; the other tables are local.
+    /// pgherd with the accounts in six ranges on its shards, tellers and branches spread as well; the history is local.
     PgherdSharded,
 }
 
@@ -35,7 +35,7 @@ impl std::fmt::Display for Kind {
             Kind::Postgres => "PostgreSQL",
             Kind::Pgbouncer => "PgBouncer",
             Kind::PgherdLocal => "pgherd, local tables",
-            Kind::PgherdSharded => "pgherd, accounts on shards",
+            Kind::PgherdSharded => "pgherd, on shards",
         })
     }
 }
@@ -103,7 +103,7 @@ impl Sides {
         settle(&sides.plain).await?;
         if wanted(Kind::Pgbouncer) {
             progress.say("starting PgBouncer".into());
-            let bouncer = PgBouncer::start(&sides.plain, options.clients, &sides.scratch()).await?;
+            let bouncer = PgBouncer::start(&sides.plain, most_clients(options)?, &sides.scratch()).await?;
             let (port, prepared) = (bouncer.port(), bouncer.prepared_statements());
             sides.bouncer = Some(bouncer);
             sides.add(
@@ -136,6 +136,9 @@ impl Sides {
         progress.say(format!("filling {kind}"));
         if let (Some(side), Some((_, _, herd))) = (self.list.last(), self.herds.last()) {
             pgbench::load(side, options.scale, partitions).await?;
+            if partitions > 0 {
+                spread(side, options.scale).await?;
+            }
             for shard in herd.cluster().shards() {
                 settle(shard).await?;
             }
@@ -243,6 +246,30 @@ impl Sides {
             herd.stop().await;
         }
     }
+}
+
+/// Tellers and branches lie in three ranges as well, so that TPC-B meets several shards.
+async fn spread(side: &Side, scale: u32) -> Result<()> {
+    let client = side.connect().await?;
+    for (table, key, rows) in [
+        ("pgbench_tellers", "tid", 10 * scale),
+        ("pgbench_branches", "bid", scale),
+    ] {
+        let (first, second) = (rows / 3 + 1, 2 * rows / 3 + 2);
+        client
+            .batch_execute(&format!(
+                "SET pgherd.initial_bounds = 'int {first},{second}'; CALL pgherd.distribute('{table}', '{key}')"
+            ))
+            .await?;
+    }
+    Ok(())
+}
+
+/// PgBouncer has one server connection per client.
+fn most_clients(options: &Options) -> Result<usize> {
+    let chosen = workload::chosen(&options.only)?;
+    let most = chosen.iter().filter_map(|workload| workload.clients).max();
+    Ok(most.unwrap_or(0).max(options.clients))
 }
 
 /// Writes what was loaded to the disk, so that no side does it while another is measured.

@@ -21,6 +21,20 @@ pub struct Workload {
     /// pgbench's query mode: simple, extended or prepared.
     pub(crate) mode: &'static str,
     pub(crate) script: Script,
+    /// How many clients, where it is not the number that was asked for.
+    pub(crate) clients: Option<usize>,
+}
+
+impl Workload {
+    /// The same with another name, title and number of clients.
+    const fn with_clients(self, name: &'static str, title: &'static str, clients: usize) -> Self {
+        Self {
+            name,
+            title,
+            clients: Some(clients),
+            ..self
+        }
+    }
 }
 
 /// Money moves between two random accounts, on two shards more often than not. The lower id comes first, so that two
@@ -37,6 +51,27 @@ UPDATE pgbench_accounts SET abalance = abalance + :amount WHERE aid = :high;
 END;
 ";
 
+/// Money moves from an account in the first sixth of the keys to one in the last: with the sharded side's six ranges, always
+/// from one shard to another.
+const TRANSFER_TWO_SHARDS: &str = "\
+\\set low random(1, 100000 * :scale / 6)
+\\set high random(100000 * :scale - 100000 * :scale / 6 + 1, 100000 * :scale)
+\\set amount random(-500, 500)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance - :amount WHERE aid = :low;
+UPDATE pgbench_accounts SET abalance = abalance + :amount WHERE aid = :high;
+END;
+";
+
+/// Reads a balance and writes it back, as applications do; the keys lie in all ranges. Conflicts are tried again.
+const SERIALIZABLE: &str = "\
+\\set key random(0, 99) * 1000 * :scale + 1
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT abalance FROM pgbench_accounts WHERE aid = :key;
+UPDATE pgbench_accounts SET abalance = abalance + 0 WHERE aid = :key;
+END;
+";
+
 const RANGE_SUM: &str = "\
 \\set first random(1, 100000 * :scale - 99)
 SELECT sum(abalance) FROM pgbench_accounts WHERE aid BETWEEN :first AND :first + 99;
@@ -50,8 +85,18 @@ const fn workload(name: &'static str, title: &'static str, mode: &'static str, s
         title,
         mode,
         script,
+        clients: None,
     }
 }
+
+const TRANSFER_TWO: Workload = workload(
+    "transfer-two-shards",
+    "transfer between the first and the last sixth",
+    "simple",
+    Script::Own(TRANSFER_TWO_SHARDS),
+);
+
+const TPCB: Workload = workload("tpcb-simple", "TPC-B, simple", "simple", Script::BuiltIn("tpcb-like"));
 
 /// All of them, in the order of the table.
 pub(crate) const ALL: &[Workload] = &[
@@ -73,7 +118,9 @@ pub(crate) const ALL: &[Workload] = &[
         "prepared",
         Script::BuiltIn("select-only"),
     ),
-    workload("tpcb-simple", "TPC-B, simple", "simple", Script::BuiltIn("tpcb-like")),
+    TPCB,
+    TPCB.with_clients("tpcb-1", "TPC-B, simple, 1 client", 1),
+    TPCB.with_clients("tpcb-32", "TPC-B, simple, 32 clients", 32),
     workload(
         "tpcb-prepared",
         "TPC-B, prepared",
@@ -85,6 +132,15 @@ pub(crate) const ALL: &[Workload] = &[
         "transfer between two accounts",
         "simple",
         Script::Own(TRANSFER),
+    ),
+    TRANSFER_TWO,
+    TRANSFER_TWO.with_clients("transfer-two-shards-1", "the same, 1 client", 1),
+    TRANSFER_TWO.with_clients("transfer-two-shards-32", "the same, 32 clients", 32),
+    workload(
+        "serializable",
+        "SERIALIZABLE, read and update one of 100 keys",
+        "simple",
+        Script::Own(SERIALIZABLE),
     ),
     workload(
         "range-sum",
