@@ -112,6 +112,28 @@ impl Locked {
         }
     }
 
+    /// Where rows are is told only to those who may read the whole table. Who may read what the statement names is refused
+    /// clearly; who may not, gets PostgreSQL's own error.
+    pub async fn check_rights(&self, transaction: &mut Transaction) -> Result<(), ServerError> {
+        let Some(run) = self.runs.first() else { return Ok(()) };
+        let backend = transaction.participant(run.fragment.shard).await?;
+        let relation = pgherd_model::quote_literal(&run.relation);
+        let sql = format!("SELECT pg_catalog.has_table_privilege({relation}, 'SELECT')");
+        let answer = backend.simple(&sql).await?;
+        if answer.first().and_then(|r| r.text(0, 0)) == Some("t") {
+            return Ok(());
+        }
+        let sql = format!(
+            "SELECT {} FROM {} WHERE false{}{}",
+            self.select, run.relation, self.filter, self.lock
+        );
+        self.query(backend, &sql).await?;
+        Err(ServerError::unsupported(
+            "FOR UPDATE and FOR SHARE with ORDER BY or LIMIT over several shards want the right to read the whole table",
+            "Grant SELECT on the table, not on some of its columns.",
+        ))
+    }
+
     /// The next rows. After None or an error nothing runs on the shards any more.
     pub async fn next(&mut self, transaction: &mut Transaction) -> Result<Option<RowBatch>, ServerError> {
         let mut batch = RowBatch::default();

@@ -358,16 +358,10 @@ pub(crate) async fn run<'t>(
     if compares && !is_bytewise(&plan.table, statement.snapshot.home(), transaction, engine).await? {
         return Ok(Err(transaction));
     }
-    transaction.open_cut(&plan.fragments).await?;
     if locked::is_needed(&plan.shape) {
-        let isolation = transaction.mode().isolation;
-        let follows = !isolation.is_some_and(|level| level.is_one_snapshot());
-        let places = plan.places.clone();
-        return Ok(Ok(Rows::locked(
-            Locked::new(plan, places, statement, follows),
-            transaction,
-        )));
+        return lock_in_order(plan, statement, transaction).await.map(Ok);
     }
+    transaction.open_cut(&plan.fragments).await?;
     merge::start(&plan.fragments, transaction).await?;
     if !plan.shape.group_keys.is_empty() {
         return grouped(plan, transaction, engine).await.map(Ok);
@@ -376,6 +370,20 @@ pub(crate) async fn run<'t>(
         return single_group(plan, transaction).await.map(Ok);
     }
     Ok(Ok(Rows::merge(Merge::new(&plan.shape, plan.fragments), transaction)))
+}
+
+async fn lock_in_order<'t>(
+    plan: Plan,
+    statement: &Statement<'_>,
+    transaction: &'t mut Transaction,
+) -> Result<Rows<'t>, ServerError> {
+    let isolation = transaction.mode().isolation;
+    let follows = !isolation.is_some_and(|level| level.is_one_snapshot());
+    let (places, fragments) = (plan.places.clone(), plan.fragments.clone());
+    let locked = Locked::new(plan, places, statement, follows);
+    locked.check_rights(transaction).await?;
+    transaction.open_cut(&fragments).await?;
+    Ok(Rows::locked(locked, transaction))
 }
 
 fn has_extremes(shape: &Shape) -> bool {
