@@ -119,6 +119,14 @@ async fn metric(port: u16, name: &str) -> Option<f64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
+async fn until_metric(port: u16, name: &str, wanted: impl Fn(f64) -> bool) {
+    let begun = Instant::now();
+    while !metric(port, name).await.is_some_and(&wanted) {
+        assert!(begun.elapsed() < LIMIT, "{name}: {:?}", metric(port, name).await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 async fn start() -> (Herd, Gateway, u16) {
     let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
         .await
@@ -181,29 +189,19 @@ async fn what_needs_a_lost_shard_waits_and_is_told() {
     );
     assert_eq!(error.detail(), Some("No answer from shard 3."));
     assert!(error.hint().is_some());
-    let begun = Instant::now();
-    let name = "pgherd_transactions_in_doubt{database=\"postgres\",gateway=\"dead\"}";
-    while metric(metrics, name).await != Some(1.0) {
-        assert!(begun.elapsed() < LIMIT, "{name}: {:?}", metric(metrics, name).await);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let dead = "pgherd_transactions_in_doubt{database=\"postgres\",gateway=\"dead\"}";
+    until_metric(metrics, dead, |count| count == 1.0).await;
     let warnings = || {
         gateway
             .errors()
             .matches("waits between the two phases of its commit")
             .count()
     };
-    while warnings() == 0 {
-        assert!(begun.elapsed() < LIMIT, "no warning: {}", gateway.errors());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
     // It is looked at every second, and told once.
     let oldest = "pgherd_transactions_in_doubt_oldest_seconds{database=\"postgres\"}";
+    until_metric(metrics, oldest, |age| age > 5.0 && warnings() > 0).await;
     let since = metric(metrics, oldest).await.expect(oldest);
-    while metric(metrics, oldest).await.expect(oldest) < since + 3.0 {
-        assert!(begun.elapsed() < LIMIT * 2, "its age stands still");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until_metric(metrics, oldest, |age| age > since + 3.0).await;
     assert_eq!(warnings(), 1, "{}", gateway.errors());
 
     // With the shard, recovery comes by itself.

@@ -3,7 +3,7 @@
 use pgherd_testkit::faults::matrix::{Options, run};
 
 /// How many cases run by default: each takes three to ten seconds.
-const SAMPLE: usize = 10;
+const SAMPLE: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sample_of_faults_at_every_step_tears_nothing() {
@@ -18,6 +18,7 @@ async fn a_sample_of_faults_at_every_step_tears_nothing() {
         seed: number("PGHERD_FAULTS_SEED").unwrap_or(1),
         only: None,
         state: None,
+        limit: None,
     };
     let report = run(&options).await.expect("the stage stands");
     assert_eq!(report.wrong(), Vec::<String>::new());

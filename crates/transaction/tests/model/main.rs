@@ -1,6 +1,6 @@
 //! The commit protocol, checked in every order of events: [`two_phase_commit::Commit`](pgherd_transaction::two_phase_commit),
 //! [`recovery::decide`](pgherd_transaction::recovery) and [`cut::stale`](pgherd_transaction::cut) are the ones that run in a gateway;
-//! around them is a model of shards, connections, leases, watermarks and a reader (`world`, `steps`).
+//! around them is a model of shards, connections, leases, watermarks (`world`, `steps`), recoverers and a reader.
 //!
 //! One gateway commits one transaction. A bounded number of faults may come at any moment: requests and replies are lost (and a
 //! lost request may still arrive, at any later time), shards crash or fail over to a standby, the gateway pauses, is taken
@@ -9,6 +9,8 @@
 //! `PGHERD_MODEL=deep cargo test -p pgherd-transaction --test model` takes some minutes and goes deeper than what runs by default.
 //! Each [`Bug`] that is built in on purpose is found by a property: the properties can fail.
 
+mod reader;
+mod recoverers;
 mod steps;
 mod world;
 

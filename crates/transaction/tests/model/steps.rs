@@ -1,12 +1,11 @@
 //! What can happen next, and what comes of it.
 
+use crate::reader;
+use crate::recoverers::{give_up, looking, runs, see};
 use crate::world::*;
 use pgherd_model::ShardId;
-use pgherd_transaction::cut::{Seen, stale};
-use pgherd_transaction::gid::{Gid, SequenceId};
-use pgherd_transaction::recovery::{Decision, Observation, decide};
+use pgherd_transaction::recovery::Observation;
 use pgherd_transaction::two_phase_commit::{Action, Commit, Event, Fence, Prepare};
-use std::collections::BTreeSet;
 
 /// Mistakes that the properties must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -279,7 +278,6 @@ impl Protocol {
                 let seen = world.shards[s].observe();
                 see(&mut world.recoverers[r], s, seen);
             }
-            Blind(r, s) => see(&mut world.recoverers[r], s, Observation::Unreachable),
             Decide(r) => self.decide(world, r),
             Act(r, s) => self.act(world, r, s),
             Close(s) => world.shards[s].closed = true,
@@ -295,39 +293,9 @@ impl Protocol {
                     bound: vec![None; world.shards.len()],
                 }
             }
-            Bind(s) => {
-                let shard = &world.shards[s];
-                if let Reader::Binding { knows, bound } = &mut world.reader
-                    && bound[s].is_none()
-                {
-                    bound[s] = Some(Snapshot {
-                        rows: shard.part == Part::Committed,
-                        listed: shard.shows_marker() && !*knows,
-                    });
-                }
-            }
-            Judge => judge(world),
-            LoseRequest(s) => {
-                let Wire::Asked(action) = world.shards[s].wire else {
-                    return;
-                };
-                // A PREPARE that was taken is not on its way any more: only its answer is lost.
-                if !waits(&world.shards[s]) {
-                    world.shards[s].late = Some(action);
-                }
-                world.shards[s].wire = Wire::Answered(unanswered(action));
-            }
-            LoseReply(s) => {
-                if let Wire::Answered(event) = world.shards[s].wire {
-                    world.shards[s].wire = Wire::Answered(lost(event));
-                }
-            }
-            Crash(s) => world.shards[s].crash(false),
-            FailOver(s) => world.shards[s].crash(true),
-            CutShort(s) => world.shards[s].wire = Wire::Answered(Event::Prepare(id(s), Prepare::NotDurable)),
-            Pause => world.gateway = Life::Paused,
-            Kill => kill(world),
-            Replace(r) => world.recoverers[r] = Recoverer::Idle,
+            Bind(s) => reader::bind(world, s),
+            Judge => reader::judge(world),
+            fault => strike(world, fault),
         }
     }
 
@@ -403,130 +371,10 @@ impl Protocol {
             world.settled |= !world.handed_over;
         }
     }
-
-    fn decide(&self, world: &mut World, r: usize) {
-        let Recoverer::Looking { seen, confirmed } = &world.recoverers[r] else {
-            return;
-        };
-        let Some(seen) = seen
-            .iter()
-            .enumerate()
-            .map(|(s, o)| Some((id(s), (*o)?)))
-            .collect::<Option<Vec<_>>>()
-        else {
-            return;
-        };
-        let confirmed = *confirmed || self.bug == Bug::NoConfirmation;
-        let all = |wanted: Observation| {
-            seen.iter()
-                .filter(|(_, o)| *o == wanted)
-                .map(|(s, _)| *s)
-                .collect::<Vec<_>>()
-        };
-        let prepared = all(Observation::Prepared);
-        let decision = match (decide(&seen, confirmed), self.bug) {
-            (Decision::Fence(_), Bug::NoFence) if !prepared.is_empty() => Decision::RollBack(prepared),
-            (Decision::Fence(_), Bug::CommitTooEarly) if !prepared.is_empty() => Decision::Commit(prepared),
-            (Decision::Confirm(_) | Decision::Fence(_), Bug::AbortsTheLive) => Decision::RollBack(prepared),
-            (decision, _) => decision,
-        };
-        let shards = world.shards.len();
-        let acting = |on: &[ShardId], task: Task, confirmed: bool| {
-            let tasks = (0..shards).map(|s| on.contains(&id(s)).then_some(task)).collect();
-            Recoverer::Acting {
-                tasks,
-                confirmed,
-                is_late: false,
-            }
-        };
-        world.recoverers[r] = match decision {
-            Decision::Commit(on) => acting(&on, Task::Commit, confirmed),
-            Decision::RollBack(on) => acting(&on, Task::RollBack, confirmed),
-            Decision::Fence(on) => acting(&on, Task::Fence, confirmed),
-            Decision::Confirm(on) => acting(&on, Task::Confirm, true),
-            Decision::Wait(_) => Recoverer::Idle,
-            Decision::Settled { lost, .. } => {
-                // Where markers are forgotten, everything was settled before.
-                if lost.iter().any(|s| world.shards[index(*s)].key != Key::Forgotten) {
-                    world.wrong = Some(Wrong::Alarm);
-                }
-                // Only the gateway's own task tells others.
-                world.settled |= r == 0 && world.gateway == Life::Alive;
-                Recoverer::Idle
-            }
-            Decision::Torn => {
-                world.wrong = Some(Wrong::Torn);
-                Recoverer::Idle
-            }
-        };
-    }
-
-    fn act(&self, world: &mut World, r: usize, s: usize) {
-        let Recoverer::Acting {
-            tasks,
-            confirmed,
-            is_late,
-        } = &mut world.recoverers[r]
-        else {
-            return;
-        };
-        let (task, confirmed, is_late) = (tasks[s].take(), *confirmed, *is_late);
-        let is_over = tasks.iter().all(Option::is_none);
-        let shard = &mut world.shards[s];
-        match task {
-            None => return,
-            Some(Task::Commit) => _ = shard.finish(Part::Committed),
-            Some(Task::RollBack) => _ = shard.finish(Part::RolledBack),
-            Some(Task::Confirm) if shard.part == Part::Written => {
-                shard.part = Part::Prepared;
-                if let Wire::Asked(Action::Prepare(id)) = shard.wire {
-                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Prepared));
-                }
-            }
-            Some(Task::Confirm) => {}
-            Some(Task::Fence) => {
-                let was_marked = shard.part == Part::Marked;
-                shard.fence();
-                if let (true, Wire::Asked(Action::Prepare(id))) = (was_marked, shard.wire) {
-                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Unknown));
-                }
-            }
-        }
-        if is_over {
-            world.recoverers[r] = match is_late {
-                true => Recoverer::Idle,
-                false => looking(world.shards.len(), confirmed),
-            };
-        }
-    }
 }
 
-fn id(s: usize) -> ShardId {
+pub fn id(s: usize) -> ShardId {
     ShardId(s as u32 + 1)
-}
-
-fn looking(shards: usize, confirmed: bool) -> Recoverer {
-    Recoverer::Looking {
-        seen: vec![None; shards],
-        confirmed,
-    }
-}
-
-/// Markers are kept for longer than anybody goes on with what it has seen.
-fn give_up(recoverer: &mut Recoverer) {
-    match recoverer {
-        Recoverer::Idle => {}
-        Recoverer::Looking { .. } => *recoverer = Recoverer::Idle,
-        Recoverer::Acting { is_late, .. } => *is_late = true,
-    }
-}
-
-fn see(recoverer: &mut Recoverer, s: usize, what: Observation) {
-    if let Recoverer::Looking { seen, .. } = recoverer
-        && seen[s].is_none()
-    {
-        seen[s] = Some(what);
-    }
 }
 
 /// Its PREPARE was taken, and its answer has not been sent.
@@ -540,9 +388,34 @@ fn alive_for(world: &World, s: usize) -> bool {
     world.gateway != Life::Dead && gave_up
 }
 
-/// The gateway's own task stands still with it.
-fn runs(world: &World, r: usize) -> bool {
-    !(r == 0 && world.gateway == Life::Paused)
+/// What goes wrong.
+fn strike(world: &mut World, fault: Step) {
+    use Step::*;
+    match fault {
+        LoseRequest(s) => {
+            let Wire::Asked(action) = world.shards[s].wire else {
+                return;
+            };
+            // A PREPARE that was taken is not on its way any more: only its answer is lost.
+            if !waits(&world.shards[s]) {
+                world.shards[s].late = Some(action);
+            }
+            world.shards[s].wire = Wire::Answered(unanswered(action));
+        }
+        LoseReply(s) => {
+            if let Wire::Answered(event) = world.shards[s].wire {
+                world.shards[s].wire = Wire::Answered(lost(event));
+            }
+        }
+        Crash(s) => world.shards[s].crash(false),
+        FailOver(s) => world.shards[s].crash(true),
+        CutShort(s) => world.shards[s].wire = Wire::Answered(Event::Prepare(id(s), Prepare::NotDurable)),
+        Pause => world.gateway = Life::Paused,
+        Kill => kill(world),
+        Replace(r) => world.recoverers[r] = Recoverer::Idle,
+        Blind(r, s) => see(&mut world.recoverers[r], s, Observation::Unreachable),
+        _ => unreachable!("{fault:?} is no fault"),
+    }
 }
 
 fn kill(world: &mut World) {
@@ -556,46 +429,4 @@ fn kill(world: &mut World) {
         }
         shard.wire = Wire::Idle;
     }
-}
-
-/// The rule for cuts, and whether what it lets through is whole.
-fn judge(world: &mut World) {
-    let Reader::Binding { bound, .. } = &mut world.reader else {
-        return;
-    };
-    let Some(shown) = bound.iter().copied().collect::<Option<Vec<_>>>() else {
-        return;
-    };
-    let gid = Gid {
-        cluster: "c".into(),
-        database: "d".into(),
-        participants: (0..shown.len()).map(id).collect(),
-        sequence: SequenceId {
-            gateway: "g".into(),
-            incarnation: 1,
-            generation: 0,
-        },
-        number: 1,
-    };
-    let list = |listed: bool| {
-        if listed {
-            BTreeSet::from([gid.clone()])
-        } else {
-            BTreeSet::new()
-        }
-    };
-    let seen: Vec<Seen> = shown.iter().map(|s| Seen::of_one(list(s.listed))).collect();
-    let seen: Vec<_> = seen.iter().enumerate().map(|(s, seen)| (id(s), seen)).collect();
-    let again = stale(&seen, &BTreeSet::new());
-    for shard in &again {
-        bound[index(*shard)] = None;
-    }
-    if !again.is_empty() {
-        world.refreshed = true;
-        return;
-    }
-    if shown.iter().any(|s| s.rows != shown[0].rows) {
-        world.wrong = Some(Wrong::Fractured);
-    }
-    world.reader = Reader::Done;
 }

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::herd::cannot_run;
 use clap::Args;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Kill, pause and cut off gateways and shards at every step of a commit and of recovery (debug builds)
 #[derive(Debug, Clone, Args)]
@@ -21,6 +22,9 @@ pub struct Arguments {
     /// Where results are kept: what is there is not run again
     #[arg(long, value_name = "FILE", default_value = "target/faults.jsonl")]
     state: PathBuf,
+    /// Begin no case after so many seconds; run it again to go on
+    #[arg(long)]
+    seconds: Option<u64>,
     /// Where the table is written
     #[arg(long, value_name = "FILE", default_value = "docs/faults.md")]
     pub output: PathBuf,
@@ -38,6 +42,7 @@ impl Arguments {
             seed: self.seed,
             only: self.only.clone(),
             state: Some(self.state.clone()),
+            limit: self.seconds.map(Duration::from_secs),
         })
     }
 }

@@ -30,7 +30,7 @@ use stage::Stage;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -45,6 +45,8 @@ pub struct Options {
     pub only: Option<String>,
     /// a file with what was found before: those cases are not run again
     pub state: Option<PathBuf>,
+    /// begins no case after this time
+    pub limit: Option<Duration>,
 }
 
 /// What came of one case.
@@ -83,7 +85,8 @@ pub async fn run(options: &Options) -> Result<Report> {
     let count = wanted.len();
     for (at, case) in wanted.iter().enumerate() {
         let name = case.to_string();
-        if known.contains_key(&name) {
+        let is_late = options.limit.is_some_and(|limit| begun.elapsed() > limit);
+        if is_late || known.contains_key(&name) {
             continue;
         }
         let verdict = trial::run(&mut stage, &options.program, case, at as i64 + 1).await?;
