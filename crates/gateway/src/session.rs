@@ -4,7 +4,7 @@
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
 //! control in [`block`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
 //! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
-//! [`rewritten`], [`sequences`].
+//! [`rewritten`], [`sequences`]. What SERIALIZABLE locks before a statement runs is in [`serializable`].
 
 mod block;
 mod copy;
@@ -18,6 +18,7 @@ mod rewritten;
 mod scatter;
 mod schema;
 mod sequences;
+mod serializable;
 pub(crate) mod settings;
 mod settings_statements;
 mod simple;

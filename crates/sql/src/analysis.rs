@@ -41,10 +41,12 @@ pub struct Analysis {
     pub instead: Option<Instead>,
     /// where it takes the transaction's time from
     pub clock: Clock,
-    tokens: Arc<[Token]>,
-    text: Arc<str>,
-    types: Vec<u32>,
-    decision: Decision,
+    pub(crate) tokens: Arc<[Token]>,
+    pub(crate) text: Arc<str>,
+    pub(crate) types: Vec<u32>,
+    pub(crate) decision: Decision,
+    /// all relations that it refers to; None where its grammar is not understood whole
+    pub(crate) references: Option<Vec<Reference>>,
 }
 
 /// Whether a statement has the transaction's time in it.
@@ -136,6 +138,7 @@ pub fn analyze(
         text: own.into(),
         types: parameter_types.to_vec(),
         decision: Decision::Home,
+        references: None,
     };
     analysis.decide(parsed, &context);
     Ok(analysis)
@@ -248,6 +251,7 @@ impl Analysis {
         for reference in &walk.references {
             self.note(&reference.name.name, reference.table.as_ref());
         }
+        self.references = Some(walk.references.clone());
         self.returning = has_returning(tree);
         if !self.touches_sharded {
             return true;

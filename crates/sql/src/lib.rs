@@ -24,6 +24,7 @@ pub mod instead;
 pub mod kind;
 pub mod lexer;
 mod literal;
+pub mod locks;
 pub mod parse;
 mod placed;
 mod point;
@@ -42,6 +43,7 @@ pub use instead::Instead;
 pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName, SetValue,
 };
+pub use locks::{Locks, ShardLocks};
 pub use parse::{Parsed, parse};
 pub use point::Point;
 pub use position::map_position;

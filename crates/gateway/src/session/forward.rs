@@ -40,6 +40,7 @@ impl Session {
         made: bool,
         result: Result<Option<String>, Problem>,
     ) -> Result<(), Problem> {
+        let made = made || self.block.open().is_some_and(|open| open.for_one_statement);
         let result = self.end_statement(result).await;
         let tag = match result {
             Ok(tag) => tag,
