@@ -75,7 +75,14 @@ $$;
 
 -- Operators, casts and domains are used without being named: the first whose function may read tables.
 CREATE OR REPLACE FUNCTION pgherd.unnamed_reader() RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_operator WHERE oid >= 16384) AND NOT EXISTS (SELECT FROM pg_cast WHERE oid >= 16384)
+        AND NOT EXISTS (SELECT FROM pg_constraint WHERE contypid <> 0 AND oid >= 16384) THEN
+        RETURN NULL;
+    END IF;
     SELECT format('%s calls function %s.', pg_describe_object(d.classid, d.objid, d.objsubid), d.refobjid::regprocedure)
     FROM pg_depend d
     WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid >= 16384 AND (d.classid, d.objid) IN (
@@ -85,8 +92,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
           UNION ALL
             SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint c WHERE c.contypid <> 0 AND c.oid >= 16384)
         AND pgherd.may_read_tables(d.refobjid)
-    LIMIT 1
-$$;
+    LIMIT 1 INTO found;
+    RETURN found;
+END $$;
 
 -- Locks what a statement reads, to the end of the transaction. `named` are relations as the statement names them, or ranges of
 -- sharded tables; `written` are those that it writes without reading, which are looked at and not locked; `called` are names

@@ -4,7 +4,7 @@
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
 //! control in [`block`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
 //! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
-//! [`rewritten`], [`sequences`]. What SERIALIZABLE locks before a statement runs is in [`serializable`].
+//! [`rewritten`], [`sequences`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
 mod block;
 mod copy;
@@ -15,6 +15,7 @@ mod forward;
 mod plan;
 pub(crate) mod relay;
 mod rewritten;
+mod row_locks;
 mod scatter;
 mod schema;
 mod sequences;
@@ -38,7 +39,7 @@ use block::Block;
 use bytes::Bytes;
 use extended::{Portal, Prepared};
 use pgherd_catalog::Catalog;
-use pgherd_model::{ServerError, SqlState};
+use pgherd_model::{Epoch, Name, ServerError, SqlState};
 use pgherd_shards::{Backend, Identity, SimpleResult};
 use pgherd_sql::ParameterValue;
 use pgwire::messages::PgWireFrontendMessage;
@@ -62,6 +63,8 @@ pub(crate) struct Session {
     temporary: HashSet<String>,
     /// numbers drawn for defaults, which `currval()` and `lastval()` must know
     drawn: sequences::Drawn,
+    /// whether the role may lock rows of a table: under which settings and epoch, and the answer
+    row_locks: HashMap<Name, (u64, Epoch, bool)>,
     /// extended protocol: messages since the last Sync or Flush
     gathered: Vec<PgWireFrontendMessage>,
     /// extended protocol: an error came, skip to Sync

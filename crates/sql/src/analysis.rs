@@ -7,6 +7,7 @@ use crate::insert::InsertPlan;
 use crate::instead::{self, Instead, Only};
 use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
+use crate::locks::names_called;
 use crate::parse::Parsed;
 use crate::placed::Placed;
 use crate::point::{Point, point};
@@ -285,6 +286,13 @@ impl Analysis {
                     Ok(placed) => {
                         if let ([one], 0) = (&walk.references[..], walk.subqueries) {
                             self.point = one.table.as_ref().and_then(|table| point(tree, table));
+                            let columns_only = |table: &Arc<Table>| {
+                                let called = names_called(context.text, context.tokens);
+                                called.is_some_and(|names| names.iter().all(|n| table.column(n).is_some()))
+                            };
+                            if let Some(point) = &mut self.point {
+                                point.locks_row &= one.table.as_ref().is_some_and(columns_only);
+                            }
                         }
                         Decision::Placed(Box::new(placed))
                     }

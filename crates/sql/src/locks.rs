@@ -125,6 +125,15 @@ impl Analysis {
     }
 }
 
+impl Analysis {
+    /// Whether all that it writes is named so.
+    pub fn writes_only(&self, is_so: &dyn Fn(&str) -> bool) -> bool {
+        let references = self.references.as_deref().unwrap_or_default();
+        let mut written = references.iter().filter(|r| r.role != Role::Read).peekable();
+        written.peek().is_some() && written.all(|r| is_so(&r.name.name))
+    }
+}
+
 /// The names before a parenthesis and behind a point: `f(x)`, and `x.f` for a row `x`.
 ///
 /// None where one of them is not understood.

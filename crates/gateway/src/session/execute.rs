@@ -205,6 +205,9 @@ impl Session {
         if self.needs_shared_clock(&entered.analysis, &route) {
             return Err(Problem::NeedsSharedClock);
         }
+        if let Route::Forward(part) = &route {
+            return self.forward_locked(unit, entered, &values, &route, part).await;
+        }
         self.lock_reads(unit, entered, &values, &route).await?;
         let route = match route {
             Route::Defaults { query, drawn } => {
@@ -247,7 +250,6 @@ impl Session {
         let Route::Forward(part) = &route else {
             return Err(Problem::NeedsWholeText);
         };
-        self.lock_reads(unit, entered, &values, &route).await?;
         if let Some(types) = constant_types(unit, entered, template) {
             let constant = |v| (false, Some(bytes::Bytes::copy_from_slice(str::as_bytes(v))));
             let parameters: Vec<_> = template.values().map(constant).collect();
@@ -257,10 +259,10 @@ impl Session {
                 mode: Mode::SimplePrepared,
                 ..unit
             };
-            return self.forward(unit, entered, part).await;
+            return self.forward_locked(unit, entered, &values, &route, part).await;
         }
         match template.render(part) {
-            Some(part) => self.forward(unit, entered, &part).await,
+            Some(part) => self.forward_locked(unit, entered, &values, &route, &part).await,
             None => Err(Problem::NeedsWholeText),
         }
     }
@@ -314,7 +316,10 @@ impl Session {
                 .block
                 .open()
                 .is_some_and(|open| names.iter().all(|n| open.touched.contains(n)));
-            let guard = if touched && !names.is_empty() {
+            let guard = if touched && self.has_own_serializable() {
+                // What SERIALIZABLE is may just be changing, with the first sharded table.
+                catalog.try_enter(names).ok_or_else(changed_under_transaction)?
+            } else if touched && !names.is_empty() {
                 catalog.enter_touched(names, snapshot.clone())?
             } else if let Some(guard) = catalog.try_enter(names) {
                 guard

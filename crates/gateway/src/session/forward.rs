@@ -82,7 +82,7 @@ impl Session {
     }
 
     /// In a block; returns the tag for the caller to send when it is due.
-    async fn forward_in_block(
+    pub(super) async fn forward_in_block(
         &mut self,
         unit: Unit<'_>,
         entered: &Entered,

@@ -4,10 +4,11 @@
 //!
 //! A deadlock is how two such transactions find that they cannot both come first: it is told as 40001.
 
+use super::block::Open;
 use super::execute::Entered;
 use super::forward::no_block;
 use super::{Problem, Session, Unit};
-use pgherd_model::{Name, ServerError, ShardId, Snapshot, SqlState, quote_literal};
+use pgherd_model::{Name, ServerError, ShardId, Snapshot, SqlState, Table, quote_literal};
 use pgherd_shards::ColumnDescription;
 use pgherd_sql::locks::names_called;
 use pgherd_sql::{Kind, Locks, ParameterValue, Route, ShardLocks};
@@ -54,6 +55,32 @@ impl Strict {
                 .collect(),
             writes: wanted.writes.iter().filter(is_new).cloned().collect(),
             calls: calls.iter().filter(is_new).cloned().collect(),
+        }
+    }
+
+    /// Whether a row is locked, alone or with its table.
+    pub(crate) fn holds_row(&self, shard: ShardId, row: &str, table: &Table) -> bool {
+        let held = |name: String| self.held.contains_key(&(shard, name));
+        let mut ranges = table.sharded().into_iter().flat_map(|s| s.ranges.ranges());
+        held(row.to_owned()) || (!self.held.is_empty() && ranges.all(|r| r.shard != shard || held(r.child.to_string())))
+    }
+
+    /// Notes that a row is locked.
+    pub(crate) fn note_row(&mut self, shard: ShardId, row: String, depth: usize) {
+        self.ran = true;
+        self.held.entry((shard, row)).or_insert(depth);
+    }
+
+    /// Whether something is to be looked at that was not before, in this transaction.
+    pub(crate) fn looks_at(&mut self, shard: ShardId, name: String) -> bool {
+        self.checked.insert((shard, name))
+    }
+
+    /// 0A000 where no lock may be taken any more.
+    pub(crate) fn refuse_if_released(&self) -> Result<(), ServerError> {
+        match self.released {
+            true => Err(released()),
+            false => Ok(()),
         }
     }
 
@@ -116,6 +143,11 @@ pub(crate) fn in_serialization_words(error: ServerError) -> ServerError {
     .with_hint("The transaction might succeed if retried.")
 }
 
+/// Whether a statement asks for its level, of which the shards' blocks know nothing.
+fn shows_level(calls: &[String], text: &str) -> bool {
+    calls.iter().any(|name| name == "current_setting") && text.to_ascii_lowercase().contains("transaction_isolation")
+}
+
 pub(crate) fn unseen(detail: &str) -> ServerError {
     ServerError::unsupported(
         "this statement may read what it does not name, which is not supported at isolation level SERIALIZABLE over sharded tables",
@@ -134,6 +166,12 @@ impl Session {
     pub(crate) fn will_be_strict(&self) -> bool {
         let by_default = self.settings.default_isolation == Some(Isolation::Serializable);
         self.is_strict() || (self.block.is_none() && by_default && self.catalog().snapshot().ever_sharded)
+    }
+
+    /// Whether the block is at PostgreSQL's own SERIALIZABLE.
+    pub(crate) fn has_own_serializable(&self) -> bool {
+        let level = self.block.open().and_then(|open| open.transaction.mode().isolation);
+        level == Some(Isolation::Serializable)
     }
 
     /// Whether a statement that fails now can be run again: nothing came before it in its transaction.
@@ -174,6 +212,7 @@ impl Session {
         if !self.is_strict() || matches!(route, Route::Refuse(_)) {
             return Ok(());
         }
+        self.refuse_write_in_read_only(unit, entered)?;
         let locks = match &unit.statement.parsed.kind {
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge => {
                 let on = match route {
@@ -182,6 +221,13 @@ impl Session {
                     _ => None,
                 };
                 match entered.analysis.locks(&entered.snapshot, values, on) {
+                    Some(locks) if shows_level(&locks.calls, &unit.statement.text) => {
+                        return Err(ServerError::unsupported(
+                            "current_setting('transaction_isolation') is not supported at isolation level SERIALIZABLE over sharded tables",
+                            "Use SHOW transaction_isolation.",
+                        )
+                        .into());
+                    }
                     Some(locks) => locks,
                     None => {
                         // What PostgreSQL says comes first.
@@ -201,6 +247,25 @@ impl Session {
             open.strict.learnt = Some(open.depth());
         }
         self.take(locks, &entered.snapshot).await
+    }
+
+    /// 25006 before PostgreSQL would say it, since a write would wait for other readers first.
+    fn refuse_write_in_read_only(&self, unit: Unit<'_>, entered: &Entered) -> Result<(), ServerError> {
+        let read_only = |open: &Open| open.transaction.mode().read_only == Some(true);
+        let word = match &unit.statement.parsed.kind {
+            Kind::Insert => "INSERT",
+            Kind::Update => "UPDATE",
+            Kind::Delete => "DELETE",
+            Kind::Merge => "MERGE",
+            _ => return Ok(()),
+        };
+        // Temporary tables may be written.
+        let temporary = |name: &str| self.temporary.contains(name);
+        if !self.block.open().is_some_and(read_only) || entered.analysis.writes_only(&temporary) {
+            return Ok(());
+        }
+        let message = format!("cannot execute {word} in a read-only transaction");
+        Err(ServerError::new(SqlState::from_code("25006"), message))
     }
 
     /// Before a statement runs within another one, such as the query of a COPY.
@@ -224,8 +289,8 @@ impl Session {
         let home = self.gateway.shards.home();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         open.transaction.allow_writes().await?;
-        if open.strict.released && !locks.by_shard.is_empty() {
-            return Err(released().into());
+        if !locks.by_shard.is_empty() {
+            open.strict.refuse_if_released()?;
         }
         if locks.by_shard.is_empty() && !locks.calls.is_empty() {
             locks.by_shard.entry(home).or_default();
