@@ -117,7 +117,11 @@ impl Analysis {
                 locks.read(name, table, snapshot);
             }
             if reference.role != Role::Read {
-                let shard = if table.is_some_and(is_placed) { on } else { snapshot.home() };
+                let shard = if table.is_some_and(is_placed) {
+                    on
+                } else {
+                    snapshot.home()
+                };
                 locks.write(name, table, shard);
             }
         }

@@ -63,7 +63,13 @@ pub(crate) fn point(tree: &Statement, table: &Table) -> Option<Point> {
         }
         _ => return None,
     }
-    let placeholder_of = |column: &String| finder.fixed.iter().find(|(c, _)| c == column).map(|(_, number)| *number);
+    let placeholder_of = |column: &String| {
+        finder
+            .fixed
+            .iter()
+            .find(|(c, _)| c == column)
+            .map(|(_, number)| *number)
+    };
     let by_key = (finder.sharded.unique.iter())
         .find_map(|(_, columns)| columns.iter().map(placeholder_of).collect::<Option<Vec<_>>>());
     // Users' types may bring functions along, and rules and policies other tables.

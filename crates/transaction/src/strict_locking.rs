@@ -29,7 +29,10 @@ impl Transaction {
     /// The statement of [`Self::forbid_writes`] has ended well; otherwise, and without one, nothing is done.
     pub async fn allow_writes(&mut self) -> Result<(), Error> {
         let forbidden = self.savepoints.last().is_some_and(|name| name == STATEMENT)
-            && self.replays.last().is_some_and(|(depth, sql)| *depth == self.savepoints.len() && **sql == *READ_ONLY);
+            && self
+                .replays
+                .last()
+                .is_some_and(|(depth, sql)| *depth == self.savepoints.len() && **sql == *READ_ONLY);
         if forbidden && self.refuse_if_failed().is_ok() {
             self.replays.pop();
             self.keep_statement().await?;

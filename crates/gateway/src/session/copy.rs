@@ -68,7 +68,8 @@ impl Session {
                 return self.lock_inner(unit, text.get(span.clone()).unwrap_or_default()).await;
             }
         };
-        self.check_calls(text.get(shape.options.clone()).unwrap_or_default()).await?;
+        self.check_calls(text.get(shape.options.clone()).unwrap_or_default())
+            .await?;
         let (snapshot, home) = (&entered.snapshot, self.gateway.shards.home());
         let path = &self.settings.search_path;
         let table = match snapshot.resolve(name.schema.as_deref(), &name.name, path) {

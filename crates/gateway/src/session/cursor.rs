@@ -65,7 +65,8 @@ impl Session {
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
         let entered = self.enter(Unit { statement, ..unit }).await?;
         let route = entered.analysis.route(&entered.snapshot, &[]);
-        self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route).await?;
+        self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
+            .await?;
         match route {
             Route::Forward(part) => {
                 let shifted = Part {

@@ -134,7 +134,9 @@ impl Session {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let written = written.map(|table| table.name.to_string());
         let is_new = open.strict.looks_at(part.shard, UNNAMED.to_owned())
-            | written.as_ref().is_some_and(|name| open.strict.looks_at(part.shard, name.clone()));
+            | written
+                .as_ref()
+                .is_some_and(|name| open.strict.looks_at(part.shard, name.clone()));
         if is_new {
             let written = written.map(|name| format!("{}::pg_catalog.regclass", quote_literal(&name)));
             let sql = format!(

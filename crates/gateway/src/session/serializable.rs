@@ -41,7 +41,9 @@ impl Strict {
 
     /// RELEASE: `depth` savepoints are left, and the locks of the others are theirs now.
     pub(crate) fn release(&mut self, depth: usize) {
-        self.held.values_mut().for_each(|locked_at| *locked_at = (*locked_at).min(depth));
+        self.held
+            .values_mut()
+            .for_each(|locked_at| *locked_at = (*locked_at).min(depth));
         self.learnt = self.learnt.map(|at| at.min(depth));
     }
 
@@ -85,7 +87,8 @@ impl Strict {
     }
 
     fn note(&mut self, shard: ShardId, done: Missing, depth: usize) {
-        self.held.extend(done.reads.into_iter().map(|name| ((shard, name), depth)));
+        self.held
+            .extend(done.reads.into_iter().map(|name| ((shard, name), depth)));
         let looked_at = done.writes.into_iter().chain(done.calls);
         self.checked.extend(looked_at.map(|name| (shard, name)));
     }
@@ -144,8 +147,14 @@ pub(crate) fn in_serialization_words(error: ServerError) -> ServerError {
 }
 
 /// Whether a statement asks for its level, of which the shards' blocks know nothing.
-fn shows_level(calls: &[String], text: &str) -> bool {
-    calls.iter().any(|name| name == "current_setting") && text.to_ascii_lowercase().contains("transaction_isolation")
+fn shows_level(calls: &[String], unit: Unit<'_>) -> bool {
+    let says = |text: &str| text.to_ascii_lowercase().contains("transaction_isolation");
+    let mut constants = unit.template.iter().flat_map(|template| template.values());
+    let mut parameters = unit.parameters.iter().filter_map(|(_, value)| value.as_deref());
+    calls.iter().any(|name| name == "current_setting")
+        && (says(&unit.statement.text)
+            || constants.any(says)
+            || parameters.any(|value| std::str::from_utf8(value).is_ok_and(says)))
 }
 
 pub(crate) fn unseen(detail: &str) -> ServerError {
@@ -221,7 +230,7 @@ impl Session {
                     _ => None,
                 };
                 match entered.analysis.locks(&entered.snapshot, values, on) {
-                    Some(locks) if shows_level(&locks.calls, &unit.statement.text) => {
+                    Some(locks) if shows_level(&locks.calls, unit) => {
                         return Err(ServerError::unsupported(
                             "current_setting('transaction_isolation') is not supported at isolation level SERIALIZABLE over sharded tables",
                             "Use SHOW transaction_isolation.",
@@ -352,9 +361,14 @@ impl Session {
         let home = self.gateway.shards.home();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let results = open.transaction.participant(home).await?.simple(&sql).await?;
-        let result = results.first().ok_or_else(|| ServerError::internal("no tables of a view"))?;
+        let result = results
+            .first()
+            .ok_or_else(|| ServerError::internal("no tables of a view"))?;
         for row in 0..result.rows.len() {
-            let (schema, name) = (result.text(row, 0).unwrap_or_default(), result.text(row, 1).unwrap_or_default());
+            let (schema, name) = (
+                result.text(row, 0).unwrap_or_default(),
+                result.text(row, 1).unwrap_or_default(),
+            );
             if let Some(table) = snapshot.table(&Name::new(schema, name)) {
                 locks.read_ranges(table, None);
             }
@@ -378,7 +392,7 @@ impl Session {
     pub(crate) fn show_level(&mut self, unit: Unit<'_>) -> bool {
         const NAME: &str = "transaction_isolation";
         let asked = matches!(&unit.statement.parsed.kind, Kind::Show { name: Some(name) } if name == NAME);
-        if !asked || !self.is_strict() {
+        if !asked || !self.will_be_strict() {
             return false;
         }
         if unit.mode.describes() {
@@ -402,7 +416,9 @@ impl Session {
     /// that was asked for, as it is kept here.
     pub(crate) fn mode_to_ask_for(&self, wanted: &Mode, level: Option<Isolation>) -> Result<Mode, ServerError> {
         let mut asked = wanted.clone();
-        let Some(open) = self.block.open() else { return Ok(asked) };
+        let Some(open) = self.block.open() else {
+            return Ok(asked);
+        };
         let now = open.transaction.mode();
         let too_late = |what: &str| {
             let message = format!("{what} before any query");

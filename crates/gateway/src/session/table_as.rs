@@ -154,7 +154,8 @@ impl Session {
         let ast = statement.parsed.ast.as_deref().ok_or_else(not_known)?;
         let entered = self.enter(Unit { statement, ..unit }).await?;
         let route = entered.analysis.route(&entered.snapshot, &[]);
-        self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route).await?;
+        self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
+            .await?;
         let settings_sql = self.settings.set_sql();
         let search_path = self.settings.search_path.clone();
         let statement = pgherd_query::Statement {

@@ -10,7 +10,7 @@ async fn skew(bed: &Bed, read: &str, writes: [&str; 2], answers: [&str; 2]) {
     run(&two, BEGIN).await;
     assert_eq!(run(&one, read).await, answers[0], "{read}");
     let reading = spawn(&two, read);
-    bed.until_waiting(1).await;
+    bed.until_waiting(1, read).await;
     run(&one, writes[0]).await;
     run(&one, "COMMIT").await;
     assert_eq!(ended(reading).await.expect(read), answers[1], "{read}");
@@ -23,13 +23,19 @@ async fn write_skew_does_not_happen() {
     let bed = Bed::start().await;
     // Two shards, one shard, one shard and a local table, a predicate, keys that are not there, a view, a join.
     let sum = "SELECT sum(v) FROM t WHERE k IN (1, 9)";
-    let writes = ["UPDATE t SET v = v + 1 WHERE k = 1", "UPDATE t SET v = v + 1 WHERE k = 9"];
+    let writes = [
+        "UPDATE t SET v = v + 1 WHERE k = 1",
+        "UPDATE t SET v = v + 1 WHERE k = 9",
+    ];
     skew(&bed, sum, writes, ["0", "1"]).await;
     let sum = "SELECT sum(v) FROM t WHERE k IN (1, 2)";
-    let writes = ["UPDATE t SET v = v + 1 WHERE k = 1", "UPDATE t SET v = v + 1 WHERE k = 2"];
+    let writes = [
+        "UPDATE t SET v = v + 1 WHERE k = 1",
+        "UPDATE t SET v = v + 1 WHERE k = 2",
+    ];
     skew(&bed, sum, writes, ["1", "2"]).await;
-    let sum = "SELECT t.v + l.v FROM t JOIN local l USING (k) WHERE k = 1";
-    let writes = ["UPDATE t SET v = 10 WHERE k = 1", "UPDATE local SET v = 10 WHERE k = 1"];
+    let sum = "SELECT t.v + l.v FROM t JOIN near l USING (k) WHERE k = 1";
+    let writes = ["UPDATE t SET v = 10 WHERE k = 1", "UPDATE near SET v = 10 WHERE k = 1"];
     skew(&bed, sum, writes, ["2", "10"]).await;
     let writes = ["INSERT INTO t VALUES (10, 50)", "INSERT INTO t VALUES (-1, 50)"];
     skew(&bed, "SELECT count(*) FROM t WHERE v = 50", writes, ["0", "1"]).await;
@@ -37,7 +43,11 @@ async fn write_skew_does_not_happen() {
     let writes = ["INSERT INTO t VALUES (20, 0)", "INSERT INTO t VALUES (-10, 0)"];
     skew(&bed, missing, writes, ["0", "1"]).await;
     let client = bed.client(0).await;
-    run(&client, "CREATE VIEW high AS SELECT t.k FROM t, local WHERE t.k = local.k AND t.v > 100").await;
+    run(
+        &client,
+        "CREATE VIEW high AS SELECT t.k FROM t, near WHERE t.k = near.k AND t.v > 100",
+    )
+    .await;
     let writes = ["UPDATE t SET v = 200 WHERE k = 1", "UPDATE t SET v = 200 WHERE k = 2"];
     skew(&bed, "SELECT count(*) FROM high", writes, ["0", "1"]).await;
     bed.stop().await;
@@ -53,23 +63,39 @@ async fn statements_of_their_own_and_every_way_to_read_wait_for_writers_and_keep
         ("SELECT count(*) FROM t WHERE v = 7", "1"),
         ("SELECT count(*) FROM t WHERE k = 9 AND v = 7", "0"),
         ("SELECT v FROM t WHERE k = 100", "7"),
-        ("INSERT INTO local SELECT 100, count(*) FROM t WHERE v = 7 RETURNING v", "1"),
+        (
+            "INSERT INTO near SELECT 100, count(*) FROM t WHERE v = 7 RETURNING v",
+            "1",
+        ),
         ("UPDATE t SET v = v + 1 WHERE v = 7 RETURNING k", "100"),
         ("DELETE FROM t WHERE v >= 7 RETURNING k", "100"),
-        ("WITH n AS (SELECT count(*) AS c FROM t WHERE v = 7) SELECT c FROM n", "1"),
-        ("CREATE TABLE made AS SELECT k FROM t WHERE v = 7; SELECT count(*) FROM made", "1"),
-        ("BEGIN; DECLARE c CURSOR FOR SELECT k FROM t WHERE v = 7 ORDER BY k; FETCH ALL FROM c", "100"),
+        (
+            "WITH n AS (SELECT count(*) AS c FROM t WHERE v = 7) SELECT c FROM n",
+            "1",
+        ),
+        (
+            "CREATE TABLE made AS SELECT k FROM t WHERE v = 7; SELECT count(*) FROM made",
+            "1",
+        ),
+        (
+            "BEGIN; DECLARE c CURSOR FOR SELECT k FROM t WHERE v = 7 ORDER BY k; FETCH ALL FROM c",
+            "100",
+        ),
         ("PREPARE p AS SELECT k FROM t WHERE v = $1; EXECUTE p(7)", "100"),
         ("INSERT INTO t VALUES (100, 1) ON CONFLICT DO NOTHING RETURNING k", ""),
     ];
     for (read, answer) in reads {
         run(&writer, "BEGIN; INSERT INTO t VALUES (100, 7)").await;
         let reading = spawn(&reader, read);
-        bed.until_waiting(1).await;
+        bed.until_waiting(1, read).await;
         run(&writer, "COMMIT").await;
         assert_eq!(ended(reading).await.expect(read), answer, "{read}");
         let _ = ask(&reader, "ROLLBACK").await;
-        run(&writer, "DELETE FROM t WHERE k = 100; DROP TABLE IF EXISTS made; DELETE FROM local WHERE k = 100").await;
+        run(
+            &writer,
+            "DELETE FROM t WHERE k = 100; DROP TABLE IF EXISTS made; DELETE FROM near WHERE k = 100",
+        )
+        .await;
     }
     bed.stop().await;
 }
@@ -89,7 +115,10 @@ async fn a_deadlock_is_told_as_a_serialization_failure() {
     let failed: Vec<_> = [&first, &second].into_iter().filter_map(|r| r.as_ref().err()).collect();
     assert_eq!(failed.len(), 1, "{first:?} {second:?}");
     assert_eq!(failed[0].code().code(), "40001", "{failed:?}");
-    assert!(failed[0].message().starts_with("could not serialize access"), "{failed:?}");
+    assert!(
+        failed[0].message().starts_with("could not serialize access"),
+        "{failed:?}"
+    );
     for client in [&one, &two] {
         let _ = ask(client, "ROLLBACK").await;
     }
@@ -100,12 +129,19 @@ async fn a_deadlock_is_told_as_a_serialization_failure() {
 async fn a_database_without_sharded_tables_has_postgresqls_own() {
     let bed = Bed::bare().await;
     let (one, two) = (bed.client(0).await, bed.client(1).await);
-    run(&one, "CREATE TABLE l (k int PRIMARY KEY, v int); INSERT INTO l VALUES (1, 0), (2, 0)").await;
+    run(
+        &one,
+        "CREATE TABLE l (k int PRIMARY KEY, v int); INSERT INTO l VALUES (1, 0), (2, 0)",
+    )
+    .await;
     let both = |sql: &'static str| async { (run(&one, sql).await, run(&two, sql).await) };
     both(BEGIN).await;
     // Nobody waits, functions may be called, and one of them fails when it would be too late.
     assert_eq!(both("SELECT sum(v) FROM l").await, ("0".into(), "0".into()));
-    assert_eq!(run(&one, "SELECT current_setting('transaction_isolation')").await, "serializable");
+    assert_eq!(
+        run(&one, "SELECT current_setting('transaction_isolation')").await,
+        "serializable"
+    );
     run(&one, "DO $$ BEGIN PERFORM count(*) FROM l; END $$").await;
     run(&one, "UPDATE l SET v = 1 WHERE k = 1").await;
     run(&two, "UPDATE l SET v = 1 WHERE k = 2").await;
@@ -125,7 +161,7 @@ async fn a_database_without_sharded_tables_has_postgresqls_own() {
     run(&one, "SELECT sum(v) FROM l").await;
     run(&two, BEGIN).await;
     let waiting = spawn(&two, "SELECT sum(v) FROM l");
-    bed.until_waiting(1).await;
+    bed.until_waiting(1, "the sum").await;
     run(&one, "COMMIT").await;
     assert_eq!(ended(waiting).await.expect("the sum"), "1");
     run(&two, "COMMIT").await;

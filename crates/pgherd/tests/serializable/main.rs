@@ -20,7 +20,7 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE";
 const LIMIT: Duration = Duration::from_secs(30);
 const TABLES: &str = "CREATE TABLE t (k int PRIMARY KEY, v int NOT NULL) PARTITION BY RANGE (k);
      INSERT INTO t SELECT n, 0 FROM generate_series(1, 9) n;
-     CREATE TABLE local (k int PRIMARY KEY, v int NOT NULL); INSERT INTO local VALUES (1, 0), (2, 0)";
+     CREATE TABLE near (k int PRIMARY KEY, v int NOT NULL); INSERT INTO near VALUES (1, 0), (2, 0)";
 
 struct Bed {
     herd: Herd,
@@ -54,7 +54,7 @@ impl Bed {
     }
 
     /// Waits until so many sessions wait for a lock.
-    async fn until_waiting(&self, sessions: i64) {
+    async fn until_waiting(&self, sessions: i64, what: &str) {
         let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
         let begun = Instant::now();
         loop {
@@ -62,7 +62,10 @@ impl Bed {
             if found == sessions {
                 return;
             }
-            assert!(begun.elapsed() < LIMIT, "{sessions} sessions never waited, but {found}");
+            assert!(
+                begun.elapsed() < LIMIT,
+                "{what}: {sessions} sessions never waited, but {found}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -79,7 +82,12 @@ impl Bed {
 async fn ask(client: &Client, sql: &str) -> Result<String, DbError> {
     let messages = match client.simple_query(sql).await {
         Ok(messages) => messages,
-        Err(error) => return Err(error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error:?}")).clone()),
+        Err(error) => {
+            return Err(error
+                .as_db_error()
+                .unwrap_or_else(|| panic!("{sql}: {error:?}"))
+                .clone());
+        }
     };
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("NULL").to_owned()),
@@ -89,7 +97,9 @@ async fn ask(client: &Client, sql: &str) -> Result<String, DbError> {
 }
 
 async fn run(client: &Client, sql: &str) -> String {
-    ask(client, sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    ask(client, sql)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
 }
 
 /// The SQLSTATE.

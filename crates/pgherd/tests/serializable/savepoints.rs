@@ -12,25 +12,37 @@ async fn nothing_is_read_after_locks_were_given_up() {
     run(&client, "SELECT sum(v) FROM t").await;
     run(&client, "SAVEPOINT s; UPDATE t SET v = 1 WHERE k = 1; ROLLBACK TO s").await;
     assert_eq!(run(&client, "SELECT sum(v) FROM t").await, "0");
-    run(&client, "SAVEPOINT r; SELECT v FROM local; RELEASE r").await;
-    assert_eq!(run(&client, "SELECT sum(v) FROM local").await, "0");
+    run(&client, "SAVEPOINT r; SELECT v FROM near; RELEASE r").await;
+    assert_eq!(run(&client, "SELECT sum(v) FROM near").await, "0");
     run(&client, "COMMIT").await;
-    run(&other, "BEGIN; UPDATE local SET v = 5 WHERE k = 1").await;
-    run(&client, &format!("{BEGIN}; SET LOCAL lock_timeout = '100ms'; SAVEPOINT s")).await;
-    assert_eq!(refused(&client, "SELECT sum(v) FROM local").await, "55P03");
+    run(&other, "BEGIN; UPDATE near SET v = 5 WHERE k = 1").await;
+    run(
+        &client,
+        &format!("{BEGIN}; SET LOCAL lock_timeout = '100ms'; SAVEPOINT s"),
+    )
+    .await;
+    assert_eq!(refused(&client, "SELECT sum(v) FROM near").await, "55P03");
     run(&client, "ROLLBACK TO s").await;
     run(&other, "ROLLBACK").await;
-    assert_eq!(run(&client, "SELECT sum(v) FROM local").await, "0");
+    assert_eq!(run(&client, "SELECT sum(v) FROM near").await, "0");
     run(&client, "COMMIT").await;
     // After a write, a savepoint's reads are given up with it.
     run(&client, BEGIN).await;
     run(&client, "INSERT INTO t VALUES (30, 1)").await;
-    run(&client, "SAVEPOINT s; UPDATE t SET v = 1 WHERE k = 30; SELECT sum(v) FROM local; ROLLBACK TO s").await;
-    assert_eq!(refused(&client, "SELECT sum(v) FROM local").await, "0A000");
+    run(
+        &client,
+        "SAVEPOINT s; UPDATE t SET v = 1 WHERE k = 30; SELECT sum(v) FROM near; ROLLBACK TO s",
+    )
+    .await;
+    assert_eq!(refused(&client, "SELECT sum(v) FROM near").await, "0A000");
     run(&client, "ROLLBACK").await;
     run(&client, BEGIN).await;
     run(&client, "INSERT INTO t VALUES (30, 1)").await;
-    run(&client, "SAVEPOINT s; UPDATE t SET v = 1 WHERE k = 30; SELECT sum(v) FROM local; ROLLBACK TO s; COMMIT").await;
+    run(
+        &client,
+        "SAVEPOINT s; UPDATE t SET v = 1 WHERE k = 30; SELECT sum(v) FROM near; ROLLBACK TO s; COMMIT",
+    )
+    .await;
     assert_eq!(run(&client, "SELECT v FROM t WHERE k = 30").await, "1");
     bed.stop().await;
 }
