@@ -16,6 +16,25 @@ const MOST_COLUMNS: usize = 100;
 /// What stands for a look at operators, casts and domains.
 const UNNAMED: &str = "operators, casts and domains";
 
+/// Whether a statement failed while it waited for a lock.
+fn ended_waiting(error: &ServerError) -> bool {
+    let states = [
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::QUERY_CANCELED,
+        SqlState::DEADLOCK_DETECTED,
+        SqlState::SERIALIZATION_FAILURE,
+    ];
+    states.contains(&error.sqlstate())
+}
+
+fn privileges_changed() -> ServerError {
+    ServerError::new(
+        SqlState::SERIALIZATION_FAILURE,
+        "could not serialize access due to a concurrent change of privileges",
+    )
+    .with_hint("The transaction might succeed if retried.")
+}
+
 impl Session {
     /// Forwards a statement; at SERIALIZABLE over shards, with what it reads locked.
     pub(crate) async fn forward_locked(
@@ -91,37 +110,27 @@ impl Session {
             self.client.flush().await?;
         }
         let mark = self.client.out.len();
-        let locking;
-        let sent = match lock {
-            "" => part,
-            lock => {
-                locking = Part {
-                    text: format!("{}{lock}", part.text).into(),
-                    ..part.clone()
-                };
-                &locking
-            }
-        };
-        let result = self.forward_in_block(unit, entered, sent).await;
+        let mut sent = part.clone();
+        if !lock.is_empty() {
+            sent.text = format!("{}{lock}", part.text).into();
+        }
+        let result = self.forward_in_block(unit, entered, &sent).await;
         if let Err(Problem::Error(error)) = &result
             && error.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE
             && !lock.is_empty()
         {
             // It had the privilege a while ago. The next try asks again.
             self.row_locks.clear();
-            return Err(ServerError::new(
-                SqlState::SERIALIZATION_FAILURE,
-                "could not serialize access due to a concurrent change of privileges",
-            )
-            .with_hint("The transaction might succeed if retried.")
-            .into());
+            return Err(privileges_changed().into());
         }
         let found_none = matches!(&result, Ok(Some(tag)) if tag.ends_with(" 0"));
         if found_none && !is_held {
             self.client.out.truncate(mark);
             return Ok(false);
         }
-        if let (Ok(_), Some(open)) = (&result, self.block.open_mut()) {
+        // An error may tell what is in the row, but not when its lock was not had.
+        let not_read = matches!(&result, Err(Problem::Error(error)) if ended_waiting(error));
+        if let (false, Some(open)) = (not_read, self.block.open_mut()) {
             let depth = open.depth();
             open.strict.note_row(part.shard, row, depth);
         }

@@ -26,6 +26,13 @@ async fn nothing_is_read_after_locks_were_given_up() {
     run(&other, "ROLLBACK").await;
     assert_eq!(run(&client, "SELECT sum(v) FROM near").await, "0");
     run(&client, "COMMIT").await;
+    // An error that depends on a row has told something of it.
+    run(&client, BEGIN).await;
+    run(&client, "SAVEPOINT s").await;
+    assert_eq!(refused(&client, "INSERT INTO t VALUES (5, 1)").await, "23505");
+    run(&client, "ROLLBACK TO s").await;
+    assert_eq!(refused(&client, "SELECT sum(v) FROM t").await, "0A000");
+    run(&client, "ROLLBACK").await;
     // After a write, a savepoint's reads are given up with it.
     run(&client, BEGIN).await;
     run(&client, "INSERT INTO t VALUES (30, 1)").await;

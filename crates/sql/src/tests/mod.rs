@@ -2,6 +2,7 @@
 
 mod fixture;
 mod insert;
+mod locks;
 mod oracle;
 mod point;
 mod properties;
