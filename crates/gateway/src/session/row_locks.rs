@@ -129,8 +129,8 @@ impl Session {
             return Ok(false);
         }
         // An error may tell what is in the row, but not when its lock was not had.
-        let not_read = matches!(&result, Err(Problem::Error(error)) if ended_waiting(error));
-        if let (false, Some(open)) = (not_read, self.block.open_mut()) {
+        let not_locked = is_held || matches!(&result, Err(Problem::Error(error)) if ended_waiting(error));
+        if let (false, Some(open)) = (not_locked, self.block.open_mut()) {
             let depth = open.depth();
             open.strict.note_row(part.shard, row, depth);
         }

@@ -27,7 +27,7 @@ fn what_may_hold_rows_that_matter_is_locked() {
         ("select v from t where k = 5", "2: t1_r2"),
         ("select v from t where k < 5", "1: t1_r1; 2: t1_r2"),
         ("select count(*) from t where v = 'x'", "1: t1_r1; 2: t1_r2; 3: t1_r3"),
-        ("select 1 from t where k = 1 and k = 9", ""),
+        ("select 1 from t where k = 1 and k = 9", "1: t1_r1"),
         ("select * from t join u using (k) where k = 5", "2: t1_r2 t2_r2"),
         ("select * from loc", "1: loc"),
         ("select * from s.loc, t where k = 5", "1: s.loc; 2: t1_r2"),
