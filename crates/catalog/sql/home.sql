@@ -34,6 +34,11 @@ CREATE TABLE IF NOT EXISTS pgherd.sharded_table (
     next_range integer NOT NULL DEFAULT 1
 );
 
+-- Has a row since the database's first sharded table: from then on SERIALIZABLE is strict locking, for good, since it and
+-- PostgreSQL's own must never run side by side.
+CREATE TABLE IF NOT EXISTS pgherd.ever_sharded (one boolean PRIMARY KEY DEFAULT true CHECK (one));
+INSERT INTO pgherd.ever_sharded SELECT true WHERE EXISTS (SELECT FROM pgherd.sharded_table) ON CONFLICT DO NOTHING;
+
 CREATE TABLE IF NOT EXISTS pgherd.table_range (
     table_id integer NOT NULL REFERENCES pgherd.sharded_table ON DELETE CASCADE,
     id integer NOT NULL,
@@ -211,6 +216,7 @@ BEGIN
             SELECT t.id, to_regclass(t.relation), t.automatic, t.by_default, t.colocation, t.fence
             FROM json_to_record(item) AS t(id integer, relation text, automatic boolean, by_default boolean,
                 colocation integer, fence integer);
+            INSERT INTO pgherd.ever_sharded VALUES (true) ON CONFLICT DO NOTHING;
         WHEN 'set' THEN
             UPDATE pgherd.sharded_table s SET automatic = coalesce(t.automatic, s.automatic),
                 by_default = coalesce(t.by_default, s.by_default),

@@ -45,9 +45,9 @@ $$;
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
-        json_build_object('epoch', (SELECT epoch FROM pgherd.epoch))::text
+        json_build_object('epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', EXISTS (SELECT FROM pgherd.ever_sharded))::text
     ELSE json_build_object(
-        'epoch', (SELECT epoch FROM pgherd.epoch),
+        'epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', true,
         'tables', (SELECT coalesce(json_agg(j), '[]') FROM (SELECT pgherd.table_json(t) AS j FROM pgherd.sharded_table t) s
             WHERE j IS NOT NULL),
         -- Views and materialised views, with the relations and functions that their queries use.

@@ -10,6 +10,7 @@ const VERSION: i32 = 1;
 const SHARD_SQL: &str = include_str!("../sql/shard.sql");
 const MARKERS_SQL: &str = include_str!("../sql/markers.sql");
 const PREPARED_SQL: &str = include_str!("../sql/prepared.sql");
+const LOCKS_SQL: &str = include_str!("../sql/locks.sql");
 const HOME_SQL: [&str; 5] = [
     include_str!("../sql/home.sql"),
     include_str!("../sql/prepared_home.sql"),
@@ -93,6 +94,7 @@ async fn install_on(
     transaction.batch_execute(SHARD_SQL).await?;
     transaction.batch_execute(MARKERS_SQL).await?;
     transaction.batch_execute(PREPARED_SQL).await?;
+    transaction.batch_execute(LOCKS_SQL).await?;
     transaction
         .execute("SELECT pgherd.set_commit_secret($1)", &[&secret])
         .await?;
@@ -117,7 +119,9 @@ async fn install_on(
 
 /// Tells one text of `sql/` from another.
 fn digest() -> String {
-    let texts = [SHARD_SQL, MARKERS_SQL, PREPARED_SQL].into_iter().chain(HOME_SQL);
+    let texts = [SHARD_SQL, MARKERS_SQL, PREPARED_SQL, LOCKS_SQL]
+        .into_iter()
+        .chain(HOME_SQL);
     let hasher = texts.fold(sha2::Sha256::new(), |hasher, text| hasher.chain_update(text));
     hex::encode(hasher.finalize())
 }

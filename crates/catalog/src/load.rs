@@ -46,6 +46,8 @@ pub const SHARDED_NAMES_UNSAFE: [&str; 26] = [
 struct Document {
     epoch: u64,
     #[serde(default)]
+    ever_sharded: bool,
+    #[serde(default)]
     tables: Vec<TableEntry>,
     #[serde(default)]
     views: Vec<reach::View>,
@@ -130,6 +132,7 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
     let document: Document = serde_json::from_str(json).map_err(|e| Error::Corrupt(e.to_string()))?;
     let mut snapshot = Snapshot {
         epoch: Epoch(document.epoch),
+        ever_sharded: document.ever_sharded || !document.tables.is_empty(),
         shards: shards.collect(),
         ..Snapshot::default()
     };

@@ -4,7 +4,7 @@
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
 //! control in [`block`] and [`prepared`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
 //! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
-//! [`rewritten`], [`sequences`].
+//! [`rewritten`], [`sequences`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
 mod block;
 mod copy;
@@ -17,9 +17,11 @@ mod prepared;
 pub(crate) mod relay;
 mod resolve;
 mod rewritten;
+mod row_locks;
 mod scatter;
 mod schema;
 mod sequences;
+mod serializable;
 pub(crate) mod settings;
 mod settings_statements;
 mod simple;
@@ -39,7 +41,7 @@ use block::Block;
 use bytes::Bytes;
 use extended::{Portal, Prepared};
 use pgherd_catalog::Catalog;
-use pgherd_model::{ServerError, SqlState};
+use pgherd_model::{Epoch, Name, ServerError, SqlState};
 use pgherd_shards::{Backend, Identity, SimpleResult};
 use pgherd_sql::ParameterValue;
 use pgwire::messages::PgWireFrontendMessage;
@@ -64,6 +66,8 @@ pub(crate) struct Session {
     temporary: HashSet<String>,
     /// numbers drawn for defaults, which `currval()` and `lastval()` must know
     drawn: sequences::Drawn,
+    /// whether the role may lock rows of a table: under which settings and epoch, and the answer
+    row_locks: HashMap<Name, (u64, Epoch, bool)>,
     /// extended protocol: messages since the last Sync or Flush
     gathered: Vec<PgWireFrontendMessage>,
     /// extended protocol: an error came, skip to Sync

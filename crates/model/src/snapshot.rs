@@ -21,6 +21,8 @@ pub struct Snapshot {
     /// names (unqualified, as stored) of functions and procedures whose body may touch a sharded table or
     /// that run dynamic SQL while sharded tables exist; calling one is refused
     pub unsafe_functions: HashSet<String>,
+    /// the database has sharded tables, or had some: SERIALIZABLE takes locks on what is read
+    pub ever_sharded: bool,
 }
 
 /// What a name means.

@@ -152,7 +152,11 @@ impl<'w, 's> Work<'w, 's> {
         what: &str,
     ) -> Result<(), ServerError> {
         let hash = |n: &str| if n.is_empty() { 0 } else { name_hash(n) };
-        let names: Vec<u64> = names.into_iter().map(hash).collect();
+        let mut names: Vec<u64> = names.into_iter().map(hash).collect();
+        if !self.snapshot.ever_sharded {
+            // SERIALIZABLE means another thing afterwards: no statement may run while some gateways know and others do not.
+            names.push(hash(""));
+        }
         let what: String = what.chars().take(200).collect();
         match self.change.as_mut() {
             Some(change) => change.extend(&names, &what).await?,

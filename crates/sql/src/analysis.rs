@@ -8,6 +8,7 @@ use crate::insert::InsertPlan;
 use crate::instead::{self, Instead, Only};
 use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
+use crate::locks::names_called;
 use crate::noting::noting;
 use crate::parse::Parsed;
 use crate::placed::Placed;
@@ -46,10 +47,12 @@ pub struct Analysis {
     pub instead: Option<Instead>,
     /// where it takes the transaction's time from
     pub clock: Clock,
-    tokens: Arc<[Token]>,
-    text: Arc<str>,
-    types: Vec<u32>,
-    decision: Decision,
+    pub(crate) tokens: Arc<[Token]>,
+    pub(crate) text: Arc<str>,
+    pub(crate) types: Vec<u32>,
+    pub(crate) decision: Decision,
+    /// all relations that it refers to; None where its grammar is not understood whole
+    pub(crate) references: Option<Vec<Reference>>,
 }
 
 /// Whether a statement has the transaction's time in it.
@@ -142,6 +145,7 @@ pub fn analyze(
         text: own.into(),
         types: parameter_types.to_vec(),
         decision: Decision::Home,
+        references: None,
     };
     analysis.decide(parsed, &context);
     Ok(analysis)
@@ -262,6 +266,7 @@ impl Analysis {
         for reference in &walk.references {
             self.note(&reference.name.name, reference.table.as_ref());
         }
+        self.references = Some(walk.references.clone());
         self.returning = has_returning(tree);
         if !self.touches_sharded {
             return true;
@@ -295,6 +300,13 @@ impl Analysis {
                     Ok(placed) => {
                         if let ([one], 0) = (&walk.references[..], walk.subqueries) {
                             self.point = one.table.as_ref().and_then(|table| point(tree, table));
+                            let columns_only = |table: &Arc<Table>| {
+                                let called = names_called(context.text, context.tokens);
+                                called.is_some_and(|names| names.iter().all(|n| table.column(n).is_some()))
+                            };
+                            if let Some(point) = &mut self.point {
+                                point.locks_row &= one.table.as_ref().is_some_and(columns_only);
+                            }
                         }
                         Decision::Placed(Box::new(placed))
                     }

@@ -25,6 +25,7 @@ pub mod instead;
 pub mod kind;
 pub mod lexer;
 mod literal;
+pub mod locks;
 mod noting;
 pub mod parse;
 mod placed;
@@ -45,6 +46,7 @@ pub use instead::Instead;
 pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName, SetValue,
 };
+pub use locks::{Locks, ShardLocks};
 pub use parse::{Parsed, parse};
 pub use point::Point;
 pub use position::map_position;

@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 struct Use {
     /// the sharded table
     table: Arc<Table>,
+    role: Role,
     /// a declared partition, which keeps its name and is this range whatever the predicates say
     partition: Option<usize>,
     restriction: Restriction,
@@ -141,6 +142,7 @@ impl Placed {
             // INSERT … SELECT fills the columns in the parent's order.
             address.direct &= reference.role != Role::Insert;
             uses.push(Use {
+                role: reference.role,
                 partition,
                 restriction: Restriction::new(condition.mapped(&to_key), sharded.key.len()),
                 address,
@@ -267,6 +269,11 @@ impl Placed {
             fences,
             replaced: replaced.into(),
         }
+    }
+
+    /// The ranges in which each use of a sharded table may find rows, with its role.
+    pub fn ranges_read(&self, parameters: Parameters) -> impl Iterator<Item = (&Arc<Table>, Role, Vec<usize>)> {
+        self.uses.iter().map(move |u| (&u.table, u.role, u.ranges(parameters)))
     }
 
     /// An UPDATE of the key can only be run by one shard where the row stays there.

@@ -22,14 +22,21 @@ pub struct Point {
     /// the placeholders that could be constants in their places, ascending and each once: `$number`, and whether a
     /// quoted constant may stand there, or only a number
     pub constants: Vec<(usize, bool)>,
+    /// the placeholders that the key's columns equal
+    pub key: Vec<usize>,
+    /// nothing but that row decides what it does, and a SELECT may be followed by FOR UPDATE
+    pub locks_row: bool,
 }
+
+/// Types from here on are users'.
+const FIRST_USER_OID: u32 = 16384;
 
 /// What is known of the statement while it is looked through.
 struct Finder<'a> {
     table: &'a Table,
     sharded: &'a Sharded,
-    /// columns that equal a placeholder
-    fixed: Vec<&'a str>,
+    /// columns that equal a placeholder, and which
+    fixed: Vec<(&'a str, usize)>,
     constants: Vec<(usize, bool)>,
 }
 
@@ -56,15 +63,26 @@ pub(crate) fn point(tree: &Statement, table: &Table) -> Option<Point> {
         }
         _ => return None,
     }
-    let by_key = finder
-        .sharded
-        .unique
-        .iter()
-        .any(|(_, columns)| columns.iter().all(|c| finder.fixed.contains(&c.as_str())));
+    let placeholder_of = |column: &String| {
+        finder
+            .fixed
+            .iter()
+            .find(|(c, _)| c == column)
+            .map(|(_, number)| *number)
+    };
+    let by_key = (finder.sharded.unique.iter())
+        .find_map(|(_, columns)| columns.iter().map(placeholder_of).collect::<Option<Vec<_>>>());
+    // Users' types may bring functions along, and rules and policies other tables.
+    let plain = finder.sharded.direct && table.columns.iter().all(|c| c.type_oid < FIRST_USER_OID);
+    let unlocked = !matches!(tree, Statement::Query(query) if !query.locks.is_empty());
     let mut constants = finder.constants;
     constants.sort_unstable();
     constants.dedup_by_key(|(number, _)| *number);
-    by_key.then_some(Point { constants })
+    Some(Point {
+        constants,
+        key: by_key?,
+        locks_row: plain && unlocked,
+    })
 }
 
 /// WHERE of a plain SELECT.
@@ -117,7 +135,7 @@ impl<'a> Finder<'a> {
                     _ => self.column(right).zip(placeholder(left)),
                 };
                 if let Some((column, number)) = found {
-                    self.fixed.push(&self.table.columns[column].name);
+                    self.fixed.push((&self.table.columns[column].name, number));
                     self.constants.push((number, self.takes_text(column)));
                 }
             }

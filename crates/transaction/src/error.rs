@@ -15,7 +15,7 @@ pub enum Error {
     /// there is no open savepoint of that name
     #[error("savepoint \"{0}\" does not exist")]
     NoSuchSavepoint(String),
-    /// SERIALIZABLE holds on one shard only, as yet, and so do schema changes at REPEATABLE READ
+    /// PostgreSQL's own SERIALIZABLE holds on one shard only, and schema changes at REPEATABLE READ stay on the home shard
     #[error("a transaction at isolation level {level} cannot use a second shard")]
     OneShardOnly {
         /// as PostgreSQL writes it

@@ -31,6 +31,7 @@ mod shard_state;
 mod shared_cut;
 #[cfg(test)]
 mod simulation;
+mod strict_locking;
 mod transaction;
 pub mod two_phase_commit;
 mod watched;

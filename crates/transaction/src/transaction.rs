@@ -28,18 +28,22 @@ pub enum Isolation {
     ReadCommitted,
     /// one snapshot for the transaction, over all shards
     RepeatableRead,
-    /// on one shard only, as yet
+    /// PostgreSQL's own, which holds on one shard only
     Serializable,
+    /// SERIALIZABLE over shards: what is read is locked first, to the end of the transaction. The shards' blocks are READ
+    /// COMMITTED, and READ WRITE until each statement of a READ ONLY transaction begins ([`Transaction::forbid_writes`])
+    StrictLocking,
 }
 
 impl Isolation {
-    /// As PostgreSQL writes it.
+    /// What the shards' blocks are, as PostgreSQL writes it.
     pub fn as_sql(self) -> &'static str {
         match self {
             Isolation::ReadUncommitted => "READ UNCOMMITTED",
             Isolation::ReadCommitted => "READ COMMITTED",
             Isolation::RepeatableRead => "REPEATABLE READ",
             Isolation::Serializable => "SERIALIZABLE",
+            Isolation::StrictLocking => "READ COMMITTED",
         }
     }
 
@@ -95,7 +99,12 @@ impl Mode {
             sql.push_str(" ISOLATION LEVEL ");
             sql.push_str(isolation.as_sql());
         }
-        match self.read_only {
+        let read_only = match self.isolation {
+            // Locks are not to be had in a block that is read only.
+            Some(Isolation::StrictLocking) => Some(false),
+            _ => self.read_only,
+        };
+        match read_only {
             Some(true) => sql.push_str(" READ ONLY"),
             Some(false) => sql.push_str(" READ WRITE"),
             None => {}
@@ -131,9 +140,9 @@ pub struct Transaction {
     /// what `now()` gives on the first participant, once it was asked
     clock: Option<Arc<str>>,
     pub(crate) participants: Vec<Participant>,
-    savepoints: Vec<String>,
+    pub(crate) savepoints: Vec<String>,
     /// statements for shards that join late, each with the number of savepoints that were open
-    replays: Vec<(usize, Arc<str>)>,
+    pub(crate) replays: Vec<(usize, Arc<str>)>,
     failed: bool,
     /// told of each connection that joins
     on_join: Option<Arc<dyn Fn(CancelToken) + Send + Sync>>,

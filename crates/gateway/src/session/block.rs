@@ -1,12 +1,13 @@
 //! Transaction blocks: BEGIN, COMMIT, ROLLBACK, savepoints, and the implicit blocks of several statements in one
 //! message.
 
+use super::serializable::{Strict, in_serialization_words, level_for};
 use super::settings::Settings;
 use super::{Problem, Session};
 use pgherd_catalog::{Change, ChangeId};
 use pgherd_model::{ServerError, ShardId, Snapshot, SqlState};
 use pgherd_sql::Kind;
-use pgherd_transaction::{Mode, Transaction};
+use pgherd_transaction::{Isolation, Mode, Transaction};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -53,6 +54,10 @@ pub(crate) struct Open {
     pub(crate) cursors: HashMap<String, ShardId>,
     /// cursors over several ranges
     pub(crate) gathered_cursors: HashMap<String, GatheredCursor>,
+    /// begun for one statement, and ends with it
+    pub(crate) for_one_statement: bool,
+    /// at SERIALIZABLE over shards: what is locked
+    pub(crate) strict: Strict,
 }
 
 impl Block {
@@ -128,6 +133,11 @@ impl Open {
             .insert(name.to_owned(), GatheredCursor { cursor, depth });
     }
 
+    /// How many savepoints are open.
+    pub(crate) fn depth(&self) -> usize {
+        self.savepoints.len()
+    }
+
     /// The change this block makes, for the catalog's gate.
     pub(crate) fn change_id(&self) -> Option<ChangeId> {
         self.change.as_ref().map(Change::id)
@@ -144,8 +154,13 @@ impl Session {
         // The shards know the default too, but whoever enlists a second one must.
         mode.isolation = mode.isolation.or(self.settings.default_isolation);
         let implicit = mode.implicit;
-        let one_snapshot = mode.isolation.is_some_and(|i| i.is_one_snapshot());
-        let first_catalog = one_snapshot.then(|| self.database.catalog.snapshot());
+        let catalog = self.database.catalog.snapshot();
+        mode.isolation = mode.isolation.map(|level| level_for(level, &catalog));
+        if mode.isolation == Some(Isolation::StrictLocking) {
+            mode.read_only = mode.read_only.or(self.settings.default_read_only.then_some(true));
+        }
+        let depends_on_catalog = |i: Isolation| i.is_one_snapshot() || i == Isolation::StrictLocking;
+        let first_catalog = mode.isolation.is_some_and(depends_on_catalog).then_some(catalog);
         let mut transaction = self.database.coordinator.begin(self.who.clone(), mode);
         let slot = self.cancel.slot.clone();
         transaction.on_join(Arc::new(move |token| slot.add(token)));
@@ -161,6 +176,8 @@ impl Session {
             first_catalog,
             cursors: HashMap::new(),
             gathered_cursors: HashMap::new(),
+            for_one_statement: false,
+            strict: Strict::default(),
         })
     }
 
@@ -230,6 +247,7 @@ impl Session {
                 if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
                     open.savepoints.truncate(at + 1);
                     open.gathered_cursors.retain(|_, cursor| cursor.depth <= at);
+                    open.strict.roll_back_to(at + 1);
                     let settings = open.savepoints[at].1.clone();
                     self.restore_settings(settings);
                 }
@@ -246,6 +264,7 @@ impl Session {
                     for cursor in open.gathered_cursors.values_mut() {
                         cursor.depth = cursor.depth.min(at);
                     }
+                    open.strict.release(at);
                 }
                 self.client.put_tag("RELEASE");
             }
@@ -380,6 +399,7 @@ impl Session {
         if self.settings.timeouts.statement.is_some() {
             transaction.lift_statement_timeout();
         }
+        let strict = transaction.is_strict();
         let result = match ending {
             Ending::Commit => transaction.commit().await,
             Ending::Prepare(name) => transaction.prepare(name).await,
@@ -400,7 +420,8 @@ impl Session {
             }
             Err(error) => {
                 self.restore_settings(settings_before);
-                Err(self.as_client_sees(error.into()).into())
+                let error = self.as_client_sees(error.into());
+                Err(if strict { in_serialization_words(error) } else { error }.into())
             }
         }
     }

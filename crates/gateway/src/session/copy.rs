@@ -33,13 +33,18 @@ impl Session {
             let mark = self.client.out.len();
             let entered = self.enter(unit).await?;
             let epoch = entered.snapshot.epoch;
-            let result = self.copy_entered(unit, shape, &entered).await;
+            self.begin_strict_for_one(&entered.snapshot);
+            let result = match self.lock_copied(unit, shape, &entered).await {
+                Ok(()) => self.copy_entered(unit, shape, &entered).await,
+                refused => refused,
+            };
             drop(entered);
             match result {
                 Err(Problem::Error(error)) if names_missing_child(&error) => {
                     let nothing_delivered = self.client.out.len() == mark;
                     tries += 1;
-                    if self.block.is_none() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
+                    if self.is_alone() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
+                        self.rollback_block().await?;
                         let fresh = self.catalog().refresh().await?;
                         if fresh.epoch != epoch {
                             continue;
@@ -50,6 +55,34 @@ impl Session {
                 other => return other,
             }
         }
+    }
+
+    /// At SERIALIZABLE over shards, before a COPY.
+    async fn lock_copied(&mut self, unit: Unit<'_>, shape: &CopyShape, entered: &Entered) -> Result<(), Problem> {
+        if !self.is_strict() {
+            return Ok(());
+        }
+        let text = &unit.statement.text;
+        let name = match &shape.source {
+            CopySource::Table(name) => name,
+            CopySource::Query(span) => {
+                return self.lock_inner(unit, text.get(span.clone()).unwrap_or_default()).await;
+            }
+        };
+        self.check_calls(text.get(shape.options.clone()).unwrap_or_default())
+            .await?;
+        let (snapshot, home) = (&entered.snapshot, self.gateway.shards.home());
+        let path = &self.settings.search_path;
+        let table = match snapshot.resolve(name.schema.as_deref(), &name.name, path) {
+            Resolved::Known(table) => Some(table),
+            Resolved::Home => None,
+        };
+        let mut locks = pgherd_sql::Locks::default();
+        match shape.from {
+            true => locks.write(name, table.as_ref(), home),
+            false => locks.read(name, table.as_ref(), snapshot),
+        }
+        self.take(locks, snapshot).await
     }
 
     async fn copy_entered(&mut self, unit: Unit<'_>, shape: &CopyShape, entered: &Entered) -> Result<(), Problem> {

@@ -64,7 +64,10 @@ impl Session {
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
         let entered = self.enter(Unit { statement, ..unit }).await?;
-        match entered.analysis.route(&entered.snapshot, &[]) {
+        let route = entered.analysis.route(&entered.snapshot, &[]);
+        self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
+            .await?;
+        match route {
             Route::Forward(part) => {
                 let shifted = Part {
                     text: format!("{head}{}", part.text).into(),

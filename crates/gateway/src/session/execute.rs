@@ -2,6 +2,7 @@
 
 use super::block::Open;
 use super::forward::constant_types;
+use super::serializable::in_serialization_words;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::StatementTimer;
 use crate::statements::Context;
@@ -31,6 +32,7 @@ impl Session {
         let timer = limit.map(|limit| StatementTimer::start(&self.cancel.slot, limit));
         let result = self.run_by_kind(unit).await;
         let result = self.end_statement(result).await;
+        let result = self.end_block_for_one(result).await;
         match timer {
             Some(timer) => match timer.end().await {
                 true => result.map_err(timed_out),
@@ -46,14 +48,22 @@ impl Session {
             return result;
         };
         let deadlock = open.transaction.end_statement().await;
+        let strict = open.transaction.is_strict();
+        if strict {
+            open.transaction.allow_writes().await?;
+        }
         if let Some(limit) = self.settings.timeouts.idle_in_transaction {
             open.transaction.keep_alive(limit).await;
         }
-        match (deadlock, result) {
+        let result = match (deadlock, result) {
             (Some(detail), Err(Problem::Error(error))) => {
                 Err(pgherd_transaction::deadlock_error(error, &detail).into())
             }
             (_, result) => result,
+        };
+        match result {
+            Err(Problem::Error(error)) if strict => Err(in_serialization_words(error).into()),
+            result => result,
         }
     }
 
@@ -101,6 +111,7 @@ impl Session {
                 self.judged_by_home(unit).await
             }
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
+            Kind::Show { .. } if self.show_level(unit) => Ok(()),
             Kind::WholeServer => Err(unsupported(
                 "this command concerns whole servers and",
                 "Run it on each shard, then `pgherd init` for a new database.",
@@ -148,6 +159,7 @@ impl Session {
         loop {
             let mark = self.client.out.len();
             let entered = self.enter(unit).await?;
+            self.begin_strict_for_one(&entered.snapshot);
             let mut instead = entered.analysis.instead.clone();
             let epoch = entered.snapshot.epoch;
             let result = match instead {
@@ -165,7 +177,8 @@ impl Session {
                 Err(Problem::Error(error)) if names_missing_child(&error) => {
                     let nothing_delivered = self.client.out.len() == mark;
                     tries += 1;
-                    if self.block.is_none() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
+                    if self.is_alone() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
+                        self.rollback_block().await?;
                         let fresh = self.catalog().refresh().await?;
                         if fresh.epoch != epoch {
                             continue;
@@ -188,6 +201,10 @@ impl Session {
         if self.needs_shared_clock(&entered.analysis, &route) {
             return Err(Problem::NeedsSharedClock);
         }
+        if let Route::Forward(part) = &route {
+            return self.forward_locked(unit, entered, &values, &route, part).await;
+        }
+        self.lock_reads(unit, entered, &values, &route).await?;
         let route = match route {
             Route::Defaults { query, drawn } => {
                 let rows = self.default_values(unit, query).await?;
@@ -226,7 +243,7 @@ impl Session {
         if self.needs_shared_clock(&entered.analysis, &route) {
             return Err(Problem::NeedsWholeText);
         }
-        let Route::Forward(part) = route else {
+        let Route::Forward(part) = &route else {
             return Err(Problem::NeedsWholeText);
         };
         if let Some(types) = constant_types(unit, entered, template) {
@@ -238,10 +255,10 @@ impl Session {
                 mode: Mode::SimplePrepared,
                 ..unit
             };
-            return self.forward(unit, entered, &part).await;
+            return self.forward_locked(unit, entered, &values, &route, part).await;
         }
-        match template.render(&part) {
-            Some(part) => self.forward(unit, entered, &part).await,
+        match template.render(part) {
+            Some(part) => self.forward_locked(unit, entered, &values, &route, &part).await,
             None => Err(Problem::NeedsWholeText),
         }
     }
@@ -295,7 +312,10 @@ impl Session {
                 .block
                 .open()
                 .is_some_and(|open| names.iter().all(|n| open.touched.contains(n)));
-            let guard = if touched && !names.is_empty() {
+            let guard = if touched && self.has_own_serializable() {
+                // What SERIALIZABLE is may just be changing, with the first sharded table.
+                catalog.try_enter(names).ok_or_else(changed_under_transaction)?
+            } else if touched && !names.is_empty() {
                 catalog.enter_touched(names, snapshot.clone())?
             } else if let Some(guard) = catalog.try_enter(names) {
                 guard
@@ -352,12 +372,26 @@ impl Session {
     /// the places where that snapshot shows them.
     pub(crate) fn check_catalog_is_shown(&mut self, depends_on_ranges: bool) -> Result<(), ServerError> {
         let catalog = self.catalog().snapshot();
+        let default_read_only = self.settings.default_read_only.then_some(true);
         let Some(open) = self.block.open_mut() else {
             return Ok(());
         };
         let is_open = match open.transaction.mode().isolation {
             Some(Isolation::RepeatableRead) => open.transaction.is_open_repeatable_read(),
-            Some(Isolation::Serializable) => open.transaction.participants().next().is_none(),
+            Some(Isolation::Serializable) if catalog.ever_sharded && open.overlay.is_none() => {
+                if open.transaction.participants().next().is_some() {
+                    return Err(changed_under_transaction());
+                }
+                open.transaction.set_mode(pgherd_transaction::Mode {
+                    isolation: Some(Isolation::StrictLocking),
+                    read_only: open.transaction.mode().read_only.or(default_read_only),
+                    ..open.transaction.mode().clone()
+                });
+                true
+            }
+            Some(Isolation::Serializable | Isolation::StrictLocking) => {
+                open.transaction.participants().next().is_none()
+            }
             _ => return Ok(()),
         };
         if is_open {
@@ -373,12 +407,7 @@ impl Session {
         if is_same || !(depends_on_ranges || open.overlay.is_some()) {
             return Ok(());
         }
-        Err(ServerError::new(
-            pgherd_model::SqlState::SERIALIZATION_FAILURE,
-            "could not serialize access due to a concurrent change of sharded tables",
-        )
-        .with_detail("Ranges or columns of sharded tables have changed since the transaction's snapshot was taken.")
-        .with_hint("Repeat the transaction."))
+        Err(changed_under_transaction())
     }
 
     fn context<'a>(
@@ -443,6 +472,15 @@ fn stay_alone_if_local(open: &mut Open, catalog: &Snapshot) {
     if open.overlay.is_none() && (catalog.shards.len() <= 1 || catalog.sharded().next().is_none()) {
         open.transaction.stay_alone();
     }
+}
+
+fn changed_under_transaction() -> ServerError {
+    ServerError::new(
+        pgherd_model::SqlState::SERIALIZATION_FAILURE,
+        "could not serialize access due to a concurrent change of sharded tables",
+    )
+    .with_detail("Ranges or columns of sharded tables have changed since the transaction's snapshot was taken.")
+    .with_hint("Repeat the transaction.")
 }
 
 /// What cancelled the statement was its time limit.

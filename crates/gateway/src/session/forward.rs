@@ -40,6 +40,7 @@ impl Session {
         made: bool,
         result: Result<Option<String>, Problem>,
     ) -> Result<(), Problem> {
+        let made = made || self.block.open().is_some_and(|open| open.for_one_statement);
         let result = self.end_statement(result).await;
         let tag = match result {
             Ok(tag) => tag,
@@ -81,7 +82,7 @@ impl Session {
     }
 
     /// In a block; returns the tag for the caller to send when it is due.
-    async fn forward_in_block(
+    pub(super) async fn forward_in_block(
         &mut self,
         unit: Unit<'_>,
         entered: &Entered,

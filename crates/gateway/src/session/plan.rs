@@ -129,12 +129,17 @@ impl Session {
     /// EXPLAIN: PostgreSQL's own where one shard runs the statement, else the distributed plan.
     pub(crate) async fn explain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let entered = self.enter(unit).await?;
-        if !entered.analysis.touches_sharded {
-            drop(entered);
-            return self.routed(unit).await;
-        }
+        self.begin_strict_for_one(&entered.snapshot);
+        let sharded = entered.analysis.touches_sharded;
         drop(entered);
-        self.explain_sharded(unit).await
+        if let Kind::Explain { analyze: true, inner } = &unit.statement.parsed.kind {
+            let inner = unit.statement.text.get(inner.clone()).unwrap_or_default();
+            self.lock_inner(unit, inner).await?;
+        }
+        match sharded {
+            true => self.explain_sharded(unit).await,
+            false => self.routed(unit).await,
+        }
     }
 
     async fn explain_sharded(&mut self, unit: Unit<'_>) -> Result<(), Problem> {

@@ -2,6 +2,7 @@
 
 use super::block::{Block, Open};
 use super::forward::no_block;
+use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, Snapshot, SqlState};
 use pgherd_operations::{Distribution, Outcome};
@@ -15,12 +16,24 @@ impl Session {
             if ddl.concurrently {
                 return self.maintain(unit).await;
             }
-            if ddl.kind == DdlKind::CreateTableAs
-                && let Some(name) = ddl.relations.first()
-                && let Some(parts) = pgherd_sql::table_as(&unit.statement.text, &unit.statement.parsed.tokens, name)
-                && Box::pin(self.table_as(unit, ddl.temporary, name, &parts)).await?
-            {
-                return Ok(());
+            if ddl.kind == DdlKind::CreateTableAs {
+                let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+                let name = ddl.relations.first();
+                match name.and_then(|name| Some((name, pgherd_sql::table_as(text, tokens, name)?))) {
+                    Some((name, parts)) if Box::pin(self.table_as(unit, ddl.temporary, name, &parts)).await? => {
+                        return Ok(());
+                    }
+                    None if self.will_be_strict() => return Err(unseen("Its form is not understood.").into()),
+                    _ => {}
+                }
+            }
+            let reads = [DdlKind::CreateMaterializedView, DdlKind::RefreshMaterializedView];
+            if reads.contains(&ddl.kind) && self.is_strict() {
+                return Err(ServerError::unsupported(
+                    "materialized views cannot be filled in a SERIALIZABLE transaction over sharded tables",
+                    "Fill it outside of the transaction.",
+                )
+                .into());
             }
             if self.is_temporary(ddl) {
                 return self.temporary_ddl(unit, ddl).await;

@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     own: [bool; 2],
     /// default_transaction_isolation, where it is more than READ COMMITTED
     pub(crate) default_isolation: Option<Isolation>,
+    /// default_transaction_read_only
+    pub(crate) default_read_only: bool,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -300,13 +302,14 @@ impl Session {
              current_setting('default_transaction_isolation'), \
              (SELECT string_agg((extract(epoch FROM current_setting(n)::interval) * 1000)::bigint::text, ' ' ORDER BY i) \
               FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout']) \
-              WITH ORDINALITY AS u (n, i))";
+              WITH ORDINALITY AS u (n, i)), current_setting('default_transaction_read_only')";
         let results = self.ask_home(ASK).await?;
         let text = |i| results.first().and_then(|r| r.text(0, i));
         let role = self.who.role.clone();
         self.settings.take_effective(&role, [text(0), text(1), text(2)]);
         let isolation = text(3).and_then(Isolation::from_setting);
         self.settings.default_isolation = isolation.filter(|level| level.is_one_snapshot());
+        self.settings.default_read_only = text(5) == Some("on");
         let mut limits = text(4).unwrap_or_default().split(' ').map(|ms| {
             let ms = ms.parse().unwrap_or(0);
             (ms > 0).then(|| Duration::from_millis(ms))

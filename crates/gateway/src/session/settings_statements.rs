@@ -4,6 +4,7 @@
 //! the session's list, from which other backends are brought in line.
 
 use super::block::notice;
+use super::serializable::level_for;
 use super::settings::{Settings, set_statement};
 use super::{Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
@@ -15,13 +16,8 @@ impl Session {
     /// Runs a statement that changes settings.
     pub(crate) async fn change_settings(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let text = unit.statement.text.clone();
-        if let Some(isolation) = self.isolation_set_by_name(&unit.statement.parsed.kind) {
-            let isolation = Some(isolation);
-            self.change_mode(&Mode {
-                isolation,
-                ..Mode::default()
-            })
-            .await?;
+        if let Some(mode) = self.mode_set_by_name(&unit.statement.parsed.kind) {
+            self.change_mode(&mode).await?;
             self.client.put_tag("SET");
             return Ok(());
         }
@@ -91,18 +87,26 @@ impl Session {
         Ok(())
     }
 
-    /// `SET transaction_isolation = …` in a block is SET TRANSACTION by another name.
-    fn isolation_set_by_name(&self, kind: &Kind) -> Option<Isolation> {
-        match kind {
-            Kind::Set {
-                name,
-                value: SetValue::Values(values),
-                ..
-            } if name == "transaction_isolation" && self.block.open().is_some_and(|open| !open.implicit) => {
-                values.first().and_then(|value| Isolation::from_setting(value))
-            }
-            _ => None,
+    /// `SET transaction_isolation = …` in a block is SET TRANSACTION by another name, and so is `transaction_read_only` where
+    /// the shards' blocks are not what the client's is.
+    fn mode_set_by_name(&self, kind: &Kind) -> Option<Mode> {
+        let Kind::Set {
+            name,
+            value: SetValue::Values(values),
+            ..
+        } = kind
+        else {
+            return None;
+        };
+        let open = self.block.open().filter(|open| !open.implicit)?;
+        let value = values.first()?;
+        let mut mode = Mode::default();
+        match name.as_str() {
+            "transaction_isolation" => mode.isolation = Some(Isolation::from_setting(value)?),
+            "transaction_read_only" if open.transaction.is_strict() => mode.read_only = Some(read_boolean(value)?),
+            _ => return None,
         }
+        Some(mode)
     }
 
     /// SET for the session.
@@ -235,11 +239,12 @@ impl Session {
 
     /// Routing and the gateway's own time limits depend on few settings; only those are asked for again.
     async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
-        const CONCERNS_GATEWAY: [&str; 7] = [
+        const CONCERNS_GATEWAY: [&str; 8] = [
             "search_path",
             "role",
             "session_authorization",
             "default_transaction_isolation",
+            "default_transaction_read_only",
             "statement_timeout",
             "idle_in_transaction_session_timeout",
             "idle_session_timeout",
@@ -296,15 +301,24 @@ impl Session {
 
     /// Gives the open block what `wanted` says of its mode. PostgreSQL judges whether it is not too late.
     pub(crate) async fn change_mode(&mut self, wanted: &Mode) -> Result<(), Problem> {
-        let text = wanted.set_sql();
-        if text.is_empty() {
-            return Ok(());
-        }
-        self.on_all_participants(&text).await?;
         let catalog = self.database.catalog.snapshot();
+        let level = wanted.isolation.map(|level| level_for(level, &catalog));
+        let asked = self.mode_to_ask_for(wanted, level)?.set_sql();
+        if !asked.is_empty() {
+            self.on_all_participants(&asked).await?;
+        }
+        if level == Some(Isolation::StrictLocking) {
+            // Judged as what the client asked for, it becomes what the shards are to be.
+            let isolation = Some(Isolation::ReadCommitted);
+            let of_shards = Mode {
+                isolation,
+                ..Mode::default()
+            };
+            self.on_all_participants(&of_shards.set_sql()).await?;
+        }
         if let Some(open) = self.block.open_mut() {
             let mut mode = open.transaction.mode().clone();
-            mode.isolation = wanted.isolation.or(mode.isolation);
+            mode.isolation = level.or(mode.isolation);
             mode.read_only = wanted.read_only.or(mode.read_only);
             mode.deferrable = wanted.deferrable.or(mode.deferrable);
             open.transaction.set_mode(mode);
@@ -345,6 +359,15 @@ impl Session {
     pub(crate) fn drop_pinned(&mut self) {
         self.who.pin = None;
         self.temporary.clear();
+    }
+}
+
+/// A boolean setting's value; None for what PostgreSQL would refuse, or understands in more ways.
+fn read_boolean(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "on" | "true" | "yes" | "1" => Some(true),
+        "off" | "false" | "no" | "0" => Some(false),
+        _ => None,
     }
 }
 

@@ -53,7 +53,8 @@ impl Session {
             template: Some(&template),
         };
         let result = self.routed(unit).await;
-        match self.end_statement(result).await {
+        let result = self.end_statement(result).await;
+        match self.end_block_for_one(result).await {
             Err(Problem::NeedsWholeText) => Ok(false),
             other => other.map(|()| true),
         }

@@ -51,6 +51,7 @@ impl Session {
             cancel,
             temporary: Default::default(),
             drawn: Default::default(),
+            row_locks: Default::default(),
             gathered: Vec::new(),
             skip_to_sync: false,
             copy_took_sync: false,

@@ -157,6 +157,7 @@ impl Session {
             return Ok(Vec::new());
         };
         // A prepared SELECT of the arguments, so that each is read as its parameter's type would read it.
+        self.check_calls(arguments).await?;
         let list = split_arguments(arguments);
         if list.len() != types.len() {
             return Err(wrong_count(name, list.len(), types.len()));

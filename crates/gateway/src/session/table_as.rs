@@ -3,6 +3,7 @@
 
 use super::execute::names_missing_child;
 use super::forward::{lost_lease, no_block};
+use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_sql::{Kind, ObjectName, Route, TableAs};
@@ -20,15 +21,22 @@ impl Session {
         parts: &TableAs,
     ) -> Result<bool, Problem> {
         let statements = self.gateway.cache.parse(&parts.query)?;
-        let [statement] = &statements[..] else {
-            return Ok(false);
+        let query = match &statements[..] {
+            [statement] if matches!(statement.parsed.kind, Kind::Select { .. }) => Some(statement),
+            _ => None,
         };
-        if !matches!(statement.parsed.kind, Kind::Select { .. }) {
-            return Ok(false);
-        }
+        let Some(statement) = query else {
+            return match self.will_be_strict() {
+                true => Err(unseen("What it makes the table of is no query.").into()),
+                false => Ok(false),
+            };
+        };
         // Not kept: making the table must not wait for its own query.
         let entered = self.enter(Unit { statement, ..unit }).await?;
         if !entered.analysis.touches_sharded {
+            self.begin_strict_for_one(&entered.snapshot);
+            drop(entered);
+            self.lock_inner(unit, &parts.query).await?;
             return Ok(false);
         }
         if let Route::Refuse(error) = entered.analysis.route(&entered.snapshot, &[]) {
@@ -145,6 +153,9 @@ impl Session {
         let statement = statements.first().ok_or_else(not_known)?;
         let ast = statement.parsed.ast.as_deref().ok_or_else(not_known)?;
         let entered = self.enter(Unit { statement, ..unit }).await?;
+        let route = entered.analysis.route(&entered.snapshot, &[]);
+        self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
+            .await?;
         let settings_sql = self.settings.set_sql();
         let search_path = self.settings.search_path.clone();
         let statement = pgherd_query::Statement {

@@ -2,6 +2,7 @@
 
 mod fixture;
 mod insert;
+mod locks;
 mod noting;
 mod oracle;
 mod point;
