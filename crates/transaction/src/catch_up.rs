@@ -26,7 +26,7 @@ impl Transaction {
 
     /// The same for one shard of a cut over several, among which the cut itself looks.
     pub(crate) fn catch_up_with(&mut self, shard: ShardId, in_cut: impl Fn(ShardId) -> bool) -> bool {
-        if self.participants.len() < 2 || self.mode().isolation.is_some_and(|level| level.is_one_snapshot()) {
+        if self.participants.len() < 2 || !self.needs_cuts() {
             return false;
         }
         let shown = self.participants.iter().filter(|p| p.was_shown).map(|p| p.shard());

@@ -113,9 +113,7 @@ impl Transaction {
                 backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")));
             }
         }
-        // What is locked cannot have been committed in part: whoever wrote it holds its locks on each shard until it is visible.
-        let one_snapshot = self.is_strict() || self.mode().isolation.is_some_and(|i| i.is_one_snapshot());
-        if one_snapshot || (by_shard.len() <= 1 && fragments.len() <= 1) {
+        if !self.needs_cuts() || (by_shard.len() <= 1 && fragments.len() <= 1) {
             let shards = by_shard.keys().copied().collect();
             return self.bind(&by_shard, &shards, None).await.map(|_| ());
         }

@@ -15,6 +15,13 @@ impl Transaction {
         self.mode().isolation == Some(Isolation::StrictLocking)
     }
 
+    /// Whether each statement over several shards has to make sure that it sees other transactions whole. Not where one snapshot
+    /// serves all statements, and not where what is read is locked first: whoever wrote it holds its locks on each shard until
+    /// it is visible there.
+    pub(crate) fn needs_cuts(&self) -> bool {
+        !self.is_strict() && !self.mode().isolation.is_some_and(Isolation::is_one_snapshot)
+    }
+
     /// The locks of a statement are held: until [`Self::allow_writes`], no shard takes a write, also none that joins.
     pub async fn forbid_writes(&mut self) -> Result<(), Error> {
         self.open_statement().await?;

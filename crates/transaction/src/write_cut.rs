@@ -62,7 +62,7 @@ impl Transaction {
     /// snapshot for the whole transaction.
     pub async fn write_cut(&mut self, shards: impl Iterator<Item = ShardId>) -> Result<Option<WriteCut>, Error> {
         let shards: BTreeSet<ShardId> = shards.collect();
-        if shards.len() < 2 || self.mode().isolation.is_some_and(|level| level.is_one_snapshot()) {
+        if shards.len() < 2 || !self.needs_cuts() {
             return Ok(None);
         }
         let coordinator = self.coordinator.clone();
