@@ -147,6 +147,8 @@ pub async fn run(options: &Options) -> Result<Account> {
     account
 }
 
+type Scripts = BTreeMap<Workload, Arc<dyn Script>>;
+
 async fn in_herd(herd: &Herd, options: &Options) -> Result<Account> {
     let bug = match options.bug {
         Some(bug) => Some(seeded::put(bug, herd).await?),
@@ -154,11 +156,8 @@ async fn in_herd(herd: &Herd, options: &Options) -> Result<Account> {
     };
     let gateways = nemesis::gateways(herd, GATEWAYS).await?;
     let targets = gateways.iter().map(nemesis::target).collect::<Result<Vec<_>>>()?;
-    let scripts: BTreeMap<Workload, Arc<dyn Script>> = options
-        .workloads
-        .iter()
-        .map(|workload| (*workload, script(*workload)))
-        .collect();
+    let workloads = options.workloads.iter();
+    let scripts: Scripts = workloads.map(|workload| (*workload, script(*workload))).collect();
     let mut session = targets[0].connect().await?;
     for script in scripts.values() {
         create(&mut session, script.as_ref()).await?;
@@ -168,16 +167,42 @@ async fn in_herd(herd: &Herd, options: &Options) -> Result<Account> {
         bug.begin();
     }
     let stage = Arc::new(Stage::new(options.level, options.seed, targets));
+    let mut nemesis = Nemesis::new(herd, gateways, stage.clone());
+    let begun = Instant::now();
+    let mut wrong = work(options, &stage, &scripts, &mut nemesis).await?;
+    let seconds = begun.elapsed().as_secs();
+    if let Err(left) = until_nothing_is_prepared(herd).await {
+        wrong.push(left);
+    }
+    for (number, (workload, script)) in scripts.iter().enumerate() {
+        script.last_look(&mut Client::new(&stage, *workload, number)).await;
+    }
+    let faults = nemesis.end().await?;
+    drop(bug);
+    let mut account = judge(stage, scripts).await?;
+    account.wrong.append(&mut wrong);
+    Ok(Account {
+        faults,
+        seconds,
+        ..account
+    })
+}
 
+/// Clients work, and the nemesis too, until it is time; what went wrong with the clients themselves.
+async fn work(
+    options: &Options,
+    stage: &Arc<Stage>,
+    scripts: &Scripts,
+    nemesis: &mut Nemesis<'_>,
+) -> Result<Vec<String>> {
     let mut clients = JoinSet::new();
-    for (workload, script) in &scripts {
+    for (workload, script) in scripts {
         for number in 0..script.sessions(options.sessions) {
-            let client = Client::new(&stage, *workload, number);
+            let client = Client::new(stage, *workload, number);
             clients.spawn(script.clone().work(client, number));
         }
     }
     let begun = Instant::now();
-    let mut nemesis = Nemesis::new(herd, gateways, stage.clone());
     let stop = Notify::new();
     let watch = async {
         tokio::time::sleep(options.time).await;
@@ -189,27 +214,25 @@ async fn in_herd(herd: &Herd, options: &Options) -> Result<Account> {
     let (faults, ()) = tokio::join!(nemesis.run(&options.faults, options.between_faults, &stop), watch);
     faults?;
     stage.close();
-    let seconds = begun.elapsed().as_secs();
-    while clients.join_next().await.is_some() {}
-
     let mut wrong = Vec::new();
-    if let Err(left) = until_nothing_is_prepared(herd).await {
-        wrong.push(left);
+    while let Some(ended) = clients.join_next().await {
+        wrong.extend(ended.err().map(|error| format!("a client did not end well: {error}")));
     }
-    for (number, (workload, script)) in scripts.iter().enumerate() {
-        script.last_look(&mut Client::new(&stage, *workload, number)).await;
-    }
-    let faults = nemesis.end().await?;
-    drop(bug);
+    Ok(wrong)
+}
+
+/// What the checkers say, and what is wrong with the round as a whole. Some checkers take long: not in a thread of the runtime.
+async fn judge(stage: Arc<Stage>, scripts: Scripts) -> Result<Account> {
     let judged = stage.clone();
     let verdicts = tokio::task::spawn_blocking(move || {
-        scripts
-            .iter()
+        let verdicts = scripts.iter();
+        verdicts
             .map(|(workload, script)| (*workload, script.verdict(&judged)))
             .collect()
     });
     let verdicts: BTreeMap<Workload, Verdict> = verdicts.await.map_err(|error| Error::Script(error.to_string()))?;
     let errors = stage.errors();
+    let mut wrong = Vec::new();
     for (state, (count, example)) in &errors {
         if !stage::is_explained(state) {
             wrong.push(format!("{count} times {state}, such as: {example}"));
@@ -217,18 +240,16 @@ async fn in_herd(herd: &Herd, options: &Options) -> Result<Account> {
     }
     for (workload, verdict) in &verdicts {
         if verdict.ok < LEAST_STEPS || verdict.reads == 0 {
-            wrong.push(format!(
-                "{workload} stands still: {} steps, {} reads",
-                verdict.ok, verdict.reads
-            ));
+            let (steps, reads) = (verdict.ok, verdict.reads);
+            wrong.push(format!("{workload} stands still: {steps} steps, {reads} reads"));
         }
     }
     Ok(Account {
         verdicts,
-        faults,
+        faults: BTreeMap::new(),
         errors,
         wrong,
-        seconds,
+        seconds: 0,
     })
 }
 
