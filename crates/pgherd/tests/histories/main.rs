@@ -56,6 +56,13 @@ async fn repeatable_read_allows_nothing_but_what_is_written_down() {
     assert_clean(&account);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn serializable_has_no_cycle() {
+    let account = run(&options(Level::Serializable)).await;
+    assert!(!account.faults.is_empty());
+    assert_clean(&account);
+}
+
 /// Whether an anomaly of this name is what a bug does.
 type IsIt = fn(&str) -> bool;
 

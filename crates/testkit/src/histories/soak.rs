@@ -43,7 +43,7 @@ impl SoakOptions {
             program,
             time: Duration::from_secs(120),
             workloads: Workload::ALL.to_vec(),
-            levels: vec![Level::ReadCommitted, Level::RepeatableRead],
+            levels: vec![Level::ReadCommitted, Level::RepeatableRead, Level::Serializable],
             sessions: 8,
             seed: 1,
             faults: true,
