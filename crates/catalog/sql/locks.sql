@@ -55,23 +55,27 @@ RETURNS TABLE (relation_read oid, reads_as oid) LANGUAGE sql STABLE SET search_p
     SELECT relation, reads_as FROM reached
 $$;
 
--- What `writes` runs by itself: triggers, and functions in defaults, constraints and indexes. Returns the first that may read.
+-- What a write of this table runs by itself: triggers, and functions in defaults, constraints and indexes. Returns the first
+-- that may read.
 CREATE OR REPLACE FUNCTION pgherd.hidden_reader(written oid) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('Trigger %s calls function %s.', t.tgname, t.tgfoid::regprocedure) FROM pg_trigger t
-    WHERE t.tgrelid = written AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND pgherd.may_read_tables(t.tgfoid)
-  UNION ALL
-    SELECT format('%s calls function %s.', pg_describe_object(d.classid, d.objid, d.objsubid), d.refobjid::regprocedure)
-    FROM pg_depend d
-    WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid >= 16384 AND (d.classid, d.objid) IN (
-            SELECT 'pg_attrdef'::regclass::oid, a.oid FROM pg_attrdef a WHERE a.adrelid = written
-          UNION ALL
-            SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint c WHERE c.conrelid = written
-          UNION ALL
-            SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index i WHERE i.indrelid = written)
-        AND pgherd.may_read_tables(d.refobjid)
-    LIMIT 1
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found text;
+BEGIN
+    SELECT format('Trigger %s calls function %s.', t.tgname, t.tgfoid::regprocedure) INTO found FROM pg_trigger t
+        WHERE t.tgrelid = written AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND pgherd.may_read_tables(t.tgfoid) LIMIT 1;
+    IF found IS NULL THEN
+        -- OFFSET keeps the few objects outside, and an index within, whatever is known of these tables' sizes.
+        SELECT format('%s calls function %s.', pg_describe_object(o.classid, o.objid, 0), d.function::regprocedure) INTO found
+        FROM (SELECT 'pg_attrdef'::regclass::oid AS classid, a.oid AS objid FROM pg_attrdef a WHERE a.adrelid = written
+              UNION ALL SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint c WHERE c.conrelid = written
+              UNION ALL SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index i WHERE i.indrelid = written) AS o
+        CROSS JOIN LATERAL (SELECT d.refobjid AS function FROM pg_depend d WHERE d.classid = o.classid AND d.objid = o.objid
+            AND d.refclassid = 'pg_proc'::regclass AND d.refobjid >= 16384 OFFSET 0) AS d
+        WHERE pgherd.may_read_tables(d.function) LIMIT 1;
+    END IF;
+    RETURN found;
+END $$;
 
 -- Operators, casts and domains are used without being named: the first whose function may read tables.
 CREATE OR REPLACE FUNCTION pgherd.unnamed_reader() RETURNS text
@@ -79,7 +83,8 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found text;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_operator WHERE oid >= 16384) AND NOT EXISTS (SELECT FROM pg_cast WHERE oid >= 16384)
+    -- Asked so, an index answers.
+    IF (SELECT max(oid) FROM pg_operator) < 16384 AND (SELECT max(oid) FROM pg_cast) < 16384
         AND NOT EXISTS (SELECT FROM pg_constraint WHERE contypid <> 0 AND oid >= 16384) THEN
         RETURN NULL;
     END IF;
@@ -103,81 +108,92 @@ CREATE OR REPLACE FUNCTION pgherd.lock_reads(named regclass[], written regclass[
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     asking oid := (CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END)::regrole;
+    reached oid[] := named::oid[] || written::oid[];
+    reads_as oid[];
+    targets oid[] := '{}';
+    unlocked oid[] := ARRAY['pg_catalog', 'information_schema', 'pgherd', 'pg_toast']::regnamespace[]::oid[];
     item record;
-    found text;
-    targets text;
+    reader text;
 BEGIN
-    SELECT format('It may call function %s.', p.oid::regprocedure) INTO found FROM pg_proc p
-        WHERE p.proname = ANY (called) AND p.oid >= 16384 AND pgherd.may_read_tables(p.oid) LIMIT 1;
-    IF found IS NULL THEN
-        found := pgherd.unnamed_reader();
+    IF called <> '{}' THEN
+        SELECT format('It may call function %s.', p.oid::regprocedure) INTO reader FROM pg_proc p
+            WHERE p.proname = ANY (called::name[]) AND p.oid >= 16384 AND pgherd.may_read_tables(p.oid) LIMIT 1;
     END IF;
-    -- A view stays what it is until the statement has run.
-    FOR item IN SELECT c.oid FROM pg_class c WHERE c.oid = ANY (named) AND c.relkind = 'v' ORDER BY c.oid LOOP
-        IF has_any_column_privilege(asking, item.oid, 'SELECT') THEN
-            EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', item.oid::regclass);
-        END IF;
-    END LOOP;
-    FOR item IN
-        SELECT DISTINCT c.oid, c.relkind, c.relname, r.reads_as,
+    IF reader IS NULL THEN
+        reader := pgherd.unnamed_reader();
+    END IF;
+    IF reached <> '{}' AND EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (reached) AND c.relkind = 'v') THEN
+        -- A view stays what it is until the statement has run.
+        FOR item IN SELECT c.oid FROM pg_class c WHERE c.oid = ANY (reached) AND c.relkind = 'v' ORDER BY c.oid LOOP
+            IF has_any_column_privilege(asking, item.oid, 'SELECT') THEN
+                EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', item.oid::regclass);
+            END IF;
+        END LOOP;
+        SELECT array_agg(r.relation_read), array_agg(r.reads_as) INTO reached, reads_as
+            FROM unnest(reached) AS n(relation) CROSS JOIN LATERAL pgherd.read_through(n.relation, asking) AS r;
+    ELSE
+        reads_as := array_fill(asking, ARRAY[cardinality(reached)]);
+    END IF;
+    -- One by one, so that each is looked up by an index.
+    FOR i IN 1 .. coalesce(cardinality(reached), 0) LOOP
+        SELECT c.oid, c.relkind, c.relname, reads_as[i] AS reads_as,
             -- Whoever may read a table may read its ranges through it.
-            CASE WHEN c.relispartition THEN (SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid) ELSE c.oid END AS judged,
+            j.oid AS judged, c.relhasrules OR j.relhasrules AS ruled, c.relrowsecurity OR j.relrowsecurity AS policed,
             c.oid = ANY (written) AS is_written, c.oid <> ALL (named) AND c.oid = ANY (written) AS only_written
-        FROM unnest(named || written) AS n(relation)
-        CROSS JOIN LATERAL pgherd.read_through(n.relation, asking) AS r
-        JOIN pg_class c ON c.oid = r.relation_read
-        WHERE c.relnamespace <> ALL (ARRAY['pg_catalog', 'information_schema', 'pgherd', 'pg_toast']::regnamespace[]::oid[])
-            AND c.relpersistence <> 't' AND c.relkind <> 'S'
-    LOOP
-        IF item.relkind IN ('m', 'f') AND NOT item.only_written THEN
-            found := coalesce(found, format('"%s" is a %s.', item.relname,
-                CASE item.relkind WHEN 'm' THEN 'materialized view' ELSE 'foreign table' END));
-        END IF;
-        IF NOT item.only_written AND NOT EXISTS (SELECT FROM unnest(ARRAY[item.oid, item.judged]) AS j(relation)
-            WHERE has_any_column_privilege(item.reads_as, j.relation, 'SELECT, UPDATE')
-                OR has_table_privilege(item.reads_as, j.relation, 'DELETE')) THEN
+        INTO item FROM pg_class c
+        JOIN pg_class j ON j.oid = CASE WHEN c.relispartition
+            THEN (SELECT n.inhparent FROM pg_inherits n WHERE n.inhrelid = c.oid) ELSE c.oid END
+        WHERE c.oid = reached[i] AND c.relnamespace <> ALL (unlocked) AND c.relpersistence <> 't' AND c.relkind <> 'S';
+        CONTINUE WHEN NOT FOUND;
+        IF NOT item.only_written AND NOT (has_any_column_privilege(item.reads_as, item.oid, 'SELECT, UPDATE')
+                OR has_table_privilege(item.reads_as, item.oid, 'DELETE')
+                OR has_any_column_privilege(item.reads_as, item.judged, 'SELECT, UPDATE')
+                OR has_table_privilege(item.reads_as, item.judged, 'DELETE')) THEN
             RAISE EXCEPTION 'permission denied for %', format(CASE item.relkind WHEN 'v' THEN 'view %s' ELSE 'table %s' END,
                 (SELECT relname FROM pg_class WHERE oid = item.judged)) USING ERRCODE = '42501';
         END IF;
-        IF found IS NULL THEN
-            SELECT format('Policy %s of "%s" reads more than its row.', p.polname, item.relname) INTO found
+        IF reader IS NULL AND item.relkind IN ('m', 'f') AND NOT item.only_written THEN
+            reader := format('"%s" is a %s.', item.relname,
+                CASE item.relkind WHEN 'm' THEN 'materialized view' ELSE 'foreign table' END);
+        END IF;
+        IF reader IS NULL AND item.policed THEN
+            SELECT format('Policy %s of "%s" reads more than its row.', p.polname, item.relname) INTO reader
                 FROM pg_policy p JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
                 WHERE p.polrelid IN (item.oid, item.judged) AND (d.refclassid = 'pg_class'::regclass AND d.refobjid <> p.polrelid
                     OR d.refclassid = 'pg_proc'::regclass AND pgherd.may_read_tables(d.refobjid)) LIMIT 1;
         END IF;
-        IF found IS NULL THEN
-            SELECT format('Rule %s of "%s" adds to the statement.', w.rulename, item.relname) INTO found
+        IF reader IS NULL AND item.ruled THEN
+            SELECT format('Rule %s of "%s" adds to the statement.', w.rulename, item.relname) INTO reader
                 FROM pg_rewrite w WHERE w.ev_class IN (item.oid, item.judged) AND w.rulename <> '_RETURN' LIMIT 1;
         END IF;
-        IF found IS NULL AND item.relkind = 'v' THEN
-            SELECT format('View "%s" calls function %s.', item.relname, d.refobjid::regprocedure) INTO found
+        IF reader IS NULL AND item.relkind = 'v' THEN
+            SELECT format('View "%s" calls function %s.', item.relname, d.refobjid::regprocedure) INTO reader
                 FROM pg_rewrite w JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
                 WHERE w.ev_class = item.oid AND d.refclassid = 'pg_proc'::regclass AND pgherd.may_read_tables(d.refobjid) LIMIT 1;
+            IF reader IS NULL AND pg_get_viewdef(item.oid) ~ '(_to_xml|ts_stat|ts_rewrite|crosstab|dblink|connectby|xpath_table)' THEN
+                reader := format('View "%s" calls a function that reads what its arguments name.', item.relname);
+            END IF;
         END IF;
-        IF found IS NULL AND item.relkind = 'v' AND pg_get_viewdef(item.oid)
-            ~ '(_to_xml|ts_stat|ts_rewrite|crosstab|dblink|connectby|xpath_table)' THEN
-            found := format('View "%s" calls a function that reads what its arguments name.', item.relname);
-        END IF;
-        IF found IS NULL AND item.is_written THEN
-            found := coalesce(pgherd.hidden_reader(item.oid),
+        IF reader IS NULL AND item.is_written THEN
+            reader := coalesce(pgherd.hidden_reader(item.oid),
                 CASE WHEN item.judged <> item.oid THEN pgherd.hidden_reader(item.judged) END);
         END IF;
-        IF found IS NOT NULL THEN
+        IF reader IS NOT NULL THEN
             EXIT;
         END IF;
+        IF item.relkind IN ('r', 'p') AND NOT item.only_written THEN
+            targets := targets || item.oid;
+        END IF;
     END LOOP;
-    IF found IS NOT NULL THEN
+    IF reader IS NOT NULL THEN
         RAISE EXCEPTION 'this statement may read what it does not name, which is not supported at isolation level SERIALIZABLE over sharded tables'
-            USING ERRCODE = '0A000', DETAIL = found,
+            USING ERRCODE = '0A000', DETAIL = reader,
                 HINT = 'Use REPEATABLE READ, or write what is read into the statement.';
     END IF;
-    -- In one order everywhere, so that readers of the same tables do not wait for each other in a circle.
-    SELECT string_agg(t.relation::regclass::text, ', ' ORDER BY t.relation) INTO targets FROM (
-        SELECT DISTINCT c.oid AS relation FROM unnest(named) AS n(relation)
-        CROSS JOIN LATERAL pgherd.read_through(n.relation, asking) AS r
-        JOIN pg_class c ON c.oid = r.relation_read AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-            AND c.relnamespace <> ALL (ARRAY['pg_catalog', 'information_schema', 'pgherd', 'pg_toast']::regnamespace[]::oid[])) t;
-    IF targets IS NOT NULL THEN
-        EXECUTE format('LOCK TABLE %s IN %s MODE', targets, CASE WHEN read_only THEN 'SHARE' ELSE 'SHARE ROW EXCLUSIVE' END);
+    IF targets <> '{}' THEN
+        -- In one order everywhere, so that readers of the same tables do not wait for each other in a circle.
+        EXECUTE format('LOCK TABLE %s IN %s MODE',
+            (SELECT string_agg(t.relation::regclass::text, ', ' ORDER BY t.relation) FROM (SELECT DISTINCT unnest(targets)) AS t(relation)),
+            CASE WHEN read_only THEN 'SHARE' ELSE 'SHARE ROW EXCLUSIVE' END);
     END IF;
 END $$;

@@ -106,6 +106,10 @@ impl Trial<'_> {
             false => Told::Nothing,
         };
         let committed = self.judge(&told).await?;
+        if self.case.fault == Fault::Pause && self.case.companion == Companion::Alive {
+            // It was taken for dead, and its next commit would be refused for that: the next case gets another life of it.
+            self.stage.subject = None;
+        }
         Ok(Verdict {
             case: self.case.to_string(),
             told: told.text(),
