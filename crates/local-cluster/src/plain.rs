@@ -21,7 +21,7 @@ impl PlainServer {
         Self::ephemeral_with(tcp, false, settings).await
     }
 
-    /// Like [`Self::ephemeral`], with more settings of `postgresql.conf`; `durable` keeps fsync on, for fair benchmarks.
+    /// Like [`Self::ephemeral`], with settings of `postgresql.conf` instead; `durable` keeps fsync on, for fair benchmarks.
     pub async fn ephemeral_with(tcp: bool, durable: bool, settings: Vec<(String, String)>) -> Result<Self> {
         let folder = EphemeralFolder::new()?;
         let account = Account::for_folder(folder.path())?;

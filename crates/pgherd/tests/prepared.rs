@@ -106,13 +106,10 @@ async fn a_gateway_is_killed_between_two_prepares() {
         .connect("postgres", "postgres")
         .await
         .expect("connect");
-    run(&shard, "BEGIN; LOCK TABLE pgherd.dtx IN ACCESS EXCLUSIVE MODE").await;
     let client = dies.connect().await.expect("connect");
-    let preparing = tokio::spawn(async move {
-        client
-            .batch_execute("BEGIN; UPDATE account SET v = v + 1; PREPARE TRANSACTION 'half'")
-            .await
-    });
+    run(&client, "BEGIN; UPDATE account SET v = v + 1").await;
+    run(&shard, "BEGIN; LOCK TABLE pgherd.dtx IN ACCESS EXCLUSIVE MODE").await;
+    let preparing = tokio::spawn(async move { client.batch_execute("PREPARE TRANSACTION 'half'").await });
     let begun = Instant::now();
     while herd.prepared_transactions().await.expect("count") < 2 {
         assert!(begun.elapsed() < LIMIT, "two shards do not prepare");
