@@ -14,14 +14,12 @@ pub struct PlainServer {
 }
 
 impl PlainServer {
-    /// Starts a server for one test, where clients may prepare transactions as on a shard; with `tcp` it also listens on a free
-    /// port of 127.0.0.1 ([`Server::port`]).
+    /// Starts a server for one test; with `tcp` it also listens on a free port of 127.0.0.1 ([`Server::port`]).
     pub async fn ephemeral(tcp: bool) -> Result<Self> {
-        let settings = vec![("max_prepared_transactions".to_string(), "20".to_string())];
-        Self::ephemeral_with(tcp, false, settings).await
+        Self::ephemeral_with(tcp, false, Vec::new()).await
     }
 
-    /// Like [`Self::ephemeral`], with settings of `postgresql.conf` instead; `durable` keeps fsync on, for fair benchmarks.
+    /// Like [`Self::ephemeral`], with more settings of `postgresql.conf`; `durable` keeps fsync on, for fair benchmarks.
     pub async fn ephemeral_with(tcp: bool, durable: bool, settings: Vec<(String, String)>) -> Result<Self> {
         let folder = EphemeralFolder::new()?;
         let account = Account::for_folder(folder.path())?;

@@ -261,10 +261,7 @@ fn init(config: &tempfile::NamedTempFile) -> std::process::Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn init_says_what_to_change() {
-    // With the settings that PostgreSQL comes with.
-    let plain = PlainServer::ephemeral_with(false, false, Vec::new())
-        .await
-        .expect("start");
+    let plain = PlainServer::ephemeral(false).await.expect("start");
     let config = configuration(&[&plain]);
     let said = output(init(&config));
     let text = String::from_utf8_lossy(&said.stdout);
