@@ -19,6 +19,11 @@ impl PlainServer {
         Self::ephemeral_with(tcp, false, Vec::new()).await
     }
 
+    /// Like [`Self::ephemeral`], with a shard's settings, so that clients can prepare transactions as on pgherd.
+    pub async fn ephemeral_like_a_shard(tcp: bool) -> Result<Self> {
+        Self::ephemeral_with(tcp, false, crate::shard_settings()).await
+    }
+
     /// Like [`Self::ephemeral`], with more settings of `postgresql.conf`; `durable` keeps fsync on, for fair benchmarks.
     pub async fn ephemeral_with(tcp: bool, durable: bool, settings: Vec<(String, String)>) -> Result<Self> {
         let folder = EphemeralFolder::new()?;

@@ -5,7 +5,7 @@
 //! With `PGHERD_WRITE_COMPATIBILITY` set, the table goes to docs/compatibility.md. With `PGHERD_RECORD_TRANSCRIPT` set, what plain
 //! PostgreSQL answers goes into the transcript of that name.
 
-use pgherd_local_cluster::{PlainServer, shard_settings};
+use pgherd_local_cluster::PlainServer;
 use pgherd_testkit::herd::Herd;
 use pgherd_testkit::slt::{self, Options};
 use pgherd_testkit::wire::Protocol;
@@ -108,17 +108,10 @@ fn assert_no_failures(comparison: &Comparison) {
     assert!(wrong.is_empty(), "{wrong}\n{comparison}");
 }
 
-/// What the files are compared with, with a shard's settings: transactions can be prepared.
-async fn postgresql() -> PlainServer {
-    PlainServer::ephemeral_with(false, false, shard_settings())
-        .await
-        .expect("PostgreSQL")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn compatibility_files_give_the_same_everywhere() {
     let mut comparison = Comparison::default();
-    let plain = postgresql().await;
+    let plain = PlainServer::ephemeral_like_a_shard(false).await.expect("PostgreSQL");
     let mut add = async |name: &str, url: &str, protocol| {
         let options = Options {
             protocol,
@@ -147,7 +140,7 @@ async fn compatibility_files_give_the_same_everywhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transcripts_give_the_same_everywhere() {
     let mut comparison = Comparison::default();
-    let plain = postgresql().await;
+    let plain = PlainServer::ephemeral_like_a_shard(false).await.expect("PostgreSQL");
     if let Ok(name) = std::env::var("PGHERD_RECORD_TRANSCRIPT") {
         let mut options = options(plain.conninfo("postgres", "postgres"), "transcripts");
         options.files[0].push(name);

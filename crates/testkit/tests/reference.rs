@@ -41,7 +41,7 @@ fn assert_passed(summary: &Summary, least: usize) {
 
 #[tokio::test]
 async fn compatibility_files_hold_on_postgresql() {
-    let server = PlainServer::ephemeral(false).await.expect("PostgreSQL");
+    let server = PlainServer::ephemeral_like_a_shard(false).await.expect("PostgreSQL");
     for protocol in [Protocol::Simple, Protocol::Extended] {
         let options = Options {
             protocol,
@@ -55,7 +55,7 @@ async fn compatibility_files_hold_on_postgresql() {
 
 #[tokio::test]
 async fn transcripts_hold_on_postgresql() {
-    let server = PlainServer::ephemeral(false).await.expect("PostgreSQL");
+    let server = PlainServer::ephemeral_like_a_shard(false).await.expect("PostgreSQL");
     let summary = transcript::run(options(&server, sql_tests("transcripts")))
         .await
         .expect("run");

@@ -1,7 +1,7 @@
 //! Programs in Python, in `tests/python/`. Each also runs against plain PostgreSQL first, so that it is known to be right.
 
 use super::{cluster, set_environment};
-use pgherd_local_cluster::{PlainServer, shard_settings};
+use pgherd_local_cluster::PlainServer;
 use pgherd_testkit::herd;
 use std::path::Path;
 use tokio::process::Command;
@@ -30,9 +30,7 @@ async fn play(package: &str, script: &str) {
         command.arg(&script).env("PYTHONDONTWRITEBYTECODE", "1");
         command
     };
-    let plain = PlainServer::ephemeral_with(true, false, shard_settings())
-        .await
-        .expect("start");
+    let plain = PlainServer::ephemeral_like_a_shard(true).await.expect("start");
     let mut reference = command();
     reference
         .env("PGHOST", "127.0.0.1")
