@@ -33,6 +33,7 @@ enum Command {
     Bench(pgherd_testkit::bench::Arguments),
     Faults(pgherd_testkit::faults::matrix::Arguments),
     Soak(pgherd_testkit::histories::Arguments),
+    Tpch(pgherd_testkit::tpch::Arguments),
 }
 
 #[tokio::main]
@@ -54,6 +55,7 @@ async fn main() -> ExitCode {
         Command::Bench(arguments) => return bench(arguments).await,
         Command::Faults(arguments) => return faults(arguments).await,
         Command::Soak(arguments) => return soak(arguments).await,
+        Command::Tpch(arguments) => return tpch(arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -111,6 +113,26 @@ async fn soak(arguments: pgherd_testkit::histories::Arguments) -> ExitCode {
     match ran.await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// The page is written whatever was found; wrong answers become the exit status.
+async fn tpch(arguments: pgherd_testkit::tpch::Arguments) -> ExitCode {
+    let ran = async {
+        let report = pgherd_testkit::tpch::run(&arguments.options()?).await?;
+        if !report.queries.is_empty() {
+            report.write(&arguments.output)?;
+            println!("{}", report.markdown());
+        }
+        Ok::<_, pgherd_testkit::Error>(report.problems())
+    };
+    match ran.await {
+        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            eprintln!("pgherd: {} answers are wrong\n{}", wrong.len(), wrong.join("\n"));
+            ExitCode::FAILURE
+        }
         Err(error) => failed(&error.into()),
     }
 }

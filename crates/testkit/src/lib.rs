@@ -10,6 +10,7 @@ pub mod histories;
 mod place;
 mod report;
 pub mod slt;
+pub mod tpch;
 pub mod transcript;
 pub mod wire;
 
