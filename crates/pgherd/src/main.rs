@@ -34,10 +34,28 @@ enum Command {
     Faults(pgherd_testkit::faults::matrix::Arguments),
     Soak(pgherd_testkit::histories::Arguments),
     Tpch(pgherd_testkit::tpch::Arguments),
+    Regress(pgherd_testkit::regress::Arguments),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// The stack of a thread that runs sessions. Statements are trees, which parsing, analysis and planning walk by recursion; how
+/// deep a tree may be is limited, and the deepest must fit. Only what is used takes memory.
+const STACK_BYTES: usize = 64 << 20;
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_stack_size(STACK_BYTES)
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run()),
+        Err(error) => {
+            eprintln!("pgherd: no threads can be started: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> ExitCode {
     // A download's retries are told by its error, in the end.
     let filter = EnvFilter::try_from_env("PGHERD_LOG").unwrap_or_else(|_| EnvFilter::new("warn,reqwest_retry=error"));
     let colours = std::io::stderr().is_terminal();
@@ -56,6 +74,7 @@ async fn main() -> ExitCode {
         Command::Faults(arguments) => return faults(arguments).await,
         Command::Soak(arguments) => return soak(arguments).await,
         Command::Tpch(arguments) => return tpch(arguments).await,
+        Command::Regress(arguments) => return regress(arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -132,6 +151,29 @@ async fn tpch(arguments: pgherd_testkit::tpch::Arguments) -> ExitCode {
         Ok(wrong) => {
             eprintln!("pgherd: {} answers are wrong\n{}", wrong.len(), wrong.join("\n"));
             ExitCode::FAILURE
+        }
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// The table goes to standard output, every difference into a file beside the outputs.
+async fn regress(arguments: pgherd_testkit::regress::Arguments) -> ExitCode {
+    let compared = async {
+        let options = arguments.options();
+        let report = pgherd_testkit::regress::run(&options).await?;
+        report.write_differences(&options.output)?;
+        if let Some(page) = &arguments.write {
+            report.write(page)?;
+        }
+        Ok::<_, pgherd_testkit::Error>(report)
+    };
+    match compared.await {
+        Ok(report) => {
+            println!("{report}");
+            match report.percent_identical() >= arguments.least {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            }
         }
         Err(error) => failed(&error.into()),
     }

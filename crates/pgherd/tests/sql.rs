@@ -178,6 +178,9 @@ async fn pgherds_own_surface() {
     });
 }
 
+/// What is written here ends with it.
+const END_OF_FILES: &str = "\n<!-- end of sql-tests -->\n";
+
 fn write_compatibility(comparison: &Comparison) {
     let text = format!(
         "# Compatibility\n\nWhat the files of `sql-tests/compatibility` give, run by\n\
@@ -185,5 +188,9 @@ fn write_compatibility(comparison: &Comparison) {
          letter.\n*Refused* is a clear error (0A000) instead of it; *skipped* is what could not be run after that. \
          *Failed* is\na bug. Tables are split at small keys, so that a handful of rows lies on every shard.\n\n{comparison}\n"
     );
-    std::fs::write(repository().join("docs/compatibility.md"), text).expect("docs/compatibility.md");
+    let page = repository().join("docs/compatibility.md");
+    let before = std::fs::read_to_string(&page).unwrap_or_default();
+    // What others write stands behind it.
+    let rest = before.split_once(END_OF_FILES).map_or("", |(_, rest)| rest);
+    std::fs::write(&page, format!("{text}{END_OF_FILES}{rest}")).expect("docs/compatibility.md");
 }

@@ -1,4 +1,4 @@
-//! Finding the test files that a user names.
+//! Finding the test files that a user names, and reading settings on command lines.
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -31,6 +31,14 @@ fn collect(path: &Path, extension: &str, named: bool, found: &mut Vec<PathBuf>) 
         found.push(path.to_owned());
     }
     Ok(())
+}
+
+/// A setting on a command line.
+pub(crate) fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("NAME=VALUE is expected".to_owned()),
+    }
 }
 
 /// The path as reports show it: relative to the working folder where that is shorter.

@@ -8,6 +8,7 @@ mod files;
 pub mod herd;
 pub mod histories;
 mod place;
+pub mod regress;
 mod report;
 pub mod slt;
 pub mod tpch;

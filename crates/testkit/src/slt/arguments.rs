@@ -1,6 +1,7 @@
 //! The command line of `pgherd slt`, so that the binary only has to name it.
 
 use super::{Isolation, Options};
+use crate::files::parse_setting;
 use crate::wire::Protocol;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -93,12 +94,5 @@ impl From<Arguments> for Options {
             statement_limit: Duration::from_secs(arguments.timeout),
             show: !arguments.quiet,
         }
-    }
-}
-
-fn parse_setting(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("NAME=VALUE is expected".to_owned()),
     }
 }
