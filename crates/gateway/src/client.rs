@@ -349,3 +349,6 @@ pub(crate) fn format_of(formats: &[i16], i: usize) -> i16 {
         many => many.get(i).copied().unwrap_or(0),
     }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -563,4 +563,6 @@ fn syntax(options: &CopyOptions) -> Syntax {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

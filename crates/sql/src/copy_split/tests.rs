@@ -22,7 +22,7 @@ fn ranges() -> RangeMap {
     ])
 }
 
-fn options(format: CopyFormat, header: Header) -> CopyOptions {
+pub(super) fn options(format: CopyFormat, header: Header) -> CopyOptions {
     let csv = format == CopyFormat::Csv;
     CopyOptions {
         format,
@@ -47,7 +47,7 @@ fn key(source: KeySource) -> KeyColumn {
     }
 }
 
-fn splitter(options: CopyOptions, position: usize, fields: usize) -> Splitter {
+pub(super) fn splitter(options: CopyOptions, position: usize, fields: usize) -> Splitter {
     let ranges = ranges();
     let target = Target {
         relation: "t",
@@ -60,10 +60,10 @@ fn splitter(options: CopyOptions, position: usize, fields: usize) -> Splitter {
     Splitter::new(options, target).expect("valid options")
 }
 
-type Streams = [Vec<u8>; 2];
+pub(super) type Streams = [Vec<u8>; 2];
 
 /// Splits `input`, cut into pieces of `size`; keys that are not understood are taken as impossible.
-fn split(splitter: &mut Splitter, input: &[u8], size: usize) -> Result<Streams, ServerError> {
+pub(super) fn split(splitter: &mut Splitter, input: &[u8], size: usize) -> Result<Streams, ServerError> {
     let mut streams: Streams = Default::default();
     let mut sink = |stream: usize, bytes: &[u8]| streams[stream].extend_from_slice(bytes);
     for piece in input.chunks(size.max(1)) {

@@ -1,6 +1,7 @@
 //! Routes as text: each test gives a statement and where it goes.
 
 mod fixture;
+pub(crate) mod fuzz;
 mod insert;
 mod locks;
 mod noting;
