@@ -165,6 +165,19 @@ impl CancelRegistry {
     }
 }
 
+impl Registered {
+    /// Takes this process id, unless another session has it.
+    pub(crate) fn take_process_id(&mut self, process_id: i32) {
+        let mut sessions = self.registry.sessions.lock();
+        if !sessions.contains_key(&process_id)
+            && let Some(entry) = sessions.remove(&self.process_id)
+        {
+            sessions.insert(process_id, entry);
+            self.process_id = process_id;
+        }
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
         self.registry.sessions.lock().remove(&self.process_id);

@@ -3,7 +3,7 @@
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
 //! control in [`block`] and [`prepared`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
-//! schema change in [`schema`] and [`table_as`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
+//! schema change in [`schema`], [`table_as`] and [`whole_server`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
 //! [`rewritten`], [`sequences`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
 mod block;
@@ -30,6 +30,7 @@ mod stored;
 mod suspended;
 mod syntax;
 mod table_as;
+mod whole_server;
 
 use crate::cancel::Registered;
 use crate::client::{Client, Gone};

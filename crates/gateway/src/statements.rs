@@ -4,7 +4,7 @@ use ahash::AHashMap;
 use parking_lot::Mutex;
 use pgherd_model::{Epoch, ServerError, Snapshot};
 use pgherd_query::Description;
-use pgherd_sql::{Analysis, Parsed};
+use pgherd_sql::{Analysis, Kind, Parsed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +20,7 @@ const OFTEN: u32 = 100;
 
 /// One statement of a text.
 pub(crate) struct Statement {
-    /// the statement's own text, without the `;`
+    /// the statement's own text, without the `;` (but for PREPARE and DECLARE that come alone)
     pub(crate) text: Arc<str>,
     /// characters of the client's text before it, to map error positions
     pub(crate) offset_chars: u32,
@@ -184,7 +184,12 @@ impl StatementCache {
         let mut parsed = pgherd_sql::parse(text)?;
         let statements: Statements = if parsed.len() == 1 && parsed[0].span.start == 0 {
             let parsed = parsed.remove(0);
-            Arc::new([Arc::new(Statement::new(&text[parsed.span.clone()], 0, parsed))])
+            let own = match parsed.kind {
+                // PostgreSQL shows these texts, and with all that was sent.
+                Kind::Prepare { .. } | Kind::Declare { .. } => text,
+                _ => &text[parsed.span.clone()],
+            };
+            Arc::new([Arc::new(Statement::new(own, 0, parsed))])
         } else {
             // Each on its own, so that all byte offsets count from the statement's start.
             let mut statements = Vec::with_capacity(parsed.len());

@@ -1,5 +1,6 @@
 //! ALTER TABLE of local and sharded tables.
 
+use crate::bounds::Automatic;
 use crate::convert::{self, Target, distributable};
 use crate::create_table::{first_key_column, refuse_foreign_keys};
 use crate::partition;
@@ -146,7 +147,7 @@ async fn alter_local(
         work.announce(names(name, &renamed), text.text).await?;
     }
     let written = text.written(name);
-    let by_primary_key = work.session.distribution.by_primary_key;
+    let by_primary_key = work.session.distribution.automatic == Automatic::PrimaryKey;
     let may_distribute = by_primary_key && text.has(&["primary", "key"]);
     let had_key = match work.inspect(written).await? {
         Some(relation) if may_distribute => relation.primary_key,

@@ -2,11 +2,23 @@
 
 use pgherd_model::{Bound, KeyBound, KeyType, KeyValue, ServerError, SqlState};
 
+/// Which new tables are sharded of themselves: the values of `pgherd.default_distribution`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Automatic {
+    /// `none`: no table; PARTITION BY RANGE is PostgreSQL's own, on the home shard, as LIST and HASH are
+    Nothing,
+    /// `local`: those that say PARTITION BY RANGE
+    #[default]
+    Declared,
+    /// `primary_key`: these, and every table with a primary key, which is split by its first column
+    PrimaryKey,
+}
+
 /// How new tables are distributed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Distribution {
-    /// `pgherd.default_distribution` is `primary_key`: every new table with a primary key is split by its first column
-    pub by_primary_key: bool,
+    /// which of them
+    pub automatic: Automatic,
     /// where new tables are split, by key type
     bounds: Vec<(KeyType, Vec<KeyValue>)>,
 }
@@ -20,17 +32,18 @@ impl Distribution {
         default_distribution: Option<&str>,
         initial_bounds: Option<&str>,
     ) -> Result<Self, ServerError> {
-        let by_primary_key = match default_distribution.unwrap_or_default() {
-            "" | "local" => false,
-            "primary_key" => true,
+        let automatic = match default_distribution.unwrap_or_default() {
+            "none" => Automatic::Nothing,
+            "" | "local" => Automatic::Declared,
+            "primary_key" => Automatic::PrimaryKey,
             other => {
                 let text = format!("invalid value for parameter \"pgherd.default_distribution\": \"{other}\"");
                 return Err(ServerError::new(SqlState::INVALID_PARAMETER_VALUE, text)
-                    .with_hint("Available values: local, primary_key."));
+                    .with_hint("Available values: none, local, primary_key."));
             }
         };
         Ok(Self {
-            by_primary_key,
+            automatic,
             bounds: parse_bounds(initial_bounds.unwrap_or_default())?,
         })
     }

@@ -1,6 +1,7 @@
 //! CREATE TABLE: sharded when it is PARTITION BY RANGE over a key that ranges can be made of, or when
 //! `pgherd.default_distribution` is `primary_key` and its constraints can hold across ranges; else local.
 
+use crate::bounds::Automatic;
 use crate::inspect::Relation;
 use crate::ranges::{NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
@@ -84,8 +85,9 @@ enum Placement {
 }
 
 fn placement(work: &Work<'_, '_>, made: &Relation) -> Placement {
+    let automatic = work.session.distribution.automatic;
     if made.kind == 'p' {
-        if made.strategy != Some('r') || made.is_partition {
+        if automatic == Automatic::Nothing || made.strategy != Some('r') || made.is_partition {
             return Placement::Local(None);
         }
         return match declared_key(made) {
@@ -94,7 +96,7 @@ fn placement(work: &Work<'_, '_>, made: &Relation) -> Placement {
         };
     }
     let plain = made.kind == 'r' && made.persistence == 'p' && !made.inherits && !made.typed && !made.is_partition;
-    if !plain || !made.primary_key || !work.session.distribution.by_primary_key {
+    if !plain || !made.primary_key || automatic != Automatic::PrimaryKey {
         return Placement::Local(None);
     }
     match convert::distributable(made, &first_key_column(made)) {

@@ -1,5 +1,6 @@
 //! What every shard has: schemas, types, functions, extensions, roles, sequences' names, and grants.
 
+use crate::bounds::Automatic;
 use crate::drop::forget_vanished;
 use crate::statement_text::StatementText;
 use crate::view::reaches;
@@ -15,16 +16,10 @@ pub(crate) async fn broadcast(
 ) -> Result<String, ServerError> {
     use DdlKind::*;
     let any_sharded = work.snapshot.sharded().next().is_some();
-    if ddl.kind == CreateSchema {
-        let more = ["table", "view", "index", "trigger"]
-            .iter()
-            .any(|w| text.has(&["create", w]));
-        if more {
-            return Err(ServerError::unsupported(
-                "CREATE SCHEMA cannot create what is in it at the same time",
-                "Create the schema first, then its tables.",
-            ));
-        }
+    if ddl.kind == CreateSchema
+        && let Some(head) = text.schema_head()
+    {
+        return filled_schema(work, head, text).await;
     }
     let may_drop = matches!(
         ddl.kind,
@@ -51,6 +46,24 @@ pub(crate) async fn broadcast(
             let shards = work.shards();
             work.keep_children(&shards, &tables).await?;
         }
+    }
+    Ok(tag)
+}
+
+/// CREATE SCHEMA with what is in it, which is made on the home shard as PostgreSQL makes it: its tables are local. The other
+/// shards get the schema.
+async fn filled_schema(work: &mut Work<'_, '_>, head: &str, text: &StatementText<'_>) -> Result<String, ServerError> {
+    if reaches(work, text) {
+        return Err(ServerError::unsupported(
+            "CREATE SCHEMA cannot create what reaches sharded tables, or has the name of one, at the same time",
+            "Create the schema first, then what is in it.",
+        ));
+    }
+    let tag = work.on_home(text.text).await?;
+    let others = work.others();
+    work.on_each(&others, head).await?;
+    if work.session.distribution.automatic == Automatic::PrimaryKey && text.has(&["create", "table"]) {
+        work.notice("tables that CREATE SCHEMA makes along with the schema are local");
     }
     Ok(tag)
 }

@@ -54,6 +54,24 @@ pub struct Session<'a> {
     pub snapshot: Arc<Snapshot>,
 }
 
+/// Why a schema change failed, and what PostgreSQL had said before it did.
+#[derive(Debug)]
+pub struct Failure {
+    /// the statement's error
+    pub error: ServerError,
+    /// notices that came before it
+    pub notices: Vec<ServerError>,
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        Self {
+            error,
+            notices: Vec::new(),
+        }
+    }
+}
+
 /// What a statement returned.
 #[derive(Debug, Default)]
 pub struct Outcome {

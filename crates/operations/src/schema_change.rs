@@ -11,7 +11,7 @@
 
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use crate::{Outcome, Session, alter_table, create_table, drop, everywhere, index, on_table, view};
+use crate::{Failure, Outcome, Session, alter_table, create_table, drop, everywhere, index, on_table, view};
 use pgherd_catalog::Change;
 use pgherd_model::{ServerError, SqlState, TableKind};
 use pgherd_sql::{Ddl, DdlKind, Kind, Parsed};
@@ -29,18 +29,23 @@ pub async fn schema_change(
     statement: &Parsed,
     text: &str,
     change: &mut Option<Change>,
-) -> Result<Outcome, ServerError> {
+) -> Result<Outcome, Failure> {
     let ddl = match &statement.kind {
         Kind::Ddl(ddl) => ddl,
         Kind::CallPgherd { procedure, arguments } => {
-            return crate::call(session, transaction, procedure, arguments, change).await;
+            return Ok(crate::call(session, transaction, procedure, arguments, change).await?);
         }
-        _ => return Err(ServerError::internal("not a schema change")),
+        _ => return Err(ServerError::internal("not a schema change").into()),
     };
     let text = StatementText::new(statement, text);
     let mut work = Work::new(session, transaction, change);
-    let tag = run(&mut work, ddl, &text).await?;
-    work.finish(tag).await
+    match run(&mut work, ddl, &text).await {
+        Ok(tag) => Ok(work.finish(tag).await?),
+        Err(error) => Err(Failure {
+            error,
+            notices: work.into_notices(),
+        }),
+    }
 }
 
 async fn run(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<String, ServerError> {

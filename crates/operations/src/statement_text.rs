@@ -41,6 +41,13 @@ impl<'a> StatementText<'a> {
         self.tokens.iter().filter_map(|t| t.identifier(self.text))
     }
 
+    /// CREATE SCHEMA without the statements for what is in it; None where there are none.
+    pub fn schema_head(&self) -> Option<&'a str> {
+        let begins = |t: &Token| ["create", "grant"].iter().any(|w| t.is_word(self.text, w));
+        let first = self.tokens.iter().skip(1).find(|t| begins(t))?;
+        Some(&self.text[..first.start as usize])
+    }
+
     /// Where the first parenthesis that opens behind `from` (a byte) closes, as the byte behind it.
     fn parenthesis(&self, from: usize) -> Option<Range<usize>> {
         let open = self

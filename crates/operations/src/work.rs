@@ -318,6 +318,10 @@ impl<'w, 's> Work<'w, 's> {
         self.notices.truncate(count);
     }
 
+    pub fn into_notices(self) -> Vec<ServerError> {
+        self.notices
+    }
+
     pub fn notice_count(&self) -> usize {
         self.notices.len()
     }

@@ -43,7 +43,7 @@ pub struct Cluster {
     /// The superuser that gateways use for connections of their own.
     #[serde(default = "default_service_role")]
     pub service_role: String,
-    /// `local` or `primary_key`: the default of `pgherd.default_distribution`.
+    /// `none`, `local` or `primary_key`: the default of `pgherd.default_distribution`.
     pub default_distribution: Option<String>,
     /// The default of `pgherd.initial_bounds`.
     pub initial_bounds: Option<String>,
@@ -219,10 +219,10 @@ impl Config {
         }
         if let Some(other) = default_distribution
             .as_deref()
-            .filter(|value| !["local", "primary_key"].contains(value))
+            .filter(|value| !["none", "local", "primary_key"].contains(value))
         {
             return Err(format!(
-                "cluster.default_distribution is {other:?}: it is \"local\" or \"primary_key\""
+                "cluster.default_distribution is {other:?}: it is \"none\", \"local\" or \"primary_key\""
             ));
         }
         if self.gateway.pool_size == 0 {

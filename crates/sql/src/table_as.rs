@@ -21,6 +21,16 @@ pub struct TableAs {
     pub parameters: bool,
 }
 
+impl TableAs {
+    /// The whole statement with another query; None for SELECT INTO.
+    pub fn with_query(&self, query: &str) -> Option<String> {
+        let head = self.create.strip_suffix(NO_DATA)?.strip_suffix(self.query.as_str())?;
+        Some(format!("{head}{query}{}", if self.with_data { "" } else { NO_DATA }))
+    }
+}
+
+const NO_DATA: &str = " WITH NO DATA";
+
 /// Splits a statement that makes the table `name`; None where it has another form.
 pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<TableAs> {
     let r = Reader { text, tokens };
@@ -34,7 +44,7 @@ pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<Table
         };
         let query = r.piece(at + 1, end)?;
         return Some(TableAs {
-            create: format!("{} WITH NO DATA", r.piece(0, end)?),
+            create: format!("{}{NO_DATA}", r.piece(0, end)?),
             query: match r.word(at + 1, "table") {
                 true => format!("SELECT * FROM {}", r.piece(at + 2, end)?),
                 false => query.to_owned(),
@@ -113,6 +123,16 @@ mod tests {
         let Kind::Ddl(ddl) = &parsed.kind else { panic!("{text}") };
         let parts = table_as(text, &parsed.tokens, &ddl.relations[0])?;
         Some((parts.create, parts.query, parts.with_data))
+    }
+
+    #[test]
+    fn a_query_takes_the_place_of_another() {
+        let text = "create table t (a) as execute q with no data";
+        let parsed = crate::parse(text).expect(text).remove(0);
+        let Kind::Ddl(ddl) = &parsed.kind else { panic!("{text}") };
+        let parts = table_as(text, &parsed.tokens, &ddl.relations[0]).expect(text);
+        let whole = parts.with_query("select 1");
+        assert_eq!(whole.as_deref(), Some("create table t (a) as select 1 WITH NO DATA"));
     }
 
     #[test]

@@ -23,6 +23,9 @@ impl Session {
                         backend.simple("CLOSE ALL").await?;
                     }
                 }
+                if self.block.is_none() && self.who.pin.is_some() {
+                    self.ask_home("CLOSE ALL").await?;
+                }
                 self.client.put_tag("CLOSE CURSOR ALL");
                 Ok(())
             }
@@ -44,13 +47,6 @@ impl Session {
             )
             .into());
         }
-        if hold {
-            return Err(ServerError::unsupported(
-                "WITH HOLD cursors are not supported through a gateway yet",
-                "Declare the cursor without HOLD, in a transaction block.",
-            )
-            .into());
-        }
         if let Some(open) = self.block.open()
             && (open.cursors.contains_key(name) || open.gathered_cursors.contains_key(name))
         {
@@ -59,6 +55,7 @@ impl Session {
         }
         let text = unit.statement.text.clone();
         let head = text.get(..inner.start).unwrap_or_default();
+        let tail = text.get(inner.end..).unwrap_or_default();
         let statements = self.gateway.cache.parse(text.get(inner.clone()).unwrap_or_default())?;
         let statement = statements
             .first()
@@ -68,9 +65,13 @@ impl Session {
         self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
             .await?;
         match route {
-            Route::Forward(part) => {
+            Route::Forward(part) if !hold || !entered.analysis.touches_sharded => {
+                // It outlives its transaction, and with it the transaction's hold on the connection.
+                if hold && self.who.pin.is_none() {
+                    self.pin_home("CLOSE ALL").await?;
+                }
                 let shifted = Part {
-                    text: format!("{head}{}", part.text).into(),
+                    text: format!("{head}{}{tail}", part.text).into(),
                     replaced: [].into(),
                     ..part
                 };
@@ -81,6 +82,11 @@ impl Session {
                 Ok(())
             }
             Route::Refuse(error) => Err(error.into()),
+            _ if hold => Err(ServerError::unsupported(
+                "WITH HOLD cursors over sharded tables are not supported yet",
+                "Declare the cursor without HOLD, in a transaction block.",
+            )
+            .into()),
             Route::Plan => {
                 self.declare_gathered(Unit { statement, ..unit }, &entered, name, head)
                     .await

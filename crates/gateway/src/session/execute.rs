@@ -112,10 +112,7 @@ impl Session {
             }
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
             Kind::Show { .. } if self.show_level(unit) => Ok(()),
-            Kind::WholeServer => Err(unsupported(
-                "this command concerns whole servers and",
-                "Run it on each shard, then `pgherd init` for a new database.",
-            )),
+            Kind::WholeServer => Box::pin(self.whole_server(unit)).await,
             _ => self.routed(unit).await,
         }
     }
@@ -141,7 +138,7 @@ impl Session {
     }
 
     /// Sends a statement to the home shard as it came, since PostgreSQL will refuse it.
-    async fn judged_by_home(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+    pub(super) async fn judged_by_home(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let part = pgherd_sql::Part {
             shard: self.gateway.shards.home(),
             text: unit.statement.text.clone(),
@@ -219,7 +216,13 @@ impl Session {
             Route::Forward(part) => self.forward(unit, entered, &part).await,
             Route::Scatter { parts, merge } => Box::pin(self.scatter(unit, entered, &parts, &merge)).await,
             Route::Plan | Route::GatherWrite => Box::pin(self.plan(unit, entered)).await,
-            Route::Refuse(error) => Err(error.into()),
+            Route::Refuse(error) => {
+                // What PostgreSQL would not take either gets its word.
+                if unit.statement.parsed.ast.is_none() {
+                    self.description(unit, &entered.snapshot).await?;
+                }
+                Err(error.into())
+            }
             Route::Defaults { .. } => {
                 Err(ServerError::internal("routing asked for default values that it was given").into())
             }

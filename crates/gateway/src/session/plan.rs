@@ -128,6 +128,19 @@ impl Session {
 
     /// EXPLAIN: PostgreSQL's own where one shard runs the statement, else the distributed plan.
     pub(crate) async fn explain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        if let Kind::Explain { inner, .. } = &unit.statement.parsed.kind {
+            let (head, inner) = unit.statement.text.split_at_checked(inner.start).unwrap_or_default();
+            let statements = self.gateway.cache.parse(inner)?;
+            if let Some(execute) = statements.first()
+                && let Kind::Execute(name) = &execute.parsed.kind
+            {
+                let execute = Unit {
+                    statement: execute,
+                    ..unit
+                };
+                return self.explain_stored(execute, name, head).await;
+            }
+        }
         let entered = self.enter(unit).await?;
         self.begin_strict_for_one(&entered.snapshot);
         let sharded = entered.analysis.touches_sharded;

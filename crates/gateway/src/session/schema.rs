@@ -4,7 +4,7 @@ use super::block::{Block, Open};
 use super::forward::no_block;
 use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{ServerError, Snapshot, SqlState};
+use pgherd_model::{ServerError, Snapshot};
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{DdlKind, Kind};
 use pgherd_transaction::Isolation;
@@ -13,7 +13,8 @@ impl Session {
     /// DDL and CALL pgherd.….
     pub(crate) async fn change_schema(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         if let Kind::Ddl(ddl) = &unit.statement.parsed.kind {
-            if ddl.concurrently {
+            // A materialized view may be refreshed concurrently in a block.
+            if ddl.concurrently && ddl.kind != DdlKind::RefreshMaterializedView {
                 return self.maintain(unit).await;
             }
             if ddl.kind == DdlKind::CreateTableAs {
@@ -26,6 +27,10 @@ impl Session {
                     None if self.will_be_strict() => return Err(unseen("Its form is not understood.").into()),
                     _ => {}
                 }
+            }
+            // A subscription makes a slot on another server, which PostgreSQL does in no block.
+            if ddl.kind == DdlKind::OtherDdl && self.block.is_none() && is_subscription(unit) {
+                return self.judged_by_home(unit).await;
             }
             let reads = [DdlKind::CreateMaterializedView, DdlKind::RefreshMaterializedView];
             if reads.contains(&ddl.kind) && self.is_strict() {
@@ -105,8 +110,15 @@ impl Session {
                 pgherd_operations::call(&session, transaction, procedure, arguments, change).await?
             }
             _ => {
-                pgherd_operations::schema_change(&session, transaction, &statement.parsed, &statement.text, change)
-                    .await?
+                let changed =
+                    pgherd_operations::schema_change(&session, transaction, &statement.parsed, &statement.text, change);
+                match changed.await {
+                    Ok(outcome) => outcome,
+                    Err(failure) => {
+                        self.put_notices(failure.notices);
+                        return Err(failure.error.into());
+                    }
+                }
             }
         };
         if outcome.catalog_changed {
@@ -116,12 +128,16 @@ impl Session {
         Ok(Some(self.put_outcome(unit, outcome)))
     }
 
-    /// Puts notices and rows; returns the tag.
-    fn put_outcome(&mut self, unit: Unit<'_>, outcome: Outcome) -> String {
-        for notice in outcome.notices {
+    fn put_notices(&mut self, notices: Vec<ServerError>) {
+        for notice in notices {
             let notice = self.as_client_sees(notice);
             self.client.put_notice(&notice);
         }
+    }
+
+    /// Puts notices and rows; returns the tag.
+    fn put_outcome(&mut self, unit: Unit<'_>, outcome: Outcome) -> String {
+        self.put_notices(outcome.notices);
         if !outcome.columns.is_empty() {
             if matches!(unit.mode, Mode::Simple) {
                 self.client.put_row_description(&outcome.columns, &[]);
@@ -141,19 +157,10 @@ impl Session {
         {
             return self.analyze_in_block(unit).await;
         }
+        // PostgreSQL does some of it in a block, to plain tables, and refuses the rest in its own words. A sharded table is a
+        // partitioned one, for which it does none.
         if self.block.open().is_some() {
-            let word = unit
-                .statement
-                .text
-                .split_whitespace()
-                .next()
-                .unwrap_or_default()
-                .to_ascii_uppercase();
-            return Err(ServerError::new(
-                SqlState::ACTIVE_TRANSACTION,
-                format!("{word} cannot run inside a transaction block"),
-            )
-            .into());
+            return self.judged_by_home(unit).await;
         }
         let entered = self.enter(unit).await?;
         if !entered.analysis.touches_sharded && self.who.pin.is_some() {
@@ -301,4 +308,10 @@ fn hidden_read(detail: &str) -> ServerError {
         "It would run on one shard and see only that shard's rows. Compute the value in the statement instead.",
     )
     .with_detail(detail)
+}
+
+/// CREATE, ALTER or DROP SUBSCRIPTION.
+fn is_subscription(unit: Unit<'_>) -> bool {
+    let mut words = unit.statement.parsed.identifiers(&unit.statement.text);
+    words.nth(1).is_some_and(|word| word == "subscription")
 }

@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) default_isolation: Option<Isolation>,
     /// default_transaction_read_only
     pub(crate) default_read_only: bool,
+    /// pgherd.pool_mode is `session`, see [`super::start`]
+    pub(crate) keeps_backend: bool,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -302,7 +304,8 @@ impl Session {
              current_setting('default_transaction_isolation'), \
              (SELECT string_agg((extract(epoch FROM current_setting(n)::interval) * 1000)::bigint::text, ' ' ORDER BY i) \
               FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout']) \
-              WITH ORDINALITY AS u (n, i)), current_setting('default_transaction_read_only')";
+              WITH ORDINALITY AS u (n, i)), current_setting('default_transaction_read_only'), \
+             current_setting('pgherd.pool_mode', true)";
         let results = self.ask_home(ASK).await?;
         let text = |i| results.first().and_then(|r| r.text(0, i));
         let role = self.who.role.clone();
@@ -310,6 +313,7 @@ impl Session {
         let isolation = text(3).and_then(Isolation::from_setting);
         self.settings.default_isolation = isolation.filter(|level| level.is_one_snapshot());
         self.settings.default_read_only = text(5) == Some("on");
+        self.settings.keeps_backend = text(6) == Some("session");
         let mut limits = text(4).unwrap_or_default().split(' ').map(|ms| {
             let ms = ms.parse().unwrap_or(0);
             (ms > 0).then(|| Duration::from_millis(ms))

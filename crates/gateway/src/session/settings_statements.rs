@@ -342,7 +342,10 @@ impl Session {
             self.ask_home("DISCARD SEQUENCES").await?;
         }
         if what == "ALL" || what.starts_with("TEMP") {
-            self.drop_pinned();
+            match self.settings.keeps_backend {
+                true => self.clean_pinned(what).await?,
+                false => self.drop_pinned(),
+            }
         }
         if what == "ALL" {
             self.prepared.clear();
@@ -352,6 +355,17 @@ impl Session {
             self.refresh_effective_settings().await?;
         }
         self.client.put_tag(&format!("DISCARD {what}"));
+        Ok(())
+    }
+
+    /// Takes temporary tables, or all state of the session, from a backend that stays with it.
+    async fn clean_pinned(&mut self, what: &str) -> Result<(), Problem> {
+        let sql = match what {
+            "ALL" => "CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP",
+            _ => "DISCARD TEMP",
+        };
+        self.ask_home(sql).await?;
+        self.temporary.clear();
         Ok(())
     }
 

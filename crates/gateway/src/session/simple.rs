@@ -93,7 +93,10 @@ impl Session {
                 template: None,
             };
             match self.run(unit).await {
-                Err(Problem::Error(error)) => return Err(Problem::Error(shift(error, statement.offset_chars))),
+                Err(Problem::Error(error)) => {
+                    let error = at_semicolon(shift(error, statement.offset_chars), text);
+                    return Err(Problem::Error(error));
+                }
                 other => other?,
             }
             self.client.flush_if_large().await?;
@@ -142,9 +145,41 @@ pub(crate) fn shift(error: ServerError, characters: u32) -> ServerError {
     error.with_position(position)
 }
 
+/// Statements go to shards without the `;` behind them. Where one is incomplete, PostgreSQL would have come across it.
+pub(crate) fn at_semicolon(mut error: ServerError, text: &str) -> ServerError {
+    const AT_END: &str = "syntax error at end of input";
+    if error.sqlstate() != SqlState::SYNTAX_ERROR || error.fields().message != AT_END {
+        return error;
+    }
+    let before = error.fields().position.map_or(0, |p| p.saturating_sub(1) as usize);
+    let at = text.char_indices().nth(before).map_or(text.len(), |(at, _)| at);
+    let next = pgherd_sql::lexer::tokenize(&text[at..])
+        .ok()
+        .and_then(|tokens| tokens.first().copied());
+    if let Some(semicolon) = next.filter(|token| token.is(&text[at..], ";")) {
+        let skipped = text[at..at + semicolon.start as usize].chars().count();
+        error.fields_mut().message = "syntax error at or near \";\"".to_owned();
+        error = error.with_position(Some((before + skipped + 1) as u32));
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_incomplete_statement_ends_at_its_semicolon() {
+        let at_end = |position| {
+            ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input").with_position(Some(position))
+        };
+        let told = at_semicolon(at_end(12), "delete from /* ä; */ ; select 1");
+        assert_eq!(
+            (told.fields().message.as_str(), told.fields().position),
+            ("syntax error at or near \";\"", Some(22))
+        );
+        assert_eq!(at_semicolon(at_end(12), "delete from"), at_end(12));
+    }
 
     #[test]
     fn a_shards_end_is_not_the_sessions() {

@@ -1,9 +1,14 @@
 //! From a start-up message to a session that can serve: the role logs in on the home shard, which also judges the
 //! start-up options and reports the parameters that the client is told.
+//!
+//! With `pgherd.pool_mode = session` in the start-up options, or set for the role or the database, the session keeps one
+//! connection to the home shard from its start to its end, and its process id is that connection's. What looks at processes
+//! from outside (pg_locks, pg_blocking_pids(), pg_stat_activity) sees the session as it sees those of a PostgreSQL server.
+//! It costs what a PostgreSQL session costs: nobody else uses the connection.
 
-use super::Session;
 use super::block::Block;
 use super::settings::{Settings, is_utf8, only_utf8, parse_options};
+use super::{Problem, Session};
 use crate::client::Client;
 use crate::listener::Shared;
 use pgherd_model::{ServerError, SqlState};
@@ -79,6 +84,9 @@ impl Session {
             .add_defaults(defaults.map(|(name, value)| (name, value.as_deref())));
         self.who.settings = self.settings.for_backends();
         self.check_own_settings()?;
+        if self.settings.keeps_backend {
+            self.keep_backend().await?;
+        }
         self.client.put(b'R', &0i32.to_be_bytes());
         for (name, value) in &reported {
             self.client.put_parameter(name, value);
@@ -88,6 +96,20 @@ impl Session {
         self.client.put(b'K', &key);
         self.client.put_ready(b'I');
         metrics::counter!("pgherd_sessions_total").increment(1);
+        Ok(())
+    }
+}
+
+impl Session {
+    /// From now on one home-shard connection belongs to the session, which takes its process id.
+    async fn keep_backend(&mut self) -> Result<(), ServerError> {
+        match self.pin_home("DISCARD TEMP; DISCARD SEQUENCES").await {
+            Ok(()) => {}
+            Err(Problem::Error(error)) => return Err(error),
+            Err(_) => return Err(ServerError::internal("a connection to the home shard was lost")),
+        }
+        let process_id = self.home_backend().await?.process_id();
+        self.cancel.take_process_id(process_id);
         Ok(())
     }
 }

@@ -103,19 +103,50 @@ impl Session {
             // Without parameters the simple protocol can carry it as it is.
             (_, true) | (super::Mode::Extended { .. }, _) => Box::pin(self.run(inner)).await,
             (super::Mode::Simple | super::Mode::SimplePrepared, false) => {
-                let mode = super::Mode::Extended {
-                    formats: &[],
-                    describe: true,
-                    max_rows: 0,
-                    named: true,
-                    portal: "",
-                };
                 let mark = self.client.out.len();
-                let result = Box::pin(self.run(Unit { mode, ..inner })).await;
+                let result = Box::pin(self.run(Unit { mode: BOUND, ..inner })).await;
                 drop_no_data(&mut self.client.out, mark);
                 result
             }
         }
+    }
+
+    /// The text behind an EXECUTE, and its parameters' values.
+    pub(crate) async fn stored_query(&mut self, name: &str, unit: Unit<'_>) -> Result<StoredQuery, Problem> {
+        let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
+        let text = prepared.statement.as_ref().map(|s| s.text.to_string());
+        let parameters = self
+            .evaluate(name, arguments(&unit.statement.text), &prepared.types)
+            .await?;
+        Ok(StoredQuery {
+            text: text.unwrap_or_default(),
+            types: prepared.types.clone(),
+            parameters,
+        })
+    }
+
+    /// EXPLAIN EXECUTE: explains the prepared query, with the values. Its positions mean nothing to the client.
+    pub(crate) async fn explain_stored(&mut self, unit: Unit<'_>, name: &str, head: &str) -> Result<(), Problem> {
+        let query = self.stored_query(name, unit).await?;
+        let statements = self.gateway.cache.parse(&format!("{head}{}", query.text))?;
+        let statement = statements
+            .first()
+            .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
+        let mode = match (unit.mode, query.parameters.is_empty()) {
+            (super::Mode::Simple | super::Mode::SimplePrepared, false) => BOUND,
+            (mode, _) => mode,
+        };
+        let whole = Unit {
+            statement,
+            types: &query.types,
+            parameters: &query.parameters,
+            mode,
+            template: None,
+        };
+        Box::pin(self.explain(whole)).await.map_err(|problem| match problem {
+            Problem::Error(error) => error.with_position(None).into(),
+            other => other,
+        })
     }
 
     /// The statement behind an EXECUTE, described.
@@ -181,6 +212,22 @@ impl Session {
         Ok(row.into_iter().map(|value| (false, value)).collect())
     }
 }
+
+/// A prepared query with values for its parameters.
+pub(crate) struct StoredQuery {
+    pub(crate) text: String,
+    pub(crate) types: Vec<u32>,
+    pub(crate) parameters: Vec<(bool, Option<Bytes>)>,
+}
+
+/// How a statement with parameters runs for a client of the simple protocol.
+const BOUND: super::Mode<'static> = super::Mode::Extended {
+    formats: &[],
+    describe: true,
+    max_rows: 0,
+    named: true,
+    portal: "",
+};
 
 fn wrong_count(name: &str, given: usize, expected: usize) -> Problem {
     ServerError::new(

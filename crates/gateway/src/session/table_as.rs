@@ -21,6 +21,13 @@ impl Session {
         parts: &TableAs,
     ) -> Result<bool, Problem> {
         let statements = self.gateway.cache.parse(&parts.query)?;
+        if let [statement] = &statements[..]
+            && let Kind::Execute(stored) = &statement.parsed.kind
+        {
+            self.table_as_stored(unit, stored, Unit { statement, ..unit }, parts)
+                .await?;
+            return Ok(true);
+        }
         let query = match &statements[..] {
             [statement] if matches!(statement.parsed.kind, Kind::Select { .. }) => Some(statement),
             _ => None,
@@ -58,6 +65,32 @@ impl Session {
         });
         self.finish_statement(made, result).await?;
         Ok(true)
+    }
+
+    /// `CREATE TABLE … AS EXECUTE`: the prepared query stands in the statement instead.
+    async fn table_as_stored(
+        &mut self,
+        unit: Unit<'_>,
+        name: &str,
+        execute: Unit<'_>,
+        parts: &TableAs,
+    ) -> Result<(), Problem> {
+        let query = self.stored_query(name, execute).await?;
+        if !query.parameters.is_empty() {
+            return Err(ServerError::unsupported(
+                "CREATE TABLE AS EXECUTE with parameters is not supported through a gateway yet",
+                "Write the query into the statement.",
+            )
+            .into());
+        }
+        let whole = parts
+            .with_query(&query.text)
+            .ok_or_else(|| ServerError::internal("CREATE TABLE AS EXECUTE has another form"))?;
+        let statements = self.gateway.cache.parse(&whole)?;
+        let statement = statements
+            .first()
+            .ok_or_else(|| ServerError::internal("a prepared query is empty"))?;
+        Box::pin(self.change_schema(Unit { statement, ..unit })).await
     }
 
     async fn table_as_in_block(

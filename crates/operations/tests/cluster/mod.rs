@@ -96,7 +96,10 @@ impl Cluster {
             Kind::CallPgherd { procedure, arguments } => {
                 call(&session, transaction, procedure, arguments, change).await
             }
-            Kind::Ddl(_) => schema_change(&session, transaction, &statement, sql, change).await,
+            Kind::Ddl(_) => {
+                let changed = schema_change(&session, transaction, &statement, sql, change).await;
+                changed.map_err(|failure| failure.error)
+            }
             other => panic!("{sql}: {other:?}"),
         }
     }
