@@ -190,6 +190,34 @@ $$ SELECT pgherd.transaction_timestamp()::pg_catalog.timetz $$;
 CREATE OR REPLACE FUNCTION pgherd."localtime"() RETURNS time LANGUAGE sql STABLE PARALLEL SAFE AS
 $$ SELECT pgherd.transaction_timestamp()::pg_catalog.time $$;
 
+-- What a session asks about itself: the gateway knows, and gives the answer as the argument.
+CREATE OR REPLACE FUNCTION pgherd.pg_backend_pid(pid integer) RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT pid $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_terminate_backend(done boolean) RETURNS boolean LANGUAGE sql VOLATILE AS
+$$ SELECT done $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_cancel_backend(done boolean) RETURNS boolean LANGUAGE sql VOLATILE AS
+$$ SELECT done $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_prepared_statements(statements jsonb) RETURNS SETOF pg_catalog.pg_prepared_statements
+LANGUAGE sql STABLE SET search_path = pg_catalog AS
+$$ SELECT (jsonb_populate_recordset(NULL::pg_catalog.pg_prepared_statements, (SELECT jsonb_agg(s ||
+       jsonb_build_object('prepare_time', to_timestamp((s ->> 'prepared_at')::float8))) FROM jsonb_array_elements(statements) AS s))).* $$;
+
+CREATE OR REPLACE FUNCTION pgherd.set_config(setting_name text, new_value text, is_local boolean) RETURNS text LANGUAGE sql STABLE AS
+$$ SELECT new_value $$;
+-- The characters of the bytes from 128 on in an encoding with one byte each, with a space behind each, or a space alone.
+CREATE OR REPLACE FUNCTION pgherd.encoding_characters(encoding text) RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+DECLARE characters text := '';
+BEGIN
+    FOR byte IN 128..255 LOOP
+        BEGIN
+            characters := characters || convert_from(set_byte('\x00'::bytea, 0, byte), encoding) || ' ';
+        EXCEPTION WHEN OTHERS THEN
+            characters := characters || ' ';
+        END;
+    END LOOP;
+    RETURN characters;
+END $$;
+
 -- `tableoid` of a table whose ranges are pgherd's.
 CREATE OR REPLACE FUNCTION pgherd.tableoid(relation oid) RETURNS oid LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
 $$ SELECT relation $$;

@@ -3,12 +3,13 @@
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use pgherd_shards::CancelToken;
+use pgherd_shards::{CancelToken, Identity};
 use rand::Rng;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// Why a statement is to be cancelled.
@@ -18,6 +19,8 @@ pub(crate) enum Why {
     Client,
     /// statement_timeout is over
     Timeout,
+    /// the session is to end
+    Terminated,
 }
 
 /// The running statements of one session.
@@ -26,6 +29,9 @@ pub(crate) struct CancelSlot {
     running: Mutex<Running>,
     /// held while requests are under way
     cancelling: tokio::sync::Mutex<()>,
+    terminated: AtomicBool,
+    /// wakes a session that is to end
+    end: Notify,
 }
 
 #[derive(Default)]
@@ -55,6 +61,19 @@ impl CancelSlot {
         self.running.lock().requested
     }
 
+    /// Whether the session is to end.
+    pub(crate) fn is_terminated(&self) -> bool {
+        self.terminated.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the session is to end.
+    pub(crate) async fn terminated(&self) {
+        let told = self.end.notified();
+        if !self.is_terminated() {
+            told.await;
+        }
+    }
+
     /// It runs on one more backend.
     pub(crate) fn add(&self, token: CancelToken) {
         self.running.lock().tokens.push(token);
@@ -72,6 +91,10 @@ impl CancelSlot {
     }
 
     async fn cancel(&self, why: Why) {
+        if why == Why::Terminated {
+            self.terminated.store(true, Ordering::Relaxed);
+            self.end.notify_one();
+        }
         let _under_way = self.cancelling.lock().await;
         let tokens = {
             let mut running = self.running.lock();
@@ -120,10 +143,20 @@ impl Drop for StatementTimer {
     }
 }
 
+/// The first process id that is given out: beyond those of operating systems, so that it is never a shard's process.
+const FIRST_PROCESS_ID: i32 = 1 << 22;
+
+struct Entry {
+    secret: i32,
+    role: Arc<str>,
+    database: Arc<str>,
+    slot: Arc<CancelSlot>,
+}
+
 /// All sessions of the gateway by process id.
 #[derive(Default)]
 pub(crate) struct CancelRegistry {
-    sessions: Mutex<HashMap<i32, (i32, Arc<CancelSlot>)>>,
+    sessions: Mutex<HashMap<i32, Entry>>,
     next: AtomicI32,
 }
 
@@ -136,17 +169,26 @@ pub(crate) struct Registered {
 }
 
 impl CancelRegistry {
-    pub(crate) fn register(self: &Arc<Self>) -> Registered {
+    /// Enters a session.
+    pub(crate) fn register(self: &Arc<Self>, who: &Identity) -> Registered {
         let slot = Arc::new(CancelSlot::default());
         let secret = rand::rng().random();
         let mut sessions = self.sessions.lock();
         let process_id = loop {
-            let id = self.next.fetch_add(1, Ordering::Relaxed) & i32::MAX;
-            if id != 0 && !sessions.contains_key(&id) {
+            let next = self.next.fetch_add(1, Ordering::Relaxed) & i32::MAX;
+            let id = FIRST_PROCESS_ID + next % (i32::MAX - FIRST_PROCESS_ID);
+            if !sessions.contains_key(&id) {
                 break id;
             }
         };
-        sessions.insert(process_id, (secret, slot.clone()));
+        let (role, database) = (who.role.clone(), who.database.clone());
+        let entry = Entry {
+            secret,
+            role,
+            database,
+            slot: slot.clone(),
+        };
+        sessions.insert(process_id, entry);
         Registered {
             registry: self.clone(),
             process_id,
@@ -158,10 +200,42 @@ impl CancelRegistry {
     /// Cancels what the session runs; unknown ids and wrong secrets do nothing, as in PostgreSQL.
     pub(crate) async fn cancel(&self, process_id: i32, secret: i32) {
         let slot = match self.sessions.lock().get(&process_id) {
-            Some((expected, slot)) if *expected == secret => slot.clone(),
+            Some(entry) if entry.secret == secret => entry.slot.clone(),
             _ => return,
         };
         slot.cancel(Why::Client).await;
+    }
+
+    /// The role of a session.
+    pub(crate) fn role(&self, process_id: i32) -> Option<Arc<str>> {
+        self.sessions.lock().get(&process_id).map(|entry| entry.role.clone())
+    }
+
+    /// How many sessions a database has.
+    pub(crate) fn sessions_of(&self, database: &str) -> usize {
+        let sessions = self.sessions.lock();
+        sessions.values().filter(|entry| &*entry.database == database).count()
+    }
+
+    /// [`CancelRegistry::signal`] for all sessions of a database.
+    pub(crate) async fn signal_database(&self, database: &str, why: Why) {
+        let of = |entry: &&Entry| &*entry.database == database;
+        let slots: Vec<_> = self
+            .sessions
+            .lock()
+            .values()
+            .filter(of)
+            .map(|e| e.slot.clone())
+            .collect();
+        join_all(slots.iter().map(|slot| slot.cancel(why))).await;
+    }
+
+    /// Cancels what a session runs, for one who may, or ends the session.
+    pub(crate) async fn signal(&self, process_id: i32, why: Why) {
+        let slot = self.sessions.lock().get(&process_id).map(|entry| entry.slot.clone());
+        if let Some(slot) = slot {
+            slot.cancel(why).await;
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! The client's side of a session: messages in, bytes out. One write per batch of replies.
 
+use crate::encoding::{Column, Encoding};
 use crate::tls::{self, Encrypted, Tls};
 use bytes::{BufMut, BytesMut};
 use pgherd_model::{ServerError, SqlState};
 use pgwire::error::PgWireError;
 use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
 use std::io;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -54,6 +56,17 @@ pub(crate) struct Client {
     pub(crate) out: BytesMut,
     context: DecodeContext,
     max_message_bytes: usize,
+    /// None for UTF8
+    encoding: Option<Converter>,
+}
+
+/// How a client with another encoding is spoken to.
+struct Converter {
+    encoding: Arc<Encoding>,
+    /// so much of `out` is converted already
+    done: usize,
+    /// what the present rows are like
+    columns: Vec<Column>,
 }
 
 /// What reading from a client can end with.
@@ -75,7 +88,40 @@ impl Client {
             out: BytesMut::with_capacity(8 * 1024),
             context: DecodeContext::new(ProtocolVersion::PROTOCOL3_0),
             max_message_bytes: BEFORE_LOGIN,
+            encoding: None,
         }
+    }
+
+    /// From now on, this is the client's encoding.
+    pub(crate) fn set_encoding(&mut self, encoding: Option<Arc<Encoding>>) -> Result<(), ServerError> {
+        self.convert()?;
+        self.encoding = encoding.map(|encoding| Converter {
+            encoding,
+            done: self.out.len(),
+            columns: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// What the next rows are like that come without a RowDescription.
+    pub(crate) fn expect_columns(&mut self, columns: Vec<Column>) -> Result<(), ServerError> {
+        self.convert()?;
+        if let Some(converter) = &mut self.encoding {
+            converter.columns = columns;
+        }
+        Ok(())
+    }
+
+    /// Puts what has gathered into the client's encoding. What has no equivalent there is an error: the replies before
+    /// it are left, and nothing from there on.
+    pub(crate) fn convert(&mut self) -> Result<(), ServerError> {
+        let Some(converter) = &mut self.encoding else {
+            return Ok(());
+        };
+        let from = converter.done.min(self.out.len());
+        let result = converter.encoding.outgoing(&mut self.out, from, &mut converter.columns);
+        converter.done = self.out.len();
+        result
     }
 
     /// Takes messages up to this size, once the client is known.
@@ -125,6 +171,7 @@ impl Client {
         loop {
             self.check_length()?;
             self.check_text()?;
+            self.convert_message()?;
             match self.decode() {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
@@ -206,6 +253,7 @@ impl Client {
     /// A statement with bytes that are no UTF-8 is taken out and refused, as PostgreSQL does; decoding it would replace them.
     fn check_text(&mut self) -> Result<(), Gone> {
         if self.context.awaiting_frontend_startup
+            || self.encoding.is_some()
             || !matches!(self.inbox.first(), Some(b'Q' | b'P'))
             || !self.has_message()
         {
@@ -238,11 +286,41 @@ impl Client {
         )))
     }
 
+    /// The message that comes next, with its strings as UTF-8. One whose strings are none in the client's encoding is taken
+    /// out and refused.
+    fn convert_message(&mut self) -> Result<(), Gone> {
+        let Some(converter) = &self.encoding else { return Ok(()) };
+        if !self.has_message() {
+            return Ok(());
+        }
+        let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
+        let message = self.inbox.split_to(1 + length);
+        let simple = message[0] == b'Q';
+        let mut converted = converter
+            .encoding
+            .incoming(message)
+            .map_err(|error| Gone::Text((error, simple)))?;
+        converted.unsplit(self.inbox.split());
+        self.inbox = converted;
+        Ok(())
+    }
+
     /// Sends what has gathered.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
+            // In the middle of a reply nothing is left to do but to end it.
+            let inconvertible = self.convert().err();
+            if let Some(error) = &inconvertible {
+                self.put_error(&error.clone().fatal());
+            }
             let sent = self.stream.write(&self.out).await;
             self.out.clear();
+            if let Some(converter) = &mut self.encoding {
+                converter.done = 0;
+            }
+            if let Some(error) = inconvertible {
+                return Err(io::Error::other(error.to_string()));
+            }
             // A single huge reply must not keep its memory for the session's life.
             if self.out.capacity() > 4 * FLUSH_AT {
                 self.out = BytesMut::with_capacity(8 * 1024);

@@ -4,9 +4,12 @@ use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Shards;
 use pgherd_transaction::{CommitIdentity, Coordinator};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::Mutex;
+
+/// The database that a gateway opens at its start.
+pub(crate) const ALWAYS_OPEN: &str = "postgres";
 
 /// One database's parts.
 pub(crate) struct Database {
@@ -45,7 +48,9 @@ impl Databases {
                         SqlState::INVALID_CATALOG_NAME,
                         format!("database \"{name}\" is not part of the cluster"),
                     )
-                    .with_hint("Run `pgherd init` with this database's name, or connect to another database."),
+                    .with_hint(
+                        "CREATE DATABASE through a gateway makes one; `pgherd init` prepares one that the shards have.",
+                    ),
                     _ => error,
                 }
             })?;
@@ -62,5 +67,32 @@ impl Databases {
         let database = Arc::new(Database { catalog, coordinator });
         open.insert(name.to_owned(), database.clone());
         Ok(database)
+    }
+
+    /// Gives up a database that has no sessions: its lease, and its connections but for those of the pools.
+    pub(crate) async fn close(&self, name: &str) {
+        let database = self.open.lock().await.remove(name);
+        if let Some(database) = database {
+            database.catalog.close().await;
+        }
+    }
+
+    /// Gives up the databases in `candidates` that have no sessions, and returns all others that have none: the candidates
+    /// of the next time, which have been without for a while then.
+    pub(crate) async fn close_unused(&self, candidates: &HashSet<String>) -> HashSet<String> {
+        // A session that is about to begin has the database from under the same lock.
+        let mut open = self.open.lock().await;
+        let unused = open
+            .iter()
+            .filter(|(name, database)| *name != ALWAYS_OPEN && Arc::strong_count(database) == 1);
+        let unused: HashSet<String> = unused.map(|(name, _)| name.clone()).collect();
+        let (old, new): (HashSet<_>, HashSet<_>) = unused.into_iter().partition(|name| candidates.contains(name));
+        for name in old {
+            if let Some(database) = open.remove(&name) {
+                database.catalog.close().await;
+                self.shards.close_idle(Some(&name));
+            }
+        }
+        new
     }
 }

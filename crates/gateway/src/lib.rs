@@ -13,6 +13,7 @@ mod authentication;
 mod cancel;
 mod client;
 mod databases;
+mod encoding;
 mod listener;
 mod metrics;
 mod session;

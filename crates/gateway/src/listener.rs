@@ -3,7 +3,9 @@
 use crate::authentication::{Door, Refused, Roles};
 use crate::cancel::CancelRegistry;
 use crate::client::{Client, Gone};
-use crate::databases::Databases;
+use crate::databases::{ALWAYS_OPEN, Databases};
+use crate::encoding::Encodings;
+use crate::session::notifications::Listeners;
 use crate::session::{Session, StartUp};
 use crate::statements::StatementCache;
 use crate::tls::Tls;
@@ -14,7 +16,7 @@ use pgherd_shards::Shards;
 use pgwire::messages::{PgWireFrontendMessage, SslNegotiationMetaMessage};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -22,6 +24,9 @@ use tokio::task::JoinSet;
 
 /// How long running statements get when the gateway stops.
 const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// How often it is looked for databases that nobody uses.
+const UNUSED_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why a gateway could not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +58,10 @@ pub(crate) struct Shared {
     tls: Option<Tls>,
     pub(crate) cache: StatementCache,
     pub(crate) cancels: Arc<CancelRegistry>,
+    pub(crate) listeners: Arc<Listeners>,
+    pub(crate) encodings: Encodings,
+    /// grows with every schema change through this gateway
+    pub(crate) schema_changes: AtomicU64,
     pub(crate) stopping: watch::Receiver<bool>,
     clients: AtomicUsize,
 }
@@ -125,10 +134,14 @@ impl Gateway {
             shards,
             cache: StatementCache::default(),
             cancels: Arc::default(),
+            listeners: Arc::default(),
+            encodings: Encodings::default(),
+            schema_changes: AtomicU64::default(),
             stopping,
             clients: AtomicUsize::new(0),
         });
-        shared.databases.get("postgres").await?;
+        shared.databases.get(ALWAYS_OPEN).await?;
+        tokio::spawn(close_unused_databases(shared.clone()));
         let task = tokio::spawn(accept(listener, shared));
         Ok(GatewayHandle {
             address,
@@ -154,6 +167,19 @@ impl GatewayHandle {
     pub async fn stop(self) {
         let _ = self.stop.send(true);
         let _ = self.task.await;
+    }
+}
+
+/// Closes databases that have had no sessions for a while, so that somebody can drop them.
+async fn close_unused_databases(shared: Arc<Shared>) {
+    let mut stopping = shared.stopping.clone();
+    let mut candidates = Default::default();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UNUSED_INTERVAL) => {}
+            _ = stopping.changed() => return,
+        }
+        candidates = shared.databases.close_unused(&candidates).await;
     }
 }
 

@@ -2,16 +2,20 @@
 //!
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
-//! control in [`block`] and [`prepared`], settings in [`settings`], one shard in [`forward`], several in [`scatter`] and [`plan`],
-//! schema change in [`schema`], [`table_as`] and [`whole_server`], [`copy`], and SQL-level PREPARE in [`stored`]. Some are run in other words:
-//! [`rewritten`], [`sequences`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
+//! control in [`block`] and [`prepared`], settings in [`settings`] and [`encoding_setting`], one shard in [`forward`], several in [`scatter`] and [`plan`],
+//! schema change in [`schema`], [`table_as`], [`database_statements`] and [`whole_server`], [`copy`], LISTEN in [`notifications`], and SQL-level PREPARE
+//! in [`stored`]. Some are run in other words: [`rewritten`], [`sequences`], [`own_state`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
 mod block;
 mod copy;
 mod cursor;
+mod database_statements;
+mod encoding_setting;
 mod execute;
 mod extended;
 mod forward;
+pub(crate) mod notifications;
+pub(crate) mod own_state;
 mod plan;
 mod prepared;
 pub(crate) mod relay;
@@ -63,6 +67,8 @@ pub(crate) struct Session {
     portals: HashMap<String, Portal>,
     block: Block,
     cancel: Registered,
+    /// its home-shard connection listens
+    listening: Option<notifications::Listening>,
     /// names of temporary tables, which live on the pinned backend
     temporary: HashSet<String>,
     /// numbers drawn for defaults, which `currval()` and `lastval()` must know
@@ -191,18 +197,64 @@ async fn too_long_idle(limit: Option<(Duration, ServerError)>) -> ServerError {
     }
 }
 
+/// How long the messages of a pipeline wait for its Sync or Flush. A client may wait for an error, which PostgreSQL would have
+/// told by then.
+const GATHER_LIMIT: Duration = Duration::from_millis(20);
+
+/// Returns when a client with messages that wait has said no more for a while; without such messages, never.
+async fn lull(waits: bool) {
+    match waits {
+        true => tokio::time::sleep(GATHER_LIMIT).await,
+        false => std::future::pending().await,
+    }
+}
+
+/// Returns when notifications have come; where nobody listens, never.
+async fn notified(pin: Option<Arc<pgherd_shards::Pin>>) -> Result<(), pgherd_shards::Error> {
+    match pin {
+        Some(pin) => pin.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Session {
     /// Serves the client until it leaves or the gateway stops.
     pub(crate) async fn serve(mut self) {
         let mut stopping = self.gateway.stopping.clone();
+        let slot = self.cancel.slot.clone();
         loop {
+            if slot.is_terminated() {
+                self.client.put_error(&own_state::terminated());
+                let _ = self.client.flush().await;
+                break;
+            }
             if !self.client.has_message() && self.client.flush().await.is_err() {
                 break;
             }
             let idle = self.idle_limit();
+            let listening = self.notified();
+            let waits = !self.gathered.is_empty();
             let message = tokio::select! {
                 biased;
                 message = self.client.next() => message,
+                () = slot.terminated() => continue,
+                () = lull(waits) => {
+                    if self.run_gathered(false).await.is_err() {
+                        break;
+                    }
+                    continue;
+                }
+                told = notified(listening) => match told {
+                    Ok(()) => {
+                        self.put_notifications();
+                        continue;
+                    }
+                    Err(error) => {
+                        self.client.put_error(&ServerError::from(error).fatal());
+                        let _ = self.client.flush().await;
+                        break;
+                    }
+                },
                 error = too_long_idle(idle) => {
                     self.client.put_error(&error.fatal());
                     let _ = self.client.flush().await;

@@ -1,5 +1,6 @@
 //! Parsed and analysed statements, shared by all sessions of a gateway and keyed by their text.
 
+use crate::session::own_state;
 use ahash::AHashMap;
 use parking_lot::Mutex;
 use pgherd_model::{Epoch, ServerError, Snapshot};
@@ -29,6 +30,10 @@ pub(crate) struct Statement {
     pub(crate) sets_config: bool,
     /// calls nextval, currval, lastval or setval: what they say belongs to one session
     pub(crate) uses_sequences: bool,
+    /// asks for the session's process id, its prepared statements, or the end of another session
+    pub(crate) asks_session: bool,
+    /// calls no function that a user may have made
+    pub(crate) calls_builtins_only: bool,
     /// how often it was looked up; stops counting when it is often
     uses: AtomicU32,
     /// calls the functions of schema pgherd that stand for `now()`, for which the transaction's time must be set
@@ -74,6 +79,8 @@ impl Statement {
             uses_sequences: ["nextval", "currval", "lastval", "setval"]
                 .iter()
                 .any(|f| lower.contains(f)),
+            asks_session: own_state::asks_session(&lower),
+            calls_builtins_only: pgherd_sql::calls_builtins_only(text, &parsed.tokens),
             shared_clock: pgherd_sql::clock::uses_shared_clock(text, &parsed.tokens),
             has_parameters: parsed
                 .tokens
@@ -84,6 +91,11 @@ impl Statement {
             analysed: Mutex::default(),
             described: Mutex::default(),
         }
+    }
+
+    /// Whether it has to do with what this session is or keeps, so that it takes more than its constants to run it.
+    pub(crate) fn is_about_session(&self) -> bool {
+        self.uses_sequences || self.sets_config || self.asks_session
     }
 
     /// How often it has been run, or so.

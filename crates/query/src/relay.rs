@@ -121,9 +121,12 @@ pub(crate) fn rows_to_text_copy(mut rows: BytesMut, out: &mut BytesMut) {
     out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
 }
 
-/// Queues Execute for a portal.
+/// Queues Execute for a portal that is not needed again: one that stays open keeps its tables from being altered by the
+/// same transaction.
 pub(crate) fn queue_execute(backend: &mut Backend, portal: &str) -> Result<(), ServerError> {
-    frontend::execute(portal, 0, backend.outbox()).map_err(|_| ServerError::internal("a portal's name holds a NUL"))
+    let nul = |_| ServerError::internal("a portal's name holds a NUL");
+    frontend::execute(portal, 0, backend.outbox()).map_err(nul)?;
+    frontend::close(b'P', portal, backend.outbox()).map_err(nul)
 }
 
 /// Queues Sync and sends everything.

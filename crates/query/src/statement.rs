@@ -36,6 +36,18 @@ pub struct Description {
     pub columns: Option<Vec<ColumnDescription>>,
 }
 
+/// The first number of objects that users have made.
+const FIRST_USER_OID: u32 = 16384;
+
+impl Description {
+    /// Whether a parameter or column has a type that a user has made.
+    pub fn has_user_types(&self) -> bool {
+        let columns = self.columns.iter().flatten().map(|c| c.type_oid);
+        let mut types = columns.chain(self.parameter_types.iter().copied());
+        types.any(|oid| oid >= FIRST_USER_OID)
+    }
+}
+
 /// Prepares `text` on a connection to the home shard, which has every table's parent, and returns its types and
 /// columns. PostgreSQL's own error, position included, is returned for what is wrong with the text. The
 /// unnamed statement of the connection is replaced.

@@ -14,7 +14,7 @@ use pgherd_model::{ServerError, ShardId, SqlState};
 use postgres_protocol::message::{backend, frontend};
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
@@ -84,6 +84,8 @@ pub(crate) struct Connection {
     statements: HashSet<u64>,
     parameters: Vec<(String, String)>,
     notices: Vec<ServerError>,
+    /// bodies of NotificationResponse messages that nobody has taken yet
+    notifications: Vec<Bytes>,
     settings: u64,
     broken: bool,
     tainted: bool,
@@ -121,6 +123,7 @@ impl Connection {
             statements: HashSet::new(),
             parameters: Vec::new(),
             notices: Vec::new(),
+            notifications: Vec::new(),
             settings: 0,
             broken: false,
             tainted: false,
@@ -171,6 +174,65 @@ impl Connection {
             && self.outbox.is_empty()
             && self.inbox.is_empty()
             && !self.stream.has_news()
+    }
+
+    /// Whether its session can go on with it. What the shard says unasked (notifications) may be there already.
+    pub(crate) fn is_kept(&self) -> bool {
+        !self.broken
+            && !self.tainted
+            && self.awaited == 0
+            && self.status == TransactionStatus::Idle
+            && self.outbox.is_empty()
+    }
+
+    pub(crate) fn process_id(&self) -> i32 {
+        self.cancel.process_id
+    }
+
+    pub(crate) fn take_notifications(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.notifications)
+    }
+
+    /// Reads what the shard says unasked. Ready when notifications are there, or when the shard has ended the connection.
+    pub(crate) fn poll_unasked(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        loop {
+            if !self.notifications.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut piece = [0; 4096];
+            let mut piece = ReadBuf::new(&mut piece);
+            match std::pin::Pin::new(&mut self.stream).poll_read(context, &mut piece) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if piece.filled().is_empty() => {
+                    return Poll::Ready(Err(self.lost("the server closed the connection unexpectedly")));
+                }
+                Poll::Ready(Ok(())) => {
+                    self.inbox.extend_from_slice(piece.filled());
+                    self.take_unasked()?;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.lost(error))),
+            }
+        }
+    }
+
+    /// Takes the whole messages of the inbox, where no reply is awaited.
+    fn take_unasked(&mut self) -> Result<(), Error> {
+        while let Some(header) = backend::Header::parse(&self.inbox).map_err(|e| self.lost(e))? {
+            let whole = header.len() as usize + 1;
+            if self.inbox.len() < whole {
+                break;
+            }
+            let body = self.inbox.split_to(whole).freeze().slice(5..);
+            match header.tag() {
+                // Only an end of the connection is an error that comes unasked.
+                b'E' => {
+                    self.broken = true;
+                    return Err(Error::Server(ServerError::from_body(&body)));
+                }
+                tag => self.note(tag, &body),
+            }
+        }
+        Ok(())
     }
 
     fn lost(&mut self, cause: impl ToString) -> Error {
@@ -268,6 +330,7 @@ impl Connection {
                     self.parameters.push((name, value));
                 }
             }
+            b'A' => self.notifications.push(Bytes::copy_from_slice(body)),
             _ => {}
         }
     }
@@ -383,7 +446,7 @@ impl Backend {
     }
 
     /// Bytes received and not yet taken, for relaying. Whoever takes messages from here tells [`Backend::note`] of
-    /// each `Z` and `S`, and calls [`Backend::skip_silent`] first.
+    /// each `Z`, `S` and `A`, and calls [`Backend::skip_silent`] first.
     pub fn inbox(&mut self) -> &mut BytesMut {
         &mut self.connection_mut().inbox
     }
@@ -603,8 +666,8 @@ impl Drop for Backend {
             return;
         };
         match self.pin.take() {
-            Some(pin) if connection.is_reusable() => pin.hold(connection, self.pool.clone(), permit),
-            Some(_) => {}
+            Some(pin) if connection.is_kept() => pin.hold(connection, self.pool.clone(), permit),
+            Some(pin) => pin.lose(),
             None => self.pool.give_back(connection),
         }
     }

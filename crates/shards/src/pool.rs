@@ -3,9 +3,10 @@
 use crate::backend::Connection;
 use crate::{Backend, Error};
 use ahash::AHashMap;
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use pgherd_model::{ServerError, ShardId, SqlState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -59,6 +60,7 @@ pub struct Identity {
 pub struct Pin {
     shard: ShardId,
     held: Mutex<Option<(Connection, Arc<Pool>, OwnedSemaphorePermit)>>,
+    lost: AtomicBool,
 }
 
 impl Pin {
@@ -67,7 +69,41 @@ impl Pin {
         Arc::new(Self {
             shard,
             held: Mutex::default(),
+            lost: AtomicBool::new(false),
         })
+    }
+
+    /// The backend's process id, while nobody has it checked out.
+    pub fn process_id(&self) -> Option<i32> {
+        self.held
+            .lock()
+            .as_ref()
+            .map(|(connection, ..)| connection.process_id())
+    }
+
+    /// The bodies of the notifications that came, while nobody has the connection checked out.
+    pub fn take_notifications(&self) -> Vec<Bytes> {
+        let mut held = self.held.lock();
+        held.as_mut()
+            .map(|(connection, ..)| connection.take_notifications())
+            .unwrap_or_default()
+    }
+
+    /// Waits, while nobody has the connection checked out, until notifications have come.
+    ///
+    /// # Errors
+    /// The shard has ended the connection, and what it held is gone.
+    pub async fn notified(&self) -> Result<(), Error> {
+        std::future::poll_fn(|context| match &mut *self.held.lock() {
+            Some((connection, ..)) => connection.poll_unasked(context),
+            None => std::task::Poll::Pending,
+        })
+        .await
+    }
+
+    /// The connection cannot be given back.
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn hold(&self, connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) {
@@ -239,12 +275,11 @@ impl Shards {
 
     /// A connection logged in as `who`, from the pool or new.
     pub async fn checkout(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
-        let backend = match who
-            .pin
-            .as_ref()
-            .filter(|pin| pin.shard == shard)
-            .and_then(|pin| pin.held.lock().take())
-        {
+        let pin = who.pin.as_ref().filter(|pin| pin.shard == shard);
+        if pin.is_some_and(|pin| pin.lost.load(Ordering::Relaxed)) {
+            return Err(lost_state());
+        }
+        let backend = match pin.and_then(|pin| pin.held.lock().take()) {
             Some((connection, pool, permit)) => {
                 let mut backend = Backend::new(connection, pool, permit);
                 backend.pin(who.pin.clone());
@@ -392,6 +427,16 @@ impl Shards {
         });
         Ok(client)
     }
+}
+
+/// What the session kept on its own connection cannot be had again.
+fn lost_state() -> Error {
+    let error = ServerError::new(
+        SqlState::CONNECTION_FAILURE,
+        "terminating connection because the session's own connection to its shard was lost",
+    )
+    .with_detail("Temporary tables, LISTEN and other state of the session were on it.");
+    Error::Server(error.with_hint("Connect again.").fatal())
 }
 
 /// A backend that logs in now is not like those the session has used.

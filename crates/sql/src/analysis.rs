@@ -233,6 +233,12 @@ impl Analysis {
         Some(Instead::new(&self.text, &replacements))
     }
 
+    /// Whether all relations that it refers to are known here, so that the epoch tells when one of them changes.
+    pub fn is_told_by_epoch(&self) -> bool {
+        let references = self.references.as_deref();
+        self.touches_sharded && references.is_some_and(|all| all.iter().all(|r| r.table.is_some()))
+    }
+
     /// Rows that an INSERT … VALUES has; 0 for other statements.
     pub fn inserted_rows(&self) -> usize {
         match &self.decision {

@@ -1,7 +1,7 @@
 //! Schema change: which command and which relations, from tokens.
 
 use crate::cursor::Cursor;
-use crate::kind::{Ddl, DdlKind, Kind, ObjectName};
+use crate::kind::{DatabaseChange, Ddl, DdlKind, Kind, ObjectName};
 use crate::lexer::TokenKind;
 
 fn make(kind: DdlKind, relations: Vec<ObjectName>) -> Ddl {
@@ -94,10 +94,35 @@ const ON_TABLE: [(&str, [DdlKind; 3]); 5] = {
 };
 
 fn whole_server(c: &mut Cursor) -> bool {
-    c.accept_any(&["database", "tablespace", "system"])
+    c.accept_any(&["tablespace", "system"])
+}
+
+fn create_database(c: &mut Cursor) -> Option<Kind> {
+    let name = c.identifier()?;
+    let mut template = None;
+    while !c.done() {
+        if c.accept("template") {
+            c.accept_symbol("=");
+            template = c.peek().and_then(|t| t.string(c.text).or_else(|| t.identifier(c.text)));
+        }
+        c.at += 1;
+    }
+    // The word is how one asks for the default.
+    let template = template.filter(|t| t != "default");
+    Some(Kind::Database(DatabaseChange::Create { name, template }))
+}
+
+fn drop_database(c: &mut Cursor) -> Option<Kind> {
+    let if_exists = c.accept("if exists");
+    let name = c.identifier()?;
+    let force = c.tokens[c.at..].iter().any(|t| t.is_word(c.text, "force"));
+    Some(Kind::Database(DatabaseChange::Drop { name, if_exists, force }))
 }
 
 fn create(c: &mut Cursor) -> Option<Kind> {
+    if c.accept("database") {
+        return create_database(c);
+    }
     if whole_server(c) {
         return Some(Kind::WholeServer);
     }
@@ -197,13 +222,17 @@ fn object(c: &mut Cursor, action: usize) -> Option<Ddl> {
     Some(make(DdlKind::OtherDdl, Vec::new()))
 }
 
-/// ALTER DATABASE name SET or RESET: settings, which every shard has. The rest concerns whole servers.
+/// ALTER DATABASE name SET or RESET: settings, which every shard has, in a transaction. A database's name is part of what the
+/// shards know of transactions, and a tablespace is a place on one server: RENAME and SET TABLESPACE concern whole servers.
 fn alter_database(c: &mut Cursor) -> Option<Kind> {
-    c.object_name()?;
-    if c.is("reset") || (c.accept("set") && !c.is("tablespace")) {
+    let name = c.identifier()?;
+    if c.is("reset") || (c.is("set") && !c.is_ahead(1, "tablespace")) {
         return plain(DdlKind::AlterDatabase, Vec::new());
     }
-    Some(Kind::WholeServer)
+    Some(match c.is("rename") || c.is("set") {
+        true => Kind::WholeServer,
+        false => Kind::Database(DatabaseChange::Alter { name }),
+    })
 }
 
 fn alter(c: &mut Cursor) -> Option<Kind> {
@@ -236,6 +265,9 @@ fn alter(c: &mut Cursor) -> Option<Kind> {
 }
 
 fn drop(c: &mut Cursor) -> Option<Kind> {
+    if c.accept("database") {
+        return drop_database(c);
+    }
     if whole_server(c) {
         return Some(Kind::WholeServer);
     }

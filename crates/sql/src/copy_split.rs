@@ -117,7 +117,7 @@ pub struct Splitter {
     header_lines: u64,
     header_pending: bool,
     supplied_names: Vec<String>,
-    supplied: VecDeque<Vec<Option<String>>>,
+    supplied: VecDeque<Vec<Option<Vec<u8>>>>,
     /// a row that waits for [`Splitter::resolve`]
     waiting: Option<(Found, Vec<Option<KeyValue>>)>,
     /// the client's line number
@@ -132,7 +132,7 @@ impl Splitter {
     /// A COPY at its start. The streams are those of [`Splitter::shards`].
     ///
     /// # Errors
-    /// 0A000 where supplied values would have to go with HEADER MATCH or the binary format.
+    /// 0A000 where supplied values would have to go with HEADER MATCH.
     pub fn new(options: CopyOptions, target: Target<'_>) -> Result<Self, ServerError> {
         let Target {
             relation,
@@ -142,10 +142,10 @@ impl Splitter {
             ranges,
             home,
         } = target;
-        if !supplied.is_empty() && (options.format == CopyFormat::Binary || options.header == Header::Match) {
+        if !supplied.is_empty() && options.header == Header::Match {
             return Err(ServerError::unsupported(
-                "COPY that leaves columns with sequences out is not supported in this format",
-                "Name all columns and give their values, or use the text or CSV format without HEADER MATCH.",
+                "COPY that leaves columns with sequences out is not supported with HEADER MATCH",
+                "Name all columns and give their values, or say HEADER without MATCH.",
             ));
         }
         let rows = match options.format {
@@ -244,8 +244,9 @@ impl Splitter {
         Ok(Progress::Done)
     }
 
-    /// Values of the supplied columns, one row for each of the client's next rows.
-    pub fn supply(&mut self, rows: impl IntoIterator<Item = Vec<Option<String>>>) {
+    /// Values of the supplied columns, one row for each of the client's next rows: as text, or in PostgreSQL's binary
+    /// format where the COPY is binary.
+    pub fn supply(&mut self, rows: impl IntoIterator<Item = Vec<Option<Vec<u8>>>>) {
         self.supplied.extend(rows);
     }
 
@@ -380,7 +381,7 @@ impl Splitter {
                 KeySource::Field(_) => {}
                 KeySource::Supplied(i) => {
                     let value = self.supplied.front().and_then(|values| values.get(i)?.as_deref());
-                    put(column, value.map(str::as_bytes), false);
+                    put(column, value, matches!(self.rows, Rows::Tuples(_)));
                 }
                 KeySource::Missing => complete = false,
             }
@@ -434,8 +435,12 @@ impl Splitter {
     /// Keeps the header for every stream; the first one gets it at once, so that a shard judges it.
     fn take_header(&mut self, found: Found, sink: &mut impl FnMut(usize, &[u8])) {
         let mut header = Vec::new();
-        if !self.supplied_names.is_empty() {
-            let names: Vec<_> = self.supplied_names.iter().cloned().map(Some).collect();
+        if !self.supplied_names.is_empty() && matches!(self.rows, Rows::Lines(..)) {
+            let names: Vec<_> = self
+                .supplied_names
+                .iter()
+                .map(|n| Some(n.clone().into_bytes()))
+                .collect();
             self.write_supplied(&names, &mut header);
         }
         header.extend_from_slice(&self.buffer[self.start..self.start + found.sent]);
@@ -479,12 +484,21 @@ impl Splitter {
         let this = &mut self.streams[stream];
         this.line_end = line_end;
         this.lines.add(own, client);
-        if let Some(values) = self.supplied.pop_front() {
+        let mut own = self.start..self.start + found.sent;
+        if !self.raw
+            && let Some(values) = self.supplied.pop_front()
+        {
             let mut prefix = Vec::new();
-            self.write_supplied(&values, &mut prefix);
+            match self.rows {
+                Rows::Lines(..) => self.write_supplied(&values, &mut prefix),
+                Rows::Tuples(_) => {
+                    tuples::write_supplied(&self.buffer[own.clone()], &values, &mut prefix);
+                    own.start += tuples::COUNT;
+                }
+            }
             sink(stream, &prefix);
         }
-        sink(stream, &self.buffer[self.start..self.start + found.sent]);
+        sink(stream, &self.buffer[own]);
         self.consume(found);
     }
 
@@ -498,13 +512,13 @@ impl Splitter {
     }
 
     /// The values as leading fields of a row, each with its delimiter.
-    fn write_supplied(&self, values: &[Option<String>], out: &mut Vec<u8>) {
+    fn write_supplied(&self, values: &[Option<Vec<u8>>], out: &mut Vec<u8>) {
         for value in values {
             match value {
                 None => out.extend_from_slice(&self.options.null),
                 Some(value) if self.options.format == CopyFormat::Csv => {
                     out.push(self.options.quote);
-                    for byte in value.bytes() {
+                    for &byte in value {
                         if byte == self.options.quote || byte == self.options.escape {
                             out.push(self.options.escape);
                         }
@@ -515,8 +529,8 @@ impl Splitter {
                 Some(value) => {
                     // In hexadecimal, so that it can be neither a delimiter nor the null string.
                     let plain = |b: u8| b.is_ascii_alphanumeric() && b != self.options.delimiter;
-                    let is_null = value.as_bytes() == self.options.null;
-                    for byte in value.bytes() {
+                    let is_null = *value == self.options.null;
+                    for &byte in value {
                         match plain(byte) && !is_null {
                             true => out.push(byte),
                             false => out.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
@@ -531,7 +545,10 @@ impl Splitter {
     /// How many complete rows the buffer has from the one found on: exactly so many values are fetched, as
     /// PostgreSQL would take them from a sequence.
     fn count_rows(&self, found: Found) -> usize {
-        let Rows::Lines(lines, _) = &self.rows else { return 1 };
+        let lines = match &self.rows {
+            Rows::Lines(lines, _) => lines,
+            Rows::Tuples(tuples) => return tuples.count(&self.buffer[self.start..], found.whole),
+        };
         let (mut lines, mut at, mut count, mut last) = (lines.clone(), self.start + found.whole, 1, found.last);
         while !last {
             lines.advance();

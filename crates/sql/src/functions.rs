@@ -47,6 +47,55 @@ const HOME: [&str; 18] = [
     "pg_get_serial_sequence",
 ];
 
+/// Functions of PostgreSQL, and words before a parenthesis, that are in many statements.
+const BUILTIN: [&str; 40] = [
+    "abs",
+    "all",
+    "and",
+    "any",
+    "array_agg",
+    "as",
+    "avg",
+    "by",
+    "char",
+    "coalesce",
+    "concat",
+    "count",
+    "date_trunc",
+    "exists",
+    "extract",
+    "filter",
+    "from",
+    "greatest",
+    "in",
+    "join",
+    "least",
+    "left",
+    "length",
+    "lower",
+    "max",
+    "min",
+    "not",
+    "now",
+    "nullif",
+    "numeric",
+    "on",
+    "or",
+    "over",
+    "round",
+    "select",
+    "string_agg",
+    "sum",
+    "upper",
+    "values",
+    "where",
+];
+
+/// Whether everything that is called, or looks like it, is known to be PostgreSQL's own. Not of all that is so.
+pub fn calls_builtins_only(text: &str, tokens: &[Token]) -> bool {
+    calls(text, tokens).all(|(_, name)| BUILTIN.contains(&name.as_str()))
+}
+
 /// The names of all functions called in these tokens: a name before `(`.
 fn calls<'a>(text: &'a str, tokens: &'a [Token]) -> impl Iterator<Item = (usize, String)> + 'a {
     tokens.windows(2).enumerate().filter_map(move |(i, pair)| {

@@ -77,6 +77,32 @@ pub enum CopyTarget {
     Program,
 }
 
+/// What is to happen to a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DatabaseChange {
+    /// CREATE DATABASE
+    Create {
+        /// the database
+        name: String,
+        /// TEMPLATE
+        template: Option<String>,
+    },
+    /// ALTER DATABASE: its owner and options
+    Alter {
+        /// the database
+        name: String,
+    },
+    /// DROP DATABASE
+    Drop {
+        /// the database
+        name: String,
+        /// IF EXISTS
+        if_exists: bool,
+        /// WITH (FORCE)
+        force: bool,
+    },
+}
+
 /// A COPY's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyFormat {
@@ -340,7 +366,9 @@ pub enum Kind {
     Unlisten(Option<String>),
     /// NOTIFY
     Notify(String),
-    /// CREATE, ALTER or DROP of DATABASE or TABLESPACE, ALTER SYSTEM: not in a transaction block
+    /// CREATE, ALTER or DROP DATABASE
+    Database(DatabaseChange),
+    /// what moves or renames a database, CREATE, ALTER or DROP TABLESPACE, ALTER SYSTEM: not in a transaction block
     WholeServer,
     /// CHECKPOINT, LOAD
     Server,

@@ -42,9 +42,11 @@ mod tree;
 mod walk;
 
 pub use analysis::{Analysis, Clock, analyze, name_hash};
+pub use functions::calls_builtins_only;
 pub use instead::Instead;
 pub use kind::{
-    CopyFormat, CopyShape, CopySource, CopyTarget, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName, SetValue,
+    CopyFormat, CopyShape, CopySource, CopyTarget, DatabaseChange, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName,
+    SetValue,
 };
 pub use locks::{Locks, ShardLocks};
 pub use parse::{Parsed, parse};

@@ -306,8 +306,10 @@ fn write_pipeline(out: &mut BytesMut, fragments: &[&Fragment], known: Option<&Kn
     }
     if let Some(known) = known {
         write_markers(out, AFTER, known)?;
-        frontend::execute(BEFORE, 0, out)?;
-        frontend::execute(AFTER, 0, out)?;
+        for portal in [BEFORE, AFTER] {
+            frontend::execute(portal, 0, out)?;
+            frontend::close(b'P', portal, out)?;
+        }
     }
     frontend::sync(out);
     Ok(())

@@ -48,6 +48,8 @@ pub(crate) struct Open {
     savepoints: Vec<(String, Settings)>,
     /// SET LOCAL was used: what routing knows of the settings ends with the block
     pub(crate) has_local_settings: bool,
+    /// the schema changes with its end
+    pub(crate) has_changed_schema: bool,
     /// at levels of one snapshot: the catalog when that snapshot was taken, or before
     pub(crate) first_catalog: Option<Arc<Snapshot>>,
     /// where each cursor of SQL is open
@@ -173,6 +175,7 @@ impl Session {
             settings_before: self.settings.clone(),
             savepoints: Vec::new(),
             has_local_settings: false,
+            has_changed_schema: false,
             first_catalog,
             cursors: HashMap::new(),
             gathered_cursors: HashMap::new(),
@@ -391,6 +394,7 @@ impl Session {
             change,
             settings_before,
             has_local_settings,
+            has_changed_schema,
             ..
         } = *open;
         self.portals.clear();
@@ -406,6 +410,9 @@ impl Session {
         };
         let kept = matches!(&result, Ok(done) if done.tag == tag);
         finish_change(change).await;
+        if has_changed_schema {
+            self.note_schema_change();
+        }
         match result {
             Ok(done) => {
                 for notice in &done.notices {
@@ -433,12 +440,16 @@ impl Session {
             transaction,
             change,
             settings_before,
+            has_changed_schema,
             ..
         } = *open;
         self.portals.clear();
         self.restore_settings(settings_before);
         transaction.rollback().await?;
         finish_change(change).await;
+        if has_changed_schema {
+            self.note_schema_change();
+        }
         Ok(())
     }
 

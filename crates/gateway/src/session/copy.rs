@@ -2,6 +2,7 @@
 //! Into a sharded table the client's stream is split by key ([`into`]); out of one, or out of a query over several
 //! shards, the rows of a plan are written in COPY's format ([`out_of`], [`format`]).
 
+mod client_errors;
 mod evaluate;
 mod format;
 mod into;
@@ -28,6 +29,13 @@ impl Session {
         let Kind::Copy(shape) = &unit.statement.parsed.kind else {
             return Err(ServerError::internal("COPY without its parts").into());
         };
+        if shape.format == pgherd_sql::CopyFormat::Binary && self.converter().is_some() {
+            return Err(ServerError::unsupported(
+                "COPY in binary is not supported with this client_encoding",
+                "Use the text or CSV format, or set client_encoding to UTF8.",
+            )
+            .into());
+        }
         let mut tries = 0;
         loop {
             let mark = self.client.out.len();

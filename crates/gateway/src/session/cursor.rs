@@ -7,6 +7,7 @@ use super::relay::{Filter, relay};
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::{Kind, Part, Route};
+use postgres_protocol::message::frontend;
 
 impl Session {
     /// Runs one of the four.
@@ -190,6 +191,29 @@ impl Session {
             open.gathered_cursors.insert(name.to_owned(), kept);
         }
         Ok(())
+    }
+
+    /// A cursor of SQL is a portal of the protocol: its columns, asked where it is open. False where there is none.
+    pub(crate) async fn describe_cursor(&mut self, name: &str) -> Result<bool, Problem> {
+        let Some(open) = self.block.open_mut() else {
+            return Ok(false);
+        };
+        let backend = match (open.gathered_cursors.get_mut(name), open.cursors.get(name)) {
+            (Some(kept), _) => kept.cursor.backend(),
+            (None, Some(shard)) => open.transaction.participant(*shard).await?,
+            (None, None) => return Ok(false),
+        };
+        frontend::describe(b'P', name, backend.outbox())?;
+        frontend::sync(backend.outbox());
+        backend.expect_ready();
+        backend.flush().await?;
+        let catalog = self.database.catalog.clone();
+        let fresh = || catalog.lease_is_valid();
+        let end = relay(backend, &mut self.client, Filter::default(), &fresh).await;
+        match settle(backend, None, end)?.error {
+            Some(error) => Err(self.as_client_sees(error).into()),
+            None => Ok(true),
+        }
     }
 
     /// What FETCH of a cursor over several ranges returns; None for other cursors.

@@ -3,6 +3,7 @@
 use super::block::Open;
 use super::forward::constant_types;
 use super::serializable::in_serialization_words;
+use super::syntax::is_doubtful;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::StatementTimer;
 use crate::statements::Context;
@@ -83,8 +84,16 @@ impl Session {
                 return self.run_instead(unit, &instead).await;
             }
         }
+        if unit.statement.asks_session
+            && let Some(instead) = Box::pin(self.with_own_state(unit)).await?
+        {
+            return self.run_instead(unit, &instead).await;
+        }
         if unit.statement.sets_config {
             self.take_over_set_config(unit).await?;
+            if let Some(instead) = self.without_set_config(unit) {
+                return self.run_instead(unit, &instead).await;
+            }
         }
         match kind {
             Kind::Set { .. }
@@ -100,10 +109,7 @@ impl Session {
             }
             Kind::Explain { .. } => Box::pin(self.explain(unit)).await,
             Kind::Declare { .. } | Kind::Fetch { .. } | Kind::Close(_) => Box::pin(self.cursor(unit)).await,
-            Kind::Listen(_) => Err(unsupported(
-                "LISTEN",
-                "Listen on the home shard directly; `pgherd status` shows it.",
-            )),
+            Kind::Listen(_) | Kind::Unlisten(_) => Box::pin(self.listen(unit)).await,
             // The simple protocol has no parameters, and outside of a block nothing stays locked: PostgreSQL says so.
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
                 if unit.statement.has_parameters && matches!(unit.mode, Mode::Simple) =>
@@ -111,7 +117,8 @@ impl Session {
                 self.judged_by_home(unit).await
             }
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
-            Kind::Show { .. } if self.show_level(unit) => Ok(()),
+            Kind::Show { .. } if self.show_level(unit) || self.show_encoding(unit) => Ok(()),
+            Kind::Database(change) => Box::pin(self.change_database(unit, change)).await,
             Kind::WholeServer => Box::pin(self.whole_server(unit)).await,
             _ => self.routed(unit).await,
         }
@@ -218,7 +225,9 @@ impl Session {
             Route::Plan | Route::GatherWrite => Box::pin(self.plan(unit, entered)).await,
             Route::Refuse(error) => {
                 // What PostgreSQL would not take either gets its word.
-                if unit.statement.parsed.ast.is_none() {
+                if is_doubtful(&unit.statement.parsed.kind) {
+                    self.check_syntax(&unit.statement.text).await?;
+                } else if unit.statement.parsed.ast.is_none() {
                     self.description(unit, &entered.snapshot).await?;
                 }
                 Err(error.into())
@@ -455,8 +464,12 @@ impl Session {
             _ => pgherd_query::describe(&mut self.home_backend().await?, text, types).await,
         };
         let description = Arc::new(described?);
-        unit.statement
-            .keep_description(&self.context(unit, snapshot, &temporary), &description);
+        // What the epoch does not tell, a description must not outlive: local tables and types, functions of users.
+        let analysis = unit.statement.analysis(&self.context(unit, snapshot, &temporary))?;
+        if analysis.is_told_by_epoch() && unit.statement.calls_builtins_only && !description.has_user_types() {
+            unit.statement
+                .keep_description(&self.context(unit, snapshot, &temporary), &description);
+        }
         Ok(description)
     }
 

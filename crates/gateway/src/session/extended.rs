@@ -1,17 +1,20 @@
-//! The extended protocol. Messages gather until Sync or Flush, so that it is known whether a statement is alone
-//! (autocommit) or one of several that share an implicit transaction, as in PostgreSQL.
+//! The extended protocol. Messages gather until Sync or Flush, or until the client is silent for a moment, so that it is
+//! known whether a statement is alone (autocommit) or one of several that share an implicit transaction, as in PostgreSQL.
 //!
-//! ParseComplete and BindComplete come from here; what they would check is checked when the portal runs. A statement is
-//! described by the home shard, which knows every table.
+//! ParseComplete and BindComplete come from here; what they would check is checked when the portal runs, or at once where a
+//! Parse is the last message. A statement is described by the home shard, which knows every table.
 
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use pgherd_model::{ServerError, ShardId, SqlState};
+use pgherd_query::Description;
 use pgherd_sql::Kind;
 use pgwire::messages::PgWireFrontendMessage;
 use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Parse};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// A pipeline longer than this is run in parts (within one implicit transaction), so that it takes no more memory.
 const MAX_GATHERED: usize = 4096;
@@ -21,6 +24,19 @@ pub(crate) struct Prepared {
     pub(crate) statement: Option<Arc<Statement>>,
     pub(crate) types: Vec<u32>,
     pub(crate) named: bool,
+    /// the client's text, where the statement has a name
+    pub(crate) text: Arc<str>,
+    /// by PREPARE, not by the protocol
+    pub(crate) from_sql: bool,
+    pub(crate) prepared_at: SystemTime,
+    /// what the client was told of it
+    pub(crate) told: Mutex<Option<Told>>,
+}
+
+/// A description that a client relies on, and the version of the schema that it was made under.
+pub(crate) struct Told {
+    version: u64,
+    description: Arc<Description>,
 }
 
 /// A bound portal.
@@ -86,11 +102,13 @@ impl Session {
         if self.block.is_none() {
             self.portals.clear();
         }
+        self.put_notifications();
+        self.convert_replies().await?;
         self.client.put_ready(self.block.status());
         Ok(())
     }
 
-    async fn run_gathered(&mut self, to_sync: bool) -> Result<(), Problem> {
+    pub(super) async fn run_gathered(&mut self, to_sync: bool) -> Result<(), Problem> {
         let mut messages = std::mem::take(&mut self.gathered);
         let executes = messages
             .iter()
@@ -99,8 +117,9 @@ impl Session {
         let shared = executes > 1 || !to_sync;
         let mut i = 0;
         while i < messages.len() {
+            let is_last = i + 1 == messages.len();
             let result = match &mut messages[i] {
-                PgWireFrontendMessage::Parse(parse) => self.parse(parse).await,
+                PgWireFrontendMessage::Parse(parse) => self.parse(parse, is_last).await,
                 PgWireFrontendMessage::Bind(bind) => self.bind(bind),
                 PgWireFrontendMessage::Close(close) => self.close(close).await,
                 PgWireFrontendMessage::Describe(describe) => {
@@ -141,7 +160,25 @@ impl Session {
         Ok(())
     }
 
-    async fn parse(&mut self, parse: &mut Parse) -> Result<(), Problem> {
+    /// What PostgreSQL says against a statement that is only to be prepared for now.
+    async fn judge(&mut self, statement: &Arc<Statement>, types: &[u32]) -> Result<(), Problem> {
+        let kind = &statement.parsed.kind;
+        if self.block.is_failed() || answers_nothing(kind) || matches!(kind, Kind::Execute(_) | Kind::Fetch { .. }) {
+            return Ok(());
+        }
+        let unit = Unit {
+            statement,
+            types,
+            parameters: &[],
+            mode: Mode::Simple,
+            template: None,
+        };
+        let entered = self.enter(unit).await?;
+        self.description(unit, &entered.snapshot).await.map(|_| ())
+    }
+
+    /// `is_last`: nothing behind it uses the statement before the client waits for an answer.
+    async fn parse(&mut self, parse: &mut Parse, is_last: bool) -> Result<(), Problem> {
         let name = parse.name.take().unwrap_or_default();
         let statements = self.gateway.cache.parse(&parse.query)?;
         if statements.len() > 1 {
@@ -163,12 +200,24 @@ impl Session {
             .into());
         }
         let named = !name.is_empty();
+        let types = std::mem::take(&mut parse.type_oids);
+        if let (true, Some(statement)) = (is_last, &statement) {
+            self.judge(statement, &types).await?;
+        }
         self.prepared.insert(
             name,
             Arc::new(Prepared {
                 statement,
-                types: std::mem::take(&mut parse.type_oids),
+                types,
                 named,
+                text: if named {
+                    parse.query.as_str().into()
+                } else {
+                    Arc::default()
+                },
+                from_sql: false,
+                prepared_at: SystemTime::now(),
+                told: Mutex::default(),
             }),
         );
         self.client.put(b'1', &[]);
@@ -248,6 +297,9 @@ impl Session {
 
     async fn describe(&mut self, describe: &Describe) -> Result<(), Problem> {
         let name = describe.name.clone().unwrap_or_default();
+        if describe.target_type == b'P' && !self.portals.contains_key(&name) && self.describe_cursor(&name).await? {
+            return Ok(());
+        }
         let (prepared, formats, parameters) = if describe.target_type == b'S' {
             (
                 self.prepared.get(&name).cloned().ok_or_else(|| no_statement(&name))?,
@@ -295,6 +347,10 @@ impl Session {
             _ => self.description(unit, &entered.snapshot).await?,
         };
         if of_statement {
+            *prepared.told.lock() = Some(Told {
+                version: self.schema_version(entered.snapshot.epoch.0),
+                description: described.clone(),
+            });
             let mut body = (described.parameter_types.len() as i16).to_be_bytes().to_vec();
             described
                 .parameter_types
@@ -326,6 +382,14 @@ impl Session {
                 return self.end_statement(result).await;
             }
             PortalState::Rows(rows) => return self.resume_rows(&name, rows, execute.max_rows).await,
+            // A query that has come to its end has no more rows; anything else is not done twice.
+            PortalState::Done if matches!(statement.parsed.kind, Kind::Select { .. }) => {
+                if describe {
+                    self.describe(&Describe::new(b'P', Some(name))).await?;
+                }
+                self.client.put_tag("SELECT 0");
+                return Ok(());
+            }
             PortalState::Done => {
                 let error = ServerError::new(
                     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -354,14 +418,81 @@ impl Session {
             named: prepared.named,
             portal: &name,
         };
-        self.run(Unit {
+        let unit = Unit {
             statement: &statement,
             types: &prepared.types,
             parameters: &parameters,
             mode,
             template: None,
-        })
-        .await
+        };
+        if prepared.told.lock().is_some() {
+            self.check_told(unit, &prepared).await?;
+        }
+        if self.converter().is_none() {
+            return self.run(unit).await;
+        }
+        let parameters = self.decode_parameters(unit).await?;
+        let unit = Unit {
+            parameters: &parameters,
+            ..unit
+        };
+        self.expect_columns(unit).await?;
+        self.run(unit).await
+    }
+
+    /// As PostgreSQL: a statement whose columns are not any more what the client was told is not run.
+    async fn check_told(&mut self, unit: Unit<'_>, prepared: &Prepared) -> Result<(), Problem> {
+        let version = self.schema_version(self.catalog().snapshot().epoch.0);
+        let is_query = matches!(
+            unit.statement.parsed.kind,
+            Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
+        );
+        let same = prepared.told.lock().as_ref().is_none_or(|told| told.version == version);
+        if same || !is_query || self.block.is_failed() {
+            return Ok(());
+        }
+        let entered = self.enter(unit).await?;
+        let now = self.description(unit, &entered.snapshot).await?;
+        if let Some(told) = &mut *prepared.told.lock() {
+            let types = |d: &Description| -> Option<Vec<_>> {
+                let columns = d.columns.as_ref()?.iter();
+                Some(columns.map(|c| (c.name.clone(), c.type_oid, c.type_modifier)).collect())
+            };
+            let before = (types(&told.description), &told.description.parameter_types);
+            if before != (types(&now), &now.parameter_types) {
+                let message = "cached plan must not change result type";
+                return Err(ServerError::new(SqlState::FEATURE_NOT_SUPPORTED, message).into());
+            }
+            told.version = version;
+        }
+        Ok(())
+    }
+
+    /// Parameters in binary whose text is in the client's encoding, as the shards are to have them.
+    async fn decode_parameters(&mut self, unit: Unit<'_>) -> Result<Vec<(bool, Option<Bytes>)>, Problem> {
+        let Some(encoding) = self.converter().cloned() else {
+            return Ok(unit.parameters.to_vec());
+        };
+        let is_plain = |value: &Option<Bytes>| value.as_ref().is_none_or(|v| v.is_ascii());
+        if unit.parameters.iter().all(|(binary, value)| !binary || is_plain(value)) {
+            return Ok(unit.parameters.to_vec());
+        }
+        let entered = self.enter(unit).await?;
+        let types = self.description(unit, &entered.snapshot).await?.parameter_types.clone();
+        let decode = |(i, (binary, value)): (usize, &(bool, Option<Bytes>))| {
+            let type_oid = types.get(i).copied().unwrap_or(0);
+            let value = match value {
+                Some(value) if *binary => Some(encoding.decode_parameter(value, type_oid)?),
+                other => other.clone(),
+            };
+            Ok::<_, ServerError>((*binary, value))
+        };
+        Ok(unit
+            .parameters
+            .iter()
+            .enumerate()
+            .map(decode)
+            .collect::<Result<_, _>>()?)
     }
 }
 
@@ -395,6 +526,9 @@ fn answers_nothing(kind: &Kind) -> bool {
             | Kind::Declare { .. }
             | Kind::Close(_)
             | Kind::Listen(_)
+            | Kind::Unlisten(_)
+            | Kind::Notify(_)
+            | Kind::Database(_)
             | Kind::WholeServer
     )
 }

@@ -13,6 +13,7 @@ use pgherd_sql::{Kind, Part};
 use pgherd_transaction::Transaction;
 use postgres_protocol::IsNull;
 use postgres_protocol::message::frontend;
+use std::sync::atomic::Ordering;
 
 /// More prepared statements than this on one backend, and all are closed.
 const MAX_STATEMENTS: usize = 1000;
@@ -65,7 +66,7 @@ impl Session {
         let fresh = || entered.guard.is_valid();
         let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
         self.cancel.slot.start(backend.cancel_token());
-        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;
+        let parsed = put_statement(backend, &self.gateway.cache, part, unit, self.keep(unit, entered))?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
@@ -133,12 +134,13 @@ impl Session {
         again: bool,
     ) -> Result<Reply, Problem> {
         let fresh = || entered.guard.is_valid();
+        let keep = self.keep(unit, entered);
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let backend = enlist(&mut open.transaction, unit, part.shard).await?;
         clock.iter().for_each(|setting| backend.queue_silent(setting));
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());
-        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep(unit, entered))?;
+        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep)?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
@@ -149,6 +151,29 @@ impl Session {
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
         Ok(reply)
+    }
+
+    /// Under which number a statement is kept prepared on backends: that of the last schema change for what a client named;
+    /// the catalog's epoch for what comes again and again and finds its row by a unique key. So a changed table gets a new
+    /// statement, not an error.
+    fn keep(&self, unit: Unit<'_>, entered: &Entered) -> Option<u64> {
+        let epoch = entered.snapshot.epoch.0;
+        match unit.mode {
+            Mode::Simple => None,
+            Mode::SimplePrepared => Some(epoch),
+            Mode::Extended { named: true, .. } => Some(self.schema_version(epoch)),
+            Mode::Extended { max_rows, .. } => {
+                let point = entered.analysis.point.is_some() && max_rows == 0;
+                (point && unit.statement.uses() >= WORTH_KEEPING).then_some(epoch)
+            }
+        }
+    }
+
+    /// Another number after each schema change that this gateway knows of: its own, and those that change the epoch.
+    pub(crate) fn schema_version(&self, epoch: u64) -> u64 {
+        let changes = self.gateway.schema_changes.load(Ordering::Relaxed);
+        // Never one of the bare epochs that other statements are kept under.
+        (1 << 63) | ((changes << 32) ^ (epoch & u64::from(u32::MAX)))
     }
 
     /// A shard's error with positions in the client's text and the user's names.
@@ -225,21 +250,6 @@ pub(crate) fn lost_lease() -> ServerError {
 
 /// How often a text comes before it is worth keeping prepared although no client named it.
 const WORTH_KEEPING: u32 = 3;
-
-/// Under which number a statement is kept prepared on backends: 0 for what a client named; the catalog's epoch for what
-/// comes again and again and finds its row by a unique key, so that a changed table gets a new statement, not an error.
-fn keep(unit: Unit<'_>, entered: &Entered) -> Option<u64> {
-    let epoch = entered.snapshot.epoch.0;
-    match unit.mode {
-        Mode::Simple => None,
-        Mode::SimplePrepared => Some(epoch),
-        Mode::Extended { named: true, .. } => Some(0),
-        Mode::Extended { max_rows, .. } => {
-            let point = entered.analysis.point.is_some() && max_rows == 0;
-            (point && unit.statement.uses() >= WORTH_KEEPING).then_some(epoch)
-        }
-    }
-}
 
 /// The types of a template's constants as parameters; None where one of them means something else as a parameter.
 pub(crate) fn constant_types(unit: Unit<'_>, entered: &Entered, template: &Template<'_>) -> Option<Vec<u32>> {

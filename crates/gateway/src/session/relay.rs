@@ -185,7 +185,9 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter, rep
                 client.out.extend_from_slice(&message);
                 return Step::Copy(tag);
             }
-            b'N' | b'A' => client.out.extend_from_slice(&message),
+            // The client gets notifications between transactions.
+            b'A' => backend.note(tag, body),
+            b'N' => client.out.extend_from_slice(&message),
             _ => {}
         }
     }

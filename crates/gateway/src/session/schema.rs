@@ -8,10 +8,25 @@ use pgherd_model::{ServerError, Snapshot};
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{DdlKind, Kind};
 use pgherd_transaction::Isolation;
+use std::sync::atomic::Ordering;
 
 impl Session {
     /// DDL and CALL pgherd.….
     pub(crate) async fn change_schema(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let result = self.run_schema_change(unit).await;
+        if let Some(open) = self.block.open_mut() {
+            open.has_changed_schema = true;
+        }
+        self.note_schema_change();
+        result
+    }
+
+    /// Statements that backends keep prepared may be about tables and types that are others now, also of the same names.
+    pub(crate) fn note_schema_change(&self) {
+        self.gateway.schema_changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn run_schema_change(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         if let Kind::Ddl(ddl) = &unit.statement.parsed.kind {
             // A materialized view may be refreshed concurrently in a block.
             if ddl.concurrently && ddl.kind != DdlKind::RefreshMaterializedView {
@@ -222,8 +237,10 @@ impl Session {
     }
 
     fn is_temporary(&self, ddl: &pgherd_sql::Ddl) -> bool {
-        let named = |name: &pgherd_sql::ObjectName| {
-            name.schema.as_deref().is_none_or(|s| s == "pg_temp") && self.temporary.contains(&name.name)
+        let named = |name: &pgherd_sql::ObjectName| match name.schema.as_deref() {
+            None => self.temporary.contains(&name.name),
+            // Also types and functions.
+            Some(schema) => schema == "pg_temp",
         };
         ddl.temporary || (!ddl.relations.is_empty() && ddl.relations.iter().all(named))
     }
@@ -231,7 +248,9 @@ impl Session {
     /// Temporary objects live on one home-shard backend, which stays with the session.
     async fn temporary_ddl(&mut self, unit: Unit<'_>, ddl: &pgherd_sql::Ddl) -> Result<(), Problem> {
         let entered = self.enter(unit).await?;
-        if entered.analysis.touches_sharded {
+        // The new table's own name may be that of a sharded one. What else CREATE TABLE names, as in LIKE, is about columns,
+        // which the home shard has.
+        if entered.analysis.touches_sharded && ddl.kind != DdlKind::CreateTable {
             return Err(ServerError::unsupported(
                 "a temporary table made from a sharded table is not supported yet",
                 "Create the temporary table first, then INSERT … SELECT into it.",

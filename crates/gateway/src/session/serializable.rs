@@ -395,9 +395,15 @@ impl Session {
         if !asked || !self.will_be_strict() {
             return false;
         }
+        self.put_shown(unit, NAME, "serializable");
+        true
+    }
+
+    /// The answer to a SHOW.
+    pub(crate) fn put_shown(&mut self, unit: Unit<'_>, name: &str, value: &str) {
         if unit.mode.describes() {
             let column = ColumnDescription {
-                name: NAME.into(),
+                name: name.into(),
                 table_oid: 0,
                 column_number: 0,
                 type_oid: 25,
@@ -407,9 +413,8 @@ impl Session {
             };
             self.client.put_row_description(&[column], unit.mode.formats());
         }
-        self.client.put_row(&[Some(b"serializable")]);
+        self.client.put_row(&[Some(value.as_bytes())]);
         self.client.put_tag("SHOW");
-        true
     }
 
     /// What of a change of mode the participants are to be asked for, so that PostgreSQL can judge it; `level` is the level

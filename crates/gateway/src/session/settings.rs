@@ -4,6 +4,7 @@
 //! succeeded. Backends are brought in line when they are checked out under another fingerprint.
 
 use super::Session;
+use crate::encoding::Encoding;
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_operations::Distribution;
 use pgherd_shards::{RESET_SQL, SessionSettings};
@@ -33,6 +34,10 @@ pub(crate) struct Settings {
     /// pgherd.pool_mode is `session`, see [`super::start`]
     pub(crate) keeps_backend: bool,
     pub(crate) timeouts: Timeouts,
+    /// client_encoding, where it is not UTF8: the shards' stays UTF8
+    pub(crate) encoding: Option<Arc<Encoding>>,
+    /// the same at the start, where RESET goes back to
+    pub(crate) startup_encoding: Option<Arc<Encoding>>,
 }
 
 /// The time limits that the gateway keeps itself, where a shard sees a part of the time only.
@@ -200,23 +205,6 @@ pub(crate) fn set_statement(name: &str, value: &str) -> String {
         );
     }
     format!("SET {quoted_name} TO {}", quote_literal(value))
-}
-
-/// Whether an encoding's name means UTF8. SQL_ASCII asks for no conversion, which is the same.
-pub(crate) fn is_utf8(name: &str) -> bool {
-    let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
-    matches!(
-        plain.to_ascii_uppercase().as_str(),
-        "UTF8" | "UNICODE" | "SQLASCII" | "DEFAULT"
-    )
-}
-
-/// Other encodings are refused rather than misread.
-pub(crate) fn only_utf8(name: &str) -> ServerError {
-    ServerError::unsupported(
-        format!("client_encoding \"{name}\" is not supported through a gateway yet"),
-        "Set client_encoding to UTF8 and let the client convert.",
-    )
 }
 
 /// PostgreSQL's SplitIdentifierString: commas, double quotes, unquoted parts folded to lower case.

@@ -7,8 +7,10 @@ use super::block::notice;
 use super::serializable::level_for;
 use super::settings::{Settings, set_statement};
 use super::{Problem, Session, Unit};
+use bytes::Bytes;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::{SimpleResult, UNKNOWN_SETTINGS};
+use pgherd_sql::lexer::{Token, TokenKind};
 use pgherd_sql::{Kind, SetValue};
 use pgherd_transaction::{Isolation, Mode};
 
@@ -19,6 +21,9 @@ impl Session {
         if let Some(mode) = self.mode_set_by_name(&unit.statement.parsed.kind) {
             self.change_mode(&mode).await?;
             self.client.put_tag("SET");
+            return Ok(());
+        }
+        if self.sets_encoding(&unit.statement.parsed.kind).await? {
             return Ok(());
         }
         match &unit.statement.parsed.kind {
@@ -46,13 +51,6 @@ impl Session {
                 }
                 self.client.put_tag("SET");
             }
-            Kind::Set {
-                name,
-                value: SetValue::Values(values),
-                ..
-            } if name == "client_encoding" && !super::settings::is_utf8(values.first().map_or("", String::as_str)) => {
-                return Err(super::settings::only_utf8(values.first().map_or("", String::as_str)).into());
-            }
             Kind::Set { name, value, .. } => {
                 self.set(name, value, &text).await?;
                 self.client.put_tag("SET");
@@ -71,6 +69,7 @@ impl Session {
                 self.settings.reset_all();
                 self.settings_changed();
                 self.refresh_effective_settings().await?;
+                self.reset_encoding()?;
                 self.client.put_tag("RESET");
             }
             Kind::SetTransaction { .. } => self.set_transaction(unit).await?,
@@ -134,17 +133,22 @@ impl Session {
     }
 
     /// `set_config(name, value, is_local)` in a SELECT is SET by another name: the session takes the setting over before the
-    /// statement runs, so that all backends, and routing, know of it. Arguments that are no constants are refused, since
-    /// one backend alone would have the setting then.
+    /// statement runs, so that all backends, and routing, know of it. Arguments that are neither constants nor parameters are
+    /// refused, since one backend alone would have the setting then.
     pub(crate) async fn take_over_set_config(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        for call in set_config_calls(&unit.statement.text) {
+        let tokens = &unit.statement.parsed.tokens;
+        for call in set_config_calls(&unit.statement.text, tokens, unit.parameters) {
             let Some((name, value, local)) = call else {
                 return Err(ServerError::unsupported(
-                    "set_config with arguments that are not constants is not supported through a gateway yet",
-                    "Use SET, or write the name, the value and true or false as constants.",
+                    "set_config with arguments that are computed is not supported through a gateway yet",
+                    "Use SET, or give the name, the value and true or false as constants or parameters.",
                 )
                 .into());
             };
+            if name.eq_ignore_ascii_case("client_encoding") {
+                self.set_encoding(&value).await?;
+                continue;
+            }
             let in_block = self.block.open().is_some_and(|open| !open.implicit);
             if local && !in_block {
                 continue;
@@ -227,7 +231,8 @@ impl Session {
     }
 
     /// Back to the settings of an earlier moment.
-    pub(crate) fn restore_settings(&mut self, settings: Settings) {
+    pub(crate) fn restore_settings(&mut self, mut settings: Settings) {
+        let encoding = std::mem::replace(&mut settings.encoding, self.settings.encoding.clone());
         if settings.fingerprint() != self.settings.fingerprint()
             || settings.search_path_id != self.settings.search_path_id
             || settings.timeouts != self.settings.timeouts
@@ -235,6 +240,8 @@ impl Session {
             self.settings = settings;
             self.settings_changed();
         }
+        // Replies that the encoding has no characters for are told as an error when they are sent.
+        let _ = self.take_encoding(encoding);
     }
 
     /// Routing and the gateway's own time limits depend on few settings; only those are asked for again.
@@ -341,11 +348,12 @@ impl Session {
         if what == "SEQUENCES" && self.who.pin.is_some() {
             self.ask_home("DISCARD SEQUENCES").await?;
         }
-        if what == "ALL" || what.starts_with("TEMP") {
-            match self.settings.keeps_backend {
-                true => self.clean_pinned(what).await?,
-                false => self.drop_pinned(),
-            }
+        if what == "ALL" && self.settings.keeps_backend {
+            self.clean_pinned().await?;
+        } else if what == "ALL" {
+            self.drop_pinned();
+        } else if what.starts_with("TEMP") {
+            self.discard_temporary().await?;
         }
         if what == "ALL" {
             self.prepared.clear();
@@ -353,18 +361,26 @@ impl Session {
             self.settings.discard();
             self.settings_changed();
             self.refresh_effective_settings().await?;
+            self.reset_encoding()?;
         }
         self.client.put_tag(&format!("DISCARD {what}"));
         Ok(())
     }
 
-    /// Takes temporary tables, or all state of the session, from a backend that stays with it.
-    async fn clean_pinned(&mut self, what: &str) -> Result<(), Problem> {
-        let sql = match what {
-            "ALL" => "CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP",
-            _ => "DISCARD TEMP",
-        };
+    /// Takes all state of the session from a backend that stays with it.
+    async fn clean_pinned(&mut self) -> Result<(), Problem> {
+        let sql = "CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
         self.ask_home(sql).await?;
+        self.listening = None;
+        self.temporary.clear();
+        Ok(())
+    }
+
+    /// DISCARD TEMP; other state stays.
+    async fn discard_temporary(&mut self) -> Result<(), Problem> {
+        if self.who.pin.is_some() {
+            self.ask_home("DISCARD TEMP").await?;
+        }
         self.temporary.clear();
         Ok(())
     }
@@ -372,6 +388,7 @@ impl Session {
     /// Gives up the pinned backend, and with it temporary tables and other state of the session.
     pub(crate) fn drop_pinned(&mut self) {
         self.who.pin = None;
+        self.listening = None;
         self.temporary.clear();
     }
 }
@@ -379,56 +396,97 @@ impl Session {
 /// A boolean setting's value; None for what PostgreSQL would refuse, or understands in more ways.
 fn read_boolean(value: &str) -> Option<bool> {
     match value.to_ascii_lowercase().as_str() {
-        "on" | "true" | "yes" | "1" => Some(true),
-        "off" | "false" | "no" | "0" => Some(false),
+        "on" | "true" | "t" | "yes" | "1" => Some(true),
+        "off" | "false" | "f" | "no" | "0" => Some(false),
         _ => None,
     }
 }
 
-/// The arguments of each `set_config(…)` in a text; None for those that are not constants.
-fn set_config_calls(text: &str) -> Vec<Option<(String, String, bool)>> {
-    let lower = text.to_ascii_lowercase();
-    lower
-        .match_indices("set_config")
-        .map(|(at, word)| {
-            let rest = text.get(at + word.len()..)?.trim_start().strip_prefix('(')?;
-            let (name, rest) = string_argument(rest)?;
-            let (value, rest) = string_argument(rest.trim_start().strip_prefix(',')?)?;
-            let flag = rest
-                .trim_start()
-                .strip_prefix(',')?
-                .split(')')
-                .next()?
-                .trim()
-                .to_ascii_lowercase();
-            let local = match flag.as_str() {
-                "true" | "'t'" | "'true'" => true,
-                "false" | "'f'" | "'false'" => false,
-                _ => return None,
-            };
-            Some((name, value, local))
-        })
-        .collect()
+/// The arguments of each `set_config(…)` in a text; None for those that are neither constants nor parameters.
+fn set_config_calls(
+    text: &str,
+    tokens: &[Token],
+    parameters: &[(bool, Option<Bytes>)],
+) -> Vec<Option<(String, String, bool)>> {
+    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+    let named = |i: &usize| tokens[*i].identifier(text).is_some_and(|n| n == "set_config") && is(i + 1, "(");
+    let call = |i: usize| {
+        let (name, at) = constant(text, tokens, i + 2, parameters)?;
+        let (value, at) = constant(text, tokens, is(at, ",").then_some(at + 1)?, parameters)?;
+        let (local, at) = constant(text, tokens, is(at, ",").then_some(at + 1)?, parameters)?;
+        let local = match &local {
+            // A boolean in binary is one byte.
+            Constant::Binary(bytes) => *bytes.first()? != 0,
+            Constant::Text(word) => read_boolean(word)?,
+        };
+        is(at, ")").then_some((name.text()?, value.text()?, local))
+    };
+    (0..tokens.len()).filter(named).map(call).collect()
 }
 
-/// A plain string constant, and what follows it.
-fn string_argument(text: &str) -> Option<(String, &str)> {
-    let inside = text.trim_start().strip_prefix('\'')?;
-    let mut end = inside.find('\'')?;
-    while inside[end + 1..].starts_with('\'') {
-        end = end + 2 + inside[end + 2..].find('\'')?;
+/// An argument whose value is known.
+enum Constant {
+    Text(String),
+    /// a parameter in PostgreSQL's binary format
+    Binary(Bytes),
+}
+
+impl Constant {
+    /// The value as text; the binary format of text is the same.
+    fn text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Binary(bytes) => String::from_utf8(bytes.to_vec()).ok(),
+        }
     }
-    let value = &inside[..end];
-    (!value.contains('\\')).then(|| (value.replace("''", "'"), &inside[end + 1..]))
+}
+
+/// The string, word or parameter at `at`, with a cast behind it or not, and what follows.
+fn constant(
+    text: &str,
+    tokens: &[Token],
+    at: usize,
+    parameters: &[(bool, Option<Bytes>)],
+) -> Option<(Constant, usize)> {
+    let token = tokens.get(at)?;
+    let value = match token.kind {
+        TokenKind::Parameter => {
+            let number: usize = token.text(text).trim_start_matches('$').parse().ok()?;
+            let (binary, value) = parameters.get(number.checked_sub(1)?)?;
+            match (binary, value.clone()?) {
+                (true, bytes) => Constant::Binary(bytes),
+                (false, bytes) => Constant::Text(String::from_utf8(bytes.to_vec()).ok()?),
+            }
+        }
+        TokenKind::String => Constant::Text(token.string(text)?),
+        TokenKind::Word if token.is_word(text, "true") || token.is_word(text, "false") => {
+            Constant::Text(token.text(text).to_ascii_lowercase())
+        }
+        _ => return None,
+    };
+    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+    let is_type = |i: usize| {
+        let name = tokens.get(i).and_then(|t| t.identifier(text));
+        name.is_some_and(|n| ["text", "varchar", "bool", "boolean"].contains(&n.as_str()))
+    };
+    match is(at + 1, "::") && is_type(at + 2) {
+        true => Some((value, at + 3)),
+        false => Some((value, at + 1)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::set_config_calls;
+    use bytes::Bytes;
 
     #[test]
     fn calls_of_set_config_are_read() {
-        let one = |text: &str| set_config_calls(text).remove(0);
+        let calls = |text: &str, parameters: &[(bool, Option<Bytes>)]| {
+            let parsed = pgherd_sql::parse(text).expect("SQL").remove(0);
+            set_config_calls(text, &parsed.tokens, parameters)
+        };
+        let one = |text: &str| calls(text, &[]).remove(0);
         assert_eq!(
             one("SELECT pg_catalog.set_config('search_path', '', false);"),
             Some(("search_path".into(), String::new(), false))
@@ -437,7 +495,14 @@ mod tests {
             one("select Set_Config ( 'a.b' , 'it''s', TRUE )"),
             Some(("a.b".into(), "it's".into(), true))
         );
-        assert_eq!(one("select set_config(n, v, false) from t"), None);
-        assert!(set_config_calls("select 1").is_empty());
+        assert_eq!(one("select set_config(n || '', v, false) from t"), None);
+        assert!(calls("select 1", &[]).is_empty());
+        let given = |binary, value: &'static [u8]| (binary, Some(Bytes::from_static(value)));
+        let parameters = [given(false, b"a.b"), given(true, b"x"), given(true, b"\x01")];
+        assert_eq!(
+            calls("select set_config($1, $2::text, $3)", &parameters),
+            [Some(("a.b".into(), "x".into(), true))]
+        );
+        assert_eq!(calls("select set_config($1, $2, $4)", &parameters), [None]);
     }
 }

@@ -22,6 +22,8 @@ impl Session {
                 other => return Err(other),
             }
         }
+        self.put_notifications();
+        self.convert_replies().await?;
         self.client.put_ready(self.block.status());
         Ok(())
     }
@@ -39,7 +41,7 @@ impl Session {
             statement.parsed.kind,
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete
         );
-        if !plain || statement.parsed.ast.is_none() || statement.uses_sequences || statement.sets_config {
+        if !plain || statement.parsed.ast.is_none() || statement.is_about_session() {
             return Ok(false);
         }
         if self.block.is_failed() {
@@ -104,9 +106,20 @@ impl Session {
         Ok(())
     }
 
+    /// Puts the replies into the client's encoding. What has no equivalent there is the statement's error, in place of them.
+    pub(crate) async fn convert_replies(&mut self) -> Result<(), Problem> {
+        match self.client.convert() {
+            Ok(()) => Ok(()),
+            Err(error) => self.fail(error).await,
+        }
+    }
+
     /// An error ends what is implicit and fails what is explicit.
     pub(crate) async fn fail(&mut self, error: ServerError) -> Result<(), Problem> {
-        let error = survive(error);
+        let error = match self.cancel.slot.is_terminated() {
+            true => super::own_state::terminated(),
+            false => survive(error),
+        };
         metrics::counter!("pgherd_errors_total", "sqlstate" => error.sqlstate().to_string()).increment(1);
         let fatal = error.fields().severity == "FATAL";
         self.client.put_error(&error);

@@ -7,9 +7,10 @@
 //! It costs what a PostgreSQL session costs: nobody else uses the connection.
 
 use super::block::Block;
-use super::settings::{Settings, is_utf8, only_utf8, parse_options};
+use super::settings::{Settings, parse_options};
 use super::{Problem, Session};
 use crate::client::Client;
+use crate::encoding::is_utf8;
 use crate::listener::Shared;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Identity;
@@ -20,13 +21,19 @@ pub(crate) struct StartUp {
     /// the role and the database
     pub(crate) who: Identity,
     settings: Settings,
+    /// client_encoding, where it is not UTF8
+    encoding: Option<String>,
 }
 
 impl StartUp {
     /// Reads the parameters of the message.
     pub(crate) fn read(parameters: Vec<(String, String)>, gateway: &Shared) -> Result<Self, ServerError> {
-        let (who, settings) = read_parameters(parameters, gateway)?;
-        Ok(Self { who, settings })
+        let (who, settings, encoding) = read_parameters(parameters, gateway)?;
+        Ok(Self {
+            who,
+            settings,
+            encoding,
+        })
     }
 }
 
@@ -35,15 +42,20 @@ impl Session {
     /// log in or the database does not exist.
     pub(crate) async fn start(
         mut client: Client,
-        StartUp { who, settings }: StartUp,
+        StartUp {
+            who,
+            settings,
+            encoding,
+        }: StartUp,
         gateway: Arc<Shared>,
     ) -> Result<Self, (Box<Client>, ServerError)> {
+        // First, so that nobody closes the database meanwhile.
+        let cancel = gateway.cancels.register(&who);
         let database = match gateway.databases.get(&who.database).await {
             Ok(database) => database,
             Err(error) => return Err((Box::new(client), error)),
         };
         client.out.reserve(1024);
-        let cancel = gateway.cancels.register();
         let mut session = Self {
             gateway,
             client,
@@ -54,6 +66,7 @@ impl Session {
             portals: Default::default(),
             block: Block::default(),
             cancel,
+            listening: None,
             temporary: Default::default(),
             drawn: Default::default(),
             row_locks: Default::default(),
@@ -61,13 +74,13 @@ impl Session {
             skip_to_sync: false,
             copy_took_sync: false,
         };
-        match session.log_in().await {
+        match session.log_in(encoding).await {
             Ok(()) => Ok(session),
             Err(error) => Err((Box::new(session.client), error)),
         }
     }
 
-    async fn log_in(&mut self) -> Result<(), ServerError> {
+    async fn log_in(&mut self, encoding: Option<String>) -> Result<(), ServerError> {
         // Backends of the pool may have logged in before the role's own settings were changed.
         self.who.login_defaults = self.home_backend().await?.login_defaults().await?;
         self.who.settings = self.settings.for_backends();
@@ -90,6 +103,10 @@ impl Session {
         self.client.put(b'R', &0i32.to_be_bytes());
         for (name, value) in &reported {
             self.client.put_parameter(name, value);
+        }
+        if let Some(name) = encoding {
+            self.set_encoding(&name).await?;
+            self.settings.startup_encoding = self.settings.encoding.clone();
         }
         let mut key = self.cancel.process_id.to_be_bytes().to_vec();
         key.extend_from_slice(&self.cancel.secret.to_be_bytes());
@@ -115,8 +132,11 @@ impl Session {
 }
 
 /// Splits the start-up message into who, where and settings.
-fn read_parameters(parameters: Vec<(String, String)>, gateway: &Shared) -> Result<(Identity, Settings), ServerError> {
-    let (mut user, mut database, mut startup) = (None, None, Vec::new());
+fn read_parameters(
+    parameters: Vec<(String, String)>,
+    gateway: &Shared,
+) -> Result<(Identity, Settings, Option<String>), ServerError> {
+    let (mut user, mut database, mut startup, mut encoding) = (None, None, Vec::new(), None);
     for (name, value) in parameters {
         match name.as_str() {
             "user" => user = Some(value),
@@ -130,7 +150,7 @@ fn read_parameters(parameters: Vec<(String, String)>, gateway: &Shared) -> Resul
             }
             "replication" => {}
             name if name.starts_with("_pq_.") => {}
-            "client_encoding" if !is_utf8(&value) => return Err(only_utf8(&value)),
+            "client_encoding" if !is_utf8(&value) => encoding = Some(value),
             _ => startup.push((name, value)),
         }
     }
@@ -148,5 +168,16 @@ fn read_parameters(parameters: Vec<(String, String)>, gateway: &Shared) -> Resul
         .with_hint("Connect as another role."));
     }
     let database = database.filter(|d| !d.is_empty()).unwrap_or_else(|| user.clone());
-    Ok((Identity::new(&user, &database), Settings::from_startup(startup)))
+    startup.retain(|(name, value): &(String, String)| {
+        let other = name.eq_ignore_ascii_case("client_encoding") && !is_utf8(value);
+        if other {
+            encoding = Some(value.clone());
+        }
+        !other
+    });
+    Ok((
+        Identity::new(&user, &database),
+        Settings::from_startup(startup),
+        encoding,
+    ))
 }

@@ -8,6 +8,7 @@ use pgherd_model::{ServerError, SqlState};
 use pgherd_query::Description;
 use pgherd_sql::Kind;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 impl Session {
     /// Runs one of the three.
@@ -15,7 +16,7 @@ impl Session {
         match &unit.statement.parsed.kind {
             Kind::Prepare { name, types, inner } => {
                 let inner = unit.statement.text.get(inner.clone()).unwrap_or_default().to_owned();
-                self.prepare(name, types, &inner).await
+                self.prepare(name, types, &inner, &unit.statement.text).await
             }
             Kind::Execute(name) => self.execute_stored(name, unit).await,
             Kind::Deallocate(name) => {
@@ -35,7 +36,7 @@ impl Session {
         }
     }
 
-    async fn prepare(&mut self, name: &str, types: &[String], inner: &str) -> Result<(), Problem> {
+    async fn prepare(&mut self, name: &str, types: &[String], inner: &str, text: &Arc<str>) -> Result<(), Problem> {
         if self.prepared.contains_key(name) {
             return Err(ServerError::new(
                 SqlState::DUPLICATE_PREPARED_STATEMENT,
@@ -57,6 +58,10 @@ impl Session {
             statement,
             types: oids,
             named: true,
+            text: text.clone(),
+            from_sql: true,
+            prepared_at: SystemTime::now(),
+            told: Default::default(),
         };
         // PostgreSQL judges the statement now, and settles the types of its parameters.
         if let Some(statement) = prepared.statement.clone() {

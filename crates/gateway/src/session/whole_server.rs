@@ -14,8 +14,8 @@ impl Session {
         let word = |i: usize| words.get(i).map_or("", String::as_str);
         if word(1) == "database" {
             return Err(ServerError::unsupported(
-                "this command concerns whole servers and is not supported through a gateway yet",
-                "Run it on each shard, then `pgherd init` for a new database.",
+                "what moves or renames a database is not supported through a gateway yet",
+                "Run it on each shard.",
             )
             .into());
         }

@@ -22,7 +22,8 @@ async fn python(package: &str) -> Option<String> {
     }
 }
 
-async fn play(package: &str, script: &str) {
+/// `sharded`: tables that lie on all three shards when the script has ended.
+async fn play(package: &str, script: &str, sharded: &[&str]) {
     let Some(python) = python(package).await else { return };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
     let command = || {
@@ -48,9 +49,9 @@ async fn play(package: &str, script: &str) {
         .unwrap_or_else(|error| panic!("{error}\n{}", gateway.errors()));
     assert_eq!(found, expected, "{package} prints the same on both");
     let client = gateway.connect().await.expect("connect");
-    for table in ["customer", "purchase"] {
+    for table in sharded {
         let sql = "SELECT count(DISTINCT shard) FROM pgherd.ranges WHERE \"table\" = $1";
-        let shards: i64 = client.query_one(sql, &[&table]).await.expect("ranges").get(0);
+        let shards: i64 = client.query_one(sql, &[table]).await.expect("ranges").get(0);
         assert_eq!(shards, 3, "{table}");
     }
     assert!(gateway.stop().await);
@@ -58,10 +59,15 @@ async fn play(package: &str, script: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn psycopg() {
-    play("psycopg", "with_psycopg.py").await;
+    play("psycopg", "with_psycopg.py", &["customer", "purchase"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn asyncpg() {
-    play("asyncpg", "with_asyncpg.py").await;
+    play("asyncpg", "with_asyncpg.py", &["customer", "purchase"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psycopg_with_what_a_session_keeps() {
+    play("psycopg", "with_session_state.py", &["words"]).await;
 }

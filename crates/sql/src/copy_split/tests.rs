@@ -221,7 +221,7 @@ fn supplied_values_lead_the_row() {
         let mut sink = |stream: usize, bytes: &[u8]| streams[stream].extend_from_slice(bytes);
         let mut next = 9..;
         let mut give = |splitter: &mut Splitter, n: usize| {
-            splitter.supply(next.by_ref().take(n).map(|v| vec![Some(v.to_string())]));
+            splitter.supply(next.by_ref().take(n).map(|v| vec![Some(v.to_string().into_bytes())]));
         };
         assert_eq!(splitter.push(input.as_bytes(), &mut sink), Ok(Progress::NeedValues(3)));
         give(&mut splitter, 3);
@@ -234,6 +234,32 @@ fn supplied_values_lead_the_row() {
             expected.map(str::to_owned)
         );
     }
+}
+
+#[test]
+fn supplied_values_lead_binary_tuples() {
+    let ranges = ranges();
+    let target = Target {
+        relation: "t",
+        fields: 1,
+        supplied: vec!["id".into()],
+        key: vec![key(KeySource::Supplied(0))],
+        ranges: &ranges,
+        home: ShardId(1),
+    };
+    let mut splitter = Splitter::new(options(CopyFormat::Binary, Header::None), target).expect("valid");
+    let mut header = b"PGCOPY\n\xff\r\n\0".to_vec();
+    header.extend([0; 8]);
+    let number = |v: i32| v.to_be_bytes();
+    let input = [&header[..], &tuple(&[Some(b"a")]), &tuple(&[None]), b"\xff\xff"].concat();
+    let mut streams: Streams = Default::default();
+    let mut sink = |stream: usize, bytes: &[u8]| streams[stream].extend_from_slice(bytes);
+    assert_eq!(splitter.push(&input, &mut sink), Ok(Progress::NeedValues(2)));
+    splitter.supply([9, 10].map(|v| vec![Some(number(v).to_vec())]));
+    assert_eq!(splitter.push(b"", &mut sink), Ok(Progress::Done));
+    assert_eq!(splitter.finish(&mut sink), Ok(Progress::Done));
+    let stream = |id: i32, value| [&header[..], &tuple(&[Some(&number(id)), value]), b"\xff\xff"].concat();
+    assert_eq!(streams, [stream(9, Some(b"a")), stream(10, None)]);
 }
 
 #[test]

@@ -6,6 +6,9 @@ use std::ops::Range;
 /// `PGCOPY\n\xff\r\n\0`, flags, length of the extension area.
 const FIXED_HEADER: usize = 19;
 
+/// The bytes of a tuple's field count.
+pub(super) const COUNT: usize = 2;
+
 /// What was found behind the present row's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scan {
@@ -51,6 +54,19 @@ impl Tuples {
     /// The field at `position` of the tuple just found; None for NULL.
     pub(super) fn field<'a>(&self, input: &'a [u8], position: usize) -> Option<&'a [u8]> {
         input.get(self.values.get(position)?.clone()?)
+    }
+
+    /// How many complete tuples `input` has from its start on, where the first has `whole` bytes.
+    pub(super) fn count(&self, input: &[u8], whole: usize) -> usize {
+        let (mut tuples, mut at, mut count) = (self.clone(), whole, 1);
+        loop {
+            tuples.advance();
+            match tuples.scan(&input[at..]) {
+                Scan::Tuple(length) => at += length,
+                _ => return count,
+            }
+            count += 1;
+        }
     }
 
     /// Looks on in `input`, which starts where the present tuple does.
@@ -106,6 +122,18 @@ impl Tuples {
             self.values.push(value);
         }
         Scan::Tuple(self.at)
+    }
+}
+
+/// The head of a tuple that has these values in front of its own fields: a new count, and the values. What follows is
+/// `tuple` behind its [`COUNT`].
+pub(super) fn write_supplied(tuple: &[u8], values: &[Option<Vec<u8>>], out: &mut Vec<u8>) {
+    let fields = i16::from_be_bytes([tuple[0], tuple[1]]);
+    out.extend_from_slice(&(fields + values.len() as i16).to_be_bytes());
+    for value in values {
+        let length = value.as_ref().map_or(-1, |v| v.len() as i32);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(value.as_deref().unwrap_or_default());
     }
 }
 

@@ -233,7 +233,16 @@ fn queries() {
         ("listen a", "Listen(\"a\")"),
         ("unlisten *", "Unlisten(None)"),
         ("notify a, 'x'", "Notify(\"a\")"),
-        ("create database x", "WholeServer"),
+        (
+            "create database x with owner = y template template0",
+            "Database(Create { name: \"x\", template: Some(\"template0\") })",
+        ),
+        (
+            "drop database if exists \"X\" with (force)",
+            "Database(Drop { name: \"X\", if_exists: true, force: true })",
+        ),
+        ("alter database x owner to y", "Database(Alter { name: \"x\" })"),
+        ("alter database x rename to y", "WholeServer"),
         ("selec 1", "Other"),
     ] {
         check(text, &[&format!("{text}: {expected}")]);

@@ -31,8 +31,8 @@ pub(super) struct Evaluator {
     values: HashMap<Unknown, Option<KeyValue>>,
     /// expressions of the supplied columns
     defaults: String,
-    /// the transaction has changed the schema, which another connection does not see
-    own_schema: bool,
+    /// whether the values for rows are wanted in binary
+    binary: bool,
 }
 
 impl Evaluator {
@@ -42,7 +42,7 @@ impl Evaluator {
         who: &Identity,
         key_types: Vec<(String, KeyType)>,
         defaults: String,
-        own_schema: bool,
+        binary: bool,
     ) -> Self {
         // The session's own connection takes part in the transaction.
         let who = Identity {
@@ -58,7 +58,7 @@ impl Evaluator {
             key_types,
             values: HashMap::new(),
             defaults,
-            own_schema,
+            binary,
         }
     }
 
@@ -71,14 +71,19 @@ impl Evaluator {
             .ok_or_else(|| ServerError::internal("a connection that was just made is missing").into())
     }
 
-    /// The values; None when PostgreSQL refuses one of them, which the shard that gets the row will say.
-    pub(super) async fn key_values(&mut self, unknown: &[Unknown]) -> Result<Option<Vec<KeyValue>>, Problem> {
+    /// The values; None when PostgreSQL refuses one of them, which the shard that gets the row will say. `in_block`: the
+    /// transaction's own connection, where only that one sees the schema that the transaction has made.
+    pub(super) async fn key_values(
+        &mut self,
+        unknown: &[Unknown],
+        mut in_block: Option<&mut Backend>,
+    ) -> Result<Option<Vec<KeyValue>>, Problem> {
         let mut values = Vec::with_capacity(unknown.len());
         for one in unknown {
             let value = match self.values.get(one) {
                 Some(known) => known.clone(),
                 None => {
-                    let value = self.key_value(one).await?;
+                    let value = self.key_value(one, in_block.as_deref_mut()).await?;
                     if self.values.len() >= KEPT_VALUES {
                         self.values.clear();
                     }
@@ -92,74 +97,112 @@ impl Evaluator {
         Ok(Some(values))
     }
 
-    async fn key_value(&mut self, unknown: &Unknown) -> Result<Option<KeyValue>, Problem> {
+    async fn key_value(
+        &mut self,
+        unknown: &Unknown,
+        in_block: Option<&mut Backend>,
+    ) -> Result<Option<KeyValue>, Problem> {
         let (type_name, key_type) = self.key_types[unknown.column].clone();
         let (sql, oid) = match unknown.binary {
             true => (format!("SELECT $1::{type_name}"), key_type.oid()),
             false => (format!("SELECT ($1::text)::{type_name}"), TEXT_OID),
         };
-        let backend = self.backend().await?;
-        let out = backend.outbox();
-        frontend::parse("", &sql, [oid], out)?;
-        let bound = frontend::bind(
-            "",
-            "",
-            [i16::from(unknown.binary)],
-            [&unknown.bytes],
-            |value, buffer| {
-                buffer.extend_from_slice(value);
-                Ok(IsNull::No)
-            },
-            [1],
-            out,
-        );
-        bound.map_err(|_| ServerError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "a shard key is too large"))?;
-        frontend::execute("", 0, out)?;
-        frontend::sync(out);
-        backend.expect_ready();
-        backend.flush().await?;
-        let (mut value, mut refused) = (None, None);
-        loop {
-            let message = backend.next_message().await?;
-            match message.tag {
-                b'D' => value = parse_data_row(message.body).into_iter().next().flatten(),
-                b'E' => refused = Some(ServerError::from_body(&message.body)),
-                b'Z' => break,
-                _ => {}
+        let given = Some((oid, unknown.binary, unknown.bytes.as_slice()));
+        match in_block {
+            None => {
+                let rows = ask(self.backend().await?, &sql, given, true).await;
+                key_or_refused(rows, key_type)
             }
-        }
-        match refused {
-            // Data exceptions are the row's.
-            Some(error) if error.sqlstate().code().starts_with("22") => Ok(None),
-            Some(error) => Err(error.into()),
-            None => Ok(value.and_then(|v| key_type.parse_binary(&v))),
+            // A refused value must not end the client's transaction before the shard has said so.
+            Some(backend) => {
+                backend.simple("SAVEPOINT pgherd_key").await?;
+                let rows = ask(backend, &sql, given, true).await;
+                backend
+                    .simple("ROLLBACK TO SAVEPOINT pgherd_key; RELEASE SAVEPOINT pgherd_key")
+                    .await?;
+                key_or_refused(rows, key_type)
+            }
         }
     }
 
-    /// Values of the supplied columns for `count` rows.
-    pub(super) async fn defaults(&mut self, count: usize) -> Result<Vec<Vec<Option<String>>>, Problem> {
-        if self.own_schema {
-            return Err(ServerError::unsupported(
-                "COPY that leaves columns with computed defaults out is not supported after a schema change in the same transaction",
-                "Commit the schema change first, or name all columns and give their values.",
-            )
-            .into());
-        }
-        if self.for_defaults.is_none() {
-            let mut backend = self.coordinator.autocommit(self.home, &self.who).await?;
-            // A lock that this very transaction holds on the sequence would never be released while it waits.
-            backend.simple("BEGIN; SET LOCAL lock_timeout = '5s'").await?;
-            self.for_defaults = Some(backend);
-        }
+    /// Values of the supplied columns for `count` rows; `in_block` as in [`Evaluator::key_values`].
+    pub(super) async fn defaults(
+        &mut self,
+        count: usize,
+        in_block: Option<&mut Backend>,
+    ) -> Result<Vec<Vec<Option<Vec<u8>>>>, Problem> {
         let sql = format!("SELECT {} FROM generate_series(1, {count})", self.defaults);
-        let missing = || ServerError::internal("a connection that was just made is missing");
-        let results = self.for_defaults.as_mut().ok_or_else(missing)?.simple(&sql).await?;
-        let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
-        let text = |v: Option<Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
-        Ok(rows
-            .into_iter()
-            .map(|row| row.into_iter().map(text).collect())
-            .collect())
+        let backend = match in_block {
+            Some(backend) => backend,
+            None => {
+                if self.for_defaults.is_none() {
+                    let mut backend = self.coordinator.autocommit(self.home, &self.who).await?;
+                    // A lock that this very transaction holds on the sequence would never be released while it waits.
+                    backend.simple("BEGIN; SET LOCAL lock_timeout = '5s'").await?;
+                    self.for_defaults = Some(backend);
+                }
+                let missing = || ServerError::internal("a connection that was just made is missing");
+                self.for_defaults.as_mut().ok_or_else(missing)?
+            }
+        };
+        let rows = ask(backend, &sql, None, self.binary).await??;
+        let owned = |row: Vec<Option<Bytes>>| row.into_iter().map(|v| v.map(|b| b.to_vec())).collect();
+        Ok(rows.into_iter().map(owned).collect())
+    }
+}
+
+/// The rows of a query with at most one parameter (type, binary or not, value), in binary or in text; or what PostgreSQL
+/// says against it.
+async fn ask(
+    backend: &mut Backend,
+    sql: &str,
+    parameter: Option<(u32, bool, &[u8])>,
+    binary: bool,
+) -> Result<Result<Vec<Vec<Option<Bytes>>>, ServerError>, Problem> {
+    let out = backend.outbox();
+    frontend::parse("", sql, parameter.map(|(oid, ..)| oid), out)?;
+    let bound = frontend::bind(
+        "",
+        "",
+        parameter.map(|(_, binary, _)| i16::from(binary)),
+        parameter.map(|(.., value)| value),
+        |value, buffer| {
+            buffer.extend_from_slice(value);
+            Ok(IsNull::No)
+        },
+        [i16::from(binary)],
+        out,
+    );
+    bound.map_err(|_| ServerError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "a shard key is too large"))?;
+    frontend::execute("", 0, out)?;
+    frontend::sync(out);
+    backend.expect_ready();
+    backend.flush().await?;
+    let (mut rows, mut refused) = (Vec::new(), None);
+    loop {
+        let message = backend.next_message().await?;
+        match message.tag {
+            b'D' => rows.push(parse_data_row(message.body)),
+            b'E' => refused = Some(ServerError::from_body(&message.body)),
+            b'Z' => return Ok(refused.map_or(Ok(rows), Err)),
+            _ => {}
+        }
+    }
+}
+
+/// The value that was asked for; None where it is the row's fault that there is none.
+fn key_or_refused(
+    rows: Result<Result<Vec<Vec<Option<Bytes>>>, ServerError>, Problem>,
+    key_type: KeyType,
+) -> Result<Option<KeyValue>, Problem> {
+    match rows? {
+        // Data exceptions are the row's.
+        Err(error) if error.sqlstate().code().starts_with("22") => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(rows) => {
+            let value = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+            Ok(value.and_then(|v| key_type.parse_binary(&v)))
+        }
     }
 }
 
@@ -207,6 +250,32 @@ fn is_constant(default: &str) -> bool {
         && outside.matches("::").count() <= 1
 }
 
+/// A type's name without length, precision and the like, which a cast would apply by cutting off; as COPY applies them, they
+/// are an error.
+pub(super) fn without_modifier(type_name: &str) -> String {
+    // A user's type, whose name may have anything in it.
+    if type_name.contains('"') {
+        return type_name.to_owned();
+    }
+    let mut depth = 0;
+    let outside = type_name.chars().filter(|c| {
+        let inside = depth > 0 || *c == '(';
+        depth += i32::from(*c == '(') - i32::from(*c == ')');
+        !inside
+    });
+    let bare: String = outside.collect();
+    let name = bare.trim_end_matches("[]");
+    let array = &bare[name.len()..];
+    let name = match name {
+        // Without a length, these mean a length of 1.
+        "character" => "pg_catalog.bpchar",
+        "bit" => "pg_catalog.\"bit\"",
+        name if name.starts_with("interval") => "interval",
+        name => name,
+    };
+    format!("{name}{array}")
+}
+
 /// `"a", "b"`.
 pub(super) fn quote_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(quote_identifier).collect::<Vec<_>>().join(", ")
@@ -236,6 +305,20 @@ mod tests {
             "(1 + 2)",
         ] {
             assert!(!is_constant(computed), "{computed}");
+        }
+    }
+
+    #[test]
+    fn modifiers_are_left_out_of_types() {
+        for (type_name, bare) in [
+            ("integer", "integer"),
+            ("character varying(10)", "character varying"),
+            ("character(5)[]", "pg_catalog.bpchar[]"),
+            ("timestamp(3) without time zone", "timestamp without time zone"),
+            ("numeric(10,2)", "numeric"),
+            ("s.\"(x)\"", "s.\"(x)\""),
+        ] {
+            assert_eq!(without_modifier(type_name), bare);
         }
     }
 }

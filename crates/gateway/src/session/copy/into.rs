@@ -2,8 +2,10 @@
 //! ranges), all in one transaction, each opened at its first row and behind the table's fence. The first shard's is
 //! opened before the client is asked for data, so that PostgreSQL has judged names, options and privileges by then.
 
-use super::evaluate::{Evaluator, computed_default, quote_list};
-use super::{Inflow, describes, next_inflow, put_fail, unexpected_message};
+use super::client_errors::{with_client_line, without_supplied_fields};
+use super::evaluate::{Evaluator, computed_default, quote_list, without_modifier};
+use super::format::empty_binary;
+use super::{Inflow, describes, next_inflow, put_data, put_fail, unexpected_message};
 use crate::client::{Client, FLUSH_AT, Gone};
 use crate::session::block::Open;
 use crate::session::execute::{Entered, names_missing_child, stale_route};
@@ -13,9 +15,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::{join_all, select_all};
 use pgherd_model::{ServerError, ShardId, SqlState, Table};
 use pgherd_shards::Backend;
-use pgherd_sql::CopyShape;
 use pgherd_sql::copy_split::{CopyOptions, KeyColumn, KeySource, Progress, Splitter, Target};
+use pgherd_sql::{CopyFormat, CopyShape};
 use postgres_protocol::message::frontend;
+
+/// The most bytes that wait for the home shard where its COPY cannot begin before the client's data has ended.
+const MOST_HELD_BYTES: usize = 256 << 20;
 
 /// Room for the letter and length of a CopyData in front of its bytes.
 const FRAME: [u8; 5] = [b'd', 0, 0, 0, 0];
@@ -23,6 +28,7 @@ const FRAME: [u8; 5] = [b'd', 0, 0, 0, 0];
 /// The COPY as each shard gets it.
 struct Plan {
     sql: String,
+    binary: bool,
     fence: String,
     relation: String,
     /// columns of the client's rows
@@ -46,6 +52,12 @@ enum Cause {
     Shard,
     Error(ServerError),
     Gone,
+}
+
+impl From<ServerError> for Cause {
+    fn from(error: ServerError) -> Self {
+        Self::Error(error)
+    }
 }
 
 impl From<Problem> for Cause {
@@ -106,17 +118,18 @@ impl Session {
         let home = self.gateway.shards.home();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let first = sharded.ranges.shards().first().copied().unwrap_or(home);
+        let held = open.overlay.is_some().then_some(home);
         let backend = open.transaction.participant(first).await?;
         self.cancel.slot.start(backend.cancel_token());
-        start(backend, plan)?;
-        backend.flush().await?;
-        let (response, encoding) = match await_copy(backend).await? {
-            Ok(response) => (
-                response,
-                backend.parameter("client_encoding").unwrap_or("UTF8").to_owned(),
-            ),
+        let began = match held == Some(first) {
+            true => try_copy(backend, plan).await?,
+            false => begin_copy(backend, plan).await?,
+        };
+        let response = match began {
+            Ok(response) => response,
             Err(error) => return Err(self.copy_error(error).into()),
         };
+        let encoding = backend.parameter("client_encoding").unwrap_or("UTF8").to_owned();
         open.transaction.wrote(first);
         let target = Target {
             relation: &plan.relation,
@@ -138,12 +151,14 @@ impl Session {
             &self.who,
             key_types,
             plan.defaults.clone(),
-            open.overlay.is_some(),
+            plan.binary,
         );
         let splitter = match splitter {
             Ok(splitter) => splitter,
             Err(error) => {
-                let _ = end(open.transaction.participant(first).await?, Some("")).await;
+                if held != Some(first) {
+                    let _ = end(open.transaction.participant(first).await?, Some("")).await;
+                }
                 return Err(error.into());
             }
         };
@@ -155,7 +170,7 @@ impl Session {
         let outflow = |&shard: &ShardId| Outflow {
             shard,
             pending: BytesMut::new(),
-            open: shard == first,
+            open: shard == first && held != Some(first),
         };
         let outflows = splitter.shards().iter().map(outflow).collect();
         let open = self.block.open_mut().ok_or_else(no_block)?;
@@ -169,6 +184,7 @@ impl Session {
             evaluator,
             outflows,
             ended: false,
+            held,
             cancel,
         };
         let result = running.run().await;
@@ -218,7 +234,11 @@ impl Plan {
             };
             if let Some(default) = computed_default(&table.name, column).or_else(constant_key) {
                 supplied.push(column.name.clone());
-                defaults.push(default);
+                // In text, the column's input function reads whatever the expression gives.
+                defaults.push(match shape.format {
+                    CopyFormat::Binary => format!("({default})::{}", without_modifier(&column.type_name)),
+                    _ => default,
+                });
             }
         }
         let key = sharded.key.iter().zip(&sharded.key_types).map(|(name, key_type)| {
@@ -246,6 +266,7 @@ impl Plan {
         let binary = if is_old_binary(unit, shape) { "BINARY " } else { "" };
         Ok(Self {
             sql: format!("COPY {binary}{}{list} FROM STDIN {options}", table.name),
+            binary: shape.format == CopyFormat::Binary,
             fence: sharded.fence.to_string(),
             relation: table.name.name.to_string(),
             fields: columns.len(),
@@ -259,7 +280,7 @@ impl Plan {
 /// `COPY BINARY t FROM STDIN`, from before 7.3.
 fn is_old_binary(unit: Unit<'_>, shape: &CopyShape) -> bool {
     let second = unit.statement.text.split_whitespace().nth(1).unwrap_or_default();
-    shape.format == pgherd_sql::CopyFormat::Binary
+    shape.format == CopyFormat::Binary
         && second.eq_ignore_ascii_case("binary")
         && !shape.option_list.iter().any(|(name, _)| name == "format")
 }
@@ -275,6 +296,31 @@ fn start(backend: &mut Backend, plan: &Plan) -> Result<(), Problem> {
     backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", plan.fence));
     backend.queue_query(&plan.sql)?;
     Ok(())
+}
+
+/// Begins the COPY; CopyInResponse's body, or the error that came instead.
+async fn begin_copy(backend: &mut Backend, plan: &Plan) -> Result<Result<Bytes, ServerError>, Problem> {
+    start(backend, plan)?;
+    backend.flush().await?;
+    await_copy(backend).await
+}
+
+/// What [`begin_copy`] would say, without a COPY left open. Triggers that an empty COPY fires have fired for nothing.
+async fn try_copy(backend: &mut Backend, plan: &Plan) -> Result<Result<Bytes, ServerError>, Problem> {
+    backend.simple("SAVEPOINT pgherd_copy").await?;
+    let began = begin_copy(backend, plan).await?;
+    if began.is_ok() {
+        if plan.binary {
+            put_data(backend.outbox(), &empty_binary());
+        }
+        if let Some(error) = end(backend, None).await?.error {
+            return Ok(Err(error));
+        }
+        backend
+            .simple("ROLLBACK TO SAVEPOINT pgherd_copy; RELEASE SAVEPOINT pgherd_copy")
+            .await?;
+    }
+    Ok(began)
 }
 
 /// CopyInResponse's body, or the error that came instead.
@@ -351,6 +397,9 @@ struct Running<'a> {
     evaluator: Evaluator,
     outflows: Vec<Outflow>,
     ended: bool,
+    /// The home shard, where its participant has to evaluate what comes: the transaction has changed the schema, which no
+    /// other connection sees. Its COPY begins when the client's data has ended; until then its rows are kept here.
+    held: Option<ShardId>,
     cancel: &'a crate::cancel::CancelSlot,
 }
 
@@ -386,7 +435,8 @@ impl Running<'_> {
             e.sqlstate() == SqlState::QUERY_CANCELED && provoked.is_some_and(|m| e.fields().message.ends_with(m))
         };
         let errors = answers.iter().filter_map(|(stream, answer)| {
-            let error = answer.error.clone().filter(|e| !ours(e))?;
+            let mut error = answer.error.clone().filter(|e| !ours(e))?;
+            without_supplied_fields(&mut error, self.plan.supplied.len());
             Some(with_client_line(
                 error,
                 |line| self.splitter.client_line(*stream, line),
@@ -430,6 +480,7 @@ impl Running<'_> {
         let Self { splitter, outflows, .. } = self;
         let progress = splitter.finish(&mut |stream, bytes| outflows[stream].put(bytes));
         self.settle(progress).await?;
+        self.held = None;
         self.send(1).await
     }
 
@@ -439,12 +490,14 @@ impl Running<'_> {
             match progress.map_err(Cause::Error)? {
                 Progress::Done => return Ok(()),
                 Progress::Undecided(unknown) => {
-                    let values = self.evaluator.key_values(&unknown).await?;
+                    let in_block = home_participant(self.open, self.held).await?;
+                    let values = self.evaluator.key_values(&unknown, in_block).await?;
                     let Self { splitter, outflows, .. } = self;
                     progress = splitter.resolve(values, &mut |stream, bytes| outflows[stream].put(bytes));
                 }
                 Progress::NeedValues(count) => {
-                    let rows = self.evaluator.defaults(count).await?;
+                    let in_block = home_participant(self.open, self.held).await?;
+                    let rows = self.evaluator.defaults(count, in_block).await?;
                     let Self {
                         splitter,
                         outflows,
@@ -472,6 +525,9 @@ impl Running<'_> {
             let open = |shard: ShardId| outflows.iter().any(|o| o.open && o.shard == shard);
             let shards = self.open.transaction.participants().filter(|(shard, _)| open(*shard));
             let listening: Vec<_> = shards.map(|(_, backend)| Box::pin(backend.fill())).collect();
+            if listening.is_empty() {
+                return next_inflow(self.client).await.map_err(gone);
+            }
             tokio::select! {
                 message = next_inflow(self.client) => return message.map_err(gone),
                 (heard, _, _) = select_all(listening) => heard.map_err(|e| Cause::from(Problem::from(e)))?,
@@ -493,6 +549,10 @@ impl Running<'_> {
     async fn send(&mut self, least: usize) -> Result<(), Cause> {
         let mut some = false;
         for outflow in self.outflows.iter_mut().filter(|o| o.pending.len() >= least) {
+            if self.held == Some(outflow.shard) {
+                outflow.check_held()?;
+                continue;
+            }
             some = true;
             let backend = self
                 .open
@@ -546,7 +606,29 @@ impl Running<'_> {
     }
 }
 
+/// The home shard's participant, where it is the one to ask.
+async fn home_participant(open: &mut Open, held: Option<ShardId>) -> Result<Option<&mut Backend>, Problem> {
+    match held {
+        None => Ok(None),
+        Some(home) => Ok(Some(open.transaction.participant(home).await?)),
+    }
+}
+
 impl Outflow {
+    /// 0A000 when too much waits.
+    fn check_held(&self) -> Result<(), ServerError> {
+        if self.pending.len() <= MOST_HELD_BYTES {
+            return Ok(());
+        }
+        Err(ServerError::unsupported(
+            format!(
+                "COPY of more than {} MB after a schema change in the same transaction is not supported",
+                MOST_HELD_BYTES >> 20
+            ),
+            "Commit the schema change first.",
+        ))
+    }
+
     fn put(&mut self, bytes: &[u8]) {
         if self.pending.is_empty() {
             self.pending.put_slice(&FRAME);
@@ -559,54 +641,5 @@ impl Outflow {
         let length = (self.pending.len() as u32 - 1).to_be_bytes();
         self.pending[1..5].copy_from_slice(&length);
         out.unsplit(self.pending.split());
-    }
-}
-
-/// Replaces the line number in the error's context (`COPY t, line 5, column x: …`) by the client's.
-fn with_client_line(
-    mut error: ServerError,
-    client_line: impl Fn(u64) -> Option<u64>,
-    relation: &str,
-) -> (ServerError, Option<u64>) {
-    let start = format!("COPY {relation}, line ");
-    let mut found = None;
-    for (_, context) in error
-        .fields_mut()
-        .other
-        .iter_mut()
-        .filter(|(letter, _)| *letter == b'W')
-    {
-        let Some(at) = context.find(&start) else { continue };
-        let digits = at + start.len()..context.len();
-        let digits =
-            digits.start..digits.start + context[digits.clone()].bytes().take_while(u8::is_ascii_digit).count();
-        let Ok(line) = context[digits.clone()].parse() else {
-            continue;
-        };
-        if let Some(line) = client_line(line) {
-            found = Some(line);
-            context.replace_range(digits, &line.to_string());
-        }
-    }
-    (error, found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn contexts_get_the_clients_line() {
-        let mut error = ServerError::new(SqlState::INVALID_TEXT_REPRESENTATION, "x");
-        error
-            .fields_mut()
-            .other
-            .push((b'W', "PL/pgSQL function f()\nCOPY t, line 12, column a: \"1\"".into()));
-        let (error, line) = with_client_line(error, |line| Some(line * 10), "t");
-        assert_eq!(line, Some(120));
-        assert_eq!(
-            error.fields().other[0].1,
-            "PL/pgSQL function f()\nCOPY t, line 120, column a: \"1\""
-        );
     }
 }

@@ -1,0 +1,113 @@
+//! LISTEN, UNLISTEN and what comes of NOTIFY.
+//!
+//! A session that listens keeps a home-shard connection of its own: PostgreSQL does the rest, also between gateways. What
+//! it is told goes to the client when no transaction is open: before ReadyForQuery, or while the client is silent.
+//!
+//! A notification names the process that sent it, and clients compare that with their own. The home shard's process is the
+//! sender's session where that listens too; other senders' numbers belong to connections of the pool and name nobody.
+
+use super::{Problem, Session, Unit};
+use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use pgherd_sql::Kind;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The gateway's listening sessions: process ids that their clients know, by those of their home-shard backends.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    sessions: Mutex<HashMap<i32, i32>>,
+}
+
+/// A listening session's entry; dropped with the session or its connection.
+pub(crate) struct Listening {
+    listeners: Arc<Listeners>,
+    backend: i32,
+}
+
+impl Listeners {
+    fn enter(self: &Arc<Self>, backend: i32, session: i32) -> Listening {
+        self.sessions.lock().insert(backend, session);
+        Listening {
+            listeners: self.clone(),
+            backend,
+        }
+    }
+
+    /// A notification's body with its sender as clients know it.
+    fn translate(&self, body: &Bytes) -> BytesMut {
+        let mut translated = BytesMut::with_capacity(body.len());
+        let Some((backend, rest)) = body.split_first_chunk() else {
+            return translated;
+        };
+        let backend = i32::from_be_bytes(*backend);
+        let sender = self.sessions.lock().get(&backend).copied().unwrap_or(backend);
+        translated.put_i32(sender);
+        translated.put_slice(rest);
+        translated
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.listeners.sessions.lock().remove(&self.backend);
+    }
+}
+
+impl Session {
+    /// Runs LISTEN or UNLISTEN.
+    pub(crate) async fn listen(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        if matches!(unit.statement.parsed.kind, Kind::Unlisten(_)) && self.listening.is_none() {
+            self.client.put_tag("UNLISTEN");
+            return Ok(());
+        }
+        if self.who.pin.is_none() {
+            self.pin_home("UNLISTEN *").await?;
+        }
+        if self.listening.is_none() {
+            let home = self.gateway.shards.home();
+            let backend = match self.block.open_mut() {
+                Some(open) if open.transaction.enlisted(home) => open.transaction.participant(home).await?.process_id(),
+                _ => self.home_backend().await?.process_id(),
+            };
+            self.listening = Some(self.gateway.listeners.enter(backend, self.cancel.process_id));
+        }
+        self.judged_by_home(unit).await
+    }
+
+    /// Hands on the notifications that have come, unless a transaction is open.
+    pub(crate) fn put_notifications(&mut self) {
+        if self.listening.is_none() || !self.block.is_none() {
+            return;
+        }
+        let Some(pin) = &self.who.pin else { return };
+        for body in pin.take_notifications() {
+            let body = self.gateway.listeners.translate(&body);
+            self.client.put(b'A', &body);
+        }
+    }
+
+    /// What waits for notifications while the client is silent; None for a session that gets none now.
+    pub(crate) fn notified(&self) -> Option<Arc<pgherd_shards::Pin>> {
+        match self.listening.is_some() && self.block.is_none() && self.gathered.is_empty() {
+            true => self.who.pin.clone(),
+            false => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn senders_that_listen_are_named_as_their_clients_know_them() {
+        let listeners = Arc::new(Listeners::default());
+        let entry = listeners.enter(4711, 7);
+        let body = |sender: i32| Bytes::from([&sender.to_be_bytes()[..], b"channel\0payload\0"].concat());
+        assert_eq!(listeners.translate(&body(4711)), body(7));
+        assert_eq!(listeners.translate(&body(4712)), body(4712));
+        drop(entry);
+        assert_eq!(listeners.translate(&body(4711)), body(4711));
+    }
+}

@@ -1,0 +1,286 @@
+//! What SQL asks about the session itself and no shard knows: its process id, its prepared statements, and the end of
+//! other sessions. The calls are replaced by calls of functions of schema `pgherd` that are given the answer, and have
+//! PostgreSQL's names, since they become names of columns.
+//!
+//! A session's process id is the gateway's: what BackendKeyData says, beyond any operating system's. The statistics views
+//! of PostgreSQL show the home shard's processes, so where a statement reads them, `pg_backend_pid()` stays PostgreSQL's.
+
+use super::extended::Prepared;
+use super::{Mode, Problem, Session, Unit};
+use crate::cancel::Why;
+use pgherd_model::{ServerError, SqlState, quote_literal};
+use pgherd_sql::Instead;
+use pgherd_sql::lexer::{Token, TokenKind};
+use std::ops::Range;
+use std::time::UNIX_EPOCH;
+
+const BACKEND_PID: &str = "pg_backend_pid";
+const PREPARED_STATEMENTS: &str = "pg_prepared_statements";
+const TERMINATE: &str = "pg_terminate_backend";
+const CANCEL: &str = "pg_cancel_backend";
+
+/// Whether a statement may have to be run in other words.
+pub(crate) fn asks_session(lower: &str) -> bool {
+    [BACKEND_PID, PREPARED_STATEMENTS, TERMINATE, CANCEL]
+        .iter()
+        .any(|name| lower.contains(name))
+}
+
+/// A call in the text: its first token, the tokens inside of its parentheses, and the bytes from the name (with schema)
+/// to the closing parenthesis.
+struct Call {
+    inside: Range<usize>,
+    span: Range<usize>,
+}
+
+impl Session {
+    /// What to run in the statement's place; None where nothing in it is about this session. Sessions that it ends are
+    /// told here.
+    pub(crate) async fn with_own_state(&mut self, unit: Unit<'_>) -> Result<Option<Instead>, Problem> {
+        let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let mut replacements = Vec::new();
+        for (name, why) in [(TERMINATE, Why::Terminated), (CANCEL, Why::Client)] {
+            for call in calls(text, tokens, name) {
+                let Some(process_id) = self.process_id_in(unit, call.inside.clone()) else {
+                    continue;
+                };
+                if self.signal(process_id, why).await? {
+                    replacements.push((call.span, format!("pgherd.{name}(true)")));
+                }
+            }
+        }
+        if !reads_statistics(text, tokens) {
+            let own = self.cancel.process_id;
+            let within = |span: &Range<usize>, done: &[(Range<usize>, String)]| {
+                done.iter().any(|(d, _)| d.start <= span.start && span.end <= d.end)
+            };
+            for call in calls(text, tokens, BACKEND_PID) {
+                if !within(&call.span, &replacements) {
+                    replacements.push((call.span, format!("pgherd.{BACKEND_PID}({own})")));
+                }
+            }
+        }
+        for span in relations(unit) {
+            let statements = self.prepared_statements(unit).await?;
+            let literal = quote_literal(&statements);
+            replacements.push((span, format!("pgherd.{PREPARED_STATEMENTS}({literal})")));
+        }
+        replacements.sort_by_key(|(span, _)| span.start);
+        Ok((!replacements.is_empty()).then(|| Instead::new(text, &replacements)))
+    }
+
+    /// The first argument of a call, where it is a constant, a parameter or this session's own process id.
+    fn process_id_in(&self, unit: Unit<'_>, inside: Range<usize>) -> Option<i32> {
+        let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let first = tokens.get(inside.start)?;
+        let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+        if let Some(own) = calls(text, &tokens[inside.clone()], BACKEND_PID).next() {
+            let is_all = own.inside.is_empty() && own.span.start == first.start as usize;
+            return is_all.then_some(self.cancel.process_id);
+        }
+        // Behind it: nothing, a cast, or the limit of the time to wait.
+        let end = inside.start + 1;
+        (end == inside.end || is(end, ",") || is(end, "::")).then_some(())?;
+        match first.kind {
+            TokenKind::Parameter => {
+                let number: usize = first.text(text).trim_start_matches('$').parse().ok()?;
+                match unit.parameters.get(number.checked_sub(1)?)? {
+                    (false, Some(value)) => std::str::from_utf8(value).ok()?.trim().parse().ok(),
+                    (true, Some(value)) => match value.len() {
+                        2 => Some(i16::from_be_bytes(value[..].try_into().ok()?).into()),
+                        4 => Some(i32::from_be_bytes(value[..].try_into().ok()?)),
+                        8 => i64::from_be_bytes(value[..].try_into().ok()?).try_into().ok(),
+                        _ => None,
+                    },
+                    (_, None) => None,
+                }
+            }
+            TokenKind::String => first.string(text)?.trim().parse().ok(),
+            _ => first.text(text).parse().ok(),
+        }
+    }
+
+    /// Ends a session of this gateway, or cancels what it runs; false for a process that is none.
+    async fn signal(&mut self, process_id: i32, why: Why) -> Result<bool, Problem> {
+        let Some(role) = self.gateway.cancels.role(process_id) else {
+            return Ok(false);
+        };
+        if role != self.who.role {
+            self.check_may_signal(&role, why).await?;
+        }
+        if process_id == self.cancel.process_id {
+            return match why {
+                Why::Terminated => Err(terminated().into()),
+                _ => Err(ServerError::new(SqlState::QUERY_CANCELED, "canceling statement due to user request").into()),
+            };
+        }
+        self.gateway.cancels.signal(process_id, why).await;
+        Ok(true)
+    }
+
+    /// 42501 as PostgreSQL's.
+    async fn check_may_signal(&mut self, role: &str, why: Why) -> Result<(), Problem> {
+        let role = quote_literal(role);
+        let sql = format!(
+            "SELECT me.rolsuper OR NOT him.rolsuper, me.rolsuper OR pg_catalog.pg_has_role(him.oid, 'USAGE') \
+             OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE') \
+             FROM pg_catalog.pg_roles me, pg_catalog.pg_roles him WHERE me.rolname = current_user AND him.rolname = {role}"
+        );
+        let results = self.ask_home(&sql).await?;
+        let is = |column| results.first().and_then(|r| r.text(0, column)) == Some("t");
+        let verb = if why == Why::Terminated { "terminate" } else { "cancel" };
+        let message = match (is(0), is(1)) {
+            (true, true) => return Ok(()),
+            (false, _) => format!("must be a superuser to {verb} superuser process"),
+            (true, false) => format!(
+                "must be a member of the role whose {} or member of pg_signal_backend",
+                match why {
+                    Why::Terminated => "process is being terminated",
+                    _ => "query is being canceled",
+                }
+            ),
+        };
+        Err(ServerError::new(SqlState::INSUFFICIENT_PRIVILEGE, message).into())
+    }
+
+    /// The session's named prepared statements, as a JSON array of rows of PostgreSQL's view; `prepared_at` is in seconds.
+    async fn prepared_statements(&mut self, unit: Unit<'_>) -> Result<String, Problem> {
+        let all: Vec<_> = self.prepared.iter().filter(|(name, _)| !name.is_empty()).collect();
+        let all: Vec<_> = all.into_iter().map(|(name, p)| (name.clone(), p.clone())).collect();
+        let mut rows = Vec::with_capacity(all.len());
+        for (name, prepared) in all {
+            let types = self.parameter_types_of(&prepared, unit.mode).await?;
+            let types: Vec<_> = types.iter().map(|oid| format!("\"{oid}\"")).collect();
+            let since = prepared.prepared_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            rows.push(format!(
+                "{{\"name\":{},\"statement\":{},\"prepared_at\":{},\"parameter_types\":[{}],\"from_sql\":{},\"generic_plans\":0,\
+                 \"custom_plans\":0}}",
+                json_string(&name),
+                json_string(&prepared.text),
+                since.as_secs_f64(),
+                types.join(","),
+                prepared.from_sql,
+            ));
+        }
+        Ok(format!("[{}]", rows.join(",")))
+    }
+
+    /// As the home shard settles them; as declared where the statement is none any more.
+    async fn parameter_types_of(&mut self, prepared: &Prepared, mode: Mode<'_>) -> Result<Vec<u32>, Problem> {
+        let Some(statement) = prepared.statement.as_ref().filter(|s| s.has_parameters) else {
+            return Ok(prepared.types.clone());
+        };
+        let unit = Unit {
+            statement,
+            types: &prepared.types,
+            parameters: &[],
+            mode,
+            template: None,
+        };
+        let snapshot = self.catalog().snapshot();
+        match self.description(unit, &snapshot).await {
+            Ok(described) => Ok(described.parameter_types.clone()),
+            Err(Problem::Error(_)) if self.block.is_none() => Ok(prepared.types.clone()),
+            Err(problem) => Err(problem),
+        }
+    }
+}
+
+/// What ends a session that another one has ended.
+pub(crate) fn terminated() -> ServerError {
+    ServerError::new(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+    )
+    .fatal()
+}
+
+/// All calls of a function of PostgreSQL's, ascending.
+fn calls<'a>(text: &'a str, tokens: &'a [Token], name: &'a str) -> impl Iterator<Item = Call> + 'a {
+    let is = move |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+    (0..tokens.len()).filter_map(move |i| {
+        let named = tokens[i].identifier(text).is_some_and(|n| n == name);
+        (named && is(i + 1, "(")).then_some(())?;
+        let mut first = i;
+        if i > 1 && is(i - 1, ".") {
+            tokens[i - 2].is_word(text, "pg_catalog").then_some(())?;
+            first = i - 2;
+        }
+        let mut depth = 0;
+        let close = (i + 1..tokens.len()).find(|&at| {
+            depth += i32::from(is(at, "(")) - i32::from(is(at, ")"));
+            depth == 0
+        })?;
+        Some(Call {
+            inside: i + 2..close,
+            span: tokens[first].start as usize..tokens[close].end as usize,
+        })
+    })
+}
+
+/// Where PostgreSQL's view of prepared statements is named.
+fn relations(unit: Unit<'_>) -> Vec<Range<usize>> {
+    let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+    if !tokens
+        .iter()
+        .any(|t| t.identifier(text).is_some_and(|n| n == PREPARED_STATEMENTS))
+    {
+        return Vec::new();
+    }
+    let tree = unit.statement.parsed.ast.as_deref();
+    let references = tree.and_then(|tree| pgherd_sql::relations::references(tree, &|_, _| None));
+    let of_system = |schema: Option<&str>| schema.is_none_or(|s| s == "pg_catalog");
+    let references = references.into_iter().flatten();
+    references
+        .filter(|r| r.name.name == PREPARED_STATEMENTS && of_system(r.name.schema.as_deref()))
+        .map(|r| r.name.span)
+        .collect()
+}
+
+/// Whether the home shard's own processes are looked at.
+fn reads_statistics(text: &str, tokens: &[Token]) -> bool {
+    let names = tokens.iter().filter_map(|t| t.identifier(text));
+    let mut of_processes = names.filter(|n| n.starts_with("pg_stat_") || n == "pg_locks" || n == "pg_blocking_pids");
+    of_processes.next().is_some()
+}
+
+/// A string in JSON.
+fn json_string(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spans(text: &str, name: &str) -> Vec<String> {
+        let parsed = pgherd_sql::parse(text).expect("SQL").remove(0);
+        let found = calls(text, &parsed.tokens, name);
+        found.map(|call| text[call.span].to_owned()).collect()
+    }
+
+    #[test]
+    fn calls_are_found_with_their_schema_and_arguments() {
+        assert_eq!(
+            spans("SELECT pg_catalog.pg_terminate_backend((1) + 2, 5), x", TERMINATE),
+            ["pg_catalog.pg_terminate_backend((1) + 2, 5)"]
+        );
+        assert_eq!(spans("SELECT mine.pg_backend_pid()", BACKEND_PID), [""; 0]);
+        assert_eq!(spans("SELECT pg_backend_pid FROM t", BACKEND_PID), [""; 0]);
+    }
+
+    #[test]
+    fn strings_are_json() {
+        assert_eq!(json_string("a\"b\\c\n\u{e9}"), "\"a\\\"b\\\\c\\u000a\u{e9}\"");
+    }
+}

@@ -1,0 +1,141 @@
+"""What a session keeps, as psycopg uses it: notifications, prepared statements, encodings, cursors, process ids, COPY into a
+table of the same transaction, databases. Prints the same on PostgreSQL and on pgherd."""
+
+import psycopg
+from psycopg import sql
+
+
+def connect(**arguments):
+    return psycopg.connect(autocommit=True, **arguments)
+
+
+def notifications():
+    with connect() as listener, connect() as sender:
+        listener.execute("LISTEN news")
+        sender.execute("NOTIFY news, 'from another'")
+        with sender.transaction():
+            sender.execute("SELECT pg_notify('news', 'committed')")
+        with sender.transaction(force_rollback=True):
+            sender.execute("NOTIFY news, 'rolled back'")
+        # Two connections of the cluster may be slower than one: the count is what ends it.
+        told = list(listener.notifies(timeout=10, stop_after=2))
+        print("told", [(n.channel, n.payload) for n in told])
+        listener.execute("NOTIFY news, 'from itself'")
+        own = next(listener.notifies(timeout=10, stop_after=1))
+        print("own", own.payload, own.pid == listener.info.backend_pid)
+        listener.execute("UNLISTEN *")
+        sender.execute("NOTIFY news, 'too late'")
+        print("after", list(listener.notifies(timeout=0.3)))
+
+
+def prepared_statements():
+    with connect(prepare_threshold=0) as conn:
+        conn.execute("CREATE TABLE local_one (a int, b text)")
+        conn.execute("INSERT INTO local_one VALUES (%s, %s)", [1, "x"])
+        conn.execute("PREPARE by_hand AS SELECT 1")
+        rows = conn.execute(
+            "SELECT statement, parameter_types, from_sql FROM pg_prepared_statements ORDER BY statement, from_sql",
+            prepare=False,
+        )
+        print("prepared", rows.fetchall())
+        print("row", conn.execute("SELECT * FROM local_one WHERE a = %s", [1]).fetchone())
+        with connect() as other:
+            other.execute("ALTER TABLE local_one ADD c int DEFAULT 7")
+        with connect(prepare_threshold=0) as fresh:
+            print("altered", fresh.execute("SELECT * FROM local_one WHERE a = %s", [1]).fetchone())
+    for _ in range(2):
+        # The same text, of a type that is another each time.
+        with connect(prepare_threshold=0) as conn, conn.transaction(force_rollback=True):
+            conn.execute("CREATE TYPE mood AS ENUM ('good', 'bad')")
+            print("mood", conn.execute("SELECT %s::mood", ["good"]).fetchone())
+
+
+def encodings():
+    with connect(client_encoding="latin1") as conn:
+        print("encoding", conn.execute("SHOW client_encoding").fetchone(), conn.info.encoding)
+        conn.execute("CREATE TABLE words (id int PRIMARY KEY, word text)")
+        conn.cursor().executemany("INSERT INTO words VALUES (%s, %s)", [(n, "caf\u00e9 %d" % n) for n in range(8)])
+        print("text", conn.execute("SELECT word FROM words ORDER BY id").fetchall())
+        print("binary", conn.execute("SELECT id, word FROM words WHERE word = %b", ["caf\u00e9 5"], binary=True).fetchall())
+        for word in ["SELECT chr(8364)", "SELECT 1"]:
+            try:
+                print("word", conn.execute(word).fetchone())
+            except psycopg.Error as error:
+                print("error", error.sqlstate, error.diag.message_primary)
+        conn.execute("SELECT set_config('client_encoding', %s, false)", ["utf8"])
+        print("back", conn.info.encoding, conn.execute("SELECT length(word), word FROM words WHERE id = 1").fetchone())
+
+
+def cursors_and_processes():
+    with psycopg.connect() as conn, connect() as other:
+        cursor = conn.cursor("named", scrollable=True)
+        cursor.execute("SELECT id, word FROM words ORDER BY id")
+        print("columns", [(c.name, c.type_code) for c in cursor.description], len(cursor.fetchmany(3)))
+        cursor.scroll(-2)
+        print("scrolled", cursor.fetchone()[0])
+        cursor.close()
+        print("pid", conn.execute("SELECT pg_backend_pid()").fetchone()[0] == conn.info.backend_pid)
+        print("ended", other.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid]).fetchone())
+        try:
+            conn.execute("SELECT 1")
+        except psycopg.Error as error:
+            print("error", error.sqlstate, conn.closed)
+        try:
+            other.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        except psycopg.Error as error:
+            print("error", error.sqlstate, other.closed)
+
+
+def copies():
+    for binary in ["", " (FORMAT binary)"]:
+        with psycopg.connect() as conn:
+            conn.execute("CREATE TABLE copied (id serial PRIMARY KEY, a int, b text)")
+            with conn.cursor().copy("COPY copied (a, b) FROM STDIN" + binary) as copy:
+                copy.set_types(["int4", "text"])
+                for n in range(9):
+                    copy.write_row((n, "row %d" % n))
+            print("copied", conn.execute("SELECT * FROM copied ORDER BY id").fetchall())
+            try:
+                with conn.cursor().copy("COPY copied (a, b) FROM STDIN" + binary) as copy:
+                    copy.set_types(["int4", "text"])
+                    copy.write_row((1, "x"))
+                    copy.write_row((1, "x", "y") if not binary else (1,))
+            except psycopg.Error as error:
+                print("error", error.sqlstate, error.diag.message_primary)
+            conn.rollback()
+
+
+def databases():
+    with connect() as conn:
+        name = sql.Identifier("Another")
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        with connect(dbname="Another") as there:
+            there.execute("CREATE TABLE t (a int PRIMARY KEY)")
+            there.execute("INSERT INTO t SELECT generate_series(1, 9)")
+            print("there", there.execute("SELECT current_database(), count(*), sum(a) FROM t").fetchone())
+            try:
+                conn.execute(sql.SQL("DROP DATABASE {}").format(name))
+            except psycopg.Error as error:
+                print("error", error.sqlstate, error.diag.message_primary, error.diag.message_detail)
+        for statement in ["CREATE DATABASE {}", "DROP DATABASE {}", "DROP DATABASE {}", "DROP DATABASE IF EXISTS {}"]:
+            try:
+                print(conn.execute(sql.SQL(statement).format(name)).statusmessage)
+            except psycopg.Error as error:
+                print("error", error.sqlstate, error.diag.message_primary)
+        try:
+            connect(dbname="Another")
+        except psycopg.Error as error:
+            print("gone", "does not exist" in str(error))
+        conn.execute("BEGIN")
+        try:
+            conn.execute("CREATE DATABASE x")
+        except psycopg.Error as error:
+            print("error", error.sqlstate, error.diag.message_primary)
+        conn.execute("ROLLBACK")
+
+
+with connect() as setup:
+    setup.execute("ALTER ROLE postgres SET pgherd.default_distribution = 'primary_key'")
+    setup.execute("ALTER ROLE postgres SET pgherd.initial_bounds = 'int 3,7'")
+for part in [notifications, prepared_statements, encodings, cursors_and_processes, copies, databases]:
+    part()
