@@ -42,6 +42,73 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     WHERE c.oid = t.relation
 $$;
 
+-- Whether a function's body names a local relation behind FROM, INTO and the like: it needs the home shard.
+CREATE OR REPLACE FUNCTION pgherd.mentions_local(body text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT EXISTS (SELECT FROM regexp_matches(lower(body),
+            '\m(?:from|join|into|update|using|table|copy)\s+(?:only\s+)?(?:"?[[:alnum:]_$]+"?\s*\.\s*)?"?([[:alnum:]_$]{1,63})', 'g') m
+        JOIN pg_class c ON c.relname = m[1]::name AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd', 'pgherd_data', 'pg_toast')
+          AND c.oid NOT IN (SELECT relation FROM pgherd.sharded_table))
+$$;
+
+-- What calls a user's function by itself: a table through a default, check, policy, index or trigger, a domain, an operator,
+-- a cast, a function through the default of an argument. Types and operators are followed to what uses them.
+CREATE OR REPLACE FUNCTION pgherd.dependents() RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH RECURSIVE found(class, object, function) AS (
+        SELECT 'pg_proc'::regclass::oid, p.oid, p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')
+        UNION
+        SELECT u.class, u.object, f.function
+        FROM found f JOIN pg_depend d ON d.refclassid = f.class AND d.refobjid = f.object
+        CROSS JOIN LATERAL (
+            SELECT 'pg_class'::regclass::oid, a.adrelid FROM pg_attrdef a
+                WHERE d.classid = 'pg_attrdef'::regclass AND a.oid = d.objid
+            UNION ALL SELECT 'pg_class'::regclass, k.conrelid FROM pg_constraint k
+                WHERE d.classid = 'pg_constraint'::regclass AND k.oid = d.objid AND k.conrelid <> 0
+            UNION ALL SELECT 'pg_type'::regclass, k.contypid FROM pg_constraint k
+                WHERE d.classid = 'pg_constraint'::regclass AND k.oid = d.objid AND k.contypid <> 0
+            UNION ALL SELECT 'pg_class'::regclass, p.polrelid FROM pg_policy p
+                WHERE d.classid = 'pg_policy'::regclass AND p.oid = d.objid
+            UNION ALL SELECT 'pg_class'::regclass, s.stxrelid FROM pg_statistic_ext s
+                WHERE d.classid = 'pg_statistic_ext'::regclass AND s.oid = d.objid
+            UNION ALL SELECT 'pg_class'::regclass, t.tgrelid FROM pg_trigger t
+                WHERE d.classid = 'pg_trigger'::regclass AND t.oid = d.objid AND t.tgfoid <> f.object
+            UNION ALL SELECT 'pg_class'::regclass, w.ev_class FROM pg_rewrite w
+                WHERE d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid AND f.class <> 'pg_proc'::regclass
+            UNION ALL SELECT 'pg_class'::regclass, coalesce(i.indrelid, c.oid) FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid
+                WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind <> 'c'
+            UNION ALL SELECT 'pg_type'::regclass, c.reltype FROM pg_class c
+                WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind = 'c'
+            UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_type t
+                WHERE d.classid = 'pg_type'::regclass AND t.oid = d.objid AND (t.typtype = 'd' OR f.class = 'pg_type'::regclass)
+            UNION ALL SELECT 'pg_operator'::regclass, d.objid WHERE d.classid = 'pg_operator'::regclass
+            UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_cast x JOIN pg_type t ON t.oid IN (x.castsource, x.casttarget)
+                WHERE d.classid = 'pg_cast'::regclass AND x.oid = d.objid AND t.oid >= 16384 AND f.class = 'pg_proc'::regclass
+            UNION ALL SELECT 'pg_proc'::regclass, d.objid WHERE d.classid = 'pg_proc'::regclass
+        ) u(class, object)
+        WHERE f.class IN ('pg_operator'::regclass, 'pg_type'::regclass) OR f.class = 'pg_proc'::regclass AND f.object = f.function
+    )
+    SELECT coalesce(json_agg(json_build_object('function', function::bigint, 'kind', kind, 'oid', object::bigint,
+        'schema', schema, 'name', name)), '[]')
+    FROM (
+        SELECT f.function, 'relation' AS kind, f.object, n.nspname AS schema, c.relname AS name
+        FROM found f JOIN pg_class c ON c.oid = f.object JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE f.class = 'pg_class'::regclass AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'pgherd_data'
+        UNION ALL
+        SELECT f.function, 'function', f.object, '', p.proname FROM found f JOIN pg_proc p ON p.oid = f.object
+        WHERE f.class = 'pg_proc'::regclass AND f.object <> f.function
+        UNION ALL
+        SELECT f.function, 'word', f.object, '', o.oprname FROM found f JOIN pg_operator o ON o.oid = f.object
+        WHERE f.class = 'pg_operator'::regclass
+        UNION ALL
+        SELECT f.function, 'word', f.object, '', t.typname FROM found f JOIN pg_type t ON t.oid = f.object
+        WHERE f.class = 'pg_type'::regclass
+    ) all_dependents
+$$;
+
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
@@ -79,10 +146,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
                 OR k.confrelid IN (SELECT relation FROM pgherd.sharded_table))),
         'functions', (SELECT coalesce(json_agg(json_build_object('oid', p.oid::bigint, 'name', p.proname, 'language', l.lanname,
                 'body', coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc,
+                'immutable', p.provolatile = 'i',
+                'local', p.provolatile <> 'i' AND l.lanname NOT IN ('c', 'internal')
+                    AND pgherd.mentions_local(coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc),
                 'parts', (SELECT json_agg(x) FROM pg_aggregate a, unnest(ARRAY[a.aggtransfn::oid, a.aggfinalfn, a.aggcombinefn,
                     a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::bigint[]) x WHERE a.aggfnoid = p.oid))), '[]')
             FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
             WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
+        'dependents', pgherd.dependents(),
         -- Names that more than one schema has: only such can shadow each other.
         'shadows', (SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname)), '[]')
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

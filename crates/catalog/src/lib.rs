@@ -22,6 +22,6 @@ pub use change::{Change, ChangeId};
 pub use error::Error;
 pub use flight::StatementGuard;
 pub use install::{install, uninstalled};
-pub use load::{SHARDED_NAMES_UNSAFE, snapshot_from_json};
+pub use load::snapshot_from_json;
 pub use names::{child_name, fence_name, restore_not_null, restore_parent_names};
 pub use signature::sign;

@@ -1,8 +1,10 @@
 //! From the catalog's JSON (`pgherd.snapshot()`) to a [`Snapshot`].
 
+mod home;
 mod reach;
 
 use crate::Error;
+use pgherd_model::functions::READ_WHAT_IS_NAMED;
 use pgherd_model::{
     Bound, Column, Epoch, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot, Table,
     TableId, TableKind,
@@ -10,37 +12,6 @@ use pgherd_model::{
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-/// Functions of PostgreSQL and its extensions that run or read what a string argument names; they would read one
-/// shard's part of a sharded table.
-pub const SHARDED_NAMES_UNSAFE: [&str; 26] = [
-    "query_to_xml",
-    "query_to_xmlschema",
-    "query_to_xml_and_xmlschema",
-    "table_to_xml",
-    "table_to_xmlschema",
-    "table_to_xml_and_xmlschema",
-    "schema_to_xml",
-    "schema_to_xmlschema",
-    "schema_to_xml_and_xmlschema",
-    "database_to_xml",
-    "database_to_xmlschema",
-    "database_to_xml_and_xmlschema",
-    "cursor_to_xml",
-    "cursor_to_xmlschema",
-    "ts_stat",
-    "crosstab",
-    "crosstab2",
-    "crosstab3",
-    "crosstab4",
-    "crosstabN",
-    "crosstab_hash",
-    "connectby",
-    "dblink",
-    "dblink_exec",
-    "xpath_table",
-    "xml_is_well_formed_table",
-];
 
 #[derive(Debug, Deserialize)]
 struct Document {
@@ -59,6 +30,8 @@ struct Document {
     foreign_keys: Vec<reach::ForeignKey>,
     #[serde(default)]
     functions: Vec<reach::Function>,
+    #[serde(default)]
+    dependents: Vec<reach::Dependent>,
     #[serde(default)]
     shadows: Vec<Shadow>,
 }
@@ -147,15 +120,7 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
         tables.push(table);
     }
     let roots = document.tables.iter().map(|t| (t.oid, t.name.clone())).collect();
-    let reach = reach::Reach::compute(
-        &tables,
-        roots,
-        &document.views,
-        &document.rules,
-        &document.triggers,
-        &document.foreign_keys,
-        &document.functions,
-    );
+    let reach = reach::Reach::compute(&tables, roots, &document);
     refuse_unsafe_defaults(&mut tables, &reach.functions);
     tables.extend(reach.relations(&document.views));
     for table in tables {
@@ -171,7 +136,9 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
     snapshot.unsafe_functions = reach.functions;
     snapshot
         .unsafe_functions
-        .extend(SHARDED_NAMES_UNSAFE.iter().map(|f| (*f).to_owned()));
+        .extend(READ_WHAT_IS_NAMED.iter().map(|f| (*f).to_owned()));
+    snapshot.unsafe_words = reach.words;
+    snapshot.home_functions = reach.home;
     Ok(snapshot)
 }
 

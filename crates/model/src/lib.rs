@@ -2,6 +2,7 @@
 //! descriptions, SQLSTATEs. No I/O, no SQL text, no async.
 
 pub mod error;
+pub mod functions;
 pub mod key;
 pub mod range;
 pub mod snapshot;

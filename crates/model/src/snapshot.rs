@@ -21,6 +21,10 @@ pub struct Snapshot {
     /// names (unqualified, as stored) of functions and procedures whose body may touch a sharded table or
     /// that run dynamic SQL while sharded tables exist; calling one is refused
     pub unsafe_functions: HashSet<String>,
+    /// operators and types that call such a function: a statement with one of these words is refused
+    pub unsafe_words: HashSet<String>,
+    /// names of functions that need what only the home shard has: local tables, sequences, advisory locks
+    pub home_functions: HashSet<String>,
     /// the database has sharded tables, or had some: SERIALIZABLE takes locks on what is read
     pub ever_sharded: bool,
 }

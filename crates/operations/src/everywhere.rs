@@ -93,7 +93,34 @@ pub(crate) async fn function(
             work.on(shard, "SET LOCAL check_function_bodies = on").await?;
         }
     }
+    if any_sharded && !body_reaches {
+        tell_what_functions_are(work, ddl, text).await?;
+    }
     Ok(tag)
+}
+
+/// Statements that call a function go by what it is, as soon as it is there: one that draws from a sequence belongs to the
+/// home shard.
+async fn tell_what_functions_are(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<(), ServerError> {
+    let fresh = work.look().await?;
+    let known = &work.snapshot;
+    let same = fresh.unsafe_functions == known.unsafe_functions
+        && fresh.unsafe_words == known.unsafe_words
+        && fresh.home_functions == known.home_functions;
+    if same {
+        return Ok(());
+    }
+    let names: Vec<_> = ddl
+        .relations
+        .iter()
+        .chain(&ddl.object)
+        .map(|n| n.name.clone())
+        .collect();
+    work.announce(names.iter().map(String::as_str), text.text).await
 }
 
 /// Whether the body, which is a string, mentions a known name or runs dynamic SQL.
@@ -199,6 +226,12 @@ pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> 
         "procedural",
     ];
     let second = text.identifiers().nth(1).unwrap_or_default();
+    if let Some(function) = text.identifiers().find(|i| work.snapshot.unsafe_functions.contains(i)) {
+        return Err(ServerError::unsupported(
+            format!("function {function} may read or write sharded tables and cannot be part of an operator or a cast"),
+            "It would run inside one shard and see that shard's part only.",
+        ));
+    }
     if everywhere.contains(&second.as_str()) {
         let tag = work.on_home(text.text).await?;
         let others = work.others();

@@ -35,6 +35,9 @@ pub(crate) async fn change(
             return work.on_home(text.text).await;
         }
     }
+    if ddl.kind == DdlKind::CreateTrigger {
+        refuse_home_function(work, text)?;
+    }
     if ddl.kind == DdlKind::CreateTrigger && !text.has(&["for", "each", "row"]) && !text.has(&["for", "row"]) {
         return Err(ServerError::unsupported(
             format!("statement-level triggers on sharded table \"{name}\" would fire once on every shard"),
@@ -62,6 +65,17 @@ fn refuse_unsafe_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Resu
         Some(function) => Err(ServerError::unsupported(
             format!("function {function} may read or write sharded tables and cannot run in a trigger"),
             "A trigger runs inside one shard and would see that shard's part only.",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// On a sharded table, a trigger runs where the row is.
+fn refuse_home_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
+    match text.identifiers().find(|i| work.snapshot.home_functions.contains(i)) {
+        Some(function) => Err(ServerError::unsupported(
+            format!("function {function} cannot run in a trigger on a sharded table"),
+            "It needs local tables, sequences, advisory locks or notifications, which only the home shard has.",
         )),
         None => Ok(()),
     }

@@ -173,6 +173,12 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
+    /// What the catalog says by now, for comparing.
+    pub async fn look(&mut self) -> Result<Arc<pgherd_model::Snapshot>, ServerError> {
+        let (catalog, home) = (self.session.catalog.clone(), self.home());
+        Ok(catalog.load_through(self.transaction.participant(home).await?).await?)
+    }
+
     /// Reads the catalog again after own writes.
     pub async fn reload(&mut self) -> Result<(), ServerError> {
         self.write_catalog().await?;

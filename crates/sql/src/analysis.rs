@@ -182,7 +182,17 @@ impl Analysis {
         let sharded = &self.sharded;
         let is_column = |name: &str| sharded.iter().any(|t| t.column(name).is_some());
         let called = functions::unsafe_call(context.text, context.tokens, context.snapshot, &is_column);
-        let runs = walked || matches!(parsed.kind, Kind::Call | Kind::Do | Kind::Copy(_) | Kind::Other);
+        let runs = walked
+            || matches!(
+                parsed.kind,
+                Kind::Call
+                    | Kind::Do
+                    | Kind::Copy(_)
+                    | Kind::Explain { .. }
+                    | Kind::Declare { .. }
+                    | Kind::Execute(_)
+                    | Kind::Other
+            );
         if let Some(name) = called.filter(|_| runs) {
             self.touches_sharded = true;
             self.decision = Decision::Refuse(unsafe_function(&name));
@@ -237,6 +247,17 @@ impl Analysis {
     pub fn is_told_by_epoch(&self) -> bool {
         let references = self.references.as_deref();
         self.touches_sharded && references.is_some_and(|all| all.iter().all(|r| r.table.is_some()))
+    }
+
+    /// Whether the home shard runs functions for an INSERT that may write there: they do so in its transaction.
+    pub fn defaults_may_write(&self, snapshot: &Snapshot) -> bool {
+        let in_defaults = |table: &Arc<Table>| {
+            let mut defaults = table.columns.iter().filter_map(|c| c.default.as_deref());
+            defaults.any(|d| lexer::tokenize(d).is_ok_and(|t| functions::calls_home_function(d, &t, snapshot)))
+        };
+        !snapshot.home_functions.is_empty()
+            && (functions::calls_home_function(&self.text, &self.tokens, snapshot)
+                || self.sharded.iter().any(in_defaults))
     }
 
     /// Rows that an INSERT … VALUES has; 0 for other statements.
@@ -388,7 +409,9 @@ impl Analysis {
         let bodies = context.tokens.iter().filter_map(|t| t.string(context.text));
         for body in bodies {
             let Ok(tokens) = lexer::tokenize(&body) else { continue };
-            let dynamic = tokens.iter().any(|t| t.is_word(&body, "execute"));
+            let dynamic = tokens
+                .iter()
+                .any(|t| t.is_word(&body, "execute") || t.is_word(&body, "uescape"));
             let named = tokens
                 .iter()
                 .filter_map(|t| t.identifier(&body))
@@ -605,7 +628,10 @@ fn reads_view(references: &[Reference]) -> bool {
 
 fn unsafe_function(name: &str) -> ServerError {
     ServerError::unsupported(
-        format!("function \"{name}\" may read or change sharded tables and cannot be called yet"),
+        match name.starts_with(|c: char| c.is_alphabetic() || c == '_') {
+            true => format!("function \"{name}\" may read or change sharded tables and cannot be called yet"),
+            false => format!("operator {name} calls a function that may read or change sharded tables"),
+        },
         "It would run on one shard and see only that shard's rows. Send its statements one by one.",
     )
 }

@@ -2,50 +2,7 @@
 
 use crate::lexer::{Token, TokenKind};
 use pgherd_model::Snapshot;
-
-/// Functions of PostgreSQL that run SQL given as text, or read whole relations by name: they would see one
-/// shard's part.
-const RUN_SQL: [&str; 17] = [
-    "query_to_xml",
-    "query_to_xmlschema",
-    "query_to_xml_and_xmlschema",
-    "cursor_to_xml",
-    "cursor_to_xmlschema",
-    "table_to_xml",
-    "table_to_xmlschema",
-    "table_to_xml_and_xmlschema",
-    "schema_to_xml",
-    "schema_to_xmlschema",
-    "schema_to_xml_and_xmlschema",
-    "database_to_xml",
-    "database_to_xmlschema",
-    "database_to_xml_and_xmlschema",
-    "ts_stat",
-    "ts_rewrite",
-    "crosstab",
-];
-
-/// Functions of PostgreSQL whose meaning is one server's state, which the home shard keeps for the database.
-const HOME: [&str; 18] = [
-    "nextval",
-    "currval",
-    "lastval",
-    "setval",
-    "set_config",
-    "pg_notify",
-    "pg_export_snapshot",
-    "txid_current",
-    "pg_current_xact_id",
-    "pg_backend_pid",
-    "pg_cancel_backend",
-    "pg_terminate_backend",
-    "lo_create",
-    "lo_creat",
-    "lo_import",
-    "lo_export",
-    "lo_unlink",
-    "pg_get_serial_sequence",
-];
+use pgherd_model::functions::{HOME_STATE, READ_WHAT_IS_NAMED, is_advisory_lock};
 
 /// Functions of PostgreSQL, and words before a parenthesis, that are in many statements.
 const BUILTIN: [&str; 40] = [
@@ -135,15 +92,20 @@ pub(crate) fn has_time(text: &str, tokens: &[Token]) -> bool {
         || calls(text, tokens).any(|(i, name)| CALLS.contains(&name.as_str()) && !shared(i))
 }
 
-/// Whether a call's meaning is the home shard's state.
-pub(crate) fn bound_to_home(text: &str, tokens: &[Token]) -> bool {
+/// Whether a call's meaning is the home shard's state, or it reads what only the home shard has.
+pub(crate) fn bound_to_home(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
     calls(text, tokens).any(|(_, name)| {
-        HOME.contains(&name.as_str()) || name.starts_with("pg_advisory") || name.starts_with("pg_try_advisory")
+        HOME_STATE.contains(&name.as_str()) || is_advisory_lock(&name) || snapshot.home_functions.contains(&name)
     })
 }
 
+/// Whether a function of a user is called that may write elsewhere than in the statement's own table.
+pub(crate) fn calls_home_function(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
+    calls(text, tokens).any(|(_, name)| snapshot.home_functions.contains(&name))
+}
+
 /// The first function whose call could see one shard's part of a sharded table, also in the notation
-/// `row.function`; `is_column` tells names that are columns there.
+/// `row.function`, or an operator or type that calls one; `is_column` tells names that are columns there.
 pub(crate) fn unsafe_call(
     text: &str,
     tokens: &[Token],
@@ -153,16 +115,31 @@ pub(crate) fn unsafe_call(
     let sharded = snapshot.sharded().next().is_some();
     let called = calls(text, tokens).map(|(_, name)| name);
     let mut refused = called.filter(|name| {
-        snapshot.unsafe_functions.contains(name.as_str()) || (sharded && RUN_SQL.contains(&name.as_str()))
+        snapshot.unsafe_functions.contains(name.as_str()) || (sharded && READ_WHAT_IS_NAMED.contains(&name.as_str()))
     });
-    refused.next().or_else(|| {
-        if snapshot.unsafe_functions.is_empty() {
-            return None;
-        }
-        let mut fields = tokens.windows(2).filter(|pair| pair[0].is(text, "."));
-        fields.find_map(|pair| {
-            let name = pair[1].identifier(text)?;
-            (snapshot.unsafe_functions.contains(&name) && !is_column(&name)).then_some(name)
+    refused
+        .next()
+        .or_else(|| {
+            if snapshot.unsafe_functions.is_empty() {
+                return None;
+            }
+            let mut fields = tokens.windows(2).filter(|pair| pair[0].is(text, "."));
+            fields.find_map(|pair| {
+                let name = pair[1].identifier(text)?;
+                (snapshot.unsafe_functions.contains(&name) && !is_column(&name)).then_some(name)
+            })
         })
-    })
+        .or_else(|| {
+            if snapshot.unsafe_words.is_empty() {
+                return None;
+            }
+            let word = |t: &Token| match t.kind {
+                TokenKind::Operator => Some(t.text(text).to_owned()),
+                _ => t.identifier(text),
+            };
+            tokens
+                .iter()
+                .filter_map(word)
+                .find(|w| snapshot.unsafe_words.contains(w) && !is_column(w))
+        })
 }

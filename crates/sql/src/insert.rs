@@ -12,7 +12,7 @@ use crate::functions;
 use crate::insert_place::stored;
 use crate::insert_text::Given;
 use crate::literal::split_commas;
-use crate::placed::{Address, DirectCheck, is_sequence_default, placement, sharded_of};
+use crate::placed::{Address, DirectCheck, is_home_default, placement, sharded_of};
 use crate::relations::{Role, object_name};
 use crate::route::{Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
@@ -164,11 +164,11 @@ impl InsertPlan {
         plan.read(insert, values, &table, context);
         let behind = plan.rows.last().map_or(plan.values_at.end, |row| row.span.end);
         let first = context.tokens.partition_point(|t| (t.start as usize) < behind);
-        if functions::bound_to_home(context.text, &context.tokens[first..]) {
+        if functions::bound_to_home(context.text, &context.tokens[first..], context.snapshot) {
             plan.refused.get_or_insert_with(|| {
                 ServerError::unsupported(
-                    "RETURNING and ON CONFLICT of an INSERT into a sharded table cannot call functions of sequences and sessions",
-                    "The shard that stores the row has none of their state. Call the function in a statement of its own.",
+                    "RETURNING and ON CONFLICT of an INSERT into a sharded table cannot call functions of sequences, sessions and local tables",
+                    "The shard that stores the row has none of what they need. Call the function in a statement of its own.",
                 )
             });
         }
@@ -211,7 +211,7 @@ impl InsertPlan {
             }
             Some(values) => {
                 self.judged |= !c.accept("values");
-                self.read_rows(&mut c, values);
+                self.read_rows(&mut c, values, context.snapshot);
                 let width = self.rows.first().map_or(0, |r| r.cells.len());
                 let places: Option<Vec<_>> = match self.list {
                     Some(_) => named
@@ -229,14 +229,14 @@ impl InsertPlan {
         self.judged |= self.explicit_always(table);
         let given = |column: usize| self.columns.contains(&column);
         self.omitted = (0..table.columns.len())
-            .filter(|&i| !given(i) && self.needs_home(table, i))
+            .filter(|&i| !given(i) && self.needs_home(table, i, context.snapshot))
             .collect();
         self.computed = (0..table.columns.len())
-            .filter(|&i| !self.needs_home(table, i) && computed(&table.columns[i]))
+            .filter(|&i| !self.needs_home(table, i, context.snapshot) && computed(&table.columns[i]))
             .collect();
     }
 
-    fn read_rows(&mut self, c: &mut Cursor, values: &Values) {
+    fn read_rows(&mut self, c: &mut Cursor, values: &Values, snapshot: &Snapshot) {
         for exprs in &values.rows {
             let start = c.at;
             let inside = c.skip_parentheses();
@@ -245,7 +245,7 @@ impl InsertPlan {
             self.judged |= pieces.len() != exprs.content.len();
             let cells = pieces.into_iter().zip(&exprs.content).map(|(tokens, expr)| Cell {
                 span: c.bytes(tokens.clone()),
-                kind: cell_kind(expr, c.text, &c.tokens[tokens]),
+                kind: cell_kind(expr, c.text, &c.tokens[tokens], snapshot),
             });
             self.rows.push(Row {
                 span,
@@ -280,12 +280,16 @@ impl InsertPlan {
     }
 
     /// Whether a column that gets no value needs the home shard.
-    fn needs_home(&self, table: &Table, column: usize) -> bool {
+    fn needs_home(&self, table: &Table, column: usize, snapshot: &Snapshot) -> bool {
         let described = &table.columns[column];
         if described.generated {
             return false;
         }
-        let sequence = described.identity.is_some() || described.default.as_deref().is_some_and(is_sequence_default);
+        let sequence = described.identity.is_some()
+            || described
+                .default
+                .as_deref()
+                .is_some_and(|d| is_home_default(d, snapshot));
         sequence
             || (self.key.contains(&column)
                 && described.default.is_some()
@@ -318,7 +322,9 @@ impl InsertPlan {
         if let Some(error) = &self.refused {
             return Route::Refuse(error.clone());
         }
-        let mut slots: Vec<_> = (0..self.rows.len()).map(|row| self.slots(row, parameters)).collect();
+        let mut slots: Vec<_> = (0..self.rows.len())
+            .map(|row| self.slots(row, parameters, snapshot))
+            .collect();
         let at_once: Vec<_> = (0..self.rows.len()).map(|row| self.at_once(row, parameters)).collect();
         if at_once.iter().any(|s| !s.is_empty()) && self.spreads(snapshot, parameters, &slots) {
             for (slots, more) in slots.iter_mut().zip(at_once) {
@@ -332,7 +338,7 @@ impl InsertPlan {
                 return match self.query(text, &slots, &union, parameters) {
                     Ok(query) => Route::Defaults {
                         query,
-                        drawn: self.drawn(&union),
+                        drawn: self.drawn(&union, snapshot),
                     },
                     Err(error) => Route::Refuse(error),
                 };
@@ -364,10 +370,10 @@ impl InsertPlan {
     }
 
     /// What the home shard must give for a row.
-    pub fn slots(&self, row: usize, parameters: Parameters) -> Vec<Slot> {
+    pub fn slots(&self, row: usize, parameters: Parameters, snapshot: &Snapshot) -> Vec<Slot> {
         let cells = self.rows[row].cells.iter().zip(&self.columns).enumerate();
         let needed = cells.filter(|(_, (cell, column))| match &cell.kind {
-            CellKind::Default => self.needs_home(&self.table, **column),
+            CellKind::Default => self.needs_home(&self.table, **column, snapshot),
             CellKind::Expression { home, .. } => *home || self.is_key(**column),
             CellKind::Scalar(scalar) => {
                 self.is_key(**column) && self.assigned(scalar, **column, parameters) == Evaluated::Unknown
@@ -409,7 +415,7 @@ fn plain_values(query: &Query) -> Option<&Values> {
     }
 }
 
-fn cell_kind(expr: &Expr, text: &str, tokens: &[crate::lexer::Token]) -> CellKind {
+fn cell_kind(expr: &Expr, text: &str, tokens: &[crate::lexer::Token], snapshot: &Snapshot) -> CellKind {
     if let [only] = tokens
         && only.is_word(text, "default")
     {
@@ -422,7 +428,7 @@ fn cell_kind(expr: &Expr, text: &str, tokens: &[crate::lexer::Token]) -> CellKin
                 .iter()
                 .any(|t| t.is_word(text, "select") || t.is_word(text, "values"));
             CellKind::Expression {
-                home: subquery || functions::bound_to_home(text, tokens),
+                home: subquery || functions::bound_to_home(text, tokens, snapshot),
                 time: functions::has_time(text, tokens),
             }
         }

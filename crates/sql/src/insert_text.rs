@@ -1,11 +1,11 @@
 //! The texts of an INSERT … VALUES: the query for what the home shard must give, and the INSERT of some of its rows.
 
 use crate::insert::{CellKind, InsertPlan, Slot};
-use crate::placed::is_sequence_default;
+use crate::placed::is_home_default;
 use crate::relations::substitute;
 use crate::route::{Drawn, Replaced};
 use crate::scalar::{Parameters, Scalar};
-use pgherd_model::{Column, KeyType, Name, ServerError, quote_identifier, quote_literal};
+use pgherd_model::{Column, KeyType, Name, ServerError, Snapshot, quote_identifier, quote_literal};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,10 +68,10 @@ impl InsertPlan {
     }
 
     /// The answer's columns for which sequences are asked.
-    pub fn drawn(&self, union: &BTreeSet<Slot>) -> Vec<Drawn> {
+    pub fn drawn(&self, union: &BTreeSet<Slot>, snapshot: &Snapshot) -> Vec<Drawn> {
         let columns = union.iter().enumerate().filter_map(|(at, slot)| {
             let default = self.table.columns[self.column_of(*slot)].default.as_deref()?;
-            is_sequence_default(default).then(|| Drawn {
+            is_home_default(default, snapshot).then(|| Drawn {
                 column: at,
                 sequence: drawn_sequence(default),
             })

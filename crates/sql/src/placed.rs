@@ -95,16 +95,16 @@ pub(crate) fn sharded_of(table: &Arc<Table>, snapshot: &Snapshot) -> Option<(Arc
 }
 
 /// Whether an INSERT into it needs values that only the home shard's sequences give.
-pub(crate) fn uses_sequences(table: &Table) -> bool {
+pub(crate) fn uses_sequences(table: &Table, snapshot: &Snapshot) -> bool {
     table
         .columns
         .iter()
-        .any(|c| c.identity.is_some() || c.default.as_deref().is_some_and(is_sequence_default))
+        .any(|c| c.identity.is_some() || c.default.as_deref().is_some_and(|d| is_home_default(d, snapshot)))
 }
 
 /// A default that must be computed on the home shard.
-pub(crate) fn is_sequence_default(default: &str) -> bool {
-    crate::lexer::tokenize(default).is_ok_and(|tokens| functions::bound_to_home(default, &tokens))
+pub(crate) fn is_home_default(default: &str, snapshot: &Snapshot) -> bool {
+    crate::lexer::tokenize(default).is_ok_and(|tokens| functions::bound_to_home(default, &tokens, snapshot))
 }
 
 impl Placed {
@@ -117,7 +117,7 @@ impl Placed {
             .collect();
         let conditions = walk.facts.conditions(&tables);
         let direct = DirectCheck::new(walk, context);
-        let mut home_bound = functions::bound_to_home(context.text, context.tokens);
+        let mut home_bound = functions::bound_to_home(context.text, context.tokens, context.snapshot);
         let (mut uses, mut use_of_item) = (Vec::new(), vec![None; walk.items.len()]);
         for (item, condition) in conditions.iter().enumerate() {
             let Some(reference) = walk.items[item].reference.map(|r| &walk.references[r]) else {
@@ -129,7 +129,7 @@ impl Placed {
                 continue;
             };
             // What the home shard's sequences would fill in cannot come from another shard.
-            home_bound |= reference.role == Role::Insert && uses_sequences(&table);
+            home_bound |= reference.role == Role::Insert && uses_sequences(&table, context.snapshot);
             let sharded = placement(&table);
             let key: Vec<_> = sharded
                 .key

@@ -1,10 +1,14 @@
 //! Through what a statement could reach a sharded table without naming it: views, functions, triggers, rules, foreign
 //! keys. What runs inside a shard sees that shard's part only, so each of these is expanded or refused.
 //!
+//! What calls an unsafe function by itself goes the same way: tables with such defaults, checks, policies or index
+//! expressions, domains, operators, casts, and functions with such defaults of their arguments.
+//!
 //! Functions are judged by the words of their bodies: a sharded table's name, another unsafe function's name, or dynamic
 //! SQL make one unsafe. That errs on the side of refusing.
 
-use super::{ByOid, ColumnEntry, column};
+use super::{ByOid, ColumnEntry, column, home};
+use pgherd_model::functions::READ_WHAT_IS_NAMED;
 use pgherd_model::{Name, Table, TableKind};
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
@@ -36,7 +40,28 @@ pub(super) struct Trigger {
     schema: String,
     table: String,
     name: String,
+    pub(super) function: u32,
+}
+
+/// What calls a function by itself.
+#[derive(Debug, Deserialize)]
+pub(super) struct Dependent {
     function: u32,
+    kind: DependentKind,
+    oid: u32,
+    schema: String,
+    name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DependentKind {
+    /// in a default, a check, a policy, an index or the like
+    Relation,
+    /// as the default of an argument
+    Function,
+    /// an operator, or a type that has a domain's check or a cast
+    Word,
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,12 +75,17 @@ pub(super) struct ForeignKey {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Function {
-    oid: u32,
-    name: String,
+    pub(super) oid: u32,
+    pub(super) name: String,
     language: String,
-    body: String,
+    pub(super) body: String,
     /// an aggregate's functions
     parts: Option<Vec<u32>>,
+    #[serde(default)]
+    pub(super) immutable: bool,
+    /// its body names a local relation
+    #[serde(default)]
+    pub(super) local: bool,
 }
 
 /// What reaches sharded tables.
@@ -63,6 +93,10 @@ pub(super) struct Function {
 pub(super) struct Reach {
     /// names of unsafe functions
     pub functions: HashSet<String>,
+    /// names of operators and types that call one
+    pub words: HashSet<String>,
+    /// names of functions that need the home shard
+    pub home: HashSet<String>,
     /// why a relation is refused
     refused: HashMap<Name, String>,
     /// views to expand, by OID
@@ -78,17 +112,22 @@ pub(super) fn words(body: &str) -> HashSet<String> {
 }
 
 /// A body, and how to look for names in it.
-struct Body {
+pub(super) struct Body {
     text: String,
-    words: HashSet<String>,
+    pub(super) words: HashSet<String>,
 }
 
 impl Body {
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         Self {
             text: text.to_lowercase(),
             words: words(text),
         }
+    }
+
+    /// A name in it may be written so that no search finds it: `U&"s\0065en"`, `"se""en"`.
+    fn hides_names(&self) -> bool {
+        self.text.contains("u&\"") || self.text.contains("\"\"")
     }
 
     /// Whether it has one of these lower-case names: as a word, or anywhere when the name is no word.
@@ -111,8 +150,9 @@ impl Function {
     fn is_dynamic(&self, body: &Body) -> bool {
         let has = |names: &[&str]| names.iter().any(|n| body.words.contains(*n));
         match self.language.as_str() {
-            "sql" | "c" | "internal" => false,
-            "plpgsql" => has(&["execute"]),
+            "c" | "internal" => false,
+            "sql" => body.hides_names(),
+            "plpgsql" => has(&["execute"]) || body.hides_names(),
             // Other languages build the SQL they run from strings.
             _ => has(&["execute", "prepare", "plpy", "cursor"]) || body.text.contains("spi_"),
         }
@@ -120,18 +160,20 @@ impl Function {
 }
 
 impl Reach {
-    pub(super) fn compute(
-        tables: &[Table],
-        roots: ByOid<String>,
-        views: &[View],
-        rules: &[Rule],
-        triggers: &[Trigger],
-        foreign_keys: &[ForeignKey],
-        functions: &[Function],
-    ) -> Self {
+    pub(super) fn compute(tables: &[Table], roots: ByOid<String>, document: &super::Document) -> Self {
+        let super::Document {
+            views,
+            rules,
+            triggers,
+            foreign_keys,
+            functions,
+            dependents,
+            ..
+        } = document;
         let mut reach = Self::default();
         let mut names: HashSet<String> = tables.iter().map(|t| t.name.name.to_lowercase()).collect();
         names.insert("pgherd_data".into());
+        names.extend(READ_WHAT_IS_NAMED.iter().map(|n| n.to_lowercase()));
         let mut relations: HashSet<u32> = roots.keys().copied().collect();
         for key in foreign_keys {
             reach.refuse_foreign_key(key, &roots, &mut names);
@@ -141,6 +183,13 @@ impl Reach {
         // Each round can only add, and there are finitely many things to add.
         loop {
             let before = (unsafe_oids.len(), relations.len(), names.len());
+            for dependent in dependents
+                .iter()
+                .filter(|d| unsafe_oids.contains(&d.function))
+                .collect::<Vec<_>>()
+            {
+                reach.add_dependent(dependent, &mut unsafe_oids, &mut relations, &mut names);
+            }
             for (function, body) in &bodies {
                 let by_parts = function.parts.iter().flatten().any(|p| unsafe_oids.contains(p));
                 if !unsafe_oids.contains(&function.oid)
@@ -171,7 +220,66 @@ impl Reach {
                 }
             }
             if before == (unsafe_oids.len(), relations.len(), names.len()) {
-                return reach;
+                break;
+            }
+        }
+        reach.find_home_functions(&bodies, &unsafe_oids, triggers, &roots, &mut names);
+        reach
+    }
+
+    /// Functions that are not refused, but need the home shard; and triggers that would run them elsewhere.
+    fn find_home_functions(
+        &mut self,
+        bodies: &[(&Function, Body)],
+        unsafe_oids: &HashSet<u32>,
+        triggers: &[Trigger],
+        roots: &ByOid<String>,
+        names: &mut HashSet<String>,
+    ) {
+        let others: Vec<_> = bodies.iter().filter(|(f, _)| !unsafe_oids.contains(&f.oid)).collect();
+        let home = home::bound(&others);
+        let called = others.iter().filter(|(f, _)| home.contains(&f.oid));
+        self.home = called.map(|(f, _)| f.name.clone()).collect();
+        for trigger in triggers {
+            if roots.contains_key(&trigger.oid) && home.contains(&trigger.function) {
+                let reason = format!(
+                    "Trigger {} needs local tables, sequences, advisory locks or notifications, which only the home shard has.",
+                    trigger.name
+                );
+                self.refuse(&trigger.schema, &trigger.table, reason, names);
+            }
+        }
+    }
+
+    fn add_dependent(
+        &mut self,
+        dependent: &Dependent,
+        unsafe_oids: &mut HashSet<u32>,
+        relations: &mut HashSet<u32>,
+        names: &mut HashSet<String>,
+    ) {
+        let name = dependent.name.to_lowercase();
+        match dependent.kind {
+            DependentKind::Relation => {
+                if relations.insert(dependent.oid)
+                    || !self
+                        .refused
+                        .contains_key(&Name::new(&dependent.schema, &dependent.name))
+                {
+                    let reason =
+                        "A default, check, policy or index of it calls a function that may read a sharded table.";
+                    self.refuse(&dependent.schema, &dependent.name, reason.to_owned(), names);
+                }
+            }
+            DependentKind::Function => {
+                if unsafe_oids.insert(dependent.oid) {
+                    names.insert(name);
+                    self.functions.insert(dependent.name.clone());
+                }
+            }
+            DependentKind::Word => {
+                names.insert(name);
+                self.words.insert(dependent.name.clone());
             }
         }
     }

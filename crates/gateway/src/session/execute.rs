@@ -211,6 +211,9 @@ impl Session {
         self.lock_reads(unit, entered, &values, &route).await?;
         let route = match route {
             Route::Defaults { query, drawn } => {
+                if entered.analysis.defaults_may_write(&entered.snapshot) {
+                    self.begin_for_one_at_home().await?;
+                }
                 let rows = self.default_values(unit, query).await?;
                 if self.who.pin.is_none() {
                     self.drawn.note(&drawn, &rows);

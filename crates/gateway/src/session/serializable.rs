@@ -190,13 +190,28 @@ impl Session {
 
     /// A statement by itself: where its reads take locks it needs a block, to hold them until it has ended.
     pub(crate) fn begin_strict_for_one(&mut self, catalog: &Snapshot) {
-        if self.settings.default_isolation == Some(Isolation::Serializable)
-            && catalog.ever_sharded
-            && self.ensure_block()
+        if self.settings.default_isolation == Some(Isolation::Serializable) && catalog.ever_sharded {
+            self.begin_for_one();
+        }
+    }
+
+    /// A block for one statement, where none is open: it has more than one step.
+    fn begin_for_one(&mut self) {
+        if self.ensure_block()
             && let Some(open) = self.block.open_mut()
         {
             open.for_one_statement = true;
         }
+    }
+
+    /// The same, with the home shard in it.
+    pub(crate) async fn begin_for_one_at_home(&mut self) -> Result<(), Problem> {
+        self.begin_for_one();
+        let home = self.gateway.shards.home();
+        if let Some(open) = self.block.open_mut() {
+            open.transaction.participant(home).await?;
+        }
+        Ok(())
     }
 
     /// A statement that came by itself has ended, and its block is still there: it has failed, or has come to no shard.

@@ -96,6 +96,12 @@ impl Session {
             return Ok(());
         };
         let arguments = arguments(&unit.statement.text);
+        if arguments.is_some() {
+            let entered = self.enter(unit).await?;
+            if let pgherd_sql::Route::Refuse(error) = entered.analysis.route(&entered.snapshot, &[]) {
+                return Err(error.into());
+            }
+        }
         let parameters = self.evaluate(name, arguments, &prepared.types).await?;
         let inner = Unit {
             statement,

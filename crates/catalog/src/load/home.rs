@@ -1,0 +1,53 @@
+//! Functions that are safe where they run whole, on the home shard, and would be wrong elsewhere: those that read or write
+//! local tables, draw from sequences, take advisory locks or notify.
+//!
+//! They are known by their bodies. One too many costs a slower way; IMMUTABLE says that there is nothing of the kind.
+
+use super::reach::{Body, Function};
+use pgherd_model::functions::is_advisory_lock;
+use std::collections::HashSet;
+
+/// What goes wrong on another shard without an error: numbers that are given twice, locks and notifications that nobody meets.
+const STATE: [&str; 9] = [
+    "nextval",
+    "currval",
+    "lastval",
+    "setval",
+    "pg_notify",
+    "notify",
+    "lo_create",
+    "lo_creat",
+    "lo_unlink",
+];
+
+type Others<'f> = [&'f (&'f Function, Body)];
+
+/// OIDs of all functions that need the home shard, themselves or through others.
+pub(super) fn bound(functions: &Others<'_>) -> HashSet<u32> {
+    let needs = |function: &Function, body: &Body| {
+        function.local
+            || STATE.iter().any(|word| body.words.contains(*word))
+            || body.words.iter().any(|word| is_advisory_lock(word))
+    };
+    let own = functions.iter().filter(|(f, body)| !f.immutable && needs(f, body));
+    callers(functions, own.map(|(f, _)| f.oid).collect())
+}
+
+/// These functions and all that call them.
+fn callers(functions: &Others<'_>, mut found: HashSet<u32>) -> HashSet<u32> {
+    loop {
+        let names: HashSet<String> = functions
+            .iter()
+            .filter(|(f, _)| found.contains(&f.oid))
+            .map(|(f, _)| f.name.to_lowercase())
+            .collect();
+        let before = found.len();
+        let calling = functions
+            .iter()
+            .filter(|(f, body)| !f.immutable && !body.words.is_disjoint(&names));
+        found.extend(calling.map(|(f, _)| f.oid));
+        if found.len() == before {
+            return found;
+        }
+    }
+}
