@@ -58,6 +58,10 @@ pub(crate) struct Client {
     max_message_bytes: usize,
     /// None for UTF8
     encoding: Option<Converter>,
+    /// replies are kept back
+    discarding: Option<Discarded>,
+    /// CommandComplete is kept back
+    held_tag: Option<Option<String>>,
 }
 
 /// How a client with another encoding is spoken to.
@@ -67,6 +71,19 @@ struct Converter {
     done: usize,
     /// what the present rows are like
     columns: Vec<Column>,
+}
+
+/// Replies that the client does not get.
+#[derive(Debug, Default)]
+pub(crate) struct Discarded {
+    /// where they begin among those that it gets
+    from: usize,
+    /// how many bytes
+    pub(crate) bytes: u64,
+    /// of the last CommandComplete
+    pub(crate) tag: String,
+    /// they are wanted
+    wanted: bool,
 }
 
 /// What reading from a client can end with.
@@ -89,6 +106,8 @@ impl Client {
             context: DecodeContext::new(ProtocolVersion::PROTOCOL3_0),
             max_message_bytes: BEFORE_LOGIN,
             encoding: None,
+            discarding: None,
+            held_tag: None,
         }
     }
 
@@ -307,6 +326,14 @@ impl Client {
 
     /// Sends what has gathered.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        if self.discarding.as_ref().is_some_and(|d| d.wanted) {
+            return Ok(());
+        }
+        if let Some(discarded) = &mut self.discarding {
+            discarded.bytes += (self.out.len() - discarded.from) as u64;
+            self.out.truncate(discarded.from);
+            return Ok(());
+        }
         if !self.out.is_empty() {
             // In the middle of a reply nothing is left to do but to end it.
             let inconvertible = self.convert().err();
@@ -330,6 +357,51 @@ impl Client {
         Ok(())
     }
 
+    /// Throws away what is put from here on.
+    pub(crate) fn discard(&mut self) {
+        self.discarding = Some(Discarded {
+            from: self.out.len(),
+            ..Discarded::default()
+        });
+    }
+
+    /// The end of that, and what there was.
+    pub(crate) fn keep(&mut self) -> Discarded {
+        let mut discarded = self.discarding.take().unwrap_or_default();
+        discarded.bytes += (self.out.len() - discarded.from) as u64;
+        self.out.truncate(discarded.from);
+        discarded
+    }
+
+    /// Keeps back what is put from here on.
+    pub(crate) fn capture(&mut self) {
+        self.discarding = Some(Discarded {
+            from: self.out.len(),
+            wanted: true,
+            ..Discarded::default()
+        });
+    }
+
+    /// The end of that: the messages.
+    pub(crate) fn captured(&mut self) -> BytesMut {
+        let from = self.discarding.take().map_or(self.out.len(), |d| d.from);
+        self.out.split_off(from)
+    }
+
+    /// Keeps back the tag of what runs now, which is a part of something; returns what was kept back before.
+    pub(crate) fn hold_tag(&mut self) -> Option<Option<String>> {
+        self.held_tag.replace(None)
+    }
+
+    /// The last tag since then.
+    pub(crate) fn release_tag(&mut self, before: Option<Option<String>>) -> Option<String> {
+        std::mem::replace(&mut self.held_tag, before).flatten()
+    }
+
+    pub(crate) fn is_discarding(&self) -> bool {
+        self.discarding.is_some()
+    }
+
     /// Sends when much has gathered.
     pub(crate) async fn flush_if_large(&mut self) -> io::Result<()> {
         if self.out.len() >= FLUSH_AT {
@@ -348,6 +420,13 @@ impl Client {
 
     /// CommandComplete.
     pub(crate) fn put_tag(&mut self, tag: &str) {
+        if let Some(discarded) = &mut self.discarding {
+            discarded.tag = tag.to_owned();
+        }
+        if let Some(held) = &mut self.held_tag {
+            *held = Some(tag.to_owned());
+            return;
+        }
         self.out.put_u8(b'C');
         self.out.put_i32(tag.len() as i32 + 5);
         self.out.put_slice(tag.as_bytes());

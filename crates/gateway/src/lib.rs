@@ -14,6 +14,7 @@ mod cancel;
 mod client;
 mod databases;
 mod encoding;
+mod explain_text;
 mod listener;
 mod metrics;
 mod session;

@@ -1,50 +1,231 @@
-//! EXPLAIN of a statement over several shards: the tier, the shards, and the SQL that each gets. Nothing is run or asked.
+//! EXPLAIN of a statement over several shards: the tier and why it is that one, and the SQL that each shard gets with the
+//! shard's own plan for it. Nothing is run, unless a shard is to run its SELECT (`head` says ANALYZE).
+//!
+//! What the statement itself does when it is run is the gateway's to measure; [`Rows::statistics`](crate::Rows::statistics) has the
+//! part that only this room knows.
 
+use crate::relay;
 use crate::statement::Statement;
-use crate::{Fragment, gather, plan};
-use pgherd_model::ServerError;
-use pgherd_shards::ColumnDescription;
-use sqlparser::ast::Statement as Ast;
+use crate::{Fragment, Transaction, gather, insert, plan, write};
+use pgherd_model::{ServerError, ShardId};
+use pgherd_shards::{Backend, ColumnDescription};
+use postgres_protocol::message::frontend;
+use sqlparser::ast::{Expr, Query, Select, SetExpr, Statement as Ast, Visit, Visitor};
+use std::ops::ControlFlow;
 
-/// The lines of EXPLAIN. Which columns a local table has is not known here, so all of them are shown as gathered.
+/// What is done where.
+#[derive(Debug, Default)]
+pub struct Explained {
+    /// plan, gather or write
+    pub tier: &'static str,
+    /// why it is that tier
+    pub reason: String,
+    /// what the gateway, or the home shard, does with the shards' rows
+    pub combine: String,
+    /// what the shards are asked
+    pub fragments: Vec<ExplainedFragment>,
+}
+
+/// What one shard is asked.
+#[derive(Debug)]
+pub struct ExplainedFragment {
+    /// who
+    pub shard: ShardId,
+    /// what the rows are for, where it is not the only thing
+    pub relation: Option<String>,
+    /// the SQL
+    pub sql: String,
+    /// what the shard's EXPLAIN says: its lines, or one JSON document
+    pub plan: Vec<String>,
+}
+
+/// Explains a statement that routing gives to this room. `head` is the EXPLAIN that is put before each shard's SQL.
 ///
 /// # Errors
-/// 0A000 for what would be refused.
-pub fn explain(statement: Statement<'_>, columns: &[ColumnDescription]) -> Result<Vec<String>, ServerError> {
-    if let Some(plan) = plan::plan(&statement, columns) {
-        let mut lines = vec![format!(
-            "Plan: {} of {} shards' rows",
-            plan.summary(),
-            shards(&plan.fragments)
-        )];
-        lines.extend(plan.fragments.iter().map(line));
-        return Ok(lines);
-    }
-    if let Some(plan) = plan::join_run::plan(&statement, columns) {
-        let mut lines = vec![format!("Plan: Join {} shards' rows", shards(&plan.fragments))];
-        lines.extend(plan.fragments.iter().map(line));
-        return Ok(lines);
-    }
-    let fragments = match statement.ast {
-        Ast::Query(_) => gather::preview(&statement)?,
-        _ => Vec::new(),
+/// 0A000 for what would be refused, and PostgreSQL's own.
+pub async fn explain(
+    statement: Statement<'_>,
+    columns: &[ColumnDescription],
+    head: &str,
+    transaction: &mut Transaction,
+) -> Result<Explained, ServerError> {
+    let (mut explained, fragments) = match statement.ast {
+        Ast::Insert(_) => insert_of(&statement, transaction).await?,
+        Ast::Update(_) | Ast::Delete(_) => write_of(&statement, transaction).await?,
+        Ast::Query(query) => match &*query.body {
+            SetExpr::Insert(_) => insert_of(&statement, transaction).await?,
+            SetExpr::Update(_) | SetExpr::Delete(_) => write_of(&statement, transaction).await?,
+            _ => select_of(&statement, query, columns, transaction).await?,
+        },
+        _ => {
+            return Err(ServerError::unsupported(
+                "EXPLAIN of this statement is not supported over several shards",
+                "Run it without EXPLAIN.",
+            ));
+        }
     };
-    let what = match statement.ast {
-        Ast::Insert(_) => "Insert by range: rows of the query",
-        _ => "Gather: run the statement on the home shard over copies of the rows",
+    for (relation, fragment) in fragments {
+        let plan = ask(head, &fragment, transaction).await?;
+        explained.fragments.push(ExplainedFragment {
+            shard: fragment.shard,
+            relation,
+            sql: fragment.sql,
+            plan,
+        });
+    }
+    Ok(explained)
+}
+
+/// A fragment, and the relation that it reads where several are read.
+type Labelled = (Option<String>, Fragment);
+
+fn labelled(fragments: Vec<Fragment>) -> Vec<Labelled> {
+    fragments.into_iter().map(|fragment| (None, fragment)).collect()
+}
+
+async fn select_of(
+    statement: &Statement<'_>,
+    query: &Query,
+    columns: &[ColumnDescription],
+    transaction: &mut Transaction,
+) -> Result<(Explained, Vec<Labelled>), ServerError> {
+    if let Some(plan) = plan::plan(statement, columns) {
+        let explained = Explained {
+            tier: "plan",
+            reason:
+                "one sharded table, and every expression is computed by the shards or has keys to put rows together by"
+                    .to_owned(),
+            combine: plan.summary(),
+            ..Explained::default()
+        };
+        return Ok((explained, labelled(plan.fragments)));
+    }
+    if let Some(plan) = plan::join_run::plan(statement, columns) {
+        let explained = Explained {
+            tier: "plan",
+            reason: "the tables are joined by equal columns".to_owned(),
+            combine: "Join".to_owned(),
+            ..Explained::default()
+        };
+        return Ok((explained, labelled(plan.fragments)));
+    }
+    let explained = Explained {
+        tier: "gather",
+        reason: why_gathered(query),
+        combine: "Run the statement on the home shard over copies of the rows".to_owned(),
+        ..Explained::default()
     };
-    let mut lines = vec![format!("{what} of {} shards", shards(&fragments).max(1))];
-    lines.extend(fragments.iter().map(line));
+    Ok((explained, gather::fragments(statement, None, transaction).await?))
+}
+
+async fn insert_of(
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+) -> Result<(Explained, Vec<Labelled>), ServerError> {
+    let fragments = insert::fragments(statement, transaction).await?;
+    let explained = Explained {
+        tier: "write",
+        reason: "the rows of the query are spread by their keys".to_owned(),
+        combine: "Insert each row on the shard of its key".to_owned(),
+        ..Explained::default()
+    };
+    Ok((explained, fragments))
+}
+
+async fn write_of(
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+) -> Result<(Explained, Vec<Labelled>), ServerError> {
+    let fragments = write::fragments(statement, transaction).await?;
+    let explained = Explained {
+        tier: "write",
+        reason: "rows of several shards decide what is written, or rows move between shards".to_owned(),
+        combine: "Find the rows on the home shard, then write each where it is".to_owned(),
+        ..Explained::default()
+    };
+    Ok((explained, fragments))
+}
+
+/// What keeps a query from tier 2, as far as its form shows it.
+fn why_gathered(query: &Query) -> String {
+    let mut form = Form::default();
+    let _ = query.visit(&mut form);
+    let found = [
+        (query.with.is_some(), "WITH"),
+        (form.set_operation, "a set operation"),
+        (form.subqueries > 0, "a subquery"),
+        (form.window, "window functions"),
+        (
+            form.many_relations,
+            "a join that is not one of equal columns of sharded tables",
+        ),
+    ];
+    let parts: Vec<_> = found.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+    match parts.is_empty() {
+        true => "an expression, a type or a relation in it is only known to PostgreSQL".to_owned(),
+        false => format!("it has {}", parts.join(", ")),
+    }
+}
+
+#[derive(Default)]
+struct Form {
+    depth: usize,
+    subqueries: usize,
+    set_operation: bool,
+    window: bool,
+    many_relations: bool,
+}
+
+impl Visitor for Form {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        self.depth += 1;
+        self.subqueries += usize::from(self.depth > 1);
+        self.set_operation |= matches!(&*query.body, SetExpr::SetOperation { .. });
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
+        self.many_relations |= select.from.len() > 1 || select.from.iter().any(|tree| !tree.joins.is_empty());
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        self.window |= matches!(expr, Expr::Function(function) if function.over.is_some());
+        ControlFlow::Continue(())
+    }
+}
+
+/// What the shard says about a fragment.
+async fn ask(head: &str, fragment: &Fragment, transaction: &mut Transaction) -> Result<Vec<String>, ServerError> {
+    let backend = transaction.participant(fragment.shard).await?;
+    for fence in &fragment.fences {
+        backend.queue_silent(&format!("LOCK TABLE {fence} IN ACCESS SHARE MODE"));
+    }
+    let out = backend.outbox();
+    let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
+    let sql = format!("{head}{}", fragment.sql);
+    frontend::parse("", &sql, fragment.parameter_types.iter().copied(), out).map_err(nul)?;
+    crate::fragment::bind("", &fragment.parameters, &[], out)?;
+    relay::queue_execute(backend, "")?;
+    relay::sync(backend).await?;
+    let read = lines(backend).await;
+    backend.drain().await?;
+    read
+}
+
+/// The rows of one text column.
+async fn lines(backend: &mut Backend) -> Result<Vec<String>, ServerError> {
+    let mut lines = Vec::new();
+    let mut fields = Vec::new();
+    while let Some(batch) = relay::next_rows(backend).await? {
+        for message in plan::row::messages(&batch.bytes) {
+            let garbled = || ServerError::internal("a shard's EXPLAIN is no text");
+            plan::row::fields(message, &mut fields).ok_or_else(garbled)?;
+            let text = fields.first().cloned().flatten().ok_or_else(garbled)?;
+            lines.push(String::from_utf8_lossy(&message[text]).into_owned());
+        }
+    }
     Ok(lines)
-}
-
-fn shards(fragments: &[Fragment]) -> usize {
-    let mut shards: Vec<_> = fragments.iter().map(|f| f.shard).collect();
-    shards.sort();
-    shards.dedup();
-    shards.len()
-}
-
-fn line(fragment: &Fragment) -> String {
-    format!("  ->  Shard {}: {}", fragment.shard, fragment.sql)
 }

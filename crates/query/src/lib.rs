@@ -29,12 +29,12 @@ mod views;
 mod write;
 
 pub use cursor::{OpenCursor, declare};
-pub use explain::explain;
+pub use explain::{Explained, ExplainedFragment, explain};
 pub use insert::insert_select;
 pub(crate) use pgherd_transaction::{Fragment, Transaction};
 pub use plan::engine::{Engine, Limits};
 pub use relay::RowBatch;
-pub use rows::Rows;
+pub use rows::{Rows, Statistics};
 pub use statement::{Description, Statement, describe};
 pub use write::gathered_write;
 

@@ -4,10 +4,12 @@ use crate::Transaction;
 use crate::plan::{self, Locked, Merge};
 use crate::relay::{self, RowBatch};
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::ExecutionPlan;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use pgherd_model::ServerError;
 use pgherd_shards::{Backend, CancelToken};
+use std::sync::Arc;
 
 /// A connection that is no participant, in a transaction of its own that is rolled back. Dropped in the middle of a
 /// statement, the statement is cancelled and the connection closed.
@@ -67,34 +69,48 @@ enum Source<'t> {
 /// Rows on their way to the client. Read it to its end, or to an error, before the transaction is used again.
 pub struct Rows<'t> {
     source: Source<'t>,
+    /// what computes them in the gateway
+    computed: Option<Arc<dyn ExecutionPlan>>,
+}
+
+/// What a statement used beside its rows.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    /// most bytes of memory in the gateway
+    pub memory_bytes: usize,
+    /// bytes that did not fit and went to disk
+    pub spilled_bytes: usize,
 }
 
 impl Default for Rows<'_> {
     /// No rows.
     fn default() -> Self {
-        Self { source: Source::Done }
+        Self {
+            source: Source::Done,
+            computed: None,
+        }
     }
 }
 
 impl<'t> Rows<'t> {
     pub(crate) fn scratch(scratch: Scratch, map_error: MapError) -> Self {
         let source = Source::Scratch(scratch, map_error);
-        Self { source }
+        Self { source, computed: None }
     }
 
     pub(crate) fn merge(merge: Merge, transaction: &'t mut Transaction) -> Self {
         let source = Source::Merge(merge, transaction);
-        Self { source }
+        Self { source, computed: None }
     }
 
     pub(crate) fn locked(locked: Locked, transaction: &'t mut Transaction) -> Self {
         let source = Source::Locked(locked, transaction);
-        Self { source }
+        Self { source, computed: None }
     }
 
     pub(crate) fn computed(stream: SendableRecordBatchStream, pump: BoxFuture<'t, Result<(), ServerError>>) -> Self {
         let source = Source::Computed(stream, Some(pump));
-        Self { source }
+        Self { source, computed: None }
     }
 
     pub(crate) fn ready(rows: RowBatch) -> Self {
@@ -103,7 +119,7 @@ impl<'t> Rows<'t> {
         } else {
             Source::Done
         };
-        Self { source }
+        Self { source, computed: None }
     }
 
     /// The next rows; None at the end, when everything behind them has ended as well. After an error
@@ -140,6 +156,21 @@ impl<'t> Rows<'t> {
             _ => {}
         }
         next
+    }
+
+    /// With the plan that computes them.
+    pub(crate) fn by(mut self, computed: Arc<dyn ExecutionPlan>) -> Self {
+        self.computed = Some(computed);
+        self
+    }
+
+    /// What was used so far; None where the gateway computes nothing.
+    pub fn statistics(&self) -> Option<Statistics> {
+        let (memory_bytes, spilled_bytes) = plan::engine::used(self.computed.as_deref()?);
+        Some(Statistics {
+            memory_bytes,
+            spilled_bytes,
+        })
     }
 
     /// What cancels whatever still runs outside of the transaction's participants.

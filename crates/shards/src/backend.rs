@@ -92,6 +92,8 @@ pub(crate) struct Connection {
     /// the how many-th of its pool
     pub(crate) number: u64,
     pub(crate) idle_since: Instant,
+    /// bytes read since it was checked out
+    received: u64,
 }
 
 impl Connection {
@@ -114,6 +116,7 @@ impl Connection {
         let mut this = Self {
             stream,
             shard: config.id,
+            received: 0,
             inbox: BytesMut::with_capacity(READ_SIZE),
             outbox: BytesMut::with_capacity(1024),
             status: TransactionStatus::Idle,
@@ -287,7 +290,10 @@ impl Connection {
         self.inbox.reserve(READ_SIZE);
         match self.stream.read_buf(&mut self.inbox).await {
             Ok(0) => Err(self.lost("the server closed the connection unexpectedly")),
-            Ok(_) => Ok(()),
+            Ok(read) => {
+                self.received += read as u64;
+                Ok(())
+            }
             Err(e) => Err(self.lost(e)),
         }
     }
@@ -345,7 +351,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub(crate) fn new(connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(mut connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Self {
+        connection.received = 0;
         Self {
             connection: Some(connection),
             pool,
@@ -369,6 +376,11 @@ impl Backend {
     /// The shard it is connected to.
     pub fn shard(&self) -> ShardId {
         self.connection().shard
+    }
+
+    /// Bytes that came from the shard since the connection was checked out.
+    pub fn received(&self) -> u64 {
+        self.connection().received
     }
 
     /// The transaction status of the last ReadyForQuery.

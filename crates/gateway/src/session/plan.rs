@@ -1,12 +1,13 @@
-//! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, UPDATE and DELETE that gather, and
-//! EXPLAIN of them.
+//! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, UPDATE and DELETE that gather.
 
 use super::execute::{Entered, names_missing_child};
+use super::explain::Used;
 use super::forward::{lost_lease, no_block};
 use super::{Mode, Problem, Session, Unit};
 use bytes::BytesMut;
-use pgherd_model::{ServerError, SqlState};
+use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_sql::Kind;
+use pgherd_transaction::Transaction;
 
 impl Session {
     /// Plans and runs a statement in the block, or in one of its own.
@@ -49,6 +50,10 @@ impl Session {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let slot = self.cancel.slot.clone();
         slot.start_all(open.transaction.cancel_tokens());
+        let before = match self.client.is_discarding() {
+            true => received(&mut open.transaction),
+            false => Vec::new(),
+        };
         let columns = description.columns.as_deref();
         let (written, mut rows) = match &unit.statement.parsed.kind {
             Kind::Insert => {
@@ -114,8 +119,17 @@ impl Session {
                 self.client.flush().await?;
             }
         }
+        let statistics = self.client.is_discarding().then(|| rows.statistics());
         // They borrow the transaction, which the session needs again.
         drop(rows);
+        if let (Some(statistics), Some(open)) = (statistics, self.block.open_mut()) {
+            let mut received = received(&mut open.transaction);
+            for (shard, bytes) in &mut received {
+                let known = before.iter().find(|(s, _)| s == shard);
+                *bytes -= known.map_or(0, |(_, before)| *before);
+            }
+            self.used = Some(Used { received, statistics });
+        }
         if !entered.guard.is_valid() {
             return Err(lost_lease().into());
         }
@@ -125,114 +139,14 @@ impl Session {
         }
         Ok(Some(tag(seen)))
     }
+}
 
-    /// EXPLAIN: PostgreSQL's own where one shard runs the statement, else the distributed plan.
-    pub(crate) async fn explain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        if let Kind::Explain { inner, .. } = &unit.statement.parsed.kind {
-            let (head, inner) = unit.statement.text.split_at_checked(inner.start).unwrap_or_default();
-            let statements = self.gateway.cache.parse(inner)?;
-            if let Some(execute) = statements.first()
-                && let Kind::Execute(name) = &execute.parsed.kind
-            {
-                let execute = Unit {
-                    statement: execute,
-                    ..unit
-                };
-                return self.explain_stored(execute, name, head).await;
-            }
-        }
-        let entered = self.enter(unit).await?;
-        self.begin_strict_for_one(&entered.snapshot);
-        let sharded = entered.analysis.touches_sharded;
-        drop(entered);
-        if let Kind::Explain { analyze: true, inner } = &unit.statement.parsed.kind {
-            let inner = unit.statement.text.get(inner.clone()).unwrap_or_default();
-            self.lock_inner(unit, inner).await?;
-        }
-        match sharded {
-            true => self.explain_sharded(unit).await,
-            false => self.routed(unit).await,
-        }
-    }
-
-    async fn explain_sharded(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        let Kind::Explain { analyze, inner } = &unit.statement.parsed.kind else {
-            return Err(ServerError::internal("EXPLAIN without its parts").into());
-        };
-        let text = &unit.statement.text;
-        let inner_text = text.get(inner.clone()).unwrap_or_default();
-        let head = text.get(..inner.start).unwrap_or_default();
-        let statements = self.gateway.cache.parse(inner_text)?;
-        let statement = statements
-            .first()
-            .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
-        let inner_unit = Unit { statement, ..unit };
-        let entered = self.enter(inner_unit).await?;
-        let values = unit.values(unit.types);
-        match entered.analysis.route(&entered.snapshot, &values) {
-            pgherd_sql::Route::Forward(mut part) => {
-                part.text = format!("{head}{}", part.text).into();
-                part.replaced = [].into();
-                self.forward(unit, &entered, &part).await
-            }
-            pgherd_sql::Route::Scatter { parts, .. } if !analyze => {
-                let mut lines = vec![format!("Distributed over {} shards", parts.len())];
-                for part in &parts {
-                    lines.push(format!("  ->  Shard {}: {}", part.shard, part.text));
-                }
-                self.put_plan(unit, &lines);
-                Ok(())
-            }
-            pgherd_sql::Route::Plan if !analyze => {
-                let description = self.description(inner_unit, &entered.snapshot).await?;
-                let ast = inner_unit.statement.parsed.ast.as_deref().ok_or_else(|| {
-                    ServerError::unsupported(
-                        "EXPLAIN of this statement is not supported yet",
-                        "Run it without EXPLAIN.",
-                    )
-                })?;
-                let statement = pgherd_query::Statement {
-                    text: &inner_unit.statement.text,
-                    ast,
-                    parameter_types: &description.parameter_types,
-                    parameters: unit.parameters,
-                    result_formats: &[],
-                    search_path: &self.settings.search_path,
-                    snapshot: &entered.snapshot,
-                    settings_sql: "",
-                };
-                let columns = description.columns.as_deref().unwrap_or_default();
-                let lines = pgherd_query::explain(statement, columns)?;
-                self.put_plan(unit, &lines);
-                Ok(())
-            }
-            pgherd_sql::Route::Refuse(error) => Err(error.into()),
-            _ => Err(ServerError::unsupported(
-                "EXPLAIN of this statement is not supported yet",
-                "Use EXPLAIN without ANALYZE, or EXPLAIN a SELECT.",
-            )
-            .into()),
-        }
-    }
-
-    fn put_plan(&mut self, unit: Unit<'_>, lines: &[String]) {
-        if unit.mode.describes() {
-            let column = pgherd_shards::ColumnDescription {
-                name: "QUERY PLAN".into(),
-                table_oid: 0,
-                column_number: 0,
-                type_oid: 25,
-                type_size: -1,
-                type_modifier: -1,
-                format: 0,
-            };
-            self.client.put_row_description(&[column], unit.mode.formats());
-        }
-        for line in lines {
-            self.client.put_row(&[Some(line.as_bytes())]);
-        }
-        self.client.put_tag("EXPLAIN");
-    }
+/// Bytes that came from each participant.
+fn received(transaction: &mut Transaction) -> Vec<(ShardId, u64)> {
+    let participants = transaction.participants();
+    participants
+        .map(|(shard, backend)| (shard, backend.received()))
+        .collect()
 }
 
 /// 57014, for a request that came between two steps on the shards. Where it was the statement's time limit, that is said

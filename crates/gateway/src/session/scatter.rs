@@ -41,6 +41,42 @@ impl Session {
         self.finish_statement(made, result).await
     }
 
+    /// The lines that parts return as rows of one text column.
+    pub(crate) async fn lines_of_parts(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+        parts: &[Part],
+    ) -> Result<Vec<Vec<String>>, Problem> {
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let run = Run {
+            unit,
+            entered,
+            before: &[],
+            cut: None,
+        };
+        let work = run.on(
+            parts.iter().collect(),
+            &mut open.transaction,
+            &self.cancel.slot,
+            &self.gateway.cache,
+        );
+        let answers = work.await;
+        self.cancel.slot.clear();
+        let mut all = Vec::new();
+        for (_, answer) in answers? {
+            if let Some(error) = answer.error {
+                return Err(error.into());
+            }
+            let starts = std::iter::once(0).chain(answer.row_ends.iter().copied());
+            // Behind the letter, the length, the number of columns and the value's length.
+            let line = |(start, end): (usize, &usize)| answer.rows.get(start + 11..*end).unwrap_or_default();
+            let lines = starts.zip(&answer.row_ends).map(line);
+            all.push(lines.map(|l| String::from_utf8_lossy(l).into_owned()).collect());
+        }
+        Ok(all)
+    }
+
     async fn scatter_in_block(
         &mut self,
         unit: Unit<'_>,

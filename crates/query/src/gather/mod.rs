@@ -18,7 +18,7 @@ use crate::metadata;
 use crate::rows::{Rows, Scratch};
 use crate::statement::Statement;
 use crate::views;
-use crate::{Transaction, refusal};
+use crate::{Fragment, Transaction, refusal};
 use pgherd_model::ServerError;
 use postgres_protocol::message::frontend;
 use source::Gathered;
@@ -83,19 +83,21 @@ async fn plan(
     })
 }
 
-/// The fragments of a gather as far as the catalog alone tells them, for EXPLAIN.
-pub(crate) fn preview(statement: &Statement<'_>) -> Result<Vec<crate::Fragment>, ServerError> {
-    let expanded = views::expand(statement)?;
-    let parsed = views::parse_query(&expanded.text)?;
-    refusal::check(&parsed)?;
-    let mentions = source::resolve(statement, &parsed)?;
-    let relations = mentions.iter().map(source::Resolution::catalog_relation).collect();
-    let metadata = metadata::Metadata {
-        relations,
-        ..metadata::Metadata::default()
+/// What a gather would read, with the relation that each piece is of; for EXPLAIN.
+pub(crate) async fn fragments(
+    statement: &Statement<'_>,
+    target: Option<usize>,
+    transaction: &mut Transaction,
+) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
+    let plan = plan(statement, target, transaction).await?;
+    let labelled = |source: &Gathered| {
+        let name = source.relation_sql();
+        let fragments = source.fragments(statement);
+        fragments
+            .into_iter()
+            .map(move |fragment| (Some(name.clone()), fragment))
     };
-    let sources = source::sources(statement, &parsed, &mentions, &metadata, None);
-    Ok(sources.iter().flat_map(|s| s.fragments(statement)).collect())
+    Ok(plan.sources.iter().flat_map(labelled).collect())
 }
 
 /// Runs a SELECT by gathering what it reads.

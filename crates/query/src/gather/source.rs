@@ -22,28 +22,6 @@ pub(super) struct Resolution {
     table: Option<Arc<Table>>,
 }
 
-impl Resolution {
-    /// The relation as the catalog knows it; None for those of the home shard, of which it knows nothing.
-    pub fn catalog_relation(&self) -> Option<Relation> {
-        let table = self.table.as_ref()?;
-        let column = |c: &pgherd_model::Column| crate::metadata::Column {
-            name: c.name.clone(),
-            type_oid: c.type_oid,
-            type_sql: c.type_name.clone(),
-            collation_sql: String::new(),
-            binary: c.type_oid < 16384,
-            primary: false,
-        };
-        Some(Relation {
-            oid: table.sharded().map_or(0, |s| s.id.0),
-            schema: table.name.schema.to_string(),
-            name: table.name.name.to_string(),
-            columns: table.columns.iter().map(column).collect(),
-            column_names: table.columns.iter().map(|c| c.name.clone()).collect(),
-        })
-    }
-}
-
 /// The column that tells the rows of a statement's target apart: `shard/tableoid/ctid/xmin`, by which the row is found
 /// again as long as nobody has changed it.
 pub(crate) const IDENTITY: &str = "pgherd_row";
@@ -404,6 +382,11 @@ impl Gathered {
             );
         }
         fragments
+    }
+
+    /// The relation's name, as SQL.
+    pub fn relation_sql(&self) -> String {
+        self.relation.sql()
     }
 
     /// Whether it is the target's.

@@ -15,7 +15,7 @@ mod write;
 use crate::carrier::TargetType;
 use crate::rows::Rows;
 use crate::statement::Statement;
-use crate::{Engine, Transaction};
+use crate::{Engine, Fragment, Transaction};
 use pgherd_model::{Column, Resolved, ServerError, Table, TableKind, quote_identifier};
 use pgherd_shards::ColumnDescription;
 pub(crate) use source::base_type;
@@ -47,10 +47,31 @@ pub async fn insert_select<'t>(
     engine: &Engine,
 ) -> Result<(u64, Option<Rows<'t>>), ServerError> {
     let _ = engine;
+    let behind = target::with_behind(statement.text);
+    let statement = Statement {
+        text: behind.as_deref().unwrap_or(statement.text),
+        ..statement
+    };
     let target = target::parse(statement.text)?;
     let plan = plan(&statement, target)?;
     let (count, rows) = write::run(&statement, plan, transaction).await?;
     Ok((count, returning.map(|_| Rows::ready(rows))))
+}
+
+/// What is asked of which shard for the rows; for EXPLAIN.
+pub(crate) async fn fragments(
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
+    let behind = target::with_behind(statement.text);
+    let statement = &Statement {
+        text: behind.as_deref().unwrap_or(statement.text),
+        ..*statement
+    };
+    let target = target::parse(statement.text)?;
+    let mut plan = plan(statement, target)?;
+    let wrapped = source::wrap(statement, &mut plan, transaction).await?;
+    source::fragments(statement, &wrapped.sql, transaction).await
 }
 
 fn plan(statement: &Statement<'_>, target: Target) -> Result<Plan, ServerError> {

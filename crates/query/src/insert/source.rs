@@ -5,7 +5,7 @@ use crate::edit::Edited;
 use crate::relay::{self, RowBatch};
 use crate::rows::Rows;
 use crate::statement::{Statement, describe};
-use crate::{Transaction, gather, views};
+use crate::{Fragment, Transaction, gather, views};
 use pgherd_model::{KeyType, Resolved, ServerError, Sharded};
 use postgres_protocol::message::frontend;
 use std::sync::Arc;
@@ -108,6 +108,43 @@ pub(super) enum Source {
     Ended,
 }
 
+/// Whether the source reads anything that is not the home shard's alone.
+fn reads_sharded(statement: &Statement<'_>, parsed: &views::ParsedQuery) -> bool {
+    parsed.relations.mentions.iter().any(|mention| {
+        let resolved = statement
+            .snapshot
+            .resolve(mention.schema.as_deref(), &mention.name, statement.search_path);
+        matches!(resolved, Resolved::Known(_))
+    })
+}
+
+/// What is asked of which shard for the source; for EXPLAIN.
+pub(super) async fn fragments(
+    statement: &Statement<'_>,
+    sql: &str,
+    transaction: &mut Transaction,
+) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
+    let parsed = views::parse_query(sql)?;
+    if reads_sharded(statement, &parsed) {
+        let source = Statement {
+            text: &parsed.text,
+            ..*statement
+        };
+        return gather::fragments(&source, None, transaction).await;
+    }
+    let (parameter_types, parameters) = crate::fragment::parameters(statement, sql);
+    let fragment = Fragment {
+        shard: statement.snapshot.home(),
+        portal: PORTAL.to_owned(),
+        sql: sql.to_owned(),
+        parameter_types,
+        parameters,
+        result_formats: Vec::new(),
+        fences: Vec::new(),
+    };
+    Ok(vec![(None, fragment)])
+}
+
 /// Starts the source with these result formats.
 pub(super) async fn open(
     statement: &Statement<'_>,
@@ -116,18 +153,12 @@ pub(super) async fn open(
     transaction: &mut Transaction,
 ) -> Result<Source, ServerError> {
     let parsed = views::parse_query(sql)?;
-    let reads_sharded = parsed.relations.mentions.iter().any(|mention| {
-        let resolved = statement
-            .snapshot
-            .resolve(mention.schema.as_deref(), &mention.name, statement.search_path);
-        matches!(resolved, Resolved::Known(_))
-    });
     let source = Statement {
         text: &parsed.text,
         result_formats: formats,
         ..*statement
     };
-    if reads_sharded {
+    if reads_sharded(statement, &parsed) {
         // The result comes from the scratch connection, so the transaction is free meanwhile.
         return Ok(Source::Gathered(Box::new(gather::select(&source, transaction).await?)));
     }

@@ -37,6 +37,28 @@ pub(super) fn parse(text: &str) -> Result<Target, ServerError> {
     })
 }
 
+/// `WITH … INSERT INTO t SELECT …` as `INSERT INTO t WITH … SELECT …`, which is the same where nothing else needs the WITH; None
+/// for other statements.
+pub(super) fn with_behind(text: &str) -> Option<String> {
+    let tokens = tokenize(text).ok()?;
+    if !tokens.first()?.is_word(text, "with") {
+        return None;
+    }
+    let insert = top_level(text, &tokens, 1, "insert", Some("into"))?;
+    let (with, rest) = text.split_at(tokens[insert].start as usize);
+    let target = find(rest)?;
+    let starts = |span: &Range<usize>, word: &str| {
+        let start = rest[span.clone()].trim_start();
+        start.len() >= word.len() && start[..word.len()].eq_ignore_ascii_case(word)
+    };
+    let tail = rest[target.tail.clone()].to_ascii_lowercase();
+    if starts(&target.source, "with") || starts(&target.source, "default") || tail.contains("select") {
+        return None;
+    }
+    let at = target.source.start;
+    Some(format!("{} {with} {}", &rest[..at], &rest[at..]))
+}
+
 fn find(text: &str) -> Option<Target> {
     let tokens = tokenize(text).ok()?;
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
@@ -134,5 +156,11 @@ mod tests {
         let target = parse(text).expect(text);
         assert_eq!((&text[target.source.clone()], target.columns), ("(select 1)", None));
         assert!(parse("INSERT INTO t (a.b) SELECT 1").is_err());
+        assert_eq!(
+            with_behind("WITH w AS (INSERT INTO x VALUES (1)) INSERT INTO t (a) SELECT 1 FROM w RETURNING a")
+                .as_deref(),
+            Some("INSERT INTO t (a)  WITH w AS (INSERT INTO x VALUES (1))  SELECT 1 FROM w RETURNING a")
+        );
+        assert_eq!(with_behind("INSERT INTO t SELECT 1"), None);
     }
 }

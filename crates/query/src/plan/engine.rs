@@ -3,7 +3,8 @@
 use datafusion::common::DataFusionError;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use pgherd_model::{ServerError, SqlState, Table};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -73,6 +74,33 @@ impl Engine {
             facts.insert(Arc::as_ptr(table) as usize, (table.clone(), bytewise));
         }
     }
+}
+
+/// A plan's rows, and the plan.
+pub(crate) type Started = (SendableRecordBatchStream, Arc<dyn ExecutionPlan>);
+
+/// Starts a plan of DataFusion's. The plan comes along, for what it tells about itself when it is done.
+pub(crate) async fn start(frame: DataFrame) -> Result<Started, DataFusionError> {
+    let task = Arc::new(frame.task_ctx());
+    let plan = frame.create_physical_plan().await?;
+    Ok((execute_stream(plan.clone(), task)?, plan))
+}
+
+/// What a plan used: (memory, spilled) in bytes, summed over its steps.
+pub(crate) fn used(plan: &dyn ExecutionPlan) -> (usize, usize) {
+    let (mut memory, mut spilled) = (0, 0);
+    if let Some(metrics) = plan.metrics() {
+        spilled += metrics.spilled_bytes().unwrap_or(0);
+        for name in ["peak_mem_used", "build_mem_used"] {
+            memory += metrics.sum_by_name(name).map_or(0, |value| value.as_usize());
+        }
+    }
+    for child in plan.children() {
+        let (more_memory, more_spilled) = used(child.as_ref());
+        memory += more_memory;
+        spilled += more_spilled;
+    }
+    (memory, spilled)
 }
 
 /// DataFusion's error as PostgreSQL would report it: an error of ours from inside passes through whole.

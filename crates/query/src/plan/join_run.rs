@@ -1,6 +1,6 @@
 //! Runs a join: a DataFusion table per scan, joined left to right.
 
-use super::engine::{self, Engine};
+use super::engine::{self, Engine, Started};
 use super::finish::Finish;
 use super::frame::{self, Feed, Layout};
 use super::functions::{FinishGroup, FinishRow, JoinRows};
@@ -13,7 +13,6 @@ use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Fragment, Transaction};
 use datafusion::common::{DataFusionError, JoinType};
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
 use datafusion::prelude::{DataFrame, col};
 use pgherd_model::{Resolved, ServerError, Table};
@@ -181,9 +180,9 @@ pub(crate) async fn run<'t>(
     transaction.open_cut(&plan.fragments).await?;
     merge::start(&plan.fragments, transaction).await?;
     match stream(&plan, engine).await {
-        Ok((stream, feeds)) => {
+        Ok(((stream, computed), feeds)) => {
             let pump = frame::pump(feeds, plan.fragments, transaction);
-            Ok(Ok(Rows::computed(stream, Box::pin(pump))))
+            Ok(Ok(Rows::computed(stream, Box::pin(pump)).by(computed)))
         }
         Err(error) => {
             merge::finish(transaction, false).await?;
@@ -192,7 +191,7 @@ pub(crate) async fn run<'t>(
     }
 }
 
-async fn stream(plan: &Plan, engine: &Engine) -> Result<(SendableRecordBatchStream, Vec<Feed>), DataFusionError> {
+async fn stream(plan: &Plan, engine: &Engine) -> Result<(Started, Vec<Feed>), DataFusionError> {
     let shape = &plan.shape;
     let context = engine.context();
     let sorted = !shape.sort().is_empty();
@@ -247,7 +246,7 @@ async fn stream(plan: &Plan, engine: &Engine) -> Result<(SendableRecordBatchStre
         }
     };
     let frame = super::ordered(frame, sorted, shape.offset, shape.limit)?;
-    Ok((frame.execute_stream().await?, feeds))
+    Ok((engine::start(frame).await?, feeds))
 }
 
 fn prefix(scan: usize) -> String {

@@ -435,13 +435,13 @@ async fn grouped<'t>(plan: Plan, transaction: &'t mut Transaction, engine: &Engi
             plan.shape.offset,
             plan.shape.limit,
         )?;
-        Ok((frame.execute_stream().await?, feed))
+        Ok((engine::start(frame).await?, feed))
     };
     let made: Result<_, datafusion::common::DataFusionError> = made.await;
     match made {
-        Ok((stream, feed)) => {
+        Ok(((stream, computed), feed)) => {
             let pump = frame::pump(vec![feed], plan.fragments, transaction);
-            Ok(Rows::computed(stream, Box::pin(pump)))
+            Ok(Rows::computed(stream, Box::pin(pump)).by(computed))
         }
         Err(error) => {
             merge::finish(transaction, false).await?;

@@ -20,7 +20,7 @@ use crate::plan::row;
 use crate::relay::RowBatch;
 use crate::rows::Rows;
 use crate::statement::Statement;
-use crate::{Transaction, gather};
+use crate::{Fragment, Transaction, gather};
 use apply::Writer;
 use pgherd_model::{Key, ServerError, ShardId, SqlState};
 use pgherd_shards::ColumnDescription;
@@ -94,6 +94,23 @@ pub async fn gathered_write<'t>(
         "could not serialize access due to concurrent update",
     )
     .with_hint("Other transactions have changed the rows; run the transaction again."))
+}
+
+/// What is asked of which shard to find the rows; for EXPLAIN.
+pub(crate) async fn fragments(
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
+    let shape = shape::parse(statement.text)?;
+    let home = transaction.participant(statement.snapshot.home()).await?;
+    let target = Target::read(statement, &shape, home).await?;
+    let mut list = Returning::read(statement.text, &shape, returning_items(statement.ast), &target.columns)?;
+    let source = source::build(statement, &shape, &target, &mut list, transaction).await?;
+    let select = Statement {
+        text: &source.sql,
+        ..*statement
+    };
+    gather::fragments(&select, Some(source.target_at), transaction).await
 }
 
 fn returning_items(ast: &Ast) -> &[SelectItem] {

@@ -276,7 +276,7 @@ impl Fixture {
         Ok(lines)
     }
 
-    /// EXPLAIN's lines.
+    /// Tier, what is done with the rows, and the shards' SQL.
     pub async fn explain(&self, sql: &str) -> Vec<String> {
         let parsed = pgherd_sql::parse(sql).expect(sql).remove(0);
         let mut home = self.shards.checkout(ShardId(1), &self.who).await.expect("home");
@@ -296,7 +296,22 @@ impl Fixture {
             snapshot: &self.snapshot,
             settings_sql: "",
         };
-        explain(statement, &columns).expect(sql)
+        let mut transaction = self.transaction();
+        let explained = explain(statement, &columns, "EXPLAIN ", &mut transaction)
+            .await
+            .expect(sql);
+        transaction.rollback().await.expect("participants can be used again");
+        let tier = explained.tier[..1].to_uppercase() + &explained.tier[1..];
+        let mut lines = vec![format!("{tier}: {}", explained.combine)];
+        for fragment in &explained.fragments {
+            assert!(
+                !fragment.plan.is_empty(),
+                "{sql}: the shard has no plan for {}",
+                fragment.sql
+            );
+            lines.push(format!("  ->  Shard {}: {}", fragment.shard, fragment.sql));
+        }
+        lines
     }
 
     /// PostgreSQL's rows in binary.
