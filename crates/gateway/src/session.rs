@@ -12,6 +12,7 @@ mod cursor;
 mod database_statements;
 mod encoding_setting;
 mod execute;
+pub(crate) mod explain;
 mod extended;
 mod forward;
 pub(crate) mod notifications;
@@ -35,6 +36,7 @@ mod suspended;
 mod syntax;
 mod table_as;
 mod whole_server;
+mod with_writes;
 
 use crate::cancel::Registered;
 use crate::client::{Client, Gone};
@@ -69,6 +71,8 @@ pub(crate) struct Session {
     cancel: Registered,
     /// its home-shard connection listens
     listening: Option<notifications::Listening>,
+    /// cursors WITH HOLD of transactions that have committed
+    held_cursors: HashMap<String, block::GatheredCursor>,
     /// names of temporary tables, which live on the pinned backend
     temporary: HashSet<String>,
     /// numbers drawn for defaults, which `currval()` and `lastval()` must know
@@ -81,6 +85,8 @@ pub(crate) struct Session {
     skip_to_sync: bool,
     /// extended protocol: a COPY FROM STDIN began, in which a Sync counts for nothing
     copy_took_sync: bool,
+    /// what the statement used that EXPLAIN ANALYZE runs
+    used: Option<explain::Used>,
 }
 
 /// A statement with all that it takes to run it.
@@ -152,6 +158,8 @@ pub(crate) enum Problem {
     NeedsWholeText,
     /// it has the transaction's time in it, and would take it from several shards
     NeedsSharedClock,
+    /// its WITH writes on several shards: it must be run in parts
+    NeedsParts,
     /// the client is gone, or the session must end
     Gone,
 }

@@ -153,6 +153,11 @@ pub fn analyze(
 
 impl Analysis {
     fn decide(&mut self, parsed: &Parsed, context: &Context) {
+        if hides_a_name(context.text, context.tokens) && context.snapshot.sharded().next().is_some() {
+            self.touches_sharded = true;
+            self.decision = Decision::Refuse(hidden_name());
+            return;
+        }
         let walked = matches!(
             parsed.kind,
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
@@ -247,6 +252,11 @@ impl Analysis {
     pub fn is_told_by_epoch(&self) -> bool {
         let references = self.references.as_deref();
         self.touches_sharded && references.is_some_and(|all| all.iter().all(|r| r.table.is_some()))
+    }
+
+    /// All relations that it refers to, but for names of WITH; None where its grammar is not understood whole.
+    pub fn references(&self) -> Option<&[Reference]> {
+        self.references.as_deref()
     }
 
     /// Whether the home shard runs functions for an INSERT that may write there: they do so in its transaction.
@@ -530,6 +540,20 @@ impl Analysis {
             },
         }
     }
+}
+
+/// Whether a name is written with escapes of another letter than the backslash: `U&"d!0061t" UESCAPE '!'`.
+pub fn hides_a_name(text: &str, tokens: &[Token]) -> bool {
+    let hides = |pair: &[Token]| pair[0].kind == lexer::TokenKind::Quoted && pair[1].is_word(text, "uescape");
+    tokens.windows(2).any(hides)
+}
+
+/// The refusal of such a statement, where the name could be a sharded table's.
+pub fn hidden_name() -> ServerError {
+    ServerError::unsupported(
+        "UESCAPE of a name is not supported in a database with sharded tables",
+        "Write the name's letters themselves, or escape them with a backslash.",
+    )
 }
 
 /// Kinds in which a sharded table's name matters and that nothing else has looked at.

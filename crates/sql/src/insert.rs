@@ -112,8 +112,12 @@ impl InsertPlan {
             .iter()
             .any(|r| r.role != Role::Insert && r.table.is_some())
         {
+            // Without DEFAULT, VALUES is a query like any other.
+            if values.is_some() && !context.tokens.iter().any(|t| t.is_word(context.text, "default")) {
+                return None;
+            }
             return Some(Err(ServerError::unsupported(
-                "INSERT … VALUES cannot use sharded tables in its expressions yet",
+                "INSERT … VALUES cannot use sharded tables in its expressions together with DEFAULT",
                 "Use INSERT … SELECT, or read first and then write.",
             )));
         }

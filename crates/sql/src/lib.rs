@@ -15,6 +15,7 @@ pub mod clock;
 mod condition;
 pub mod copy_split;
 mod cursor;
+mod explain;
 mod facts;
 mod functions;
 mod insert;
@@ -40,8 +41,10 @@ mod scalar;
 mod table_as;
 mod tree;
 mod walk;
+mod with_queries;
 
-pub use analysis::{Analysis, Clock, analyze, name_hash};
+pub use analysis::{Analysis, Clock, analyze, hidden_name, hides_a_name, name_hash};
+pub use explain::{ExplainFormat, ExplainOptions};
 pub use functions::calls_builtins_only;
 pub use instead::Instead;
 pub use kind::{
@@ -55,6 +58,7 @@ pub use position::map_position;
 pub use prune::ranges_of;
 pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Route};
 pub use table_as::{TableAs, table_as};
+pub use with_queries::{WithQueries, WithQuery, with_queries};
 
 #[cfg(test)]
 mod tests;

@@ -125,14 +125,20 @@ pub(crate) struct GatheredCursor {
     pub(crate) cursor: pgherd_query::OpenCursor,
     /// how many savepoints were open when it was declared: it goes with the innermost of them
     depth: usize,
+    /// WITH HOLD
+    hold: bool,
 }
 
 impl Open {
     /// Keeps a cursor that was declared now.
-    pub(crate) fn keep_cursor(&mut self, name: &str, cursor: pgherd_query::OpenCursor) {
+    pub(crate) fn keep_cursor(&mut self, name: &str, mut cursor: pgherd_query::OpenCursor, hold: bool) {
         let depth = self.savepoints.len();
+        if hold {
+            // It outlives the transaction, but not the session.
+            cursor.backend().taint();
+        }
         self.gathered_cursors
-            .insert(name.to_owned(), GatheredCursor { cursor, depth });
+            .insert(name.to_owned(), GatheredCursor { cursor, depth, hold });
     }
 
     /// How many savepoints are open.
@@ -149,6 +155,24 @@ impl Open {
 /// A WARNING or NOTICE of the gateway's own.
 pub(crate) fn notice(severity: &str, code: SqlState, message: &str) -> ServerError {
     ServerError::new(code, message).with_severity(severity)
+}
+
+/// The cursors WITH HOLD of a transaction that is about to commit: PostgreSQL keeps their rows from now on.
+async fn hold_cursors(
+    cursors: HashMap<String, GatheredCursor>,
+    ending: &Ending<'_>,
+) -> Result<HashMap<String, GatheredCursor>, ServerError> {
+    let mut held: HashMap<_, _> = cursors.into_iter().filter(|(_, cursor)| cursor.hold).collect();
+    if let (Ending::Prepare(_), false) = (ending, held.is_empty()) {
+        return Err(ServerError::new(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            "cannot PREPARE a transaction that has created a cursor WITH HOLD",
+        ));
+    }
+    for cursor in held.values_mut() {
+        cursor.cursor.backend().simple("COMMIT").await?;
+    }
+    Ok(held)
 }
 
 impl Session {
@@ -395,6 +419,7 @@ impl Session {
             settings_before,
             has_local_settings,
             has_changed_schema,
+            gathered_cursors,
             ..
         } = *open;
         self.portals.clear();
@@ -404,6 +429,15 @@ impl Session {
             transaction.lift_statement_timeout();
         }
         let strict = transaction.is_strict();
+        let held = match hold_cursors(gathered_cursors, &ending).await {
+            Ok(held) => held,
+            Err(error) => {
+                self.restore_settings(settings_before);
+                transaction.rollback().await?;
+                finish_change(change).await;
+                return Err(self.as_client_sees(error).into());
+            }
+        };
         let result = match ending {
             Ending::Commit => transaction.commit().await,
             Ending::Prepare(name) => transaction.prepare(name).await,
@@ -417,6 +451,9 @@ impl Session {
             Ok(done) => {
                 for notice in &done.notices {
                     self.client.put_notice(notice);
+                }
+                if kept {
+                    self.held_cursors.extend(held);
                 }
                 if !kept {
                     self.restore_settings(settings_before);

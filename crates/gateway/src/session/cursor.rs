@@ -1,5 +1,6 @@
 //! Cursors in SQL: DECLARE goes where its query goes whole; FETCH, MOVE and CLOSE follow it there. A cursor over several
-//! ranges is PostgreSQL's own, over rows that are gathered when it is declared, on a connection that is its own.
+//! ranges is PostgreSQL's own, over rows that are gathered when it is declared, on a connection that is its own. So is every
+//! cursor WITH HOLD: when its transaction commits, the connection's does as well, and stays with the session.
 
 use super::execute::{Entered, names_missing_child};
 use super::forward::{no_block, put_statement, settle};
@@ -17,6 +18,7 @@ impl Session {
             Kind::Fetch { name, .. } => self.on_cursor(unit, name).await,
             Kind::Close(Some(name)) => self.on_cursor(unit, name).await,
             Kind::Close(None) => {
+                self.held_cursors.clear();
                 if let Some(open) = self.block.open_mut() {
                     open.cursors.clear();
                     open.gathered_cursors.clear();
@@ -48,9 +50,11 @@ impl Session {
             )
             .into());
         }
-        if let Some(open) = self.block.open()
-            && (open.cursors.contains_key(name) || open.gathered_cursors.contains_key(name))
-        {
+        let in_block = self
+            .block
+            .open()
+            .is_some_and(|open| open.cursors.contains_key(name) || open.gathered_cursors.contains_key(name));
+        if in_block || self.held_cursors.contains_key(name) {
             let exists = format!("cursor \"{name}\" already exists");
             return Err(ServerError::new(SqlState::from_code("42P03"), exists).into());
         }
@@ -66,7 +70,16 @@ impl Session {
         self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
             .await?;
         match route {
-            Route::Forward(part) if !hold || !entered.analysis.touches_sharded => {
+            Route::Refuse(error) => Err(error.into()),
+            // A participant with such a cursor could not be prepared: its rows are gathered wherever they are.
+            _ if hold && entered.analysis.touches_sharded => {
+                let made = self.ensure_block();
+                let query = Unit { statement, ..unit };
+                let declared = self.declare_gathered(query, &entered, name, head, true).await;
+                self.finish_statement(made, declared.map(|()| Some("DECLARE CURSOR".to_owned())))
+                    .await
+            }
+            Route::Forward(part) => {
                 // It outlives its transaction, and with it the transaction's hold on the connection.
                 if hold && self.who.pin.is_none() {
                     self.pin_home("CLOSE ALL").await?;
@@ -82,15 +95,11 @@ impl Session {
                 }
                 Ok(())
             }
-            Route::Refuse(error) => Err(error.into()),
-            _ if hold => Err(ServerError::unsupported(
-                "WITH HOLD cursors over sharded tables are not supported yet",
-                "Declare the cursor without HOLD, in a transaction block.",
-            )
-            .into()),
             Route::Plan => {
-                self.declare_gathered(Unit { statement, ..unit }, &entered, name, head)
-                    .await
+                self.declare_gathered(Unit { statement, ..unit }, &entered, name, head, false)
+                    .await?;
+                self.client.put_tag("DECLARE CURSOR");
+                Ok(())
             }
             _ => Err(ServerError::unsupported(
                 "a cursor over several ranges is not supported yet",
@@ -106,6 +115,7 @@ impl Session {
         entered: &Entered,
         name: &str,
         head: &str,
+        hold: bool,
     ) -> Result<(), Problem> {
         let shift = head.chars().count() as u32;
         let description = match self.description(query, &entered.snapshot).await {
@@ -133,14 +143,13 @@ impl Session {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         self.cancel.slot.start_all(open.transaction.cancel_tokens());
         match pgherd_query::declare(statement, head, &mut open.transaction).await {
-            Ok(cursor) => open.keep_cursor(name, cursor),
+            Ok(cursor) => open.keep_cursor(name, cursor, hold),
             Err(error) if names_missing_child(&error) => return Err(error.into()),
             Err(error) => return Err(self.as_client_sees(error).into()),
         }
         if matches!(query.mode, Mode::Extended { .. }) && query.mode.describes() {
             self.client.put(b'n', &[]);
         }
-        self.client.put_tag("DECLARE CURSOR");
         Ok(())
     }
 
@@ -157,8 +166,13 @@ impl Session {
         }
         let catalog = self.database.catalog.clone();
         let fresh = || catalog.lease_is_valid();
-        let open = self.block.open_mut().ok_or_else(no_block)?;
-        let Some(mut kept) = open.gathered_cursors.remove(name) else {
+        let in_block = self
+            .block
+            .open_mut()
+            .and_then(|open| open.gathered_cursors.remove(name));
+        let is_held = in_block.is_none();
+        let kept = in_block.or_else(|| self.held_cursors.remove(name));
+        let Some(mut kept) = kept else {
             return Err(ServerError::internal("a cursor is missing").into());
         };
         let backend = kept.cursor.backend();
@@ -180,17 +194,18 @@ impl Session {
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
-        if let Some(error) = reply.error {
-            // Its transaction has failed: the cursor is gone.
-            return Err(self.as_client_sees(error).into());
+        let closes = matches!(unit.statement.parsed.kind, Kind::Close(_));
+        match self.block.open_mut() {
+            _ if closes => {}
+            _ if is_held => drop(self.held_cursors.insert(name.to_owned(), kept)),
+            // After an error its transaction has failed: the cursor is gone.
+            Some(open) if reply.error.is_none() => drop(open.gathered_cursors.insert(name.to_owned(), kept)),
+            _ => {}
         }
-        if let (false, Some(open)) = (
-            matches!(unit.statement.parsed.kind, Kind::Close(_)),
-            self.block.open_mut(),
-        ) {
-            open.gathered_cursors.insert(name.to_owned(), kept);
+        match reply.error {
+            Some(error) => Err(self.as_client_sees(error).into()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// A cursor of SQL is a portal of the protocol: its columns, asked where it is open. False where there is none.
@@ -222,20 +237,23 @@ impl Session {
         unit: Unit<'_>,
         name: &str,
     ) -> Result<Option<std::sync::Arc<pgherd_query::Description>>, Problem> {
-        let kept = self
+        let in_block = self
             .block
             .open_mut()
             .and_then(|open| open.gathered_cursors.get_mut(name));
+        let kept = match in_block {
+            Some(kept) => Some(kept),
+            None => self.held_cursors.get_mut(name),
+        };
         let Some(kept) = kept else { return Ok(None) };
         let described = pgherd_query::describe(kept.cursor.backend(), &unit.statement.text, unit.types).await?;
         Ok(Some(std::sync::Arc::new(described)))
     }
 
     async fn on_cursor(&mut self, unit: Unit<'_>, name: &str) -> Result<(), Problem> {
-        if self
-            .block
-            .open()
-            .is_some_and(|open| open.gathered_cursors.contains_key(name))
+        let in_block = self.block.open();
+        if in_block.is_some_and(|open| open.gathered_cursors.contains_key(name))
+            || (self.held_cursors.contains_key(name) && !in_block.is_some_and(|open| open.cursors.contains_key(name)))
         {
             return self.on_gathered(unit, name).await;
         }

@@ -174,6 +174,9 @@ impl Session {
                 instead = entered.analysis.with_shared_clock();
             }
             drop(entered);
+            if let Err(Problem::NeedsParts) = result {
+                return Box::pin(self.with_writes(unit)).await;
+            }
             if let Some(instead) = instead {
                 return self.run_instead(unit, &instead).await;
             }
@@ -222,22 +225,33 @@ impl Session {
             }
             route => route,
         };
+        if matches!(route, Route::Plan | Route::GatherWrite | Route::Refuse(_)) {
+            let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+            if pgherd_sql::with_queries(text, tokens).is_some_and(|parts| parts.writes()) {
+                return Err(Problem::NeedsParts);
+            }
+        }
         match route {
             Route::Forward(part) => self.forward(unit, entered, &part).await,
             Route::Scatter { parts, merge } => Box::pin(self.scatter(unit, entered, &parts, &merge)).await,
             Route::Plan | Route::GatherWrite => Box::pin(self.plan(unit, entered)).await,
             Route::Refuse(error) => {
-                // What PostgreSQL would not take either gets its word.
                 if is_doubtful(&unit.statement.parsed.kind) {
                     self.check_syntax(&unit.statement.text).await?;
-                } else if unit.statement.parsed.ast.is_none() {
-                    self.description(unit, &entered.snapshot).await?;
                 }
-                Err(error.into())
+                Err(self.refused(unit, entered, error).await)
             }
             Route::Defaults { .. } => {
                 Err(ServerError::internal("routing asked for default values that it was given").into())
             }
+        }
+    }
+
+    /// What is wrong with a statement in itself, PostgreSQL says before anybody asks where it would run.
+    async fn refused(&mut self, unit: Unit<'_>, entered: &Entered, error: ServerError) -> Problem {
+        match self.description(unit, &entered.snapshot).await {
+            Err(Problem::Error(own)) if own.sqlstate().code().starts_with("42") => own.into(),
+            _ => error.into(),
         }
     }
 
@@ -279,7 +293,7 @@ impl Session {
     }
 
     /// The declared types; the home shard's where a binary value came without one and routing needs it.
-    async fn parameter_types(&mut self, unit: Unit<'_>, entered: &Entered) -> Result<Vec<u32>, Problem> {
+    pub(crate) async fn parameter_types(&mut self, unit: Unit<'_>, entered: &Entered) -> Result<Vec<u32>, Problem> {
         let unknown = unit
             .parameters
             .iter()

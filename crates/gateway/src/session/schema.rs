@@ -289,6 +289,9 @@ impl Session {
 fn refuse_hidden_reads(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), ServerError> {
     let parsed = &unit.statement.parsed;
     let Kind::Ddl(ddl) = &parsed.kind else { return Ok(()) };
+    if pgherd_sql::hides_a_name(&unit.statement.text, &parsed.tokens) && snapshot.sharded().next().is_some() {
+        return Err(pgherd_sql::hidden_name());
+    }
     let policy = matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy);
     let with_expressions = matches!(
         ddl.kind,

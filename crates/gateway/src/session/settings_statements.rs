@@ -356,6 +356,7 @@ impl Session {
             self.discard_temporary().await?;
         }
         if what == "ALL" {
+            self.held_cursors.clear();
             self.prepared.clear();
             self.portals.clear();
             self.settings.discard();

@@ -73,6 +73,8 @@ impl Session {
             gathered: Vec::new(),
             skip_to_sync: false,
             copy_took_sync: false,
+            used: None,
+            held_cursors: Default::default(),
         };
         match session.log_in(encoding).await {
             Ok(()) => Ok(session),

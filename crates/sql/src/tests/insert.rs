@@ -135,7 +135,7 @@ fn postgresql_judges() {
             "insert into t (k) values (5) on conflict (k) do update set k = t.k",
             "2",
         ),
-        ("insert into t (k, n) values (5, (select count(*) from u))", "refuse"),
+        ("insert into t (k, n) values (5, (select count(*) from u))", "plan"),
         ("insert into loc values ((select 1))", "1"),
     ]);
 }

@@ -1,0 +1,136 @@
+//! A statement that begins with WITH, in its parts: what stands in parentheses behind each name, and the statement behind them.
+
+use crate::cursor::Cursor;
+use crate::lexer::{Token, TokenKind};
+use std::ops::Range;
+
+/// One query of WITH.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithQuery {
+    /// its name
+    pub name: String,
+    /// `(a, b)` behind the name: bytes
+    pub columns: Option<Range<usize>>,
+    /// name, columns and query: bytes
+    pub span: Range<usize>,
+    /// what stands in the parentheses: bytes
+    pub body: Range<usize>,
+    /// it is an INSERT, UPDATE, DELETE or MERGE
+    pub writes: bool,
+    /// all names in it
+    pub words: Vec<String>,
+}
+
+/// The parts of such a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithQueries {
+    /// in the order of the text
+    pub queries: Vec<WithQuery>,
+    /// the statement behind them: bytes
+    pub main: Range<usize>,
+    /// all names in it
+    pub main_words: Vec<String>,
+}
+
+impl WithQueries {
+    /// Whether any of its queries writes.
+    pub fn writes(&self) -> bool {
+        self.queries.iter().any(|q| q.writes)
+    }
+}
+
+/// The parts of a statement; None where it does not begin with WITH, is RECURSIVE, or has what is not known here.
+pub fn with_queries(text: &str, tokens: &[Token]) -> Option<WithQueries> {
+    let mut c = Cursor::new(text, tokens);
+    (c.accept("with") && !c.is("recursive")).then_some(())?;
+    let mut queries = Vec::new();
+    loop {
+        let start = c.at;
+        let name = c.identifier()?;
+        let columns = c.is_symbol("(").then(|| {
+            let from = c.at;
+            c.skip_parentheses();
+            c.bytes(from..c.at)
+        });
+        c.accept("as").then_some(())?;
+        c.accept("not");
+        c.accept("materialized");
+        c.is_symbol("(").then_some(())?;
+        let inside = c.skip_parentheses();
+        let first = tokens.get(inside.start)?;
+        queries.push(WithQuery {
+            name,
+            columns,
+            span: c.bytes(start..c.at),
+            body: c.bytes(inside.clone()),
+            writes: writes(text, first, &tokens[inside.clone()])?,
+            words: words(text, &tokens[inside]),
+        });
+        if !c.accept_symbol(",") {
+            break;
+        }
+    }
+    // SEARCH and CYCLE stand there, which only RECURSIVE has.
+    let known = ["select", "values", "insert", "update", "delete"];
+    (known.iter().any(|w| c.is(w)) || c.is_symbol("(")).then_some(())?;
+    Some(WithQueries {
+        queries,
+        main: c.bytes(c.at..tokens.len()),
+        main_words: words(text, &tokens[c.at..]),
+    })
+}
+
+/// None for a WITH inside that may write.
+fn writes(text: &str, first: &Token, tokens: &[Token]) -> Option<bool> {
+    const WRITES: [&str; 4] = ["insert", "update", "delete", "merge"];
+    let is_write = |token: &Token| WRITES.iter().any(|w| token.is_word(text, w));
+    match first.is_word(text, "with") {
+        true => (!tokens.iter().any(is_write)).then_some(false),
+        false => Some(is_write(first)),
+    }
+}
+
+fn words(text: &str, tokens: &[Token]) -> Vec<String> {
+    let named = tokens
+        .iter()
+        .filter(|t| matches!(t.kind, TokenKind::Word | TokenKind::Quoted));
+    named.filter_map(|t| t.identifier(text)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_found() {
+        let text = "WITH a AS (DELETE FROM t RETURNING *), \"B\" (x) AS NOT MATERIALIZED (SELECT 1) INSERT INTO u SELECT * FROM a";
+        let tokens = crate::lexer::tokenize(text).unwrap();
+        let parts = with_queries(text, &tokens).unwrap();
+        let shown: Vec<_> = parts
+            .queries
+            .iter()
+            .map(|q| (q.name.as_str(), &text[q.body.clone()], &text[q.span.clone()], q.writes))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (
+                    "a",
+                    "DELETE FROM t RETURNING *",
+                    "a AS (DELETE FROM t RETURNING *)",
+                    true
+                ),
+                ("B", "SELECT 1", "\"B\" (x) AS NOT MATERIALIZED (SELECT 1)", false),
+            ]
+        );
+        assert_eq!(&text[parts.main], "INSERT INTO u SELECT * FROM a");
+        for text in [
+            "SELECT 1",
+            "WITH RECURSIVE a AS (SELECT 1) SELECT 1",
+            "WITH a AS SELECT 1",
+        ] {
+            let tokens = crate::lexer::tokenize(text).unwrap();
+            assert_eq!(with_queries(text, &tokens), None, "{text}");
+        }
+    }
+}
