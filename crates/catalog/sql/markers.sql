@@ -44,7 +44,26 @@ CREATE TABLE IF NOT EXISTS pgherd.dtx_sequence (
 -- the moment in which it takes its snapshots, when too many commits keep it from finding a consistent set of them.
 CREATE TABLE IF NOT EXISTS pgherd.commit_gate ();
 
-REVOKE ALL ON pgherd.dtx, pgherd.dtx_sequence, pgherd.commit_secret, pgherd.commit_gate FROM PUBLIC;
+-- A transaction with one snapshot would look at dtx_sequence as it was long ago. A sequence of PostgreSQL has its newest value in
+-- every snapshot: here, the transaction that closed a sequence or deleted a fence last. Who does not see that transaction
+-- may not see others of the kind, and writes no marker. They come one after the other, so that the last stands for all.
+CREATE SEQUENCE IF NOT EXISTS pgherd.last_refusal MINVALUE 0 START 0;
+CREATE TABLE IF NOT EXISTS pgherd.refusing ();
+CREATE OR REPLACE FUNCTION pgherd.note_refusal() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE pgherd.refusing IN EXCLUSIVE MODE;
+    PERFORM setval('pgherd.last_refusal', pg_current_xact_id()::text::bigint);
+    RETURN CASE tg_op WHEN 'DELETE' THEN OLD ELSE NEW END;
+END $$;
+CREATE OR REPLACE TRIGGER note_closing BEFORE INSERT OR UPDATE OF closed ON pgherd.dtx_sequence
+    FOR EACH ROW WHEN (NEW.closed) EXECUTE FUNCTION pgherd.note_refusal();
+-- Its number is settled then, which alone keeps a late message from being taken.
+CREATE OR REPLACE TRIGGER note_lost_fence BEFORE DELETE ON pgherd.dtx
+    FOR EACH ROW WHEN (OLD.state = 'a') EXECUTE FUNCTION pgherd.note_refusal();
+
+REVOKE ALL ON pgherd.dtx, pgherd.dtx_sequence, pgherd.commit_secret, pgherd.commit_gate, pgherd.last_refusal, pgherd.refusing
+    FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION pgherd.set_commit_secret(new_secret text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
@@ -77,6 +96,13 @@ BEGIN
     -- The advisory lock lets recovery find who holds this gid, before and after PREPARE. Shared and never waited for.
     IF NOT pg_try_advisory_xact_lock_shared(hashtext(own_sequence), hashtext(gid)) THEN
         RAISE lock_not_available USING MESSAGE = 'the advisory lock of this commit is held by a client';
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' AND NOT pg_visible_in_snapshot(
+        (SELECT last_value FROM pgherd.last_refusal)::text::xid8, pg_current_snapshot())
+    THEN
+        RAISE serialization_failure USING
+            MESSAGE = 'could not serialize access: a gateway was taken for dead after this transaction''s snapshot was taken',
+            HINT = 'Run the transaction again.';
     END IF;
     -- A later statement than the lock's, with a later snapshot: whoever closes the sequence either is seen here, or sees the lock.
     INSERT INTO pgherd.dtx (gid, state, sequence, number)

@@ -2,11 +2,12 @@
 
 mod bed;
 
-use bed::{Bed, add, begin, state};
+use bed::{Bed, add, app, begin, state};
 use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
 use pgherd_transaction::gid::{Gid, SequenceId, database_hash, proof};
 use pgherd_transaction::two_phase_commit::Action;
+use pgherd_transaction::{Isolation, Mode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -90,4 +91,86 @@ async fn the_fence_of_a_gateway_taken_for_dead_proves_nothing() {
     assert_eq!(state(&told), "08007", "{told}");
     bed.until_nothing_is_prepared(Duration::from_secs(5)).await;
     assert_eq!(bed.balances(1).await, [bed::BALANCE; 2]);
+}
+
+/// A gateway that stands still before it prepares, at REPEATABLE READ: whoever takes it for dead closes its sequence, and settles
+/// all its numbers. Its transaction's snapshot, which its marker is written in, is older than that.
+#[tokio::test]
+async fn one_old_snapshot_does_not_hide_that_a_gateway_was_taken_for_dead() {
+    let close = "UPDATE pgherd.dtx_sequence SET closed = true";
+    for (level, closing, expected) in [
+        (Isolation::ReadCommitted, Some(close), Some("40001")),
+        (Isolation::RepeatableRead, Some(close), Some("40001")),
+        (Isolation::RepeatableRead, None, None),
+    ] {
+        let bed = Arc::new(Bed::start(2).await);
+        let gateway = bed.gateway("gw1", 2).await;
+        let acting = bed.clone();
+        gateway.set_control(Some(Arc::new(move |point| {
+            if let (Point::Before(Action::Prepare(ShardId(1))), Some(sql)) = (point, closing) {
+                sql_now(&acting, 1, sql);
+                sql_now(&acting, 2, sql);
+            }
+            true
+        })));
+        let mode = Mode {
+            isolation: Some(level),
+            ..Mode::default()
+        };
+        let mut transaction = gateway.begin(app(), mode);
+        add(&mut transaction, 1, &[(1, -1), (2, 1)]).await.expect("updates");
+        let told = transaction.commit().await;
+        let told = told.map_err(|error| state(&error)).err();
+        assert_eq!(told.as_deref(), expected, "{level:?} {closing:?}");
+        bed.until_nothing_is_prepared(Duration::from_secs(5)).await;
+        let change = i64::from(expected.is_none());
+        assert_eq!(bed.balances(1).await, [bed::BALANCE - change, bed::BALANCE + change]);
+    }
+}
+
+/// A PREPARE at REPEATABLE READ that was on its way for longer than its fence was kept.
+#[tokio::test]
+async fn one_old_snapshot_does_not_hide_that_a_fence_was_there() {
+    let bed = Bed::start(1).await;
+    bed.sql(
+        1,
+        "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation) VALUES ('gw1:1.0', 'gw1', 1)",
+    )
+    .await;
+    let gid = |number| Gid {
+        cluster: bed::CLUSTER.into(),
+        database: database_hash("postgres"),
+        participants: vec![ShardId(1), ShardId(2)],
+        sequence: SequenceId {
+            gateway: "gw1".into(),
+            incarnation: 1,
+            generation: 0,
+        },
+        number,
+    };
+    let client = bed
+        .cluster
+        .shard(1)
+        .connect("postgres", "postgres")
+        .await
+        .expect("connect");
+    for (number, is_fenced) in [(1, false), (2, true), (3, false)] {
+        let name = gid(number).to_string();
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT";
+        client.batch_execute(begin).await.expect("its snapshot");
+        if is_fenced {
+            for sql in [
+                &format!("SELECT pgherd.fence_marker('{name}')"),
+                "UPDATE pgherd.dtx_sequence SET settled = 2",
+                "DELETE FROM pgherd.dtx",
+            ] {
+                bed.sql(1, sql).await;
+            }
+        }
+        let sql = format!("SELECT pgherd.write_marker('{name}', '{}')", proof(bed::SECRET, &name));
+        let written = client.batch_execute(&sql).await;
+        let state = written.err().and_then(|e| e.code().map(|c| c.code().to_owned()));
+        assert_eq!(state.as_deref(), is_fenced.then_some("40001"), "number {number}");
+        client.batch_execute("ROLLBACK").await.expect("rollback");
+    }
 }
