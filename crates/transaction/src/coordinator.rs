@@ -15,7 +15,7 @@ use pgherd_model::ShardId;
 use pgherd_shards::{Backend, Identity, Shards};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -48,25 +48,6 @@ impl CommitIdentity {
             secret: catalog.secret().into(),
         }
     }
-}
-
-/// A transaction that waits between the two phases, as `pgherd.transactions` shows it.
-#[derive(Debug, Clone)]
-pub struct InDoubt {
-    /// its name on the shards
-    pub gid: String,
-    /// the label of the gateway that commits it
-    pub gateway: String,
-    /// the role it runs as
-    pub role: String,
-    /// all shards that it wrote
-    pub participants: Vec<ShardId>,
-    /// those on which it is prepared now
-    pub prepared: Vec<ShardId>,
-    /// when it was first prepared, by that shard's clock
-    pub since: SystemTime,
-    /// whether its own gateway is at work on it
-    pub live: bool,
 }
 
 /// Begins transactions, and finishes what dead gateways left. One per database; dropping it stops its background tasks.
@@ -240,31 +221,6 @@ impl Coordinator {
         }
         state.set_recovered();
         Ok(())
-    }
-
-    /// What waits between the two phases now.
-    ///
-    /// Errors: a shard that does not answer; the list would not be whole.
-    pub async fn transactions(&self) -> Result<Vec<InDoubt>, Error> {
-        let lists = join_all(self.states.iter().map(|s| resolver::list(self, s))).await;
-        let live = resolver::live_gateways(self).await;
-        let mut found: BTreeMap<Gid, InDoubt> = BTreeMap::new();
-        let lists: Vec<Vec<Listed>> = lists.into_iter().collect::<Result<_, Error>>()?;
-        // Those that clients have prepared wait for their clients, and are in no doubt.
-        for listed in lists.into_iter().flatten().filter(|l| !l.gid.is_of_client()) {
-            let entry = found.entry(listed.gid.clone()).or_insert_with(|| InDoubt {
-                gid: listed.gid.to_string(),
-                gateway: listed.gid.sequence.gateway.clone(),
-                role: listed.role.clone(),
-                participants: listed.gid.participants.clone(),
-                prepared: Vec::new(),
-                since: listed.since,
-                live: resolver::is_live(self, live.as_deref(), &listed.gid),
-            });
-            entry.prepared.push(listed.shard);
-            entry.since = entry.since.min(listed.since);
-        }
-        Ok(found.into_values().collect())
     }
 }
 

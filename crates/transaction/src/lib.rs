@@ -37,7 +37,7 @@ pub mod two_phase_commit;
 mod watched;
 mod write_cut;
 
-pub use coordinator::{CommitIdentity, Coordinator, InDoubt};
+pub use coordinator::{CommitIdentity, Coordinator};
 pub use error::{Error, deadlock_error};
 pub use in_doubt::{Requester, Resolved, Unresolved};
 pub use read_cut::Fragment;

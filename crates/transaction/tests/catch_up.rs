@@ -2,6 +2,7 @@
 
 mod bed;
 
+use bed::hold::Hold;
 use bed::{BALANCE, Bed, add, begin, run, state};
 use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
@@ -26,27 +27,16 @@ async fn read(transaction: &mut Transaction, shard: u32, looks: bool) -> Result<
 
 /// A commit over all shards that is visible on the first one only, until it may go on.
 struct Half {
-    go_on: Arc<AtomicBool>,
+    hold: Hold,
     committing: tokio::task::JoinHandle<()>,
 }
 
 impl Half {
     async fn commit(bed: &Bed, gateway: &Arc<Coordinator>) -> Self {
-        let (half, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (reached, wait) = (half.clone(), go_on.clone());
-        gateway.set_control(Some(Arc::new(move |point| {
-            let waits = matches!(point, Point::Before(Action::CommitPrepared(shard)) if shard != ShardId(1));
-            if waits {
-                let begun = Instant::now();
-                reached.store(true, Ordering::SeqCst);
-                tokio::task::block_in_place(|| {
-                    while !wait.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(40) {
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                });
-            }
-            true
-        })));
+        let hold = Hold::at(
+            gateway,
+            |point| matches!(point, Point::Before(Action::CommitPrepared(shard)) if shard != ShardId(1)),
+        );
         let mut transaction = begin(gateway);
         add(&mut transaction, 1, &[(1, 5), (2, 5), (3, 5)])
             .await
@@ -54,20 +44,19 @@ impl Half {
         let committing = tokio::spawn(async move {
             assert_eq!(transaction.commit().await.expect("commit").tag, "COMMIT");
         });
-        while !half.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let gid = gateway.transactions().await.expect("list")[0].gid.clone();
+        hold.reached().await;
+        let gids = bed.prepared_gids().await;
+        let gid = &gids[0];
         // The gateway may have done it already: what it does on the other shards waits in any case.
         let sql = format!("SELECT count(*) FROM pg_prepared_xacts WHERE gid = '{gid}'");
         if bed.number(1, &sql).await > 0 {
             bed.sql(1, &format!("COMMIT PREPARED '{gid}'")).await;
         }
-        Self { go_on, committing }
+        Self { hold, committing }
     }
 
     async fn end(self) {
-        self.go_on.store(true, Ordering::SeqCst);
+        self.hold.release();
         self.committing.await.expect("commit");
     }
 }

@@ -2,6 +2,7 @@
 
 mod bed;
 
+use bed::hold::Hold;
 use bed::{BALANCE, Bed, add, app, begin, run, state};
 use bytes::{Bytes, BytesMut};
 use pgherd_model::ShardId;
@@ -153,36 +154,17 @@ async fn every_sum_is_right_while_money_moves() {
 async fn a_cut_waits_for_the_other_half() {
     let bed = Bed::start(3).await;
     let gateway = bed.gateway("gw1", 1).await;
-    let (half, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (reached, wait) = (half.clone(), go_on.clone());
-    gateway.set_control(Some(Arc::new(move |point| {
-        if point == Point::Before(Action::CommitPrepared(ShardId(2))) {
-            // The other shard's COMMIT PREPARED has been asked for and is sent while this one waits.
-            let begun = Instant::now();
-            reached.store(true, Ordering::SeqCst);
-            tokio::task::block_in_place(|| {
-                while !wait.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(20) {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            });
-        }
-        true
-    })));
+    // The other shard's COMMIT PREPARED has been asked for and is sent while this one waits.
+    let hold = Hold::at(&gateway, |point| {
+        point == Point::Before(Action::CommitPrepared(ShardId(2)))
+    });
     let mut transaction = begin(&gateway);
     add(&mut transaction, 1, &[(1, -5), (2, 5)]).await.expect("updates");
     let committing = tokio::spawn(transaction.commit());
-    while !half.load(Ordering::SeqCst) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    hold.reached().await;
     // What its own gateway would do next, on shard 1.
-    let gid = gateway
-        .transactions()
-        .await
-        .expect("list")
-        .first()
-        .expect("prepared")
-        .gid
-        .clone();
+    let gids = bed.prepared_gids().await;
+    let gid = &gids[0];
     bed.sql(1, &format!("COMMIT PREPARED '{gid}'")).await;
     assert_eq!(bed.balances(1).await, [BALANCE - 5, BALANCE, BALANCE], "half visible");
     let other = bed.gateway("gw2", 2).await;
@@ -194,7 +176,7 @@ async fn a_cut_waits_for_the_other_half() {
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!reader.is_finished(), "there is no cut yet");
-    go_on.store(true, Ordering::SeqCst);
+    hold.release();
     assert_eq!(reader.await.expect("task").expect("cut"), TOTAL);
     assert_eq!(committing.await.expect("task").expect("commit").tag, "COMMIT");
 }

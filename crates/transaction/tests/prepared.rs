@@ -3,6 +3,7 @@
 
 mod bed;
 
+use bed::hold::Hold;
 use bed::{BALANCE, Bed, add, app, begin, run, state};
 use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
@@ -163,28 +164,13 @@ async fn a_gateway_that_was_taken_for_dead_prepares_nothing() {
     for (n, step) in steps.into_iter().enumerate() {
         let (name, incarnation) = (format!("gw{n}"), 100 + n as u64);
         let gateway = bed.gateway(&name, incarnation).await;
-        let (paused, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (reached, wait) = (paused.clone(), go_on.clone());
-        gateway.set_control(Some(Arc::new(move |point| {
-            if point == Point::OfClient(step) {
-                let begun = Instant::now();
-                reached.store(true, Ordering::SeqCst);
-                tokio::task::block_in_place(|| {
-                    while !wait.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(20) {
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                });
-            }
-            true
-        })));
+        let hold = Hold::at(&gateway, move |point| point == Point::OfClient(step));
         let before = bed.balances(6).await;
         let preparing = tokio::spawn(async move { prepare(&gateway, "late", 6).await });
-        while !paused.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        hold.reached().await;
         bed.lease(&name, incarnation, "-1 second").await;
         until_no_row(&bed, "true").await;
-        go_on.store(true, Ordering::SeqCst);
+        hold.release();
         let refused = preparing.await.expect("task").expect_err("taken for dead");
         assert_eq!(state(&refused), "40001", "{step:?}");
         bed.until_nothing_is_prepared(RECOVERY_LIMIT).await;
@@ -270,20 +256,7 @@ async fn it_survives_shards_and_is_ended_when_they_are_back() {
 async fn a_cut_shows_both_halves_or_none() {
     let bed = Bed::start(2).await;
     let (writer, reader) = (bed.gateway("gw1", 1).await, bed.gateway("gw2", 2).await);
-    let (half, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (reached, wait) = (half.clone(), go_on.clone());
-    writer.set_control(Some(Arc::new(move |point| {
-        if point == Point::OfClient(Step::Ending(ShardId(2))) {
-            let begun = Instant::now();
-            reached.store(true, Ordering::SeqCst);
-            tokio::task::block_in_place(|| {
-                while !wait.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(20) {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            });
-        }
-        true
-    })));
+    let hold = Hold::at(&writer, |point| point == Point::OfClient(Step::Ending(ShardId(2))));
     // The other gateway may finish what is decided, too: it must not, here.
     reader.set_control(Some(Arc::new(|point| {
         !matches!(point, Point::OfClient(Step::Ending(_)))
@@ -292,7 +265,8 @@ async fn a_cut_shows_both_halves_or_none() {
     add(&mut transaction, 1, &[(1, -5), (2, 5)]).await.expect("updates");
     transaction.prepare("halves").await.expect("prepare");
     let ending = tokio::spawn(async move { writer.end_prepared("halves", "app", End::Commit).await });
-    while !half.load(Ordering::SeqCst) || bed.balances(1).await != [BALANCE - 5, BALANCE] {
+    hold.reached().await;
+    while bed.balances(1).await != [BALANCE - 5, BALANCE] {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let mut transaction = begin(&reader);
@@ -300,7 +274,7 @@ async fn a_cut_shows_both_halves_or_none() {
     let reading = tokio::spawn(async move { transaction.open_cut(&fragments).await.map(|()| transaction) });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!reading.is_finished(), "one half is visible: there is no cut");
-    go_on.store(true, Ordering::SeqCst);
+    hold.release();
     let transaction = reading.await.expect("task").expect("both halves");
     assert_eq!(bed.balances(1).await, [BALANCE - 5, BALANCE + 5]);
     transaction.rollback().await.expect("rollback");

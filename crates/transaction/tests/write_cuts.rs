@@ -2,6 +2,7 @@
 
 mod bed;
 
+use bed::hold::Hold;
 use bed::{Bed, add, begin, run};
 use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
@@ -158,28 +159,16 @@ async fn every_row_is_found_once_while_rows_move() {
 async fn a_write_waits_for_the_other_half() {
     let bed = start().await;
     let gateway = bed.gateway("gw1", 1).await;
-    let (half, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (reached, wait) = (half.clone(), go_on.clone());
-    gateway.set_control(Some(Arc::new(move |point| {
-        if point == Point::Before(Action::CommitPrepared(ShardId(2))) {
-            let begun = Instant::now();
-            reached.store(true, Ordering::SeqCst);
-            tokio::task::block_in_place(|| {
-                while !wait.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(20) {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            });
-        }
-        true
-    })));
+    let hold = Hold::at(&gateway, |point| {
+        point == Point::Before(Action::CommitPrepared(ShardId(2)))
+    });
     let moving = tokio::spawn({
         let gateway = gateway.clone();
         async move { move_row(&gateway, 1, 1, 2).await }
     });
-    while !half.load(Ordering::SeqCst) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let gid = gateway.transactions().await.expect("list")[0].gid.clone();
+    hold.reached().await;
+    let gids = bed.prepared_gids().await;
+    let gid = &gids[0];
     bed.sql(1, &format!("COMMIT PREPARED '{gid}'")).await;
     let other = bed.gateway("gw2", 2).await;
     let mut transaction = begin(&other);
@@ -198,7 +187,7 @@ async fn a_write_waits_for_the_other_half() {
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!writer.is_finished(), "there is no cut yet");
-    go_on.store(true, Ordering::SeqCst);
+    hold.release();
     let (count, rounds) = writer.await.expect("writer");
     assert_eq!(count, TAGS);
     assert!(rounds > 1);

@@ -1,6 +1,7 @@
 //! Shards with the marker schema, a client role, and a bank whose accounts lie on all of them.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+pub mod hold;
 pub mod wire;
 
 use pgherd_local_cluster::{LocalCluster, SERVICE_ROLE, SUPERUSER};
@@ -107,6 +108,17 @@ impl Bed {
 
     pub fn ids(&self) -> impl Iterator<Item = u32> + use<> {
         1..=self.shards.all().len() as u32
+    }
+
+    /// The names of what waits between the two phases on any shard, in order.
+    pub async fn prepared_gids(&self) -> Vec<String> {
+        let mut gids = std::collections::BTreeSet::new();
+        for server in self.cluster.shards() {
+            let client = server.connect(SUPERUSER, "postgres").await.expect("connect");
+            let rows = client.query("SELECT gid FROM pgherd.prepared_here", &[]).await;
+            gids.extend(rows.expect("a list").iter().map(|row| row.get::<_, String>(0)));
+        }
+        gids.into_iter().collect()
     }
 
     pub async fn prepared(&self) -> i64 {
