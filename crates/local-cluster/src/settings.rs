@@ -22,6 +22,11 @@ const SHARD: &[(&str, &str, &str)] = &[
         "256",
         "a statement over many ranges locks many tables",
     ),
+    (
+        "deadlock_timeout",
+        "200ms",
+        "SERIALIZABLE over shards locks what is read, so two transactions may have to find soon that they wait for each other",
+    ),
 ];
 
 /// What keeps a server on a developer's machine small. Comments say what to change on a bigger one.

@@ -20,9 +20,11 @@ use std::sync::Weak;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often. Two looks at a circle are at least as far apart.
-const PERIOD: Duration = Duration::from_millis(200);
+const PERIOD: Duration = Duration::from_millis(100);
 /// How long a statement may take before anybody asks whether it waits.
-const SLOW: Duration = Duration::from_millis(400);
+const SLOW: Duration = Duration::from_millis(100);
+/// One that was seen not to wait is asked about again when it has become half as old again, and after this time at the latest.
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// Who waits for a lock on one shard, for whom, since when, and for which lock in PostgreSQL's words.
 const WAITS: &str = "SELECT l.pid, (extract(epoch FROM l.waitstart) * 1000000)::bigint, pg_blocking_pids(l.pid), \
     l.mode || ' on ' || CASE l.locktype \
@@ -69,7 +71,13 @@ impl Watch {
         let mut looks = Looks::new();
         let shards = slow.iter().flat_map(|s| s.backends.iter().map(|(shard, _)| *shard));
         look(coordinator, shards.collect(), &mut looks).await;
-        let own: Vec<Published> = slow.iter().filter_map(|s| waiting(coordinator, s, &looks)).collect();
+        let mut own = Vec::new();
+        for statement in &slow {
+            match waiting(coordinator, statement, &looks) {
+                Some(published) => own.push(published),
+                None => statement.watched.pause(statement.statement, LONGEST_PAUSE),
+            }
+        }
         if own.is_empty() && !self.is_published {
             return Ok(());
         }

@@ -500,6 +500,11 @@ impl Transaction {
         self.savepoint(STATEMENT).await
     }
 
+    /// Whether a statement of [`Self::open_statement`] has not ended.
+    pub fn is_in_statement(&self) -> bool {
+        self.savepoints.last().is_some_and(|name| name == STATEMENT)
+    }
+
     /// The statement of [`Self::open_statement`] succeeded.
     pub async fn keep_statement(&mut self) -> Result<(), Error> {
         self.release(STATEMENT).await

@@ -36,6 +36,8 @@ struct Inner {
     statement: u64,
     /// when the present one began
     since: Option<Instant>,
+    /// it did not wait a moment ago, so nobody asks before then
+    asked_again_at: Option<Instant>,
     /// it was cancelled to end a deadlock: how that came about
     verdict: Option<String>,
 }
@@ -96,6 +98,7 @@ impl Watched {
         let mut inner = self.inner.lock();
         if inner.since.is_none() {
             inner.since = Some(Instant::now());
+            inner.asked_again_at = None;
             inner.statement += 1;
             inner.verdict = None;
         }
@@ -110,12 +113,23 @@ impl Watched {
 
     fn slow(self: &Arc<Self>, limit: Duration) -> Option<Slow> {
         let inner = self.inner.lock();
-        let slow = inner.since.is_some_and(|since| since.elapsed() > limit);
-        slow.then(|| Slow {
+        let now = Instant::now();
+        let is_slow = inner.since.is_some_and(|since| now.duration_since(since) > limit);
+        let is_due = inner.asked_again_at.is_none_or(|at| at <= now);
+        (is_slow && is_due).then(|| Slow {
             watched: self.clone(),
             statement: inner.statement,
             backends: inner.backends.iter().map(|(s, t)| (*s, t.process_id())).collect(),
         })
+    }
+
+    /// This statement was seen not to wait.
+    pub(crate) fn pause(&self, statement: u64, longest: Duration) {
+        let mut inner = self.inner.lock();
+        if let (Some(since), true) = (inner.since, inner.statement == statement) {
+            let pause = (since.elapsed() / 2).min(longest);
+            inner.asked_again_at = Some(Instant::now() + pause);
+        }
     }
 
     /// Whether this statement still runs.

@@ -12,6 +12,9 @@ use pgherd_shards::{Backend, SimpleResult};
 use pgherd_sql::{Kind, Merge, Part};
 use pgherd_transaction::{ASK, Transaction, WriteCut};
 
+/// How often a statement of its own that ends in deadlocks is run again.
+const MOST_ORDERED_TRIES: u32 = 10;
+
 /// What one shard answered.
 #[derive(Default)]
 struct Answer {
@@ -37,7 +40,19 @@ impl Session {
         merge: &Merge,
     ) -> Result<(), Problem> {
         let made = self.ensure_block();
-        let result = self.scatter_in_block(unit, entered, parts, merge).await;
+        // Readers of several shards take their locks in this order, too.
+        let strict = self.is_strict();
+        let mut result = self.scatter_in_block(unit, entered, parts, merge, strict).await;
+        let tries = if made { MOST_ORDERED_TRIES } else { 1 };
+        for _ in 0..tries {
+            match self.undo_deadlock(made, result).await? {
+                Some(ended) => {
+                    result = ended;
+                    break;
+                }
+                None => result = self.scatter_in_block(unit, entered, parts, merge, true).await,
+            }
+        }
         self.finish_statement(made, result).await
     }
 
@@ -77,12 +92,50 @@ impl Session {
         Ok(all)
     }
 
+    /// Two such statements that change the same rows take them on several shards at once, each in another order, where on one
+    /// server the second would just wait. So one that ended in a deadlock is undone, and None says that it may run again: shard
+    /// by shard, in the order of shards. What it did cannot be undone alone where it has no savepoint in a longer block.
+    #[expect(
+        clippy::type_complexity,
+        reason = "a result within a result: the statement's own, if it stays"
+    )]
+    async fn undo_deadlock(
+        &mut self,
+        made: bool,
+        result: Result<Option<String>, Problem>,
+    ) -> Result<Option<Result<Option<String>, Problem>>, Problem> {
+        let Err(Problem::Error(error)) = result else {
+            return Ok(Some(result));
+        };
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let verdict = open.transaction.end_statement().await;
+        let error = match &verdict {
+            Some(detail) => pgherd_transaction::deadlock_error(error, detail),
+            None => error,
+        };
+        let is_deadlock = error.sqlstate() == SqlState::DEADLOCK_DETECTED;
+        let cancelled = self.cancel.slot.requested().is_some();
+        if !is_deadlock || cancelled || open.transaction.is_strict() {
+            return Ok(Some(Err(error.into())));
+        }
+        if open.transaction.is_in_statement() {
+            open.transaction.undo_statement().await?;
+        } else if made && self.portals.len() < 2 {
+            self.rollback_block().await?;
+            self.ensure_block();
+        } else {
+            return Ok(Some(Err(error.into())));
+        }
+        Ok(None)
+    }
+
     async fn scatter_in_block(
         &mut self,
         unit: Unit<'_>,
         entered: &Entered,
         parts: &[Part],
         merge: &Merge,
+        in_order: bool,
     ) -> Result<Option<String>, Problem> {
         let clock = match (unit.statement.shared_clock, parts.first()) {
             (true, Some(first)) => self.clock_setting(first.shard).await?,
@@ -119,6 +172,7 @@ impl Session {
                 entered,
                 before: &before,
                 cut: cut.as_ref(),
+                in_order,
             };
             let here = parts.iter().filter(|part| shards.contains(&part.shard)).collect();
             let work = run.on(here, &mut open.transaction, &self.cancel.slot, &self.gateway.cache);
@@ -226,11 +280,36 @@ struct Run<'a> {
     before: &'a [String],
     /// it is asked behind it what it saw
     cut: Option<&'a WriteCut>,
+    /// one shard after the other, in the order of shards
+    in_order: bool,
 }
 
 impl Run<'_> {
-    /// Sends the parts, and then reads what each shard answers.
     async fn on(
+        &self,
+        mut parts: Vec<&Part>,
+        transaction: &mut Transaction,
+        slot: &CancelSlot,
+        cache: &StatementCache,
+    ) -> Result<Vec<(ShardId, Answer)>, Problem> {
+        if !self.in_order {
+            return self.at_once(parts, transaction, slot, cache).await;
+        }
+        parts.sort_by_key(|part| part.shard);
+        let mut answers = Vec::with_capacity(parts.len());
+        for part in parts {
+            let answered = self.at_once(vec![part], transaction, slot, cache).await?;
+            let failed = answered.iter().any(|(_, answer)| answer.error.is_some());
+            answers.extend(answered);
+            if failed {
+                break;
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Sends the parts, and then reads what each shard answers.
+    async fn at_once(
         &self,
         parts: Vec<&Part>,
         transaction: &mut Transaction,
