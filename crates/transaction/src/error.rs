@@ -99,10 +99,12 @@ impl Error {
             Error::InFailedTransaction => SqlState::IN_FAILED_TRANSACTION,
             Error::NoSuchSavepoint(_) => SqlState::INVALID_SAVEPOINT,
             Error::OneShardOnly { .. } | Error::LockInSavepoint => SqlState::FEATURE_NOT_SUPPORTED,
-            Error::ParticipantLost { .. } => SqlState::CONNECTION_FAILURE,
             Error::OutcomeUnknown { .. } => SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
             Error::NotReady { .. } => SqlState::CANNOT_CONNECT_NOW,
-            Error::NoCut { .. } | Error::SnapshotLost { .. } => SqlState::SERIALIZATION_FAILURE,
+            // The client's own connection is as good as ever, and nothing was done: it may repeat the transaction.
+            Error::NoCut { .. } | Error::SnapshotLost { .. } | Error::ParticipantLost { .. } => {
+                SqlState::SERIALIZATION_FAILURE
+            }
             Error::TooManySnapshots { .. } => SqlState::from_code("53300"),
             Error::LostTransaction { .. } | Error::Internal(_) => SqlState::INTERNAL_ERROR,
             Error::Unresolved(e) => e.sqlstate(),

@@ -69,6 +69,7 @@ impl Session {
             entered,
             before: &[],
             cut: None,
+            in_order: false,
         };
         let work = run.on(
             parts.iter().collect(),

@@ -116,10 +116,13 @@ impl Session {
 
     /// An error ends what is implicit and fails what is explicit.
     pub(crate) async fn fail(&mut self, error: ServerError) -> Result<(), Problem> {
-        let error = match self.cancel.slot.is_terminated() {
+        let mut error = match self.cancel.slot.is_terminated() {
             true => super::own_state::terminated(),
             false => survive(error),
         };
+        if self.block.open().is_some() && is_lost_shard(&error) {
+            error = lost_in_block(&error);
+        }
         metrics::counter!("pgherd_errors_total", "sqlstate" => error.sqlstate().to_string()).increment(1);
         let fatal = error.fields().severity == "FATAL";
         self.client.put_error(&error);
@@ -150,6 +153,24 @@ fn survive(error: ServerError) -> ServerError {
             fields.severity, fields.message, fields.code
         ))
         .with_hint("Roll back and try again; pgherd.shards shows the shards.")
+}
+
+/// Whether it says, in our words, that the connection to a shard was lost.
+fn is_lost_shard(error: &ServerError) -> bool {
+    let fields = error.fields();
+    fields.code == SqlState::CONNECTION_FAILURE && fields.severity == "ERROR" && fields.other.is_empty()
+}
+
+/// In a block nothing of it has been committed, and nothing can be: the client, whose own connection is as good as ever, may
+/// repeat it. Outside of one, nobody knows whether the statement took effect.
+fn lost_in_block(error: &ServerError) -> ServerError {
+    let cause = error.fields().detail.as_deref().unwrap_or(&error.fields().message);
+    ServerError::new(
+        SqlState::SERIALIZATION_FAILURE,
+        "the connection to a shard was lost; the transaction was rolled back on all shards",
+    )
+    .with_detail(cause)
+    .with_hint("Run the transaction again; pgherd.shards shows the shards.")
 }
 
 /// A position within a statement becomes one within the whole text.
