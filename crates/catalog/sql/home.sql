@@ -129,6 +129,8 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pgherd.in_doubt (
 
 REVOKE ALL ON ALL TABLES IN SCHEMA pgherd FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgherd FROM PUBLIC;
+-- What everybody reads on every shard.
+GRANT SELECT ON pgherd.schema_change, pgherd.pg_settings TO PUBLIC;
 
 -- The changing transaction's own mark, written before what it changes. Written again before each of its schema changes,
 -- since a rollback to a savepoint takes it back. payload: ids of changes, [1, 2]

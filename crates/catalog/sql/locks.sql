@@ -28,7 +28,8 @@ BEGIN
         RETURN true;
     END IF;
     SELECT lower(coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc) INTO body FROM pg_proc p WHERE p.oid = function;
-    RETURN body ~ '\m(from|join|table|using|execute|insert|update|delete|merge|copy|call|truncate|refresh|fetch)\M'
+    -- One that changes the schema would change what this was judged by.
+    RETURN body ~ '\m(from|join|table|using|execute|insert|update|delete|merge|copy|call|truncate|refresh|fetch|create|alter|drop|import)\M'
         OR body ~ '(_to_xml|ts_stat|ts_rewrite|crosstab|dblink|connectby|xpath_table)'
         -- Another function of a user's, by its name anywhere.
         OR EXISTS (SELECT FROM pg_proc o JOIN pg_language l ON l.oid = o.prolang
@@ -55,8 +56,19 @@ RETURNS TABLE (relation_read oid, reads_as oid) LANGUAGE sql STABLE SET search_p
     SELECT relation, reads_as FROM reached
 $$;
 
--- What a write of this table runs by itself: triggers, and functions in defaults, constraints and indexes. Returns the first
--- that may read.
+-- What a write of this table runs by itself: triggers, and functions in defaults, constraints and indexes, also of the tables
+-- below it. Returns the first that may read.
+CREATE OR REPLACE FUNCTION pgherd.hidden_reader_below(written oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE below(relation) AS (
+        SELECT written
+      UNION
+        SELECT n.inhrelid FROM below b JOIN pg_inherits n ON n.inhparent = b.relation
+    )
+    SELECT reader FROM (SELECT pgherd.hidden_reader(relation) AS reader FROM below OFFSET 0) AS each WHERE reader IS NOT NULL LIMIT 1
+$$;
+
+-- The same of one table alone.
 CREATE OR REPLACE FUNCTION pgherd.hidden_reader(written oid) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -103,8 +115,11 @@ END $$;
 
 -- Locks what a statement reads, to the end of the transaction. `named` are relations as the statement names them, or ranges of
 -- sharded tables; `written` are those that it writes without reading, which are looked at and not locked; `called` are names
--- that may be functions'. The role asking is the session's, or SET ROLE's.
-CREATE OR REPLACE FUNCTION pgherd.lock_reads(named regclass[], written regclass[], called text[], read_only boolean) RETURNS void
+-- that may be functions'. The role asking is the session's, or SET ROLE's. Returns the version of the schema in which nothing
+-- reads unseen; `judged` says that the caller knows that already, and will ask for the version before the transaction ends.
+DROP FUNCTION IF EXISTS pgherd.lock_reads(regclass[], regclass[], text[], boolean);
+CREATE OR REPLACE FUNCTION pgherd.lock_reads(named regclass[], written regclass[], called text[], read_only boolean, judged boolean)
+RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     asking oid := (CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END)::regrole;
@@ -114,12 +129,14 @@ DECLARE
     unlocked oid[] := ARRAY['pg_catalog', 'information_schema', 'pgherd', 'pg_toast']::regnamespace[]::oid[];
     item record;
     reader text;
+    -- Before anything is looked at: what changes meanwhile has another version.
+    version bigint := pgherd.schema_version();
 BEGIN
-    IF called <> '{}' THEN
+    IF called <> '{}' AND NOT judged THEN
         SELECT format('It may call function %s.', p.oid::regprocedure) INTO reader FROM pg_proc p
             WHERE p.proname = ANY (called::name[]) AND p.oid >= 16384 AND pgherd.may_read_tables(p.oid) LIMIT 1;
     END IF;
-    IF reader IS NULL THEN
+    IF reader IS NULL AND NOT judged THEN
         reader := pgherd.unnamed_reader();
     END IF;
     IF reached <> '{}' AND EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (reached) AND c.relkind = 'v') THEN
@@ -138,19 +155,26 @@ BEGIN
     FOR i IN 1 .. coalesce(cardinality(reached), 0) LOOP
         SELECT c.oid, c.relkind, c.relname, reads_as[i] AS reads_as,
             -- Whoever may read a table may read its ranges through it.
-            j.oid AS judged, c.relhasrules OR j.relhasrules AS ruled, c.relrowsecurity OR j.relrowsecurity AS policed,
-            c.oid = ANY (written) AS is_written, c.oid <> ALL (named) AND c.oid = ANY (written) AS only_written
+            j.oid AS named_as, c.relhasrules OR j.relhasrules AS ruled, c.relrowsecurity OR j.relrowsecurity AS policed,
+            c.oid = ANY (written) AS is_written, c.oid <> ALL (named) AND c.oid = ANY (written) AS only_written,
+            c.relpersistence = 't' AS is_temporary
         INTO item FROM pg_class c
         JOIN pg_class j ON j.oid = CASE WHEN c.relispartition
             THEN (SELECT n.inhparent FROM pg_inherits n WHERE n.inhrelid = c.oid) ELSE c.oid END
-        WHERE c.oid = reached[i] AND c.relnamespace <> ALL (unlocked) AND c.relpersistence <> 't' AND c.relkind <> 'S';
+        WHERE c.oid = reached[i] AND c.relnamespace <> ALL (unlocked) AND c.relkind <> 'S';
         CONTINUE WHEN NOT FOUND;
         IF NOT item.only_written AND NOT (has_any_column_privilege(item.reads_as, item.oid, 'SELECT, UPDATE')
                 OR has_table_privilege(item.reads_as, item.oid, 'DELETE')
-                OR has_any_column_privilege(item.reads_as, item.judged, 'SELECT, UPDATE')
-                OR has_table_privilege(item.reads_as, item.judged, 'DELETE')) THEN
+                OR has_any_column_privilege(item.reads_as, item.named_as, 'SELECT, UPDATE')
+                OR has_table_privilege(item.reads_as, item.named_as, 'DELETE')) THEN
             RAISE EXCEPTION 'permission denied for %', format(CASE item.relkind WHEN 'v' THEN 'view %s' ELSE 'table %s' END,
-                (SELECT relname FROM pg_class WHERE oid = item.judged)) USING ERRCODE = '42501';
+                (SELECT relname FROM pg_class WHERE oid = item.named_as)) USING ERRCODE = '42501';
+        END IF;
+        IF judged THEN
+            IF item.relkind IN ('r', 'p') AND NOT item.only_written AND NOT item.is_temporary THEN
+                targets := targets || item.oid;
+            END IF;
+            CONTINUE;
         END IF;
         IF reader IS NULL AND item.relkind IN ('m', 'f') AND NOT item.only_written THEN
             reader := format('"%s" is a %s.', item.relname,
@@ -159,12 +183,12 @@ BEGIN
         IF reader IS NULL AND item.policed THEN
             SELECT format('Policy %s of "%s" reads more than its row.', p.polname, item.relname) INTO reader
                 FROM pg_policy p JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
-                WHERE p.polrelid IN (item.oid, item.judged) AND (d.refclassid = 'pg_class'::regclass AND d.refobjid <> p.polrelid
+                WHERE p.polrelid IN (item.oid, item.named_as) AND (d.refclassid = 'pg_class'::regclass AND d.refobjid <> p.polrelid
                     OR d.refclassid = 'pg_proc'::regclass AND pgherd.may_read_tables(d.refobjid)) LIMIT 1;
         END IF;
         IF reader IS NULL AND item.ruled THEN
             SELECT format('Rule %s of "%s" adds to the statement.', w.rulename, item.relname) INTO reader
-                FROM pg_rewrite w WHERE w.ev_class IN (item.oid, item.judged) AND w.rulename <> '_RETURN' LIMIT 1;
+                FROM pg_rewrite w WHERE w.ev_class IN (item.oid, item.named_as) AND w.rulename <> '_RETURN' LIMIT 1;
         END IF;
         IF reader IS NULL AND item.relkind = 'v' THEN
             SELECT format('View "%s" calls function %s.', item.relname, d.refobjid::regprocedure) INTO reader
@@ -175,13 +199,13 @@ BEGIN
             END IF;
         END IF;
         IF reader IS NULL AND item.is_written THEN
-            reader := coalesce(pgherd.hidden_reader(item.oid),
-                CASE WHEN item.judged <> item.oid THEN pgherd.hidden_reader(item.judged) END);
+            reader := coalesce(pgherd.hidden_reader_below(item.oid),
+                CASE WHEN item.named_as <> item.oid THEN pgherd.hidden_reader(item.named_as) END);
         END IF;
         IF reader IS NOT NULL THEN
             EXIT;
         END IF;
-        IF item.relkind IN ('r', 'p') AND NOT item.only_written THEN
+        IF item.relkind IN ('r', 'p') AND NOT item.only_written AND NOT item.is_temporary THEN
             targets := targets || item.oid;
         END IF;
     END LOOP;
@@ -196,4 +220,21 @@ BEGIN
             (SELECT string_agg(t.relation::regclass::text, ', ' ORDER BY t.relation) FROM (SELECT DISTINCT unnest(targets)) AS t(relation)),
             CASE WHEN read_only THEN 'SHARE' ELSE 'SHARE ROW EXCLUSIVE' END);
     END IF;
+    RETURN version;
 END $$;
+
+-- Settings as such a transaction shows them: it is SERIALIZABLE, and the shard's block is not. Read in the place of
+-- PostgreSQL's own in no other transaction.
+CREATE OR REPLACE FUNCTION pgherd.current_setting(name text) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN pg_catalog.lower($1) OPERATOR(pg_catalog.=) 'transaction_isolation' THEN 'serializable'
+        ELSE pg_catalog.current_setting($1) END
+$$;
+CREATE OR REPLACE FUNCTION pgherd.current_setting(name text, missing_ok boolean) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN pg_catalog.lower($1) OPERATOR(pg_catalog.=) 'transaction_isolation' THEN 'serializable'
+        ELSE pg_catalog.current_setting($1, $2) END
+$$;
+CREATE OR REPLACE VIEW pgherd.pg_settings AS
+    SELECT name, CASE name WHEN 'transaction_isolation' THEN 'serializable' ELSE setting END AS setting, unit, category, short_desc,
+        extra_desc, context, vartype, source, min_val, max_val, enumvals, boot_val, reset_val, sourcefile, sourceline, pending_restart
+    FROM pg_catalog.pg_settings;
+GRANT SELECT ON pgherd.pg_settings TO PUBLIC;

@@ -1,5 +1,6 @@
 //! What a gateway holds per database: its catalog and its transaction coordinator, opened at first use.
 
+use crate::judged::Judged;
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Shards;
@@ -15,6 +16,7 @@ pub(crate) const ALWAYS_OPEN: &str = "postgres";
 pub(crate) struct Database {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) coordinator: Arc<Coordinator>,
+    pub(crate) judged: Judged,
 }
 
 /// All databases in use.
@@ -64,7 +66,11 @@ impl Databases {
         let coordinator = Coordinator::open(self.shards.clone(), name, identity)
             .await
             .map_err(ServerError::from)?;
-        let database = Arc::new(Database { catalog, coordinator });
+        let database = Arc::new(Database {
+            catalog,
+            coordinator,
+            judged: Judged::default(),
+        });
         open.insert(name.to_owned(), database.clone());
         Ok(database)
     }

@@ -15,6 +15,7 @@ mod client;
 mod databases;
 mod encoding;
 mod explain_text;
+mod judged;
 mod listener;
 mod metrics;
 mod session;

@@ -34,6 +34,8 @@ pub(crate) struct Statement {
     pub(crate) asks_session: bool,
     /// calls no function that a user may have made
     pub(crate) calls_builtins_only: bool,
+    /// names current_setting or pg_settings, which may show the level of a block whose shards' blocks are at another one
+    pub(crate) shows_settings: bool,
     /// how often it was looked up; stops counting when it is often
     uses: AtomicU32,
     /// calls the functions of schema pgherd that stand for `now()`, for which the transaction's time must be set
@@ -81,6 +83,7 @@ impl Statement {
                 .any(|f| lower.contains(f)),
             asks_session: own_state::asks_session(&lower),
             calls_builtins_only: pgherd_sql::calls_builtins_only(text, &parsed.tokens),
+            shows_settings: ["current_setting", "pg_settings"].iter().any(|f| lower.contains(f)),
             shared_clock: pgherd_sql::clock::uses_shared_clock(text, &parsed.tokens),
             has_parameters: parsed
                 .tokens

@@ -38,6 +38,7 @@ pub mod relations;
 mod restriction;
 pub mod route;
 mod scalar;
+mod shown_level;
 mod table_as;
 mod tree;
 mod walk;

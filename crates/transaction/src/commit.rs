@@ -545,7 +545,8 @@ pub(crate) async fn read_prepare(backend: &mut Backend, is_new: bool) -> Result<
                 *tag = String::from_utf8_lossy(message.body.split(|b| *b == 0).next().unwrap_or(&[])).into_owned()
             }
             (b'1', _) => parsed = true,
-            (b'E', reply) => *reply = Err(ServerError::from_body(&message.body)),
+            // The first says why; behind it all fails.
+            (b'E', reply @ Ok(_)) => *reply = Err(ServerError::from_body(&message.body)),
             (b'Z', _) => {
                 // In a block that had failed it did not even come to the marker's Parse.
                 if is_new && !parsed {

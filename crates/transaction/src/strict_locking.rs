@@ -6,6 +6,8 @@
 
 use crate::transaction::{STATEMENT, Transaction};
 use crate::{Error, Isolation};
+use pgherd_model::ShardId;
+use pgherd_shards::TransactionStatus;
 
 const READ_ONLY: &str = "SET LOCAL transaction_read_only = on";
 
@@ -20,6 +22,17 @@ impl Transaction {
     /// it is visible there.
     pub(crate) fn needs_cuts(&self) -> bool {
         !self.is_strict() && !self.mode().isolation.is_some_and(Isolation::is_one_snapshot)
+    }
+
+    /// What must hold for the transaction to end well: a statement that goes to the shard with the next one, COMMIT and PREPARE
+    /// TRANSACTION included. Where it fails, the transaction has failed.
+    pub fn require(&mut self, shard: ShardId, sql: &str) {
+        if self.status() == TransactionStatus::Failed {
+            return;
+        }
+        if let Some(at) = self.position(shard) {
+            self.participants[at].queue(sql);
+        }
     }
 
     /// The locks of a statement are held: until [`Self::allow_writes`], no shard takes a write, also none that joins.

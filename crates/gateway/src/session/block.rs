@@ -1,7 +1,7 @@
 //! Transaction blocks: BEGIN, COMMIT, ROLLBACK, savepoints, and the implicit blocks of several statements in one
 //! message.
 
-use super::serializable::{Strict, in_serialization_words, level_for};
+use super::serializable::{Strict, level_for};
 use super::settings::Settings;
 use super::{Problem, Session};
 use pgherd_catalog::{Change, ChangeId};
@@ -420,6 +420,7 @@ impl Session {
             has_local_settings,
             has_changed_schema,
             gathered_cursors,
+            strict,
             ..
         } = *open;
         self.portals.clear();
@@ -428,7 +429,10 @@ impl Session {
         if self.settings.timeouts.statement.is_some() {
             transaction.lift_statement_timeout();
         }
-        let strict = transaction.is_strict();
+        for (shard, sql) in strict.requirements() {
+            transaction.require(shard, &sql);
+        }
+        let is_strict = transaction.is_strict();
         let held = match hold_cursors(gathered_cursors, &ending).await {
             Ok(held) => held,
             Err(error) => {
@@ -443,6 +447,10 @@ impl Session {
             Ending::Prepare(name) => transaction.prepare(name).await,
         };
         let kept = matches!(&result, Ok(done) if done.tag == tag);
+        if kept && change.is_some() {
+            // Others learn it from the shards; this gateway's next transaction need not fail for it.
+            self.database.judged.forget();
+        }
         finish_change(change).await;
         if has_changed_schema {
             self.note_schema_change();
@@ -465,7 +473,7 @@ impl Session {
             Err(error) => {
                 self.restore_settings(settings_before);
                 let error = self.as_client_sees(error.into());
-                Err(if strict { in_serialization_words(error) } else { error }.into())
+                Err(if is_strict { self.told_of_strict(error) } else { error }.into())
             }
         }
     }

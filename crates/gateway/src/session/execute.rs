@@ -2,7 +2,6 @@
 
 use super::block::Open;
 use super::forward::constant_types;
-use super::serializable::in_serialization_words;
 use super::syntax::is_doubtful;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::StatementTimer;
@@ -63,7 +62,7 @@ impl Session {
             (_, result) => result,
         };
         match result {
-            Err(Problem::Error(error)) if strict => Err(in_serialization_words(error).into()),
+            Err(Problem::Error(error)) if strict => Err(self.told_of_strict(error).into()),
             result => result,
         }
     }
@@ -117,7 +116,7 @@ impl Session {
                 self.judged_by_home(unit).await
             }
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
-            Kind::Show { .. } if self.show_level(unit) || self.show_encoding(unit) => Ok(()),
+            Kind::Show { .. } if self.show_level(unit).await? || self.show_encoding(unit) => Ok(()),
             Kind::Database(change) => Box::pin(self.change_database(unit, change)).await,
             Kind::WholeServer => Box::pin(self.whole_server(unit)).await,
             _ => self.routed(unit).await,
@@ -165,6 +164,9 @@ impl Session {
             let entered = self.enter(unit).await?;
             self.begin_strict_for_one(&entered.snapshot);
             let mut instead = entered.analysis.instead.clone();
+            if instead.is_none() && unit.statement.shows_settings && self.is_strict() {
+                instead = entered.analysis.with_level();
+            }
             let epoch = entered.snapshot.epoch;
             let result = match instead {
                 Some(_) => Ok(()),

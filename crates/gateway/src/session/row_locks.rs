@@ -13,8 +13,6 @@ use pgherd_sql::{Kind, ParameterValue, Part, Route};
 
 /// What is put behind a reply must be removed again, so it must not have been sent: wider tables are locked whole.
 const MOST_COLUMNS: usize = 100;
-/// What stands for a look at operators, casts and domains.
-const UNNAMED: &str = "operators, casts and domains";
 
 /// Whether a statement failed while it waited for a lock.
 fn ended_waiting(error: &ServerError) -> bool {
@@ -99,7 +97,7 @@ impl Session {
         if reads && !is_held && !self.may_lock_rows(part, entered, &table).await? {
             return Ok(false);
         }
-        self.look_behind(part, (!reads).then_some(&table)).await?;
+        self.look_behind(part.shard, (!reads).then_some(&*table)).await?;
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let lock = match (reads && !is_held, open.transaction.mode().read_only) {
             (false, _) => "",
@@ -136,25 +134,6 @@ impl Session {
         }
         self.finish_statement(false, result).await?;
         Ok(true)
-    }
-
-    /// Queues what finds reads that nobody sees, once per transaction; the statement behind it fails if there are any.
-    async fn look_behind(&mut self, part: &Part, written: Option<&std::sync::Arc<Table>>) -> Result<(), Problem> {
-        let open = self.block.open_mut().ok_or_else(no_block)?;
-        let written = written.map(|table| table.name.to_string());
-        let is_new = open.strict.looks_at(part.shard, UNNAMED.to_owned())
-            | written
-                .as_ref()
-                .is_some_and(|name| open.strict.looks_at(part.shard, name.clone()));
-        if is_new {
-            let written = written.map(|name| format!("{}::pg_catalog.regclass", quote_literal(&name)));
-            let sql = format!(
-                "SELECT pgherd.lock_reads('{{}}', ARRAY[{}]::pg_catalog.regclass[], '{{}}', false)",
-                written.unwrap_or_default()
-            );
-            open.transaction.participant(part.shard).await?.queue_silent(&sql);
-        }
-        Ok(())
     }
 
     /// Whether the session's role may lock rows of the table, which wants more than SELECT.

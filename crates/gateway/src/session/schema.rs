@@ -108,6 +108,7 @@ impl Session {
             Some(&self.settings.initial_bounds),
         )?;
         self.cancel.slot.clear();
+        self.note_own_change();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let snapshot = open.overlay.clone().unwrap_or_else(|| catalog.snapshot());
         refuse_hidden_reads(unit, &snapshot)?;

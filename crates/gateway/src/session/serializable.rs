@@ -13,7 +13,13 @@ use pgherd_shards::ColumnDescription;
 use pgherd_sql::locks::names_called;
 use pgherd_sql::{Kind, Locks, ParameterValue, Route, ShardLocks};
 use pgherd_transaction::{Isolation, Mode};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// What stands for operators, casts and domains, which are used without being named.
+const UNNAMED: &str = "operators, casts and domains";
+/// What `pgherd.expect_schema_version` raises.
+const SCHEMA_VERSION_DIFFERS: &str = "PGH02";
 
 /// What a transaction has locked.
 #[derive(Default)]
@@ -22,6 +28,10 @@ pub(crate) struct Strict {
     held: HashMap<(ShardId, String), usize>,
     /// what was looked at for what it would read by itself: relations written, and names called
     checked: HashSet<(ShardId, String)>,
+    /// the schema's version on each shard in which that, and what is read, was looked at
+    versions: HashMap<ShardId, i64>,
+    /// it changes the schema itself: from then on its versions are nobody else's
+    changes_schema: bool,
     /// how many savepoints were open when an INSERT last learnt whether a key was there
     learnt: Option<usize>,
     /// a statement has run
@@ -57,6 +67,7 @@ impl Strict {
                 .collect(),
             writes: wanted.writes.iter().filter(is_new).cloned().collect(),
             calls: calls.iter().filter(is_new).cloned().collect(),
+            unnamed: false,
         }
     }
 
@@ -73,9 +84,34 @@ impl Strict {
         self.held.entry((shard, row)).or_insert(depth);
     }
 
-    /// Whether something is to be looked at that was not before, in this transaction.
-    pub(crate) fn looks_at(&mut self, shard: ShardId, name: String) -> bool {
-        self.checked.insert((shard, name))
+    /// What a statement that locks its row by itself has to be looked at for: `written`, and what is used without a name.
+    fn missing_behind(&self, shard: ShardId, written: Option<String>) -> Missing {
+        let is_new = |name: &String| !self.checked.contains(&(shard, name.clone()));
+        Missing {
+            reads: Vec::new(),
+            writes: written.into_iter().filter(is_new).collect(),
+            calls: Vec::new(),
+            unnamed: is_new(&UNNAMED.to_owned()),
+        }
+    }
+
+    /// Which version each shard's schema must still have when the transaction ends, as statements that fail where it does not.
+    pub(crate) fn requirements(&self) -> impl Iterator<Item = (ShardId, String)> {
+        let expect = |version: &i64| format!("SELECT pgherd.expect_schema_version({version})");
+        self.versions
+            .iter()
+            .map(move |(shard, version)| (*shard, expect(version)))
+    }
+
+    /// What it was looked at in has this version. 40001 where it was another one before.
+    fn note_version(&mut self, shard: ShardId, version: i64) -> Result<(), ServerError> {
+        if self.changes_schema {
+            return Ok(());
+        }
+        match self.versions.insert(shard, version) {
+            Some(before) if before != version => Err(schema_changed()),
+            _ => Ok(()),
+        }
     }
 
     /// 0A000 where no lock may be taken any more.
@@ -89,7 +125,8 @@ impl Strict {
     fn note(&mut self, shard: ShardId, done: Missing, depth: usize) {
         self.held
             .extend(done.reads.into_iter().map(|name| ((shard, name), depth)));
-        let looked_at = done.writes.into_iter().chain(done.calls);
+        let unnamed = Some(UNNAMED.to_owned());
+        let looked_at = done.writes.into_iter().chain(done.calls).chain(unnamed);
         self.checked.extend(looked_at.map(|name| (shard, name)));
     }
 }
@@ -99,14 +136,30 @@ struct Missing {
     reads: Vec<String>,
     writes: Vec<String>,
     calls: Vec<String>,
+    /// what is used without being named; looked at with everything else
+    unnamed: bool,
 }
 
 impl Missing {
     fn is_empty(&self) -> bool {
-        self.reads.is_empty() && self.writes.is_empty() && self.calls.is_empty()
+        self.reads.is_empty() && self.writes.is_empty() && self.calls.is_empty() && !self.unnamed
     }
 
-    fn sql(&self, read_only: bool) -> String {
+    /// Under which names [`Judged`](crate::judged::Judged) keeps that nothing reads behind these; `path` stands for what a name
+    /// without a schema means.
+    fn names(&self, path: &str) -> Vec<String> {
+        let with_path = |kind: char, name: &String| match name.contains('.') {
+            true => format!("{kind} {name}"),
+            false => format!("{kind} {name} {path}"),
+        };
+        let reads = self.reads.iter().map(|name| with_path('r', name));
+        let writes = self.writes.iter().map(|name| with_path('w', name));
+        let calls = self.calls.iter().map(|name| format!("c {name}"));
+        let unnamed = std::iter::once(UNNAMED.to_owned());
+        reads.chain(writes).chain(calls).chain(unnamed).collect()
+    }
+
+    fn sql(&self, read_only: bool, judged: bool) -> String {
         let list = |items: &[String], type_name: &str| {
             let items: Vec<_> = items
                 .iter()
@@ -115,7 +168,7 @@ impl Missing {
             format!("ARRAY[{}]::pg_catalog.{type_name}[]", items.join(", "))
         };
         format!(
-            "SELECT pgherd.lock_reads({}, {}, {}, {read_only})",
+            "SELECT pgherd.lock_reads({}, {}, {}, {read_only}, {judged})",
             list(&self.reads, "regclass"),
             list(&self.writes, "regclass"),
             list(&self.calls, "text"),
@@ -132,8 +185,17 @@ pub(crate) fn level_for(level: Isolation, catalog: &Snapshot) -> Isolation {
     }
 }
 
+/// What was looked at in a shard's catalogs may not be so any more.
+fn schema_changed() -> ServerError {
+    ServerError::new(
+        SqlState::SERIALIZATION_FAILURE,
+        "could not serialize access due to a concurrent change of the schema",
+    )
+    .with_hint("The transaction might succeed if retried.")
+}
+
 /// A deadlock, in PostgreSQL's words for transactions that cannot both be.
-pub(crate) fn in_serialization_words(error: ServerError) -> ServerError {
+fn in_serialization_words(error: ServerError) -> ServerError {
     if error.sqlstate() != SqlState::DEADLOCK_DETECTED {
         return error;
     }
@@ -144,17 +206,6 @@ pub(crate) fn in_serialization_words(error: ServerError) -> ServerError {
     )
     .with_detail(format!("Transactions waited for each other's locks: {detail}"))
     .with_hint("The transaction might succeed if retried.")
-}
-
-/// Whether a statement asks for its level, of which the shards' blocks know nothing.
-fn shows_level(calls: &[String], unit: Unit<'_>) -> bool {
-    let says = |text: &str| text.to_ascii_lowercase().contains("transaction_isolation");
-    let mut constants = unit.template.iter().flat_map(|template| template.values());
-    let mut parameters = unit.parameters.iter().filter_map(|(_, value)| value.as_deref());
-    calls.iter().any(|name| name == "current_setting")
-        && (says(&unit.statement.text)
-            || constants.any(says)
-            || parameters.any(|value| std::str::from_utf8(value).is_ok_and(says)))
 }
 
 pub(crate) fn unseen(detail: &str) -> ServerError {
@@ -175,6 +226,28 @@ impl Session {
     pub(crate) fn will_be_strict(&self) -> bool {
         let by_default = self.settings.default_isolation == Some(Isolation::Serializable);
         self.is_strict() || (self.block.is_none() && by_default && self.catalog().snapshot().ever_sharded)
+    }
+
+    /// An error of a strict block, in the words that SERIALIZABLE has for it.
+    pub(crate) fn told_of_strict(&self, error: ServerError) -> ServerError {
+        if error.sqlstate().code() == SCHEMA_VERSION_DIFFERS {
+            self.database.judged.forget();
+            return schema_changed();
+        }
+        in_serialization_words(error)
+    }
+
+    /// Before the block changes the schema. What was looked at until now must still be so; what comes is looked at each time.
+    pub(crate) fn note_own_change(&mut self) {
+        let Some(open) = self.block.open_mut() else { return };
+        if !open.transaction.is_strict() || std::mem::replace(&mut open.strict.changes_schema, true) {
+            return;
+        }
+        for (shard, sql) in open.strict.requirements() {
+            open.transaction.require(shard, &sql);
+        }
+        open.strict.versions.clear();
+        open.strict.checked.clear();
     }
 
     /// Whether the block is at PostgreSQL's own SERIALIZABLE.
@@ -245,10 +318,11 @@ impl Session {
                     _ => None,
                 };
                 match entered.analysis.locks(&entered.snapshot, values, on) {
-                    Some(locks) if shows_level(&locks.calls, unit) => {
+                    // Elsewhere it has been rewritten.
+                    Some(_) if unit.statement.shows_settings && entered.analysis.with_level().is_some() => {
                         return Err(ServerError::unsupported(
-                            "current_setting('transaction_isolation') is not supported at isolation level SERIALIZABLE over sharded tables",
-                            "Use SHOW transaction_isolation.",
+                            "current_setting and pg_settings are not supported here at isolation level SERIALIZABLE over sharded tables",
+                            "Ask for the setting in a SELECT of its own.",
                         )
                         .into());
                     }
@@ -342,28 +416,75 @@ impl Session {
     async fn take_on(&mut self, shard: ShardId, wanted: &ShardLocks, calls: &[String]) -> Result<(), Problem> {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let missing = open.strict.missing(shard, wanted, calls);
+        self.take_missing(shard, &wanted.fences, missing).await
+    }
+
+    /// Before a statement that locks its row by itself; `written` is what it writes.
+    pub(super) async fn look_behind(&mut self, shard: ShardId, written: Option<&Table>) -> Result<(), Problem> {
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let missing = (open.strict).missing_behind(shard, written.map(|table| table.name.to_string()));
+        self.take_missing(shard, &BTreeSet::new(), missing).await
+    }
+
+    async fn take_missing(
+        &mut self,
+        shard: ShardId,
+        fences: &BTreeSet<Arc<str>>,
+        missing: Missing,
+    ) -> Result<(), Problem> {
         if missing.is_empty() {
+            return Ok(());
+        }
+        let names = self.names_to_judge(&missing);
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let judged = &self.database.judged;
+        let known = names.as_ref().and_then(|names| judged.version(shard, names));
+        let known = known.filter(|known| open.strict.versions.get(&shard).is_none_or(|version| version == known));
+        let depth = open.depth();
+        if let Some(version) = known.filter(|_| missing.reads.is_empty()) {
+            open.transaction.participant(shard).await?;
+            open.strict.note_version(shard, version)?;
+            open.strict.note(shard, missing, depth);
             return Ok(());
         }
         let read_only = open.transaction.mode().read_only == Some(true);
         let backend = open.transaction.participant(shard).await?;
-        for fence in &wanted.fences {
+        for fence in fences {
             backend.queue_silent(&format!("LOCK TABLE {fence} IN ACCESS SHARE MODE"));
         }
         self.cancel.slot.start(backend.cancel_token());
-        let locked = backend.simple(&missing.sql(read_only)).await;
+        let locked = backend.simple(&missing.sql(read_only, known.is_some())).await;
         self.cancel.slot.clear();
-        match locked.map_err(ServerError::from) {
-            Ok(_) => {}
+        let results = match locked.map_err(ServerError::from) {
+            Ok(results) => results,
             Err(error) if super::execute::names_missing_child(&error) => return Err(error.into()),
             Err(mut error) => {
                 error.fields_mut().other.retain(|(letter, _)| *letter != b'W');
                 return Err(self.as_client_sees(error.with_position(None)).into());
             }
+        };
+        let found = results.first().and_then(|result| result.text(0, 0)?.parse().ok());
+        let version = known
+            .or(found)
+            .ok_or_else(|| ServerError::internal("no version of a shard's schema"))?;
+        open.strict.note_version(shard, version)?;
+        if let (None, Some(names), false) = (known, names, open.strict.changes_schema) {
+            self.database.judged.note(shard, version, names);
         }
-        let depth = open.depth();
         open.strict.note(shard, missing, depth);
         Ok(())
+    }
+
+    /// The names under which it is kept what was found of these. None where that is of this session alone: its temporary
+    /// tables hide others, and it sees its own changes of the schema.
+    fn names_to_judge(&self, missing: &Missing) -> Option<Vec<String>> {
+        let changes_schema = self.block.open().is_none_or(|open| open.strict.changes_schema);
+        let mut relations = missing.reads.iter().chain(&missing.writes);
+        if changes_schema || (!self.temporary.is_empty() && relations.any(|name| !name.contains('.'))) {
+            return None;
+        }
+        let path = format!("{} {}", self.who.role, self.settings.fingerprint());
+        Some(missing.names(&path))
     }
 
     /// The sharded tables that a view reads, at any depth.
@@ -403,22 +524,38 @@ impl Session {
         self.take_on(home, &ShardLocks::default(), &calls).await
     }
 
-    /// SHOW of the level that the client asked for. Else false.
-    pub(crate) fn show_level(&mut self, unit: Unit<'_>) -> bool {
+    /// SHOW of the level that the client asked for, alone or among all settings. Else false.
+    pub(crate) async fn show_level(&mut self, unit: Unit<'_>) -> Result<bool, Problem> {
         const NAME: &str = "transaction_isolation";
-        let asked = matches!(&unit.statement.parsed.kind, Kind::Show { name: Some(name) } if name == NAME);
-        if !asked || !self.will_be_strict() {
-            return false;
+        const LEVEL: &[u8] = b"serializable";
+        let Kind::Show { name } = &unit.statement.parsed.kind else {
+            return Ok(false);
+        };
+        if name.as_ref().is_some_and(|name| name != NAME) || !self.will_be_strict() {
+            return Ok(false);
         }
-        self.put_shown(unit, NAME, "serializable");
-        true
+        if name.is_some() {
+            self.put_shown(unit, &[NAME], &[vec![Some(bytes::Bytes::from_static(LEVEL))]]);
+            return Ok(true);
+        }
+        let all = self.ask_home("SHOW ALL").await?.into_iter().next();
+        let mut rows = all.map_or_else(Vec::new, |result| result.rows);
+        for row in &mut rows {
+            if let [Some(name), setting, ..] = &mut row[..]
+                && *name == *NAME
+            {
+                *setting = Some(bytes::Bytes::from_static(LEVEL));
+            }
+        }
+        self.put_shown(unit, &["name", "setting", "description"], &rows);
+        Ok(true)
     }
 
-    /// The answer to a SHOW.
-    pub(crate) fn put_shown(&mut self, unit: Unit<'_>, name: &str, value: &str) {
+    /// The answer to a SHOW: columns of text.
+    pub(crate) fn put_shown(&mut self, unit: Unit<'_>, names: &[&str], rows: &[Vec<Option<bytes::Bytes>>]) {
         if unit.mode.describes() {
-            let column = ColumnDescription {
-                name: name.into(),
+            let text = |name: &&str| ColumnDescription {
+                name: (*name).into(),
                 table_oid: 0,
                 column_number: 0,
                 type_oid: 25,
@@ -426,9 +563,13 @@ impl Session {
                 type_modifier: -1,
                 format: 0,
             };
-            self.client.put_row_description(&[column], unit.mode.formats());
+            let columns: Vec<_> = names.iter().map(text).collect();
+            self.client.put_row_description(&columns, unit.mode.formats());
         }
-        self.client.put_row(&[Some(value.as_bytes())]);
+        for row in rows {
+            let values: Vec<Option<&[u8]>> = row.iter().map(Option::as_deref).collect();
+            self.client.put_row(&values);
+        }
         self.client.put_tag("SHOW");
     }
 

@@ -17,6 +17,10 @@ async fn what_reads_unseen_is_refused() {
         "CREATE TABLE given (k int, v bigint DEFAULT reads())",
         "CREATE TABLE ruled (k int); CREATE RULE r AS ON INSERT TO ruled DO ALSO DELETE FROM near WHERE k = NEW.k",
         "CREATE VIEW counting AS SELECT reads() AS n",
+        "CREATE TABLE listed (k int, v int) PARTITION BY LIST (k)",
+        "CREATE TABLE listed_1 PARTITION OF listed FOR VALUES IN (1)",
+        "CREATE TRIGGER g BEFORE INSERT ON listed_1 FOR EACH ROW EXECUTE FUNCTION sees()",
+        "CREATE FUNCTION makes() RETURNS void LANGUAGE plpgsql AS 'BEGIN CREATE TABLE made_by (); END'",
         "CREATE VIEW seconds AS SELECT k + 1 AS k FROM near",
         "CREATE MATERIALIZED VIEW kept AS SELECT * FROM near",
         "CREATE FUNCTION same(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT reads() > $1 + $2'",
@@ -32,6 +36,8 @@ async fn what_reads_unseen_is_refused() {
         "INSERT INTO t VALUES (20, reads())",
         "INSERT INTO seen VALUES (1, 1)",
         "INSERT INTO given VALUES (1)",
+        "INSERT INTO listed VALUES (1, 1)",
+        "SELECT makes()",
         "INSERT INTO ruled VALUES (1)",
         "SELECT * FROM counting",
         "SELECT * FROM kept",
@@ -40,7 +46,6 @@ async fn what_reads_unseen_is_refused() {
         "DO $$ BEGIN PERFORM 1; END $$",
         "CREATE TABLE made AS SELECT reads()",
         "PREPARE p AS SELECT $1::bigint; EXECUTE p(reads())",
-        "SELECT current_setting('transaction_isolation')",
         "BEGIN; REFRESH MATERIALIZED VIEW kept",
     ] {
         assert_eq!(refused(&client, sql).await, "0A000", "{sql}");
@@ -49,6 +54,46 @@ async fn what_reads_unseen_is_refused() {
     assert_eq!(run(&client, "SELECT quiet(v) FROM near WHERE k = 1").await, "1");
     assert_eq!(run(&client, "INSERT INTO touched VALUES (1, 1) RETURNING v").await, "2");
     assert_eq!(run(&client, "SELECT min(k) FROM seconds").await, "2");
+    // The shards' blocks are at another level.
+    for sql in [
+        "SELECT current_setting('transaction_isolation')",
+        "SELECT pg_catalog.current_setting('Transaction_Isolation', true) FROM near WHERE k = 1",
+        "SELECT setting FROM pg_settings WHERE name = 'transaction_isolation'",
+        "SELECT s.setting FROM pg_catalog.pg_settings AS s WHERE s.name LIKE 'transaction%'",
+    ] {
+        let answer = run(&client, sql).await;
+        assert!(
+            answer.split(',').any(|value| value == "serializable"),
+            "{sql}: {answer}"
+        );
+        assert!(
+            !answer.split(',').any(|value| value == "read committed"),
+            "{sql}: {answer}"
+        );
+    }
+    let by_parameter = client.query_one("SELECT current_setting($1)", &[&"transaction_isolation"]);
+    assert_eq!(
+        by_parameter.await.expect("the level").get::<_, String>(0),
+        "serializable"
+    );
+    let all = client.simple_query("SHOW ALL").await.expect("SHOW ALL");
+    let level = all.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) if row.get(0) == Some("transaction_isolation") => {
+            row.get("setting").map(str::to_owned)
+        }
+        _ => None,
+    });
+    assert_eq!(level.as_deref(), Some("serializable"));
+    assert!(all.len() > 300, "{} settings", all.len());
+    let error = client
+        .simple_query("SELECT current_setting('nosuch')")
+        .await
+        .expect_err("42704");
+    let error = error.as_db_error().expect("an error of PostgreSQL");
+    assert_eq!(
+        (error.code().code(), error.message()),
+        ("42704", "unrecognized configuration parameter \"nosuch\"")
+    );
     // Operators are used without being named, so none may read at all.
     run(
         &client,

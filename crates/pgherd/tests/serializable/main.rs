@@ -6,6 +6,7 @@ mod histories;
 mod limits;
 mod roles;
 mod savepoints;
+mod schema_changes;
 
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;

@@ -47,7 +47,7 @@ async fn select_is_enough_to_read_and_nothing_is_locked_without() {
         (BEGIN, "UPDATE t SET v = 1 WHERE k = 1", "42501"),
         (
             BEGIN,
-            "SELECT pgherd.lock_reads(ARRAY['t'::regclass], '{}', '{}', false)",
+            "SELECT pgherd.lock_reads(ARRAY['t'::regclass], '{}', '{}', false, true)",
             "42501",
         ),
         // His own view does not open what he may not read.

@@ -88,3 +88,36 @@ fn one_row_is_enough_where_nothing_else_decides() {
         assert!(!locks_row(sql), "{sql}");
     }
 }
+
+#[test]
+fn settings_are_read_where_they_show_the_level_that_was_asked_for() {
+    let snapshot = snapshot();
+    for (sql, expected) in [
+        (
+            "select current_setting('x')",
+            Some("select pgherd.current_setting('x')"),
+        ),
+        (
+            "select pg_catalog.current_setting ('x'), v from t where k = 1",
+            Some("select pgherd.current_setting ('x'), v from t where k = 1"),
+        ),
+        (
+            "select pg_settings.name from pg_settings",
+            Some("select pg_settings.name from pgherd.pg_settings"),
+        ),
+        (
+            "select 1 from pg_catalog.pg_settings s where name = current_setting('a')",
+            Some("select 1 from pgherd.pg_settings s where name = pgherd.current_setting('a')"),
+        ),
+        (
+            "select his.current_setting('x'), 'current_setting(' from his.pg_settings",
+            None,
+        ),
+        ("select pgherd.current_setting('x') from pgherd.pg_settings", None),
+    ] {
+        let instead = analyzed(sql, &snapshot)
+            .with_level()
+            .map(|instead| instead.text.to_string());
+        assert_eq!(instead.as_deref(), expected, "{sql}");
+    }
+}
