@@ -3,7 +3,8 @@
 //! A statement that pgherd refuses with 0A000 is a gap, which the table shows; one that it answers otherwise than
 //! PostgreSQL fails the test, unless sql-tests/known-differences.txt says that it is known.
 //! With `PGHERD_WRITE_COMPATIBILITY` set, the table goes to docs/compatibility.md. With `PGHERD_RECORD_TRANSCRIPT` set, what plain
-//! PostgreSQL answers goes into the transcript of that name.
+//! PostgreSQL answers goes into the transcript of that name; with `PGHERD_RECORD_OWN_TRANSCRIPT`, what pgherd answers into one of
+//! sql-tests/pgherd.
 
 use pgherd_local_cluster::PlainServer;
 use pgherd_testkit::herd::Herd;
@@ -165,17 +166,29 @@ async fn transcripts_give_the_same_everywhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pgherds_own_surface() {
     let (herd, gateway, url) = herd(3).await;
-    let options = Options {
-        settings: Vec::new(),
+    let own = || Options {
         accept_refusals: false,
-        ..options(url, "pgherd")
+        ..options(url.clone(), "pgherd")
     };
-    let summary = slt::run(options).await.expect("run");
+    let files = Options {
+        settings: Vec::new(),
+        ..own()
+    };
+    let of_files = slt::run(files).await.expect("run");
+    if let Ok(name) = std::env::var("PGHERD_RECORD_OWN_TRANSCRIPT") {
+        let mut options = own();
+        options.files[0].push(name);
+        options.rewrite = true;
+        transcript::run(options).await.expect("record");
+    }
+    let of_transcripts = transcript::run(own()).await.expect("run");
     gateway.stop().await;
     herd.stop().await;
-    assert_no_failures(&Comparison {
-        targets: vec![("3 shards".to_owned(), summary)],
-    });
+    for summary in [of_files, of_transcripts] {
+        assert_no_failures(&Comparison {
+            targets: vec![("3 shards".to_owned(), summary)],
+        });
+    }
 }
 
 /// What is written here ends with it.
