@@ -507,6 +507,10 @@ impl Backend {
 
     /// Reads until no reply is awaited any more; the first error is returned then.
     pub async fn drain(&mut self) -> Result<(), Error> {
+        // A queued statement may still wait for one to travel with: nobody would answer it.
+        if self.is_awaiting() {
+            self.flush().await?;
+        }
         let mut failed = self.skip_silent().await.err();
         if matches!(failed, Some(Error::Lost { .. })) {
             return Err(failed.expect("just matched"));
