@@ -67,8 +67,9 @@ pub(crate) async fn carriers(
     targets: &[TargetType],
 ) -> Result<Vec<Carrier>, ServerError> {
     let oids: Vec<_> = sources.iter().map(u32::to_string).collect();
+    // Without a modifier, `format_type` still names types that take any length: bit and character would mean a length of 1.
     let sql = format!(
-        "SELECT t.typarray::text, t.typarray::regtype::text, format_type(t.oid, NULL), \
+        "SELECT t.typarray::text, format_type(t.typarray, -1), format_type(t.oid, -1), \
          (t.oid < 16384 AND t.typarray <> 0 AND t.typtype = 'b' AND t.typcategory <> 'A' AND t.typsend <> 0 \
           AND t.typreceive <> 0 AND t.typname !~ '^reg')::text \
          FROM unnest('{{{}}}'::oid[]) WITH ORDINALITY s(oid, n) JOIN pg_catalog.pg_type t ON t.oid = s.oid ORDER BY n",
