@@ -85,7 +85,8 @@ impl Session {
         let asked = matches!(&unit.statement.parsed.kind, Kind::Show { name: Some(name) } if name == NAME);
         if asked {
             let name = self.encoding_name();
-            self.put_shown(unit, NAME, &name);
+            let shown = bytes::Bytes::copy_from_slice(name.as_bytes());
+            self.put_shown(unit, &[NAME], &[vec![Some(shown)]]);
         }
         asked
     }

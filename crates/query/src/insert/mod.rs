@@ -18,6 +18,7 @@ use crate::statement::Statement;
 use crate::{Engine, Fragment, Transaction};
 use pgherd_model::{Column, Resolved, ServerError, Table, TableKind, quote_identifier};
 use pgherd_shards::ColumnDescription;
+use pgherd_sql::lexer::tokenize;
 pub(crate) use source::base_type;
 use std::sync::Arc;
 use target::Target;
@@ -53,6 +54,7 @@ pub async fn insert_select<'t>(
         ..statement
     };
     let target = target::parse(statement.text)?;
+    check(&statement, &target)?;
     let plan = plan(&statement, target)?;
     let (count, rows) = write::run(&statement, plan, transaction).await?;
     Ok((count, returning.map(|_| Rows::ready(rows))))
@@ -72,6 +74,38 @@ pub(crate) async fn fragments(
     let mut plan = plan(statement, target)?;
     let wrapped = source::wrap(statement, &mut plan, transaction).await?;
     source::fragments(statement, &wrapped.sql, transaction).await
+}
+
+/// Refuses what would run on each shard and read that shard's rows only, and what is no query.
+fn check(statement: &Statement<'_>, target: &Target) -> Result<(), ServerError> {
+    let (text, tail) = (statement.text, &statement.text[target.tail.clone()]);
+    let tokens = tokenize(tail).unwrap_or_default();
+    let has = |word: &str| tokens.iter().any(|token| token.is_word(tail, word));
+    let known = |name: &str| statement.snapshot.relations.contains_key(name);
+    let sharded = known(&target.name);
+    let names_known = || {
+        tokens
+            .iter()
+            .filter_map(|token| token.identifier(tail))
+            .any(|name| known(&name))
+    };
+    // On other shards than the home shard, local tables are not there either.
+    if (has("select") && has("from") || has("table")) && (sharded || names_known()) {
+        return Err(ServerError::unsupported(
+            "ON CONFLICT and RETURNING of this INSERT cannot read tables",
+            "Read first and then write, or use INSERT … SELECT without them.",
+        ));
+    }
+    let source = &text[target.source.clone()];
+    let tokens = tokenize(source).unwrap_or_default();
+    let is_values = tokens.first().is_some_and(|token| token.is_word(source, "values"));
+    if is_values && tokens.iter().any(|token| token.is_word(source, "default")) {
+        return Err(ServerError::unsupported(
+            "DEFAULT beside a subquery in INSERT … VALUES is not supported over several shards",
+            "Leave the column out, or read first and then write.",
+        ));
+    }
+    Ok(())
 }
 
 fn plan(statement: &Statement<'_>, target: Target) -> Result<Plan, ServerError> {
