@@ -96,6 +96,14 @@ const PHRASES: [(&[&str], &str); 2] = [
     (&["is", "not", "distinct", "from"], NOT_DISTINCT),
 ];
 
+/// What a window's frame may leave out. Windows are always PostgreSQL's to compute, from the text.
+const EXCLUSIONS: [&[&str]; 4] = [
+    &["exclude", "current", "row"],
+    &["exclude", "group"],
+    &["exclude", "ties"],
+    &["exclude", "no", "others"],
+];
+
 struct Unmark;
 
 impl VisitorMut for Unmark {
@@ -199,12 +207,19 @@ impl Conversion<'_> {
         (skip..skip + count).any(|place| i >= place && self.words(i - place, phrase))
     }
 
-    /// Words that the tree can do without: FOR NO KEY UPDATE and FOR KEY SHARE become FOR UPDATE and FOR SHARE, and
-    /// OVERRIDING SYSTEM VALUE says nothing about where a row belongs.
+    /// Words that the tree can do without: FOR NO KEY UPDATE and FOR KEY SHARE become FOR UPDATE and FOR SHARE;
+    /// OVERRIDING SYSTEM VALUE says nothing about where a row belongs, and neither does what a window's frame excludes.
     fn left_out(&self, i: usize) -> bool {
         self.inside(i, &["for", "no", "key", "update"], 1, 2)
             || self.inside(i, &["for", "key", "share"], 1, 1)
             || self.inside(i, &["overriding", "system", "value"], 0, 3)
+            || EXCLUSIONS.iter().any(|words| self.excludes(i, words))
+    }
+
+    /// Whether token `i` is one of these words behind a window's frame.
+    fn excludes(&self, i: usize, words: &[&str]) -> bool {
+        let frame_ends = |at: usize| ["row", "preceding", "following"].iter().any(|word| self.word(at, word));
+        (0..words.len()).any(|place| i > place && self.words(i - place, words) && frame_ends(i - place - 1))
     }
 
     fn push(&mut self, token: sp::Token, at: &Token) {
