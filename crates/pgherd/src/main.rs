@@ -35,6 +35,7 @@ enum Command {
     Soak(pgherd_testkit::histories::Arguments),
     Tpch(pgherd_testkit::tpch::Arguments),
     Regress(pgherd_testkit::regress::Arguments),
+    Differential(pgherd_testkit::differential::Arguments),
 }
 
 /// The stack of a thread that runs sessions. Statements are trees, which parsing, analysis and planning walk by recursion; how
@@ -75,6 +76,7 @@ async fn run() -> ExitCode {
         Command::Soak(arguments) => return soak(arguments).await,
         Command::Tpch(arguments) => return tpch(arguments).await,
         Command::Regress(arguments) => return regress(arguments).await,
+        Command::Differential(arguments) => return differential(arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -173,6 +175,22 @@ async fn regress(arguments: pgherd_testkit::regress::Arguments) -> ExitCode {
             match report.percent_identical() >= arguments.least {
                 true => ExitCode::SUCCESS,
                 false => ExitCode::FAILURE,
+            }
+        }
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// Differences have been shown; here they only become the exit status.
+async fn differential(arguments: pgherd_testkit::differential::Arguments) -> ExitCode {
+    let ran = async { pgherd_testkit::differential::run(&arguments.options()?).await };
+    match ran.await {
+        Ok(report) => {
+            println!("{}", report.summary());
+            if report.differences() == 0 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
             }
         }
         Err(error) => failed(&error.into()),

@@ -91,10 +91,39 @@ impl Session {
         if !self.usable {
             return Err(Error::Closed);
         }
+        self.exchange(sql, protocol, &[], false, limit).await
+    }
+
+    /// Runs one statement by the extended protocol, with parameters in text format and types left to the server. Binary results
+    /// are shown as the hexadecimal digits of their bytes.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub async fn run_with(
+        &mut self,
+        sql: &str,
+        parameters: &[Option<String>],
+        binary: bool,
+        limit: Duration,
+    ) -> Result<Reply> {
+        if !self.usable {
+            return Err(Error::Closed);
+        }
+        self.exchange(sql, Protocol::Extended, parameters, binary, limit).await
+    }
+
+    async fn exchange(
+        &mut self,
+        sql: &str,
+        protocol: Protocol,
+        parameters: &[Option<String>],
+        binary: bool,
+        limit: Duration,
+    ) -> Result<Reply> {
         self.usable = false;
         let exchange = async {
-            self.send(sql, protocol).await?;
-            self.receive().await
+            self.send(sql, protocol, parameters, binary).await?;
+            self.receive(binary).await
         };
         let reply = tokio::time::timeout(limit, exchange)
             .await
@@ -130,14 +159,18 @@ impl Session {
         let _ = self.stream.shutdown().await;
     }
 
-    async fn send(&mut self, sql: &str, protocol: Protocol) -> Result<()> {
+    async fn send(&mut self, sql: &str, protocol: Protocol, parameters: &[Option<String>], binary: bool) -> Result<()> {
         let buffer = &mut self.outgoing;
         buffer.clear();
         match protocol {
             Protocol::Simple => frontend::query(sql, buffer)?,
             Protocol::Extended => {
                 frontend::parse("", sql, [], buffer)?;
-                frontend::bind("", "", [], [(); 0], |(), _| Ok(IsNull::Yes), [0], buffer)
+                let write = |value: &Option<String>, out: &mut BytesMut| {
+                    out.extend_from_slice(value.as_deref().unwrap_or_default().as_bytes());
+                    Ok(if value.is_some() { IsNull::No } else { IsNull::Yes })
+                };
+                frontend::bind("", "", [], parameters, write, [i16::from(binary)], buffer)
                     .map_err(|_| Error::Protocol("a Bind message could not be written".into()))?;
                 frontend::describe(b'P', "", buffer)?;
                 frontend::execute("", 0, buffer)?;
@@ -148,13 +181,13 @@ impl Session {
         Ok(())
     }
 
-    async fn receive(&mut self) -> Result<Reply> {
+    async fn receive(&mut self, binary: bool) -> Result<Reply> {
         let mut reply = Reply::default();
         let mut current = StatementResult::default();
         loop {
             match self.next_message().await? {
                 Message::RowDescription(body) => current.columns = Some(read_columns(&body)?),
-                Message::DataRow(body) => current.rows.push(read_row(&body)?),
+                Message::DataRow(body) => current.rows.push(read_row(&body, binary)?),
                 Message::CommandComplete(body) => {
                     current.tag = body.tag()?.to_owned();
                     reply.results.push(std::mem::take(&mut current));
@@ -209,7 +242,10 @@ fn read_columns(body: &RowDescriptionBody) -> Result<Vec<Column>> {
     Ok(columns.collect()?)
 }
 
-fn read_row(body: &DataRowBody) -> Result<Vec<Option<String>>> {
-    let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&body.buffer()[range]).into_owned();
+fn read_row(body: &DataRowBody, binary: bool) -> Result<Vec<Option<String>>> {
+    let text = |range: std::ops::Range<usize>| match &body.buffer()[range] {
+        bytes if binary => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        bytes => String::from_utf8_lossy(bytes).into_owned(),
+    };
     Ok(body.ranges().map(|range| Ok(range.map(text))).collect()?)
 }

@@ -1,0 +1,374 @@
+//! What FROM reads: tables, subqueries, functions, and the joins between them.
+
+use super::Grammar;
+use super::expression::Scope;
+use super::node::{Node, all, list, text};
+use super::types::Type;
+use std::rc::Rc;
+
+/// One relation under its alias.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    pub(super) alias: String,
+    pub(super) columns: Vec<(String, Type)>,
+    /// Columns whose values together name one row; none where that is not known.
+    pub(super) unique: Vec<String>,
+}
+
+impl Source {
+    /// Its columns as an expression names them.
+    pub(super) fn columns(&self) -> impl Iterator<Item = (Type, Node)> + Clone {
+        self.columns
+            .iter()
+            .map(|(name, of)| (*of, text(format!("{}.{name}", self.alias))))
+    }
+}
+
+/// A FROM clause and what it brings in sight.
+pub(super) struct From {
+    pub(super) node: Node,
+    pub(super) sources: Vec<Source>,
+    /// Columns of the sources, and a merged one of USING.
+    pub(super) scope: Scope,
+}
+
+impl From {
+    /// Columns that order the rows without a choice, if there are such.
+    pub(super) fn unique(&self) -> Option<Vec<Node>> {
+        let is_unique = self.sources.iter().all(|source| !source.unique.is_empty());
+        let named = |source: &Source| {
+            let alias = source.alias.clone();
+            source
+                .unique
+                .clone()
+                .into_iter()
+                .map(move |name| text(format!("{alias}.{name}")))
+        };
+        is_unique.then(|| self.sources.iter().flat_map(named).collect())
+    }
+}
+
+impl Grammar<'_> {
+    pub(super) fn alias(&mut self, letter: char) -> String {
+        self.aliases += 1;
+        format!("{letter}{}", self.aliases)
+    }
+
+    /// `FROM …` with up to three joins; `outer` is in sight for subqueries that are correlated or LATERAL.
+    pub(super) fn from(&mut self, outer: &Scope, depth: usize) -> From {
+        let (first, source) = self.source(outer, depth, &Scope::default());
+        let mut from = From {
+            node: all([]),
+            scope: scope(outer, std::slice::from_ref(&source)),
+            sources: vec![source],
+        };
+        let mut pieces = vec![text(" FROM "), first];
+        let most = [0, 0, 0, 1, 1, 1, 2, 2, 3];
+        let joins = most[self.chance.below(if depth == 0 { 6 } else { most.len() })];
+        for number in 0..joins {
+            let join = self.join(&mut from, outer, depth, joins == 1 && number == 0);
+            pieces.push(join);
+        }
+        from.node = all(pieces);
+        from
+    }
+
+    fn join(&mut self, from: &mut From, outer: &Scope, depth: usize, only: bool) -> Node {
+        let lateral = from.scope.clone();
+        let (node, source) = self.source(outer, depth, &lateral);
+        let before = std::mem::take(&mut from.scope);
+        from.sources.push(source.clone());
+        from.scope = scope(outer, &from.sources);
+        // LATERAL cannot be on the side that an outer join leaves out.
+        let is_lateral = matches!(&node, Node::All(pieces) if matches!(pieces.first(), Some(Node::Text(words)) if words.starts_with("LATERAL")));
+        let kinds: &[&str] = match is_lateral {
+            true => &[" JOIN ", " LEFT JOIN ", " CROSS JOIN "],
+            false => &[
+                " JOIN ",
+                " JOIN ",
+                " LEFT JOIN ",
+                " LEFT JOIN ",
+                " RIGHT JOIN ",
+                " FULL JOIN ",
+                " CROSS JOIN ",
+                ", ",
+            ],
+        };
+        let kind = *self.chance.pick(kinds);
+        if matches!(kind, " CROSS JOIN " | ", ") {
+            return all([text(kind), node]).optional();
+        }
+        let shared = |(name, of): &(String, Type)| {
+            let first = &from.sources[0];
+            of.is_ordered() && first.columns.iter().any(|(other, is)| other == name && is == of)
+        };
+        if only && self.chance.one_in(3) {
+            let common: Vec<_> = source.columns.iter().filter(|column| shared(column)).cloned().collect();
+            if let Some((name, of)) = common.first() {
+                self.note_ambiguous(*of);
+                let clash = outer
+                    .columns
+                    .iter()
+                    .any(|(_, node)| matches!(node, Node::Text(words) if words == name));
+                if !clash {
+                    from.scope.columns.push((*of, text(name.clone())));
+                }
+                return all([text(kind), node, text(format!(" USING ({name})"))]);
+            }
+        }
+        let on = self.join_condition(kind, &before, &source, from);
+        all([text(kind), node, on]).optional()
+    }
+
+    fn join_condition(&mut self, kind: &str, before: &Scope, source: &Source, from: &From) -> Node {
+        let mut pairs = Vec::new();
+        for (of, right) in source.columns() {
+            let lefts = before.columns.iter().filter(|(is, _)| *is == of && of.is_ordered());
+            pairs.extend(lefts.map(|(_, left)| (left.clone(), right.clone(), of)));
+        }
+        let mut items = Vec::new();
+        if !pairs.is_empty() && !self.chance.one_in(6) {
+            for _ in 0..*self.chance.pick(&[1, 1, 1, 2]) {
+                let (left, right, of) = self.chance.pick(&pairs).clone();
+                items.push(all([left.typed(of), text(" = "), right.typed(of)]));
+            }
+        }
+        // PostgreSQL can run a FULL JOIN only by conditions that merge or hash.
+        if kind != " FULL JOIN " && (items.is_empty() || self.chance.one_in(4)) {
+            items.push(self.condition(&from.scope, 1));
+        }
+        if items.is_empty() {
+            return text(" ON true");
+        }
+        Node::List {
+            before: " ON ",
+            items,
+            between: " AND ",
+            after: "",
+            least: 1,
+        }
+    }
+
+    fn source(&mut self, outer: &Scope, depth: usize, lateral: &Scope) -> (Node, Source) {
+        match self.chance.below(if depth == 0 { 10 } else { 15 }) {
+            8 => self.values(),
+            9 => self.function(lateral),
+            10 if !self.ctes.is_empty() => self.cte(),
+            11 | 12 if self.may_nest() => self.derived(outer, depth - 1),
+            13 if self.may_nest() && !lateral.columns.is_empty() => self.lateral(lateral),
+            14 if !self.ctes.is_empty() => self.cte(),
+            _ => self.table_source(),
+        }
+    }
+
+    /// A table under an alias.
+    pub(super) fn table_source(&mut self) -> (Node, Source) {
+        let alias = self.alias('x');
+        let table = self.chance.pick(&self.schema.tables);
+        let source = Source {
+            alias: alias.clone(),
+            columns: table
+                .columns
+                .iter()
+                .map(|column| (column.name.clone(), column.of))
+                .collect(),
+            unique: table.key_columns().iter().map(|column| column.name.clone()).collect(),
+        };
+        let words = *self.chance.pick(&["", "", "AS "]);
+        (text(format!("{} {words}{alias}", table.name)), source)
+    }
+
+    fn derived(&mut self, outer: &Scope, depth: usize) -> (Node, Source) {
+        let alias = self.alias('d');
+        // Columns of the query around are not in sight here, only those of the queries around that one.
+        let query = self.query(outer, depth, None);
+        let columns = numbered(&query.columns);
+        let source = Source {
+            alias: alias.clone(),
+            columns,
+            unique: Vec::new(),
+        };
+        (all([text("("), query.node, text(format!(") AS {alias}"))]), source)
+    }
+
+    fn lateral(&mut self, lateral: &Scope) -> (Node, Source) {
+        let alias = self.alias('l');
+        let query = self.query(lateral, 0, None);
+        let source = Source {
+            alias: alias.clone(),
+            columns: numbered(&query.columns),
+            unique: Vec::new(),
+        };
+        (all([text("LATERAL ("), query.node, text(format!(") {alias}"))]), source)
+    }
+
+    fn values(&mut self) -> (Node, Source) {
+        let alias = self.alias('v');
+        let types = [
+            *self.chance.pick(&[Type::Int4, Type::Int4, Type::Int8, Type::Text]),
+            *self.chance.pick(&[Type::Text, Type::Date, Type::Numeric]),
+        ];
+        let rows = (0..self.chance.between(1, 4))
+            .map(|_| list("(", types.map(|of| self.constant(of)).into(), ")"))
+            .collect();
+        let source = Source {
+            alias: alias.clone(),
+            columns: vec![("a".to_owned(), types[0]), ("b".to_owned(), types[1])],
+            unique: Vec::new(),
+        };
+        (
+            list("(VALUES ", rows, ") AS ").then(text(format!("{alias}(a, b)"))),
+            source,
+        )
+    }
+
+    fn function(&mut self, lateral: &Scope) -> (Node, Source) {
+        let alias = self.alias('f');
+        let (call, of) = match self.chance.below(4) {
+            0 => (text("generate_series(1, 5)"), Type::Int4),
+            1 => {
+                let argument = self.leaf(Type::Int4, lateral);
+                // No more rows than a handful, whatever the value.
+                (all([text("generate_series(1, "), argument, text(" % 6)")]), Type::Int4)
+            }
+            2 => (
+                all([text("unnest("), self.leaf(Type::TextArray, lateral), text(")")]),
+                Type::Text,
+            ),
+            _ => (
+                all([text("unnest("), self.leaf(Type::Int4Array, lateral), text(")")]),
+                Type::Int4,
+            ),
+        };
+        let source = Source {
+            alias: alias.clone(),
+            columns: vec![("a".to_owned(), of), ("n".to_owned(), Type::Int8)],
+            unique: vec!["n".to_owned()],
+        };
+        (all([call, text(format!(" WITH ORDINALITY AS {alias}(a, n)"))]), source)
+    }
+
+    fn cte(&mut self) -> (Node, Source) {
+        let alias = self.alias('w');
+        let mut source = self.chance.pick(&self.ctes).clone();
+        let name = std::mem::replace(&mut source.alias, alias.clone());
+        (text(format!("{name} AS {alias}")), source)
+    }
+
+    /// ` FROM t x WHERE …`, with a condition on what is in sight outside.
+    pub(super) fn correlated_source(&mut self, outer: &Scope) -> Node {
+        self.nesting += 1;
+        let (table, source) = self.table_source();
+        let inner = scope(outer, std::slice::from_ref(&source));
+        let mut items = vec![self.correlation(outer, &source)];
+        if self.chance.one_in(2) {
+            items.push(self.condition(&inner, 1));
+        }
+        self.nesting -= 1;
+        let conditions = Node::List {
+            before: " WHERE ",
+            items,
+            between: " AND ",
+            after: "",
+            least: 0,
+        };
+        all([text(" FROM "), table, conditions])
+    }
+
+    fn correlation(&mut self, outer: &Scope, source: &Source) -> Node {
+        let mut pairs = Vec::new();
+        for (of, inner) in source.columns() {
+            let outers = outer.columns.iter().filter(|(is, _)| *is == of && of.is_ordered());
+            pairs.extend(outers.map(|(_, node)| all([inner.clone().typed(of), text(" = "), node.clone().typed(of)])));
+        }
+        match pairs.is_empty() {
+            true => self.condition(&scope(&Scope::default(), std::slice::from_ref(source)), 1),
+            false => self.chance.pick(&pairs).clone(),
+        }
+    }
+
+    /// A query of one column, for IN and its kin.
+    pub(super) fn column_query(&mut self, of: Type, outer: &Scope) -> Node {
+        self.nesting += 1;
+        let (table, source) = self.table_source();
+        let inner = scope(outer, std::slice::from_ref(&source));
+        let fitting: Vec<_> = source.columns().filter(|(is, _)| *is == of).collect();
+        let value = match fitting.is_empty() {
+            true => self.expression(of, &scope(&Scope::default(), std::slice::from_ref(&source)), 1),
+            false => self.chance.pick(&fitting).1.clone().typed(of),
+        };
+        let mut items = Vec::new();
+        if self.chance.one_in(2) {
+            items.push(self.condition(&inner, 1));
+        }
+        if self.chance.one_in(4) {
+            items.push(self.correlation(outer, &source));
+        }
+        self.nesting -= 1;
+        let conditions = Node::List {
+            before: " WHERE ",
+            items,
+            between: " AND ",
+            after: "",
+            least: 0,
+        };
+        all([text("SELECT "), value, text(" FROM "), table, conditions])
+    }
+
+    /// A query with at most one row of one column.
+    pub(super) fn scalar_subquery(&mut self, of: Type, outer: &Scope) -> Node {
+        self.nesting += 1;
+        let (table, source) = self.table_source();
+        let own = scope(&Scope::default(), std::slice::from_ref(&source));
+        let inner = scope(outer, std::slice::from_ref(&source));
+        let conditions = if self.chance.one_in(2) {
+            list(" WHERE ", vec![self.correlation(outer, &source)], "")
+        } else {
+            self.conditions(" WHERE ", &inner)
+        };
+        let aggregate = self.aggregate(of, &own);
+        self.nesting -= 1;
+        let unique: Vec<_> = source
+            .unique
+            .iter()
+            .map(|name| text(format!("{}.{name}", source.alias)))
+            .collect();
+        match aggregate {
+            Some(value) if unique.is_empty() || self.chance.one_in(2) => {
+                all([text("(SELECT "), value, text(" FROM "), table, conditions, text(")")]).typed(of)
+            }
+            _ if unique.is_empty() => self.leaf(of, outer),
+            _ => {
+                let value = self.leaf(of, &own);
+                let order = list(" ORDER BY ", unique, " LIMIT 1)");
+                all([text("(SELECT "), value, text(" FROM "), table, conditions, order]).typed(of)
+            }
+        }
+    }
+}
+
+/// Columns of some sources and of the queries around.
+pub(super) fn scope(outer: &Scope, sources: &[Source]) -> Scope {
+    let own = sources.iter().flat_map(Source::columns);
+    Scope {
+        // Twice, so that expressions are mostly about the query's own rows.
+        columns: own.clone().chain(own).chain(outer.columns.iter().cloned()).collect(),
+        grouped: None,
+    }
+}
+
+/// A scope over groups.
+pub(super) fn grouped(keys: Vec<(Type, Node)>, input: Scope) -> Scope {
+    Scope {
+        columns: keys,
+        grouped: Some(Rc::new(input)),
+    }
+}
+
+/// Names that the grammar gives to output columns.
+pub(super) fn numbered(types: &[Type]) -> Vec<(String, Type)> {
+    (1..)
+        .map(|number| format!("o{number}"))
+        .zip(types.iter().copied())
+        .collect()
+}

@@ -1,0 +1,250 @@
+//! INSERT, UPDATE and DELETE, in all forms whose result is fixed.
+
+use super::Grammar;
+use super::expression::Scope;
+use super::node::{Node, all, list, text};
+use super::schema::{Column, Table};
+use super::source::{Source, scope};
+use super::types::Type;
+
+impl Grammar<'_> {
+    /// A statement that writes, and the table that it writes to.
+    pub(super) fn write(&mut self) -> (Node, String) {
+        let table = self.chance.pick(&self.schema.tables).clone();
+        let node = match self.chance.below(10) {
+            0..=2 => self.insert_values(&table),
+            3 | 4 => self.insert_select(&table),
+            5..=7 => self.update(&table),
+            _ => self.delete(&table),
+        };
+        (node, table.name)
+    }
+
+    /// Sources that see a table's own columns under its own name.
+    fn target(table: &Table, alias: &str) -> Source {
+        Source {
+            alias: alias.to_owned(),
+            columns: table
+                .columns
+                .iter()
+                .map(|column| (column.name.clone(), column.of))
+                .collect(),
+            unique: table.key_columns().iter().map(|column| column.name.clone()).collect(),
+        }
+    }
+
+    fn insert_values(&mut self, table: &Table) -> Node {
+        let columns = self.some_columns(table);
+        let rows = (0..*self.chance.pick(&[1, 1, 2, 3, 5]))
+            .map(|_| {
+                let values = columns.iter().map(|column| self.inserted(column)).collect();
+                list("(", values, ")")
+            })
+            .collect();
+        let conflict = self.on_conflict(table);
+        let returning = self.returning(&Self::target(table, &table.name));
+        all([
+            insert_into(table, &columns),
+            list("VALUES ", rows, ""),
+            conflict,
+            returning,
+        ])
+    }
+
+    fn inserted(&mut self, column: &Column) -> Node {
+        match self.chance.below(10) {
+            0 => self.expression(column.of, &Scope::default(), 1),
+            1 => text("DEFAULT"),
+            _ => self.bare_constant(column.of),
+        }
+    }
+
+    fn insert_select(&mut self, table: &Table) -> Node {
+        let columns = self.some_columns(table);
+        let types: Vec<_> = columns.iter().map(|column| column.of).collect();
+        let query = self.query(&Scope::default(), 1, Some(&types));
+        if table.key > 0 && self.chance.one_in(2) {
+            // A row that loses against another row of the same statement may be any of them, but for its key.
+            self.picks_rows = true;
+            return all([
+                insert_into(table, &columns),
+                query.node,
+                text(" ON CONFLICT DO NOTHING"),
+            ]);
+        }
+        let returning = self.returning(&Self::target(table, &table.name));
+        all([insert_into(table, &columns), query.node, returning])
+    }
+
+    fn on_conflict(&mut self, table: &Table) -> Node {
+        if table.key == 0 || self.chance.one_in(2) {
+            return all([]);
+        }
+        let key: Vec<_> = table
+            .key_columns()
+            .iter()
+            .map(|column| text(column.name.clone()))
+            .collect();
+        let target = list(" ON CONFLICT (", key, ")");
+        if self.chance.one_in(3) {
+            return all([target, text(" DO NOTHING")]).optional();
+        }
+        let own = Self::target(table, &table.name);
+        let excluded = Self::target(table, "excluded");
+        let inner = scope(&Scope::default(), &[own, excluded]);
+        let set = self.assignments(table, &inner, false);
+        let filter = if self.chance.one_in(3) {
+            self.conditions(" WHERE ", &inner)
+        } else {
+            all([])
+        };
+        all([target, list(" DO UPDATE SET ", set, ""), filter]).optional()
+    }
+
+    fn update(&mut self, table: &Table) -> Node {
+        let alias = self.alias('u');
+        let own = Self::target(table, &alias);
+        let inner = scope(&Scope::default(), std::slice::from_ref(&own));
+        let head = text(format!("UPDATE {} AS {alias}", table.name));
+        if self.chance.one_in(4)
+            && let Some((other, source, link)) = self.one_row_each(&own)
+        {
+            let both = scope(&Scope::default(), &[own.clone(), source]);
+            let set = self.assignments(table, &both, false);
+            let filter = self.conditions(" AND ", &both);
+            let returning = self.returning(&own);
+            return all([
+                head,
+                list(" SET ", set, ""),
+                text(" FROM "),
+                other,
+                text(" WHERE "),
+                link,
+                filter,
+                returning,
+            ]);
+        }
+        let moves = self.chance.one_in(4);
+        self.may_collide = moves;
+        let set = self.assignments(table, &inner, moves);
+        let filter = if self.chance.one_in(5) {
+            all([])
+        } else {
+            self.conditions(" WHERE ", &inner)
+        };
+        let returning = self.returning(&own);
+        all([head, list(" SET ", set, ""), filter, returning])
+    }
+
+    fn delete(&mut self, table: &Table) -> Node {
+        let alias = self.alias('u');
+        let own = Self::target(table, &alias);
+        let inner = scope(&Scope::default(), std::slice::from_ref(&own));
+        let head = text(format!("DELETE FROM {} AS {alias}", table.name));
+        if self.chance.one_in(3) {
+            // A row goes once, however many rows it meets.
+            let (other, source) = self.table_source();
+            let both = scope(&Scope::default(), &[own.clone(), source]);
+            let filter = self.conditions(" WHERE ", &both);
+            let returning = self.returning(&own);
+            return all([head, text(" USING "), other, filter, returning]);
+        }
+        let filter = if self.chance.one_in(6) {
+            all([])
+        } else {
+            self.conditions(" WHERE ", &inner)
+        };
+        let returning = self.returning(&own);
+        all([head, filter, returning])
+    }
+
+    /// Another table of which each row of the target meets one row at most, and how.
+    fn one_row_each(&mut self, own: &Source) -> Option<(Node, Source, Node)> {
+        let (other, source) = self.table_source();
+        let of = |source: &Source, name: &str| source.columns.iter().find(|(has, _)| has == name).map(|(_, of)| *of);
+        let mut links = Vec::new();
+        for name in &source.unique {
+            let wanted = of(&source, name)?;
+            let fitting: Vec<_> = own.columns.iter().filter(|(_, of)| *of == wanted).collect();
+            if fitting.is_empty() {
+                return None;
+            }
+            let (column, _) = *self.chance.pick(&fitting);
+            links.push(text(format!("{}.{name} = {}.{column}", source.alias, own.alias)));
+        }
+        let link = Node::List {
+            before: "",
+            items: links.clone(),
+            between: " AND ",
+            after: "",
+            least: links.len(),
+        };
+        (!links.is_empty()).then_some((other, source, link))
+    }
+
+    fn assignments(&mut self, table: &Table, scope: &Scope, moves: bool) -> Vec<Node> {
+        let mut assignments = Vec::new();
+        if moves && let Some(column) = table.key_columns().first() {
+            let value = match column.of {
+                // Numbers that are shifted stay apart from each other, mostly.
+                Type::Int4 | Type::Int8 if self.chance.one_in(2) => {
+                    let own = scope
+                        .columns
+                        .iter()
+                        .find(|(_, node)| matches!(node, Node::Text(words) if words.ends_with(".k0")));
+                    own.map_or_else(|| text("7"), |(_, node)| all([text("("), node.clone(), text(" # 5)")]))
+                }
+                of => self.expression(of, scope, 1),
+            };
+            assignments.push(all([text(format!("{} = ", column.name)), value]));
+        }
+        let others = &table.columns[table.key..];
+        if assignments.is_empty() || self.chance.one_in(2) {
+            let column = self.chance.pick(others).clone();
+            let value = match self.chance.one_in(12) {
+                true => text("DEFAULT"),
+                false => self.expression(column.of, scope, 2),
+            };
+            assignments.push(all([text(format!("{} = ", column.name)), value]));
+        }
+        assignments
+    }
+
+    fn returning(&mut self, source: &Source) -> Node {
+        if !self.chance.one_in(3) {
+            return all([]);
+        }
+        if self.chance.one_in(3) {
+            return text(format!(" RETURNING {}.*", source.alias)).optional();
+        }
+        let inner = scope(&Scope::default(), std::slice::from_ref(source));
+        let items = (0..self.chance.between(1, 3))
+            .map(|_| {
+                let (of, _) = self.any_column(&inner);
+                self.nesting += 9;
+                let value = self.expression(of, &inner, 1);
+                self.nesting -= 9;
+                value
+            })
+            .collect();
+        list(" RETURNING ", items, "").optional()
+    }
+
+    /// The key's columns and some others, in any order.
+    fn some_columns(&mut self, table: &Table) -> Vec<Column> {
+        let must = table.key.max(1);
+        let mut columns = table.columns[..must].to_vec();
+        for column in &table.columns[must..] {
+            if !self.chance.one_in(3) {
+                let at = self.chance.below(columns.len() + 1);
+                columns.insert(at, column.clone());
+            }
+        }
+        columns
+    }
+}
+
+fn insert_into(table: &Table, columns: &[Column]) -> Node {
+    let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
+    text(format!("INSERT INTO {} ({}) ", table.name, names.join(", ")))
+}
