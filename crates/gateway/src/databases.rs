@@ -1,6 +1,7 @@
 //! What a gateway holds per database: its catalog and its transaction coordinator, opened at first use.
 
 use crate::judged::Judged;
+use crate::user_types::UserTypes;
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Shards;
@@ -17,6 +18,7 @@ pub(crate) struct Database {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) coordinator: Arc<Coordinator>,
     pub(crate) judged: Judged,
+    pub(crate) types: UserTypes,
 }
 
 /// All databases in use.
@@ -70,6 +72,7 @@ impl Databases {
             catalog,
             coordinator,
             judged: Judged::default(),
+            types: UserTypes::default(),
         });
         open.insert(name.to_owned(), database.clone());
         Ok(database)

@@ -22,6 +22,7 @@ mod session;
 mod statements;
 mod template;
 mod tls;
+mod user_types;
 
 pub use authentication::{DEFAULT_RULES, Rules};
 pub use listener::{Error, Gateway, GatewayHandle};

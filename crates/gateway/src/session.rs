@@ -103,6 +103,17 @@ pub(crate) struct Unit<'a> {
 }
 
 impl<'a> Unit<'a> {
+    /// The same with parameters of these types, if there are others than its own.
+    pub(crate) fn with_types<'b>(self, types: Option<&'b [u32]>) -> Unit<'b>
+    where
+        'a: 'b,
+    {
+        match types {
+            Some(types) => Unit { types, ..self },
+            None => self,
+        }
+    }
+
     /// The parameters as routing wants them, with these types.
     pub(crate) fn values(&self, types: &[u32]) -> Vec<ParameterValue<'a>> {
         let value = |(i, (binary, value)): (usize, &'a (bool, Option<Bytes>))| ParameterValue {

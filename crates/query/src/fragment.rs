@@ -40,9 +40,13 @@ pub(crate) fn places(table: &Table, wanted: &[RangeId]) -> Option<Vec<Place>> {
     Some(shards.into_iter().map(place).collect())
 }
 
-/// Types and values for a piece of the statement that keeps the client's parameter numbers. Parameters that it does
+/// Types and values for a piece of the statement on that shard, which keeps the client's parameter numbers. Parameters that it does
 /// not use are sent as NULLs of type text: their types may not exist on the shard, and PostgreSQL wants a type for each.
-pub(crate) fn parameters(statement: &Statement<'_>, sql: &str) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
+pub(crate) fn parameters(
+    statement: &Statement<'_>,
+    sql: &str,
+    shard: ShardId,
+) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
     const TEXT: u32 = 25;
     if statement.parameters.is_empty() {
         return (Vec::new(), Vec::new());
@@ -52,7 +56,11 @@ pub(crate) fn parameters(statement: &Statement<'_>, sql: &str) -> (Vec<u32>, Vec
     (1..=count)
         .map(
             |number| match (used.contains(&number), statement.parameters.get(number - 1)) {
-                (true, Some(value)) => (statement.parameter_types[number - 1], value.clone()),
+                (true, Some(value)) => {
+                    let of = statement.parameter_types[number - 1];
+                    let there = statement.types_elsewhere.get(&(shard, of)).copied();
+                    (there.unwrap_or(of), value.clone())
+                }
                 _ => (TEXT, (false, None)),
             },
         )

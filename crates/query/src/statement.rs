@@ -1,9 +1,10 @@
 //! What comes in: a statement that needs several ranges, and what PostgreSQL says about its parameters and columns.
 
 use bytes::{Buf, Bytes};
-use pgherd_model::{ServerError, Snapshot};
+use pgherd_model::{ServerError, ShardId, Snapshot};
 use pgherd_shards::{Backend, ColumnDescription, parse_row_description};
 use postgres_protocol::message::frontend;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A client's statement with everything that decides its result.
@@ -23,6 +24,8 @@ pub struct Statement<'a> {
     pub search_path: &'a [Arc<str>],
     /// the catalog it is planned with
     pub snapshot: &'a Snapshot,
+    /// the OIDs of parameters' types on other shards than the home shard, where they are not the same: (shard, home's OID)
+    pub types_elsewhere: &'a BTreeMap<(ShardId, u32), u32>,
     /// SETs that another connection must run first to have the session's settings; may be empty
     pub settings_sql: &'a str,
 }

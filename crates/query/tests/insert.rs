@@ -64,6 +64,7 @@ async fn ours(f: &Fixture, sql: &str) -> Result<(u64, Vec<String>), ServerError>
             result_formats: &[],
             search_path: &search_path,
             snapshot: &f.snapshot,
+            types_elsewhere: &Default::default(),
             settings_sql: "",
         };
         let columns = description.columns.as_deref();

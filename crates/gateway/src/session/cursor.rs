@@ -129,11 +129,15 @@ impl Session {
             )
         })?;
         let settings_sql = self.settings.set_sql();
+        let types_elsewhere = self
+            .types_elsewhere(&description.parameter_types, &entered.snapshot)
+            .await?;
         let search_path = self.settings.search_path.clone();
         let statement = pgherd_query::Statement {
             text: &query.statement.text,
             ast,
             parameter_types: &description.parameter_types,
+            types_elsewhere: &types_elsewhere,
             parameters: query.parameters,
             result_formats: &[],
             search_path: &search_path,

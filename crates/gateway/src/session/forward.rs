@@ -6,6 +6,7 @@ use super::relay::{End, Failure, Filter, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::StatementCache;
 use crate::template::Template;
+use crate::user_types::Asking;
 use bytes::Bytes;
 use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_shards::Backend;
@@ -64,6 +65,9 @@ impl Session {
     /// Autocommit on one shard: PostgreSQL's own behaviour at PostgreSQL's own price.
     async fn forward_alone(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
         let fresh = || entered.guard.is_valid();
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        let types = asking.on_shard(part.shard, unit.types).await?;
+        let unit = unit.with_types(types.as_deref());
         let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.gateway.cache, part, unit, self.keep(unit, entered))?;
@@ -72,6 +76,7 @@ impl Session {
             hide_preparation: true,
             hold_tag: false,
             hide_no_data: matches!(unit.mode, Mode::SimplePrepared),
+            foreign: asking.foreign(part.shard),
         };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;
@@ -135,6 +140,9 @@ impl Session {
     ) -> Result<Reply, Problem> {
         let fresh = || entered.guard.is_valid();
         let keep = self.keep(unit, entered);
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        let types = asking.on_shard(part.shard, unit.types).await?;
+        let unit = unit.with_types(types.as_deref());
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let backend = enlist(&mut open.transaction, unit, part.shard).await?;
         clock.iter().for_each(|setting| backend.queue_silent(setting));
@@ -146,6 +154,7 @@ impl Session {
             hide_preparation: true,
             hold_tag: true,
             hide_no_data: again || matches!(unit.mode, Mode::SimplePrepared),
+            foreign: asking.foreign(part.shard),
         };
         let end = relay(backend, &mut self.client, filter, &fresh).await;
         let reply = settle(backend, parsed, end)?;

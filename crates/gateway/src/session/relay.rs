@@ -4,18 +4,22 @@
 //! looked at. An error is returned, not written, so that the caller can retry a stale route.
 
 use crate::client::{Client, FLUSH_AT};
+use crate::user_types::{Asking, has_user_types};
+use bytes::BytesMut;
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
 
 /// What of an extended reply the client is not to see, because the gateway answered it already or asked itself.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Filter {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Filter<'a> {
     /// ParseComplete and BindComplete
     pub(crate) hide_preparation: bool,
     /// CommandComplete and PortalSuspended, which the caller sends when a commit has succeeded
     pub(crate) hold_tag: bool,
     /// NoData, which the simple protocol does not have
     pub(crate) hide_no_data: bool,
+    /// who translates the OIDs of users' types, where it is not the home shard that answers
+    pub(crate) foreign: Option<&'a Asking<'a>>,
 }
 
 /// How a reply ended.
@@ -69,7 +73,7 @@ impl From<std::io::Error> for Failure {
 pub(crate) async fn relay(
     backend: &mut Backend,
     client: &mut Client,
-    filter: Filter,
+    filter: Filter<'_>,
     fresh: &(dyn Fn() -> bool + Sync),
 ) -> Result<End, Failure> {
     match backend.skip_silent().await {
@@ -99,6 +103,20 @@ pub(crate) async fn relay(
                 return Ok(End::Ready(reply));
             }
             Step::Copy(tag) => return Ok(End::Copy(tag)),
+            Step::Types(mut message) => {
+                if let Some(asking) = filter.foreign {
+                    let mut body = message.split_off(HEADER);
+                    let described = asking.describe(backend.shard(), &mut body).await;
+                    if let Err(error) = described {
+                        // Its rows are not read.
+                        backend.taint();
+                        return Err(Failure::Shard(error.into()));
+                    }
+                    message.unsplit(body);
+                }
+                client.out.extend_from_slice(&message);
+                continue;
+            }
             Step::More => {}
         }
         if client.out.len() >= FLUSH_AT {
@@ -115,14 +133,19 @@ pub(crate) async fn relay(
     }
 }
 
+/// Bytes before a message's body: its letter and its length.
+const HEADER: usize = 5;
+
 enum Step {
     More,
+    /// a RowDescription with OIDs that are that shard's own
+    Types(BytesMut),
     Ready,
     Copy(u8),
 }
 
 /// Takes all whole messages from the inbox.
-fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter, reply: &mut Reply) -> Step {
+fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>, reply: &mut Reply) -> Step {
     // [0, passed) of the inbox goes to the client as it is; messages are only looked at, and copied in runs.
     let mut passed = 0;
     loop {
@@ -139,7 +162,8 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter, rep
         }
         let tag = rest[0];
         let passes = match tag {
-            b'D' | b'T' | b't' | b'I' | b'd' | b'c' => true,
+            b'T' => filter.foreign.is_none() || !has_user_types(&rest[HEADER..whole]),
+            b'D' | b't' | b'I' | b'd' | b'c' => true,
             b'n' => !filter.hide_no_data,
             b'C' => {
                 if filter.hold_tag {
@@ -177,6 +201,7 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter, rep
             b'E' => {
                 reply.error.get_or_insert_with(|| ServerError::from_body(body));
             }
+            b'T' => return Step::Types(message),
             b'S' => {
                 backend.note(tag, body);
                 client.out.extend_from_slice(&message);

@@ -6,6 +6,7 @@ use super::plan::canceled;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::CancelSlot;
 use crate::statements::StatementCache;
+use crate::user_types::Asking;
 use bytes::{BufMut, BytesMut};
 use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_shards::{Backend, SimpleResult};
@@ -28,6 +29,20 @@ struct Answer {
     error: Option<ServerError>,
     /// what was asked behind the statement
     asked: Option<Vec<SimpleResult>>,
+}
+
+impl Answer {
+    /// Gives its description the OIDs that clients know.
+    async fn describe(&mut self, asking: &Asking<'_>, shard: ShardId) -> Result<(), ServerError> {
+        if let Some(foreign) = asking.foreign(shard)
+            && let Some(description) = self.description.take()
+        {
+            let mut body = BytesMut::from(&description[..]);
+            foreign.describe(shard, &mut body).await?;
+            self.description = Some(body.freeze());
+        }
+        Ok(())
+    }
 }
 
 impl Session {
@@ -170,6 +185,7 @@ impl Session {
                 .collect();
             let run = Run {
                 unit,
+                asking: Asking::new(&self.database, &self.who, self.gateway.shards.home()),
                 entered,
                 before: &before,
                 cut: cut.as_ref(),
@@ -198,6 +214,10 @@ impl Session {
         self.cancel.slot.clear();
         if !entered.guard.is_valid() {
             return Err(lost_lease().into());
+        }
+        if let (Some(part), Some(answer)) = (parts.first(), answers.first_mut()) {
+            let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+            answer.describe(&asking, part.shard).await?;
         }
         self.put_answers(unit, &answers, merge);
         Ok(Some(sum_tags(&answers)))
@@ -276,6 +296,7 @@ fn interleaves(order: &[u16], answers: &[Answer]) -> bool {
 /// A statement that is sent to several shards at once.
 struct Run<'a> {
     unit: Unit<'a>,
+    asking: Asking<'a>,
     entered: &'a Entered,
     /// what goes before it
     before: &'a [String],
@@ -325,6 +346,7 @@ impl Run<'_> {
             if let Some(cut) = self.cut {
                 cut.catch_up(transaction, part.shard);
             }
+            let types = self.asking.on_shard(part.shard, self.unit.types).await?;
             let backend = enlist(transaction, self.unit, part.shard).await?;
             match n {
                 0 => slot.start(backend.cancel_token()),
@@ -333,7 +355,8 @@ impl Run<'_> {
             self.before.iter().for_each(|setting| backend.queue_silent(setting));
             lock_fences(backend, part);
             // Parsed anew: which of several prepared statements came through is not worth following.
-            put_statement(backend, cache, part, without_limit(self.unit), None)?;
+            let unit = without_limit(self.unit).with_types(types.as_deref());
+            put_statement(backend, cache, part, unit, None)?;
             if self.cut.is_some() {
                 backend.queue_query(ASK)?;
             }

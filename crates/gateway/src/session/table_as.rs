@@ -7,6 +7,7 @@ use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_sql::{Kind, ObjectName, Route, TableAs};
+use std::collections::BTreeMap;
 
 /// What PostgreSQL answers when no rows were asked for.
 const NO_ROWS: &str = "CREATE TABLE AS";
@@ -195,6 +196,7 @@ impl Session {
             text: &statement.text,
             ast,
             parameter_types: &[],
+            types_elsewhere: &BTreeMap::new(),
             parameters: &[],
             result_formats: &[],
             search_path: &search_path,

@@ -357,7 +357,7 @@ impl Gathered {
                     place.relation,
                     self.where_sql()
                 );
-                let (parameter_types, parameters) = fragment::parameters(statement, &sql);
+                let (parameter_types, parameters) = fragment::parameters(statement, &sql, place.shard);
                 Fragment {
                     shard: place.shard,
                     portal: format!("f{}", self.first_portal + i),

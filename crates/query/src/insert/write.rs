@@ -209,7 +209,7 @@ impl Writer<'_> {
         if let Some(sharded) = sharded(plan.table.as_ref()) {
             backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", sharded.fence));
         }
-        let (mut parameter_types, mut parameters) = crate::fragment::parameters(self.statement, &self.sql);
+        let (mut parameter_types, mut parameters) = crate::fragment::parameters(self.statement, &self.sql, shard);
         parameter_types.truncate(self.statement.parameters.len());
         parameters.truncate(self.statement.parameters.len());
         parameter_types.extend(types);

@@ -150,7 +150,7 @@ fn fragments(
         counts.push(places.len());
         for place in places {
             let sql = format!("SELECT {} FROM {}{filter}", part.select.join(", "), place.relation);
-            let (parameter_types, parameters) = fragment::parameters(statement, &sql);
+            let (parameter_types, parameters) = fragment::parameters(statement, &sql, place.shard);
             fragments.push(Fragment {
                 shard: place.shard,
                 portal: format!("f{}", fragments.len()),

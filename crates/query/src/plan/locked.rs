@@ -88,7 +88,9 @@ impl Locked {
             "" => String::new(),
             filter => format!(" AND ({filter})"),
         };
-        let (parameter_types, parameters) = fragment::parameters(statement, &format!("{select}{filter}"));
+        // Only types of PostgreSQL's own get here, which are the same on every shard.
+        let home = statement.snapshot.home();
+        let (parameter_types, parameters) = fragment::parameters(statement, &format!("{select}{filter}"), home);
         let runs = plan.fragments.into_iter().zip(places).map(|(fragment, place)| Run {
             fragment,
             relation: place.relation,

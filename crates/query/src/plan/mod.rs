@@ -289,7 +289,7 @@ fn fragments(statement: &Statement<'_>, places: &[fragment::Place], shape: &Shap
     }
     let make = |(i, place): (usize, &fragment::Place)| {
         let sql = format!("SELECT {distinct}{} FROM {}{end}", select.join(", "), place.relation);
-        let (parameter_types, parameters) = fragment::parameters(statement, &sql);
+        let (parameter_types, parameters) = fragment::parameters(statement, &sql, place.shard);
         Fragment {
             shard: place.shard,
             portal: format!("f{i}"),

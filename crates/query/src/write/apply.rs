@@ -244,7 +244,7 @@ impl<'a> Writer<'a> {
             backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", sharded.fence));
         }
         let own = self.statement.parameters.len();
-        let (mut parameter_types, mut parameters) = crate::fragment::parameters(self.statement, &step.sql);
+        let (mut parameter_types, mut parameters) = crate::fragment::parameters(self.statement, &step.sql, shard);
         parameter_types.truncate(own);
         parameters.truncate(own);
         parameter_types.extend(types);

@@ -263,6 +263,7 @@ impl Fixture {
             result_formats: &[format],
             search_path: &search_path,
             snapshot: &self.snapshot,
+            types_elsewhere: &Default::default(),
             settings_sql: "",
         };
         let columns = description.columns.unwrap_or_default();
@@ -294,6 +295,7 @@ impl Fixture {
             result_formats: &[],
             search_path: &search_path,
             snapshot: &self.snapshot,
+            types_elsewhere: &Default::default(),
             settings_sql: "",
         };
         let mut transaction = self.transaction();

@@ -14,6 +14,7 @@ use pgherd_model::{ServerError, SqlState, Table};
 use pgherd_shards::Backend;
 use pgherd_sql::copy_split::CopyOptions;
 use pgherd_sql::{CopyFormat, CopyShape, CopySource, Kind, Part, Route};
+use std::collections::BTreeMap;
 
 /// What the home shard answered to the COPY of no rows.
 struct Prologue {
@@ -134,6 +135,7 @@ impl Session {
             text,
             ast,
             parameter_types: &[],
+            types_elsewhere: &BTreeMap::new(),
             parameters: &[],
             result_formats: &[i16::from(binary)],
             search_path: &search_path,

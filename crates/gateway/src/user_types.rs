@@ -1,0 +1,198 @@
+//! Types that users made have other OIDs on every shard. Clients know those of the home shard: what they declare is translated
+//! for the shard that gets it, and what a shard describes is translated back.
+//!
+//! Where the same type is elsewhere is asked once and remembered: an OID never comes to mean another type while its own exists,
+//! and a type that is made anew has new ones everywhere.
+
+use crate::databases::Database;
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use pgherd_model::{ServerError, ShardId};
+use pgherd_shards::Identity;
+use pgherd_transaction::Coordinator;
+use std::collections::{BTreeSet, HashMap};
+
+/// Below are PostgreSQL's own types, the same everywhere (FirstNormalObjectId of access/transam.h).
+pub(crate) const FIRST_OF_USERS: u32 = 16384;
+/// Types come and go; so many are remembered at most.
+const MOST_REMEMBERED: usize = 10_000;
+
+/// From one shard's OID to another's.
+type Key = (ShardId, ShardId, u32);
+
+/// What is known of the OIDs in one database.
+#[derive(Default)]
+pub(crate) struct UserTypes {
+    known: Mutex<HashMap<Key, u32>>,
+}
+
+/// Who asks, and which shard's OIDs clients know.
+pub(crate) struct Asking<'a> {
+    types: &'a UserTypes,
+    coordinator: &'a Coordinator,
+    who: &'a Identity,
+    home: ShardId,
+}
+
+impl<'a> Asking<'a> {
+    /// For a session in that database.
+    pub(crate) fn new(database: &'a Database, who: &'a Identity, home: ShardId) -> Self {
+        Self {
+            types: &database.types,
+            coordinator: &database.coordinator,
+            who,
+            home,
+        }
+    }
+    /// Who translates what that shard describes: nobody on the home shard.
+    pub(crate) fn foreign(&self, shard: ShardId) -> Option<&Self> {
+        (shard != self.home).then_some(self)
+    }
+
+    /// The OIDs that clients know, as that shard numbers them; None where there is nothing to translate. A type that the shard
+    /// does not have, or has not committed yet, becomes 0: the shard infers it.
+    pub(crate) async fn on_shard(&self, shard: ShardId, oids: &[u32]) -> Result<Option<Vec<u32>>, ServerError> {
+        if shard == self.home || !oids.iter().any(|oid| *oid >= FIRST_OF_USERS) {
+            return Ok(None);
+        }
+        let known = self.translated(self.home, shard, oids.iter().copied()).await?;
+        let translate = |oid: &u32| match *oid < FIRST_OF_USERS {
+            true => *oid,
+            false => known.get(oid).copied().unwrap_or(0),
+        };
+        Ok(Some(oids.iter().map(translate).collect()))
+    }
+
+    /// Gives a shard's RowDescription (from its length on) the OIDs that clients know. A type that only that shard has, such as a child
+    /// table's row, keeps its own.
+    pub(crate) async fn describe(&self, shard: ShardId, body: &mut BytesMut) -> Result<(), ServerError> {
+        let places = type_places(body);
+        let oids = places.iter().map(|at| oid_at(body, *at));
+        let known = self.translated(shard, self.home, oids).await?;
+        for at in places {
+            if let Some(oid) = known.get(&oid_at(body, at)) {
+                body[at..at + 4].copy_from_slice(&oid.to_be_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    async fn translated(
+        &self,
+        from: ShardId,
+        to: ShardId,
+        oids: impl Iterator<Item = u32>,
+    ) -> Result<HashMap<u32, u32>, ServerError> {
+        let wanted: BTreeSet<u32> = oids.filter(|oid| *oid >= FIRST_OF_USERS).collect();
+        let mut found = HashMap::new();
+        {
+            let known = self.types.known.lock();
+            let pairs = wanted
+                .iter()
+                .filter_map(|oid| Some((*oid, *known.get(&(from, to, *oid))?)));
+            found.extend(pairs);
+        }
+        let unknown: Vec<String> = wanted
+            .iter()
+            .filter(|oid| !found.contains_key(oid))
+            .map(u32::to_string)
+            .collect();
+        if !unknown.is_empty() {
+            let learned = self.ask(from, to, &unknown).await?;
+            let mut known = self.types.known.lock();
+            if known.len() > MOST_REMEMBERED {
+                known.clear();
+            }
+            known.extend(learned.iter().map(|(here, there)| ((from, to, *here), *there)));
+            found.extend(learned);
+        }
+        Ok(found)
+    }
+
+    async fn ask(&self, from: ShardId, to: ShardId, oids: &[String]) -> Result<Vec<(u32, u32)>, ServerError> {
+        let names = format!(
+            "SELECT t.oid::pg_catalog.text, n.nspname::pg_catalog.text, t.typname::pg_catalog.text \
+             FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE t.oid IN ({})",
+            oids.join(", ")
+        );
+        let mut backend = self.coordinator.autocommit(from, self.who).await?;
+        let named = backend.simple(&names).await?;
+        drop(backend);
+        let Some(named) = named.first() else {
+            return Ok(Vec::new());
+        };
+        let rows: Vec<_> = (0..named.rows.len())
+            .filter_map(|row| {
+                let literal = |column| Some(pgherd_model::quote_literal(named.text(row, column)?));
+                Some(format!("({}, {}, {})", named.text(row, 0)?, literal(1)?, literal(2)?))
+            })
+            .collect();
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Not by a cast to regtype, which wants a right to use the schema.
+        let numbers = format!(
+            "SELECT v.here::pg_catalog.text, t.oid::pg_catalog.text FROM (VALUES {}) AS v(here, schema, name) \
+             JOIN pg_catalog.pg_namespace n ON n.nspname = v.schema \
+             JOIN pg_catalog.pg_type t ON t.typnamespace = n.oid AND t.typname = v.name",
+            rows.join(", ")
+        );
+        let mut backend = self.coordinator.autocommit(to, self.who).await?;
+        let numbered = backend.simple(&numbers).await?;
+        let Some(numbered) = numbered.first() else {
+            return Ok(Vec::new());
+        };
+        let pair = |row| {
+            let number = |column| numbered.text(row, column)?.parse().ok();
+            Some((number(0)?, number(1)?))
+        };
+        Ok((0..numbered.rows.len()).filter_map(pair).collect())
+    }
+}
+
+/// Whether a RowDescription's body has a type that a user made.
+pub(crate) fn has_user_types(body: &[u8]) -> bool {
+    type_places(body).iter().any(|at| oid_at(body, *at) >= FIRST_OF_USERS)
+}
+
+/// Where the types' OIDs stand in a RowDescription's body: behind each name, the table's OID and the column's number.
+fn type_places(body: &[u8]) -> Vec<usize> {
+    const BEHIND_NAME: usize = 6;
+    const FIELD: usize = 18;
+    let mut places = Vec::new();
+    let mut at = 2;
+    while let Some(name) = body.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0)) {
+        let fields = at + name + 1;
+        if body.len() < fields + FIELD {
+            break;
+        }
+        places.push(fields + BEHIND_NAME);
+        at = fields + FIELD;
+    }
+    places
+}
+
+fn oid_at(body: &[u8], at: usize) -> u32 {
+    body[at..at + 4].iter().fold(0, |oid, byte| oid << 8 | u32::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_found_behind_names() {
+        let mut body = 2i16.to_be_bytes().to_vec();
+        for (name, oid) in [("k", 23u32), ("mood", 16740)] {
+            body.extend_from_slice(name.as_bytes());
+            body.extend_from_slice(&[0, 0, 0, 64, 0, 0, 1]);
+            body.extend_from_slice(&oid.to_be_bytes());
+            body.extend_from_slice(&[0, 4, 255, 255, 255, 255, 0, 0]);
+        }
+        let places = type_places(&body);
+        let oids: Vec<_> = places.iter().map(|at| oid_at(&body, *at)).collect();
+        assert_eq!(oids, [23, 16740]);
+        assert!(has_user_types(&body));
+        assert!(type_places(&body[..body.len() - 1]).len() < 2);
+    }
+}
