@@ -123,6 +123,7 @@ impl Gateway {
             ),
             engine: Engine::new(pgherd_query::Limits {
                 memory_bytes: options.query_memory_bytes,
+                ..pgherd_query::Limits::default()
             })?,
             door: Door {
                 rules: options.access.clone(),

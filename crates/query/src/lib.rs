@@ -58,6 +58,9 @@ pub async fn select<'t>(
             Err(unused) => transaction = unused,
         }
     }
+    if let Some(rows) = gather::select_staged(&statement, transaction, engine).await? {
+        return Ok(rows);
+    }
     if let Some(plan) = plan::join_run::plan(&statement, columns) {
         match plan::join_run::run(plan, &statement, transaction, engine).await? {
             Ok(rows) => return Ok(rows),

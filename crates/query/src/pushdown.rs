@@ -6,7 +6,7 @@
 
 use crate::relations::fold;
 use crate::render::{Names, conjuncts, plain_column, render};
-use sqlparser::ast::{Expr, JoinConstraint, JoinOperator, Select, TableFactor, TableWithJoins};
+use sqlparser::ast::{BinaryOperator, Expr, JoinConstraint, JoinOperator, Select, TableFactor, TableWithJoins};
 
 /// A relation as the conditions around it see it.
 pub(crate) struct Item<'a> {
@@ -171,6 +171,29 @@ impl Names for Only<'_> {
     }
 }
 
+/// What a condition says about one relation's rows: the condition itself where it has nothing else in it, and of alternatives
+/// that each say something about the relation, that one of them holds.
+fn implied(condition: &Expr, names: &dyn Names) -> Option<String> {
+    if let Some(sql) = render(condition, names) {
+        return Some(sql);
+    }
+    match condition {
+        Expr::Nested(inner) => implied(inner, names),
+        Expr::BinaryOp {
+            left,
+            op: BinaryOperator::Or,
+            right,
+        } => {
+            let side = |side: &Expr| {
+                let parts: Vec<_> = conjuncts(side).into_iter().filter_map(|c| implied(c, names)).collect();
+                (!parts.is_empty()).then(|| parts.join(" AND "))
+            };
+            Some(format!("(({}) OR ({}))", side(left)?, side(right)?))
+        }
+        _ => None,
+    }
+}
+
 /// The conditions for each relation of this SELECT's own FROM: (where its name starts, conditions in
 /// the relation's column names). A relation without any is listed with none.
 pub(crate) fn conditions<'a>(select: &'a Select, known: &'a dyn Columns) -> Vec<(usize, Vec<String>)> {
@@ -194,7 +217,7 @@ pub(crate) fn conditions<'a>(select: &'a Select, known: &'a dyn Columns) -> Vec<
                     item: index,
                     known,
                 };
-                if allowed && let Some(sql) = render(condition, &names) {
+                if allowed && let Some(sql) = implied(condition, &names) {
                     pushed.push(sql);
                 }
             }

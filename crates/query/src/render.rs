@@ -20,7 +20,7 @@ pub(crate) trait Names {
 }
 
 /// Functions of pg_catalog that give the same result on every shard for the same arguments and settings.
-const FUNCTIONS: &[&str] = &[
+pub(crate) const FUNCTIONS: &[&str] = &[
     "abs",
     "ascii",
     "btrim",
@@ -212,6 +212,24 @@ impl Renderer<'_> {
             Expr::Extract { field, expr, .. } => {
                 write!(self.out, "EXTRACT({field} FROM ").ok()?;
                 self.expr(expr)?;
+                self.out.push(')');
+                Some(())
+            }
+            Expr::Substring {
+                expr,
+                substring_from: Some(from),
+                substring_for,
+                special: false,
+                ..
+            } => {
+                self.out.push_str("SUBSTRING(");
+                self.expr(expr)?;
+                self.out.push_str(" FROM ");
+                self.expr(from)?;
+                if let Some(length) = substring_for {
+                    self.out.push_str(" FOR ");
+                    self.expr(length)?;
+                }
                 self.out.push(')');
                 Some(())
             }

@@ -28,6 +28,8 @@ pub struct Statement<'a> {
     pub types_elsewhere: &'a BTreeMap<(ShardId, u32), u32>,
     /// SETs that another connection must run first to have the session's settings; may be empty
     pub settings_sql: &'a str,
+    /// its transaction is its own: nothing was read before it, and nothing comes behind it
+    pub alone: bool,
 }
 
 /// What PostgreSQL says about a statement before it runs.

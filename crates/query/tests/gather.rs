@@ -158,6 +158,15 @@ async fn planned_queries_give_postgresqls_answer() {
 }
 
 #[tokio::test]
+async fn in_stages_the_answers_are_the_same() {
+    let mut f = fixture().await;
+    f.plan_in_stages();
+    for file in ["gather.sql", "join.sql", "plan.sql"] {
+        f.check_file(file).await;
+    }
+}
+
+#[tokio::test]
 async fn rows_are_locked_on_every_shard() {
     let f = fixture().await;
     let mut transaction = f.transaction();

@@ -143,6 +143,7 @@ impl Session {
             search_path: &search_path,
             snapshot: &entered.snapshot,
             settings_sql: &settings_sql,
+            alone: false,
         };
         let open = self.block.open_mut().ok_or_else(no_block)?;
         self.cancel.slot.start_all(open.transaction.cancel_tokens());

@@ -16,7 +16,7 @@ impl Session {
     pub(crate) async fn plan(&mut self, unit: Unit<'_>, entered: &Entered) -> Result<(), Problem> {
         let description = self.description(unit, &entered.snapshot).await?;
         let made = self.ensure_block();
-        let result = self.plan_in_block(unit, entered, &description).await;
+        let result = self.plan_in_block(unit, entered, &description, made).await;
         let result = result.map_err(|problem| match problem {
             Problem::Error(error) if !names_missing_child(&error) => self.as_client_sees(error).into(),
             other => other,
@@ -29,6 +29,7 @@ impl Session {
         unit: Unit<'_>,
         entered: &Entered,
         description: &pgherd_query::Description,
+        made: bool,
     ) -> Result<Option<String>, Problem> {
         let ast = unit.statement.parsed.ast.as_deref().ok_or_else(|| {
             ServerError::unsupported(
@@ -51,6 +52,14 @@ impl Session {
             search_path: &search_path,
             snapshot: &entered.snapshot,
             settings_sql: &settings_sql,
+            alone: made
+                && matches!(
+                    unit.statement.parsed.kind,
+                    Kind::Select {
+                        locking: false,
+                        writes: false
+                    }
+                ),
         };
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;

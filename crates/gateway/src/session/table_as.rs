@@ -202,6 +202,7 @@ impl Session {
             search_path: &search_path,
             snapshot: &entered.snapshot,
             settings_sql: &settings_sql,
+            alone: false,
         };
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;

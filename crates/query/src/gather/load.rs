@@ -1,7 +1,7 @@
 //! Copies rows from shards into temporary tables as they arrive: nothing is kept, and a slow side slows the other.
 
 use super::source::Gathered;
-use crate::relay::{self, rows_to_binary_copy, rows_to_text_copy};
+use crate::relay::{self, RowBatch, rows_to_binary_copy, rows_to_text_copy};
 use crate::{Fragment, Transaction};
 use bytes::{BufMut, BytesMut};
 use pgherd_model::ServerError;
@@ -68,7 +68,22 @@ async fn copy(
     transaction: &mut Transaction,
     scratch: &mut Backend,
 ) -> Result<u64, ServerError> {
-    scratch.queue_query(&source.copy_sql())?;
+    open_copy(scratch, &source.copy_sql(), source.binary).await?;
+    let mut total = 0;
+    for fragment in fragments {
+        let backend = transaction.participant(fragment.shard).await?;
+        while let Some(batch) = relay::next_rows(backend).await? {
+            total += batch.rows as u64;
+            put_rows(scratch, batch, source.binary).await?;
+        }
+    }
+    close_copy(scratch, source.binary).await?;
+    Ok(total)
+}
+
+/// Starts a COPY … FROM STDIN.
+pub(super) async fn open_copy(scratch: &mut Backend, sql: &str, binary: bool) -> Result<(), ServerError> {
+    scratch.queue_query(sql)?;
     scratch.flush().await?;
     loop {
         let message = scratch.next_message().await?;
@@ -78,30 +93,31 @@ async fn copy(
             _ => {}
         }
     }
-    if source.binary {
+    if binary {
         put_copy_data(scratch.outbox(), BINARY_HEADER);
     }
-    let mut total = 0;
-    for fragment in fragments {
-        let backend = transaction.participant(fragment.shard).await?;
-        while let Some(mut batch) = relay::next_rows(backend).await? {
-            total += batch.rows as u64;
-            if source.binary {
-                rows_to_binary_copy(&mut batch.bytes);
-                scratch.outbox().extend_from_slice(&batch.bytes);
-            } else {
-                rows_to_text_copy(batch.bytes, scratch.outbox());
-            }
-            scratch.flush().await?;
-        }
+    Ok(())
+}
+
+/// Sends rows into it.
+pub(super) async fn put_rows(scratch: &mut Backend, mut batch: RowBatch, binary: bool) -> Result<(), ServerError> {
+    if binary {
+        rows_to_binary_copy(&mut batch.bytes);
+        scratch.outbox().extend_from_slice(&batch.bytes);
+    } else {
+        rows_to_text_copy(batch.bytes, scratch.outbox());
     }
-    if source.binary {
+    Ok(scratch.flush().await?)
+}
+
+/// Ends it.
+pub(super) async fn close_copy(scratch: &mut Backend, binary: bool) -> Result<(), ServerError> {
+    if binary {
         put_copy_data(scratch.outbox(), &(-1i16).to_be_bytes());
     }
     frontend::copy_done(scratch.outbox());
     scratch.flush().await?;
-    scratch.drain().await?;
-    Ok(total)
+    Ok(scratch.drain().await?)
 }
 
 fn put_copy_data(out: &mut BytesMut, bytes: &[u8]) {

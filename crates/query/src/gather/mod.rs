@@ -12,6 +12,7 @@
 pub(crate) mod clock;
 mod load;
 mod source;
+mod staged;
 
 use crate::edit::Edited;
 use crate::metadata;
@@ -106,6 +107,15 @@ pub(crate) async fn select(
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
     select_target(statement, None, transaction).await
+}
+
+/// The same for large tables, leaving as much as can be on the shards; None where [`select`] is to be used.
+pub(crate) async fn select_staged(
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+    engine: &crate::Engine,
+) -> Result<Option<Rows<'static>>, ServerError> {
+    staged::select(statement, transaction, engine).await
 }
 
 /// The same, where the relation named at the byte `target` has a column more: [`IDENTITY`].
@@ -206,7 +216,11 @@ pub(crate) async fn lock_target(
 }
 
 /// Sends the statement with the client's parameters and result formats.
-async fn start(statement: &Statement<'_>, text: &str, scratch: &mut pgherd_shards::Backend) -> Result<(), ServerError> {
+pub(super) async fn start(
+    statement: &Statement<'_>,
+    text: &str,
+    scratch: &mut pgherd_shards::Backend,
+) -> Result<(), ServerError> {
     let out = scratch.outbox();
     let too_large = |_| ServerError::internal("a message to the home shard cannot be encoded");
     frontend::parse("", text, statement.parameter_types.iter().copied(), out).map_err(too_large)?;

@@ -19,7 +19,7 @@ pub(super) struct Resolution {
     /// the name under which the home shard knows it
     pub lookup: String,
     /// None for a relation of the home shard
-    table: Option<Arc<Table>>,
+    pub table: Option<Arc<Table>>,
 }
 
 /// The column that tells the rows of a statement's target apart: `shard/tableoid/ctid/xmin`, by which the row is found
@@ -30,22 +30,26 @@ pub(crate) const IDENTITY: &str = "pgherd_row";
 pub(crate) struct Gathered {
     /// its name in pg_temp
     pub temporary: String,
-    relation: Relation,
+    pub(super) relation: Relation,
     /// indices of the columns that are filled; the others stay NULL, which nothing looks at
-    wanted: Vec<usize>,
+    pub(super) wanted: Vec<usize>,
     /// rows are copied in binary
     pub binary: bool,
-    places: Vec<Place>,
-    /// any of these (each a list of conditions that all hold); empty for all rows
-    filters: Vec<Vec<String>>,
+    pub(super) places: Vec<Place>,
+    /// for each mention the conditions that all hold; a mention without any needs all rows
+    pub(super) filters: Vec<Vec<String>>,
+    /// equal rows count once
+    pub(super) distinct: bool,
+    /// a `*` or a whole row takes all columns
+    pub(super) all_columns: bool,
     /// the statement may rely on the primary key for GROUP BY
-    with_key: bool,
+    pub(super) with_key: bool,
     /// each row has [`IDENTITY`] beside its columns
     identity: bool,
     /// number of the first portal
     first_portal: usize,
     /// places in the statement
-    mentions: Vec<usize>,
+    pub(super) mentions: Vec<usize>,
 }
 
 /// Resolves every mention. Errors: 0A000 for what the catalog refuses.
@@ -118,6 +122,8 @@ struct Needs<'a> {
     /// names that stand alone in expressions: a relation's own is its whole row
     lone: HashSet<String>,
     groups: bool,
+    /// where the SELECTs of EXISTS begin, whose outputs nobody looks at
+    exists: HashSet<usize>,
 }
 
 impl Visitor for Needs<'_> {
@@ -132,7 +138,10 @@ impl Visitor for Needs<'_> {
             .from
             .iter()
             .any(|tree| tree.joins.iter().any(|j| is_natural(&j.join_operator)));
-        if natural || select.projection.iter().any(wildcard) {
+        let looked_at = !self
+            .exists
+            .contains(&(select.select_token.0.span.start.column as usize));
+        if natural || (looked_at && select.projection.iter().any(wildcard)) {
             select.from.iter().for_each(|tree| self.take_all(tree));
         }
         self.groups |= match &select.group_by {
@@ -156,6 +165,11 @@ impl Visitor for Needs<'_> {
     }
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Exists { subquery, .. } = expr
+            && let sqlparser::ast::SetExpr::Select(select) = &*subquery.body
+        {
+            self.exists.insert(select.select_token.0.span.start.column as usize);
+        }
         if let Expr::Identifier(ident) = expr {
             self.lone.insert(crate::relations::fold(ident));
         }
@@ -206,6 +220,19 @@ pub(super) fn sources(
     metadata: &Metadata,
     target: Option<usize>,
 ) -> Vec<Gathered> {
+    apart(statement, parsed, resolutions, metadata, target, &|_| Some(0))
+}
+
+/// The same, where mentions that are given different numbers have sources of their own, and those that are given none have
+/// no source.
+pub(super) fn apart(
+    statement: &Statement<'_>,
+    parsed: &ParsedQuery,
+    resolutions: &[Resolution],
+    metadata: &Metadata,
+    target: Option<usize>,
+    number: &dyn Fn(usize) -> Option<usize>,
+) -> Vec<Gathered> {
     let relation = |i: usize| metadata.relations[i].as_ref().filter(|r| !r.is_system());
     let known = Known {
         by_place: (0..resolutions.len())
@@ -219,18 +246,19 @@ pub(super) fn sources(
         all_columns: HashSet::new(),
         lone: HashSet::new(),
         groups: false,
+        exists: HashSet::new(),
     };
     let _ = parsed.query.visit(&mut needs);
     let is_target = |i: usize| target == Some(resolutions[i].mention.span.start);
-    let mut grouped: BTreeMap<(u32, Option<RangeId>, bool), Vec<usize>> = BTreeMap::new();
+    let mut grouped: BTreeMap<(u32, Option<RangeId>, bool, usize), Vec<usize>> = BTreeMap::new();
     for (i, resolution) in resolutions.iter().enumerate() {
-        if let Some(relation) = relation(i) {
+        if let (Some(relation), Some(number)) = (relation(i), number(i)) {
             let partition = resolution.table.as_ref().and_then(|t| match t.kind {
                 TableKind::Partition { range, .. } => Some(range),
                 _ => None,
             });
             grouped
-                .entry((relation.oid, partition, is_target(i)))
+                .entry((relation.oid, partition, is_target(i), number))
                 .or_default()
                 .push(i);
         }
@@ -242,17 +270,20 @@ pub(super) fn sources(
             continue;
         };
         let places = places(statement, relation, resolutions[mentions[0]].table.as_deref());
-        let wanted = wanted(parsed, resolutions, &mentions, relation, &needs);
+        let all_columns = takes_all(parsed, resolutions, &mentions, &needs);
+        let wanted = wanted(parsed, all_columns, relation, &needs);
         let conditions = mentions
             .iter()
             .map(|&m| needs.conditions.get(&resolutions[m].mention.span.start));
-        let filters: Option<Vec<Vec<String>>> = conditions.map(|c| c.filter(|c| !c.is_empty()).cloned()).collect();
+        let filters = conditions.map(|c| c.cloned().unwrap_or_default()).collect();
         sources.push(Gathered {
             temporary: format!("pgherd_{}", sources.len() + 1),
             binary: wanted.iter().all(|&c| relation.columns[c].binary),
             wanted,
             places,
-            filters: filters.unwrap_or_default(),
+            filters,
+            distinct: false,
+            all_columns,
             with_key: needs.groups,
             identity: is_target(mentions[0]),
             first_portal,
@@ -284,20 +315,18 @@ fn places(statement: &Statement<'_>, relation: &Relation, table: Option<&Table>)
     }
 }
 
-/// A column is needed when its name is a word of the statement, or a `*` or whole row takes it.
-fn wanted(
-    parsed: &ParsedQuery,
-    resolutions: &[Resolution],
-    mentions: &[usize],
-    relation: &Relation,
-    needs: &Needs<'_>,
-) -> Vec<usize> {
-    let all = parsed.dotted_star
+/// Whether a `*` or whole row takes all columns.
+fn takes_all(parsed: &ParsedQuery, resolutions: &[Resolution], mentions: &[usize], needs: &Needs<'_>) -> bool {
+    parsed.dotted_star
         || mentions.iter().any(|&m| {
             let mention = &resolutions[m].mention;
             needs.all_columns.contains(&mention.span.start)
                 || needs.lone.contains(mention.alias.as_ref().unwrap_or(&mention.name))
-        });
+        })
+}
+
+/// A column is needed when its name is a word of the statement, or all are.
+fn wanted(parsed: &ParsedQuery, all: bool, relation: &Relation, needs: &Needs<'_>) -> Vec<usize> {
     let is_wanted = |c: &crate::metadata::Column| all || (needs.groups && c.primary) || parsed.words.contains(&c.name);
     let columns = relation.columns.iter().enumerate();
     let mut wanted: Vec<_> = columns.filter(|(_, c)| is_wanted(c)).map(|(i, _)| i).collect();
@@ -351,8 +380,9 @@ impl Gathered {
                     ),
                     false => String::new(),
                 };
+                let distinct = if self.distinct { "DISTINCT " } else { "" };
                 let sql = format!(
-                    "SELECT {}{identity} FROM {}{}",
+                    "SELECT {distinct}{}{identity} FROM {}{}",
                     self.columns_sql(),
                     place.relation,
                     self.where_sql()
@@ -389,6 +419,19 @@ impl Gathered {
         self.relation.sql()
     }
 
+    /// Bytes of a row, roughly.
+    pub(super) fn width(&self) -> f64 {
+        let width = |&c: &usize| match self.relation.columns[c].type_oid {
+            16 | 18 | 21 => 2.0,
+            23 | 26 | 700 | 1082 => 4.0,
+            20 | 701 | 1114 | 1184 => 8.0,
+            1700 => 10.0,
+            1042 => 15.0,
+            _ => 30.0,
+        };
+        self.wanted.iter().map(width).sum::<f64>() + 4.0 * self.wanted.len() as f64
+    }
+
     /// Whether it is the target's.
     pub fn has_identity(&self) -> bool {
         self.identity
@@ -402,8 +445,9 @@ impl Gathered {
         names.collect::<Vec<_>>().join(", ")
     }
 
-    fn where_sql(&self) -> String {
-        if self.filters.is_empty() {
+    /// The condition on its rows, with WHERE; empty for all rows.
+    pub(super) fn where_sql(&self) -> String {
+        if self.filters.iter().any(Vec::is_empty) {
             return String::new();
         }
         let alternatives: Vec<_> = self
@@ -478,4 +522,4 @@ impl Gathered {
 }
 
 /// A temporary table with fewer rows plans well enough without statistics.
-const ANALYZE_ROWS: u64 = 1000;
+pub(super) const ANALYZE_ROWS: u64 = 1000;

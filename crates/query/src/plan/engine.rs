@@ -8,20 +8,28 @@ use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use pgherd_model::{ServerError, SqlState, Table};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// How much the gateway may use for queries.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// bytes that all statements together may hold in memory; more is spilled to disk
     pub memory_bytes: usize,
+    /// from so many rows in its tables on, a statement is worth a plan in several steps
+    pub staged_from_rows: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_bytes: 1 << 30 }
+        Self {
+            memory_bytes: 1 << 30,
+            staged_from_rows: 20_000,
+        }
     }
 }
 
+/// For how long a number of rows is believed.
+const ROWS_ARE_FRESH: Duration = Duration::from_secs(30);
 /// Facts are forgotten beyond this many tables.
 const MOST_TABLES: usize = 10_000;
 
@@ -31,6 +39,9 @@ pub struct Engine {
     config: SessionConfig,
     /// by the address of a table's description, which is kept so that the address stays its own
     bytewise: Mutex<HashMap<usize, (Arc<Table>, bool)>>,
+    /// the same for estimated numbers of rows, with when they were asked for
+    rows: Mutex<HashMap<usize, (Arc<Table>, f64, Instant)>>,
+    staged_from_rows: f64,
 }
 
 impl std::fmt::Debug for Engine {
@@ -52,6 +63,8 @@ impl Engine {
             runtime,
             config,
             bytewise: Mutex::default(),
+            rows: Mutex::default(),
+            staged_from_rows: limits.staged_from_rows as f64,
         })
     }
 
@@ -101,6 +114,29 @@ pub(crate) fn used(plan: &dyn ExecutionPlan) -> (usize, usize) {
         spilled += more_spilled;
     }
     (memory, spilled)
+}
+
+impl Engine {
+    /// From so many rows in its tables on, a statement is worth a plan in several steps.
+    pub(crate) fn staged_from_rows(&self) -> f64 {
+        self.staged_from_rows
+    }
+
+    /// How many rows the table has, as far as that was asked lately.
+    pub(crate) fn rows_of(&self, table: &Arc<Table>) -> Option<f64> {
+        let facts = self.rows.lock().ok()?;
+        let (_, rows, asked) = facts.get(&(Arc::as_ptr(table) as usize))?;
+        (asked.elapsed() < ROWS_ARE_FRESH).then_some(*rows)
+    }
+
+    pub(crate) fn learn_rows(&self, table: &Arc<Table>, rows: f64) {
+        if let Ok(mut facts) = self.rows.lock() {
+            if facts.len() >= MOST_TABLES {
+                facts.clear();
+            }
+            facts.insert(Arc::as_ptr(table) as usize, (table.clone(), rows, Instant::now()));
+        }
+    }
 }
 
 /// DataFusion's error as PostgreSQL would report it: an error of ours from inside passes through whole.

@@ -16,7 +16,7 @@ mod join;
 pub(crate) mod join_run;
 mod key;
 mod locked;
-mod merge;
+pub(crate) mod merge;
 mod numeric;
 pub(crate) mod row;
 mod shape;

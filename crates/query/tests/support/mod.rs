@@ -10,7 +10,7 @@ use pgherd_model::{
 };
 use pgherd_query::{Engine, Limits, Statement, describe, explain, select};
 use pgherd_shards::{Backend, Identity, Options, ShardConfig, Shards, parse_data_row};
-use pgherd_transaction::{CommitIdentity, Coordinator, Mode, Transaction};
+use pgherd_transaction::{CommitIdentity, Coordinator, Isolation, Mode, Transaction};
 use std::sync::Arc;
 
 pub const SHARDS: usize = 3;
@@ -23,6 +23,8 @@ pub struct Fixture {
     pub snapshot: Snapshot,
     pub engine: Engine,
     pub who: Identity,
+    /// of [`Fixture::transaction`]
+    pub isolation: Option<Isolation>,
     coordinator: Arc<Coordinator>,
     plain: Backend,
     tables: u32,
@@ -73,6 +75,7 @@ impl Fixture {
             who,
             plain,
             tables: 0,
+            isolation: None,
         }
     }
 
@@ -150,6 +153,31 @@ impl Fixture {
         self.known(name, kind).await;
     }
 
+    /// Statements over any number of rows are planned in stages from now on, in one snapshot per transaction.
+    pub fn plan_in_stages(&mut self) {
+        self.isolation = Some(Isolation::RepeatableRead);
+        self.engine = Engine::new(Limits {
+            staged_from_rows: 0,
+            ..Limits::default()
+        })
+        .expect("engine");
+    }
+
+    /// Says that two tables, whose bounds are the same, stay together.
+    pub fn colocate(&mut self, name: &str, with: &str) {
+        let placement = |snapshot: &Snapshot, name: &str| {
+            let table = snapshot.table(&Name::new("public", name)).expect("a table");
+            (**table).clone()
+        };
+        let number = placement(&self.snapshot, with).sharded().expect("sharded").colocation;
+        let mut table = placement(&self.snapshot, name);
+        if let TableKind::Sharded(sharded) = &mut table.kind {
+            sharded.colocation = number;
+        }
+        let entries = self.snapshot.relations.get_mut(name).expect("a relation");
+        *entries = vec![("public".into(), Some(Arc::new(table)))];
+    }
+
     /// A view over sharded tables.
     pub async fn view(&mut self, name: &str, definition: &str) {
         self.everywhere(&format!("CREATE VIEW {name} AS {definition}")).await;
@@ -223,6 +251,7 @@ impl Fixture {
     pub fn transaction(&self) -> Transaction {
         let mode = Mode {
             implicit: true,
+            isolation: self.isolation,
             ..Mode::default()
         };
         self.coordinator.begin(self.who.clone(), mode)
@@ -265,6 +294,7 @@ impl Fixture {
             snapshot: &self.snapshot,
             types_elsewhere: &Default::default(),
             settings_sql: "",
+            alone: false,
         };
         let columns = description.columns.unwrap_or_default();
         let mut rows = select(statement, &columns, transaction, &self.engine).await?;
@@ -297,6 +327,7 @@ impl Fixture {
             snapshot: &self.snapshot,
             types_elsewhere: &Default::default(),
             settings_sql: "",
+            alone: false,
         };
         let mut transaction = self.transaction();
         let explained = explain(statement, &columns, "EXPLAIN ", &mut transaction)

@@ -1,0 +1,528 @@
+//! Runs the steps: each relation in its turn, then the blocks on the shards, then what is left of the statement over their rows.
+
+use super::aggregates::{self, Divided, column};
+use super::choose::Stage;
+use super::copies::{Kept, MOST_BYTES, Types};
+use super::{Fetch, Plan};
+use crate::carrier::Carrier;
+use crate::edit::Edited;
+use crate::fragment;
+use crate::gather::{clock, load, source};
+use crate::metadata;
+use crate::relay;
+use crate::rows::{Rows, Scratch};
+use crate::statement::Statement;
+use crate::views::Expanded;
+use crate::{Fragment, Transaction};
+use bytes::Bytes;
+use pgherd_model::{ServerError, ShardId, quote_identifier};
+use postgres_protocol::message::frontend;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+type Edits = Vec<(Range<usize>, String)>;
+
+/// Parameters that are added behind the client's own.
+#[derive(Default)]
+struct Added(Vec<(u32, Bytes)>);
+
+impl Added {
+    fn push(&mut self, array: (u32, Bytes)) -> usize {
+        self.0.push(array);
+        self.0.len()
+    }
+
+    /// Types and values for a piece of SQL that uses some of the client's parameters and all of these.
+    fn with(&self, statement: &Statement<'_>, sql: &str) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
+        let own = statement.parameters.len();
+        let (mut types, mut values) = fragment::parameters(statement, sql);
+        types.resize(own, 25);
+        values.resize(own, (false, None));
+        for (array_type, array) in &self.0 {
+            types.push(*array_type);
+            values.push((true, Some(array.clone())));
+        }
+        (types, values)
+    }
+}
+
+/// A stage's table on the scratch connection.
+struct Target {
+    name: String,
+    /// the columns' types as SQL
+    types: Vec<String>,
+    binary: bool,
+}
+
+struct Runner<'a, 's> {
+    plan: &'a Plan<'a>,
+    statement: &'a Statement<'s>,
+    types: Types,
+    /// what has been read, and what is kept of it
+    fetched: Vec<Fetch>,
+    kept: Vec<Kept>,
+}
+
+/// Runs the plan; None where it turns out not to be exact, or to need too much memory: then the statement can be gathered.
+pub(super) async fn run(
+    mut plan: Plan<'_>,
+    statement: &Statement<'_>,
+    expanded: &Expanded,
+    transaction: &mut Transaction,
+) -> Result<Option<Rows<'static>>, ServerError> {
+    let (home, who) = (statement.snapshot.home(), transaction.who().clone());
+    let mut scratch = Scratch::new(transaction.shards().checkout(home, &who).await?);
+    let mut setup = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}",
+        statement.settings_sql
+    );
+    for fetch in plan.fetches.iter().filter(|f| f.stage.is_none()) {
+        setup.push_str("; ");
+        setup.push_str(&fetch.source.create_sql());
+    }
+    scratch.backend().simple(&setup).await?;
+    let columns: Vec<(u32, String)> = plan.fetches.iter().flat_map(types_that_travel).collect();
+    let types = Types::of(scratch.backend(), &columns).await?;
+    let Some(targets) = targets(&plan, statement, &mut scratch).await? else {
+        return Ok(None);
+    };
+    let fetches = std::mem::take(&mut plan.fetches);
+    let mut runner = Runner {
+        plan: &plan,
+        statement,
+        types,
+        fetched: Vec::new(),
+        kept: Vec::new(),
+    };
+    let mut bytes = 0;
+    for mut fetch in fetches {
+        runner.fetch(&mut fetch, transaction, &mut scratch).await?;
+        bytes += runner
+            .kept
+            .last()
+            .and_then(|k| k.rows.as_ref())
+            .map_or(0, |rows| rows.bytes);
+        if bytes > MOST_BYTES {
+            return Ok(None);
+        }
+        runner.fetched.push(fetch);
+    }
+    for (number, (stage, target)) in plan.stages.iter().zip(&targets).enumerate() {
+        if runner
+            .stage(number, stage, target, transaction, &mut scratch)
+            .await?
+            .is_none()
+        {
+            return Ok(None);
+        }
+    }
+    let edited = runner.rest(&targets, expanded, transaction).await?;
+    let Some(edited) = edited else {
+        return Ok(None);
+    };
+    super::super::start(statement, &edited.text, scratch.backend()).await?;
+    let original = (statement.text == expanded.text).then(|| expanded.text.clone());
+    let explain = move |error: ServerError| match &original {
+        Some(original) => edited.map_back(original, error),
+        None => error.with_position(None),
+    };
+    Ok(Some(Rows::scratch(scratch, Box::new(explain))))
+}
+
+/// A nested loop over a copy of more rows than this is left out of the shards' plans: what they estimate without statistics may be
+/// far too low, and a loop over a copy has no index to use.
+const FEW_ROWS: usize = 2_000;
+
+/// The types of columns that pass through the gateway.
+fn types_that_travel(fetch: &Fetch) -> Vec<(u32, String)> {
+    let wanted = fetch.source.wanted.iter().enumerate();
+    let travels = |(place, _): &(usize, &usize)| fetch.stage.is_some() || fetch.collects.contains(place);
+    wanted
+        .filter(travels)
+        .map(|(_, &c)| {
+            let column = &fetch.source.relation.columns[c];
+            (column.type_oid, column.type_sql.clone())
+        })
+        .collect()
+}
+
+/// Makes the table for each stage's rows, with the types that PostgreSQL gives them; None where a partial result could not be
+/// added up exactly.
+async fn targets(
+    plan: &Plan<'_>,
+    statement: &Statement<'_>,
+    scratch: &mut Scratch,
+) -> Result<Option<Vec<Target>>, ServerError> {
+    let mut divided = Vec::new();
+    for (number, stage) in plan.stages.iter().enumerate() {
+        let Some((own, sql)) = stage_sql(plan, stage, &[]) else {
+            return Ok(None);
+        };
+        let name = format!("pgherd_stage_{}", number + 1);
+        let create = format!("CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {sql} WITH NO DATA");
+        let (types, values) = fragment::parameters(statement, &create);
+        let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");
+        let backend = scratch.backend();
+        frontend::parse("", &create, types.iter().copied(), backend.outbox()).map_err(nul)?;
+        fragment::bind("", &values, &[], backend.outbox())?;
+        relay::queue_execute(backend, "")?;
+        relay::sync(backend).await?;
+        backend.drain().await?;
+        divided.push((own, name));
+    }
+    if divided.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    let names: Vec<String> = divided.iter().map(|(_, name)| format!("pg_temp.{name}")).collect();
+    let metadata = metadata::read(scratch.backend(), &names, &[]).await?;
+    let mut targets = Vec::new();
+    for ((own, name), relation) in divided.into_iter().zip(metadata.relations) {
+        let Some(relation) = relation else {
+            return Ok(None);
+        };
+        let exact = |&place: &usize| {
+            let column = relation.columns.get(place);
+            column.is_some_and(|c| matches!(c.type_oid, 20 | 21 | 23 | 1700))
+        };
+        if !own.exact.iter().all(exact) {
+            return Ok(None);
+        }
+        targets.push(Target {
+            name,
+            types: relation.columns.iter().map(|c| c.type_sql.clone()).collect(),
+            binary: relation.columns.iter().all(|c| c.binary),
+        });
+    }
+    Ok(Some(targets))
+}
+
+/// A stage's SELECT, with these names of relations.
+fn stage_sql(plan: &Plan<'_>, stage: &Stage, names: &[(Range<usize>, String)]) -> Option<(Divided, String)> {
+    let own = match stage.partial {
+        true => aggregates::partial(&plan.blocks, stage.block, names, &[])?,
+        false => aggregates::whole(&plan.blocks, stage.block, names)?,
+    };
+    let parsed = plan.blocks.parsed;
+    let clauses = super::text::clauses(parsed, plan.blocks.list[stage.block].span.start)?;
+    let piece = |range: &Range<usize>| super::text::edited(&parsed.text, range, names);
+    let items: Vec<String> = own
+        .select
+        .iter()
+        .enumerate()
+        .map(|(place, sql)| format!("{sql} AS {}", column(place)))
+        .collect();
+    let distinct = if own.distinct { "DISTINCT " } else { "" };
+    let selection = clauses
+        .selection
+        .map_or(String::new(), |s| format!(" WHERE {}", piece(&s)));
+    let sql = format!(
+        "SELECT {distinct}{} FROM {}{selection}{}",
+        items.join(", "),
+        piece(&clauses.from),
+        own.tail
+    );
+    Some((own, sql))
+}
+
+impl Runner<'_, '_> {
+    /// ` AS "name"` for a relation that has no alias of its own.
+    fn alias(&self, mention: usize) -> String {
+        let mention = &self.plan.resolutions[mention].mention;
+        match mention.alias {
+            Some(_) => String::new(),
+            None => format!(" AS {}", quote_identifier(&mention.name)),
+        }
+    }
+
+    /// Reads a relation: into a temporary table, or for the shards; and the keys that bound others.
+    async fn fetch(
+        &mut self,
+        fetch: &mut Fetch,
+        transaction: &mut Transaction,
+        scratch: &mut Scratch,
+    ) -> Result<(), ServerError> {
+        let mut added = Added::default();
+        for slot in 0..fetch.source.mentions.len() {
+            // The shortest list: with several, an index over both columns would be asked for every pair.
+            let own = fetch.bounds.iter().filter(|b| b.0 == slot);
+            let known = own.filter_map(|(_, name, by, place)| {
+                let other = &self.fetched[*by].source;
+                let from = &other.relation.columns[other.wanted[*place]];
+                let keys = self.kept[*by].keys.get(place)?;
+                Some((keys.count()?, name, keys, self.types.get(from.type_oid)?))
+            });
+            if let Some((_, name, keys, carrier)) = known.min_by_key(|(count, ..)| *count)
+                && let Some(array) = keys.array(carrier)
+            {
+                let number = self.statement.parameters.len() + added.push(array);
+                fetch.source.filters[slot].push(format!("{} = ANY (${number})", quote_identifier(name)));
+            }
+        }
+        let mut fragments = fetch.source.fragments(self.statement);
+        for fragment in &mut fragments {
+            (fragment.parameter_types, fragment.parameters) = match fragment.sql.contains('$') {
+                true => added.with(self.statement, &fragment.sql),
+                false => (Vec::new(), Vec::new()),
+            };
+        }
+        let binary = fetch.source.binary;
+        let collects = if binary { fetch.collects.clone() } else { Vec::new() };
+        let mut kept = Kept::new(fetch.source.wanted.len(), fetch.stage.is_some(), &collects);
+        let copy = fetch.stage.is_none().then(|| fetch.source.copy_sql());
+        let rows = read(&fragments, copy, binary, &mut kept, transaction, scratch).await?;
+        tracing::debug!(relation = %fetch.source.relation.name, stage = ?fetch.stage, rows, bounds = added.0.len(), "read");
+        if fetch.stage.is_none() {
+            let mut finish = fetch.source.finish_sql(rows);
+            if !fetch.index.is_empty() && rows > 100 {
+                let columns: Vec<_> = fetch.index.iter().map(|c| quote_identifier(c)).collect();
+                finish.insert(
+                    0,
+                    format!(
+                        "CREATE INDEX ON pg_temp.{} ({})",
+                        fetch.source.temporary,
+                        columns.join(", ")
+                    ),
+                );
+            }
+            if !finish.is_empty() {
+                scratch.backend().simple(&finish.join("; ")).await?;
+            }
+        }
+        self.kept.push(kept);
+        Ok(())
+    }
+
+    /// Runs a block on its shards and gathers what they give. None where a type cannot travel.
+    async fn stage(
+        &mut self,
+        number: usize,
+        stage: &Stage,
+        target: &Target,
+        transaction: &mut Transaction,
+        scratch: &mut Scratch,
+    ) -> Result<Option<()>, ServerError> {
+        let mut added = Added::default();
+        let mut copies: Edits = self.known(Some(number));
+        let mut most_rows = 0;
+        for (fetch, kept) in self.fetched.iter().zip(&mut self.kept) {
+            let (Some(rows), true) = (&mut kept.rows, fetch.stage == Some(number)) else {
+                continue;
+            };
+            let columns = fetch.source.wanted.iter().map(|&c| &fetch.source.relation.columns[c]);
+            let carriers: Option<Vec<Carrier>> = columns.clone().map(|c| self.types.get(c.type_oid).cloned()).collect();
+            let Some(carriers) = carriers else {
+                return Ok(None);
+            };
+            most_rows = most_rows.max(rows.rows);
+            let (types, arrays) = rows.take(&carriers);
+            let numbers: Vec<String> = types
+                .into_iter()
+                .zip(arrays)
+                .map(|array| format!("${}", self.statement.parameters.len() + added.push(array)))
+                .collect();
+            let names: Vec<String> = columns.map(|c| quote_identifier(&c.name)).collect();
+            let sql = format!(
+                "(SELECT * FROM unnest({}) AS u({}))",
+                numbers.join(", "),
+                names.join(", ")
+            );
+            for &mention in &fetch.source.mentions {
+                let alias = match self.plan.resolutions[mention].mention.alias {
+                    Some(_) => String::new(),
+                    None => format!(" AS {}", quote_identifier(&self.plan.resolutions[mention].mention.name)),
+                };
+                copies.push((
+                    self.plan.resolutions[mention].mention.span.clone(),
+                    format!("{sql}{alias}"),
+                ));
+            }
+        }
+        if most_rows > FEW_ROWS {
+            if !self.statement.alone {
+                return Ok(None);
+            }
+            for &shard in &stage.shards {
+                let backend = transaction.participant(shard).await?;
+                backend.queue_silent("SET LOCAL enable_nestloop = off");
+            }
+        }
+        let mut fragments = Vec::new();
+        for &shard in &stage.shards {
+            let Some(fragment) = self.fragment(stage, target, shard, &copies, &added) else {
+                return Ok(None);
+            };
+            fragments.push(fragment);
+        }
+        let columns: Vec<String> = (0..target.types.len()).map(column).collect();
+        let format = if target.binary { "binary" } else { "text" };
+        let copy = format!(
+            "COPY pg_temp.{} ({}) FROM STDIN (FORMAT {format})",
+            target.name,
+            columns.join(", ")
+        );
+        let mut kept = Kept::new(0, false, &[]);
+        let rows = read(&fragments, Some(copy), target.binary, &mut kept, transaction, scratch).await?;
+        tracing::debug!(
+            number,
+            rows,
+            partial = stage.partial,
+            sql = fragments.first().map_or("", |f| &f.sql),
+            "stage"
+        );
+        if rows >= source::ANALYZE_ROWS {
+            scratch
+                .backend()
+                .simple(&format!("ANALYZE pg_temp.{}", target.name))
+                .await?;
+        }
+        Ok(Some(()))
+    }
+
+    /// Conditions that hold anyway, for what reads the relations of this stage, or of none.
+    fn known(&self, stage: Option<usize>) -> Edits {
+        let own = self.fetched.iter().filter(|f| f.stage == stage);
+        own.flat_map(|f| f.known.iter().map(|place| (place.clone(), "TRUE".to_owned())))
+            .collect()
+    }
+
+    /// What one shard runs of a stage.
+    fn fragment(
+        &self,
+        stage: &Stage,
+        target: &Target,
+        shard: ShardId,
+        copies: &[(Range<usize>, String)],
+        added: &Added,
+    ) -> Option<Fragment> {
+        let mut names: Edits = copies.to_vec();
+        let mut fences: Vec<Arc<str>> = Vec::new();
+        for (mention, resolution) in self.plan.resolutions.iter().enumerate() {
+            let (Some(_), Some(table)) = (&stage.anchors[mention], &resolution.table) else {
+                continue;
+            };
+            let all: Vec<_> = table.sharded()?.ranges.ranges().iter().map(|r| r.id).collect();
+            let place = fragment::places(table, &all)?.into_iter().find(|p| p.shard == shard)?;
+            for fence in place.fences {
+                if !fences.contains(&fence) {
+                    fences.push(fence);
+                }
+            }
+            names.push((
+                resolution.mention.span.clone(),
+                format!("{}{}", place.relation, self.alias(mention)),
+            ));
+        }
+        let (_, sql) = stage_sql(self.plan, stage, &names)?;
+        let (parameter_types, parameters) = match sql.contains('$') {
+            true => added.with(self.statement, &sql),
+            false => (Vec::new(), Vec::new()),
+        };
+        Some(Fragment {
+            shard,
+            portal: "stage".into(),
+            sql,
+            parameter_types,
+            parameters,
+            result_formats: vec![i16::from(target.binary)],
+            fences,
+        })
+    }
+
+    /// What is left of the statement: its relations' temporary tables, and in place of each block what puts its rows together.
+    async fn rest(
+        &self,
+        targets: &[Target],
+        expanded: &Expanded,
+        transaction: &mut Transaction,
+    ) -> Result<Option<Edited>, ServerError> {
+        let parsed = self.plan.blocks.parsed;
+        let mut edits: Edits = self.known(None);
+        for fetch in self.fetched.iter().filter(|f| f.stage.is_none()) {
+            for &mention in &fetch.source.mentions {
+                let name = format!("pg_temp.{}{}", fetch.source.temporary, self.alias(mention));
+                edits.push((self.plan.resolutions[mention].mention.span.clone(), name));
+            }
+        }
+        if !clock::edits(parsed, "").is_empty() {
+            let now = transaction.clock().await?.unwrap_or_default();
+            edits.extend(clock::edits(parsed, &now));
+        }
+        // Those inside others come first: they are part of what those become.
+        let mut order: Vec<usize> = (0..self.plan.stages.len()).collect();
+        let span = |s: usize| self.plan.blocks.list[self.plan.stages[s].block].span.clone();
+        order.sort_by_key(|&s| span(s).len());
+        for s in order {
+            let (stage, target) = (&self.plan.stages[s], &targets[s]);
+            let divided = match stage.partial {
+                true => aggregates::partial(&self.plan.blocks, stage.block, &[], &edits),
+                false => aggregates::whole(&self.plan.blocks, stage.block, &[]),
+            };
+            let Some(divided) = divided else {
+                return Ok(None);
+            };
+            let mut sql = divided.instead.replace("{rows}", &format!("pg_temp.{}", target.name));
+            for place in divided.sums {
+                sql = sql.replace(&format!("{{type {place}}}"), &target.types[place]);
+            }
+            let own = span(s);
+            edits.retain(|(inner, _)| !(own.start <= inner.start && inner.end <= own.end));
+            edits.push((own, sql));
+        }
+        Ok(Some(Edited::new(&expanded.text, edits)))
+    }
+}
+
+/// Executes fragments on all their shards at once and takes their rows in turn; how many there were. With `copy`, they also go
+/// into a table of the scratch connection.
+async fn read(
+    fragments: &[Fragment],
+    copy: Option<String>,
+    binary: bool,
+    kept: &mut Kept,
+    transaction: &mut Transaction,
+    scratch: &mut Scratch,
+) -> Result<u64, ServerError> {
+    transaction.open_cut(fragments).await?;
+    let read = async {
+        let mut portals: BTreeMap<ShardId, Vec<&str>> = BTreeMap::new();
+        for fragment in fragments {
+            portals.entry(fragment.shard).or_default().push(&fragment.portal);
+        }
+        for (shard, portals) in portals {
+            let backend = transaction.participant(shard).await?;
+            for portal in portals {
+                relay::queue_execute(backend, portal)?;
+            }
+            relay::sync(backend).await?;
+        }
+        if let Some(copy) = &copy {
+            load::open_copy(scratch.backend(), copy, binary).await?;
+        }
+        let mut total = 0;
+        for fragment in fragments {
+            let backend = transaction.participant(fragment.shard).await?;
+            while let Some(batch) = relay::next_rows(backend).await? {
+                total += batch.rows as u64;
+                if !kept.is_empty() {
+                    kept.add(&batch.bytes).ok_or_else(crate::plan::merge::garbled)?;
+                }
+                if copy.is_some() {
+                    load::put_rows(scratch.backend(), batch, binary).await?;
+                }
+            }
+        }
+        if copy.is_some() {
+            load::close_copy(scratch.backend(), binary).await?;
+        }
+        Ok::<u64, ServerError>(total)
+    };
+    let read = read.await;
+    for (_, backend) in transaction.participants() {
+        match &read {
+            Ok(_) => backend.drain().await?,
+            Err(_) => relay::stop(backend).await,
+        }
+    }
+    read
+}

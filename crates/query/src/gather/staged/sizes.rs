@@ -1,0 +1,128 @@
+//! How many rows a statement's relations have, and how many of them it wants: PostgreSQL's own statistics and estimates, asked
+//! of the shards. The rows of whole tables are remembered for a while, so that small statements are not slowed down.
+
+use super::choose::Size;
+use crate::Transaction;
+use crate::gather::source::{Gathered, Resolution};
+use crate::plan::engine::Engine;
+use futures::future::try_join_all;
+use pgherd_model::{ServerError, ShardId, quote_literal};
+use std::collections::BTreeMap;
+
+/// Rows of all sharded tables that are mentioned, each counted once.
+pub(super) async fn total_rows(
+    resolutions: &[Resolution],
+    transaction: &Transaction,
+    engine: &Engine,
+) -> Result<Vec<f64>, ServerError> {
+    let mut unknown: BTreeMap<String, Vec<ShardId>> = BTreeMap::new();
+    for table in resolutions.iter().filter_map(|r| r.table.as_ref()) {
+        if let Some(sharded) = table.sharded()
+            && engine.rows_of(table).is_none()
+        {
+            let shards = sharded.ranges.ranges().iter().map(|r| r.shard);
+            unknown.insert(table.name.to_string(), shards.collect());
+        }
+    }
+    if !unknown.is_empty() {
+        let names: Vec<&String> = unknown.keys().collect();
+        let asked: Vec<String> = names
+            .iter()
+            .map(|name| {
+                format!(
+                    "SELECT coalesce(sum(CASE WHEN c.reltuples < 0 THEN pg_catalog.pg_relation_size(c.oid) / 60 \
+                     ELSE c.reltuples END), 0)::float8 FROM pg_catalog.pg_inherits i \
+                     JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass({})",
+                    quote_literal(name)
+                )
+            })
+            .collect();
+        let per_shard = ask(transaction, &asked.join("; ")).await?;
+        for (i, name) in names.iter().enumerate() {
+            let rows: f64 = per_shard.iter().map(|lines| number(lines, i)).sum();
+            for table in resolutions.iter().filter_map(|r| r.table.as_ref()) {
+                if table.name.to_string() == **name {
+                    engine.learn_rows(table, rows);
+                }
+            }
+        }
+    }
+    let rows = |r: &Resolution| r.table.as_ref().and_then(|t| engine.rows_of(t)).unwrap_or(1000.0);
+    Ok(resolutions.iter().map(rows).collect())
+}
+
+fn number(lines: &[Vec<String>], place: usize) -> f64 {
+    lines
+        .get(place)
+        .and_then(|l| l.first())
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(0.0)
+}
+
+/// Runs statements on every shard, outside of the transaction; the first column of each result.
+async fn ask(transaction: &Transaction, sql: &str) -> Result<Vec<Vec<Vec<String>>>, ServerError> {
+    let (shards, who) = (transaction.shards(), transaction.who());
+    let on = |id: ShardId| async move {
+        let mut backend = shards.checkout(id, who).await?;
+        let results = backend.simple(sql).await?;
+        let lines = results.iter().map(|result| {
+            let rows = 0..result.rows.len();
+            rows.map(|row| result.text(row, 0).unwrap_or_default().to_owned())
+                .collect()
+        });
+        Ok::<_, ServerError>(lines.collect())
+    };
+    try_join_all(shards.all().iter().map(|s| on(s.id))).await
+}
+
+/// The size of each mention, from a source of its own with its conditions. Estimates come from PostgreSQL's planner on each shard;
+/// a condition with parameters counts as one in ten rows.
+pub(super) async fn sizes(
+    sources: &[Gathered],
+    resolutions: &[Resolution],
+    rows: &[f64],
+    transaction: &Transaction,
+) -> Result<Vec<Size>, ServerError> {
+    // Other tables are on the home shard only.
+    let is_sharded = |mention: usize| {
+        resolutions[mention]
+            .table
+            .as_ref()
+            .is_some_and(|t| t.sharded().is_some())
+    };
+    let mut sizes: Vec<Size> = rows
+        .iter()
+        .map(|&rows| Size {
+            rows,
+            wanted: rows,
+            width: 20.0,
+        })
+        .collect();
+    let mut asked: Vec<(usize, String)> = Vec::new();
+    for source in sources {
+        let mention = source.mentions[0];
+        let condition = source.where_sql();
+        sizes[mention].width = source.width();
+        if condition.contains('$') {
+            sizes[mention].wanted = rows[mention] / 10.0;
+        } else if !condition.is_empty() && rows[mention] > 100.0 && is_sharded(mention) {
+            let sql = format!("EXPLAIN SELECT 1 FROM {}{condition}", source.relation.sql());
+            asked.push((mention, sql));
+        }
+    }
+    if asked.is_empty() {
+        return Ok(sizes);
+    }
+    let sql: Vec<&str> = asked.iter().map(|(_, sql)| sql.as_str()).collect();
+    let per_shard = ask(transaction, &sql.join("; ")).await?;
+    for (i, (mention, _)) in asked.iter().enumerate() {
+        let estimate = |lines: &Vec<Vec<String>>| -> f64 {
+            let first = lines.get(i).and_then(|l| l.first()).map_or("", String::as_str);
+            let rows = first.split_once(" rows=").map_or("", |(_, rest)| rest);
+            rows.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0)
+        };
+        let estimated: f64 = per_shard.iter().map(estimate).sum();
+        sizes[*mention].wanted = estimated.min(rows[*mention]).max(1.0);
+    }
+    Ok(sizes)
+}
