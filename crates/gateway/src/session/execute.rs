@@ -535,11 +535,6 @@ fn statement_timeout() -> ServerError {
     ServerError::new(SqlState::QUERY_CANCELED, "canceling statement due to statement timeout")
 }
 
-/// 0A000 in one sentence.
-fn unsupported(what: &str, hint: &str) -> Problem {
-    ServerError::unsupported(format!("{what} is not supported through a gateway yet"), hint).into()
-}
-
 /// The catalog changed under a transaction that had begun: it must start again.
 pub(crate) fn stale_route(error: ServerError) -> ServerError {
     ServerError::new(

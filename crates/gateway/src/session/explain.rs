@@ -201,16 +201,21 @@ impl Session {
                     )
                 })?;
                 let settings_sql = self.settings.set_sql();
+                let types_elsewhere = self
+                    .types_elsewhere(&description.parameter_types, &entered.snapshot)
+                    .await?;
                 let search_path = self.settings.search_path.clone();
                 let statement = pgherd_query::Statement {
                     text: &inner.statement.text,
                     ast,
                     parameter_types: &description.parameter_types,
+                    types_elsewhere: &types_elsewhere,
                     parameters: inner.parameters,
                     result_formats: &[],
                     search_path: &search_path,
                     snapshot: &entered.snapshot,
                     settings_sql: &settings_sql,
+                    alone: false,
                 };
                 let columns = description.columns.as_deref().unwrap_or_default();
                 let open = self.block.open_mut().ok_or_else(no_block)?;

@@ -85,6 +85,7 @@ impl Session {
             before: &[],
             cut: None,
             in_order: false,
+            asking: Asking::new(&self.database, &self.who, self.gateway.shards.home()),
         };
         let work = run.on(
             parts.iter().collect(),

@@ -132,7 +132,7 @@ pub(super) async fn fragments(
         };
         return gather::fragments(&source, None, transaction).await;
     }
-    let (parameter_types, parameters) = crate::fragment::parameters(statement, sql);
+    let (parameter_types, parameters) = crate::fragment::parameters(statement, sql, statement.snapshot.home());
     let fragment = Fragment {
         shard: statement.snapshot.home(),
         portal: PORTAL.to_owned(),

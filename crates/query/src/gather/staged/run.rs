@@ -34,9 +34,9 @@ impl Added {
     }
 
     /// Types and values for a piece of SQL that uses some of the client's parameters and all of these.
-    fn with(&self, statement: &Statement<'_>, sql: &str) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
+    fn with(&self, statement: &Statement<'_>, sql: &str, shard: ShardId) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
         let own = statement.parameters.len();
-        let (mut types, mut values) = fragment::parameters(statement, sql);
+        let (mut types, mut values) = fragment::parameters(statement, sql, shard);
         types.resize(own, 25);
         values.resize(own, (false, None));
         for (array_type, array) in &self.0 {
@@ -161,7 +161,7 @@ async fn targets(
         };
         let name = format!("pgherd_stage_{}", number + 1);
         let create = format!("CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {sql} WITH NO DATA");
-        let (types, values) = fragment::parameters(statement, &create);
+        let (types, values) = fragment::parameters(statement, &create, statement.snapshot.home());
         let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");
         let backend = scratch.backend();
         frontend::parse("", &create, types.iter().copied(), backend.outbox()).map_err(nul)?;
@@ -262,7 +262,7 @@ impl Runner<'_, '_> {
         let mut fragments = fetch.source.fragments(self.statement);
         for fragment in &mut fragments {
             (fragment.parameter_types, fragment.parameters) = match fragment.sql.contains('$') {
-                true => added.with(self.statement, &fragment.sql),
+                true => added.with(self.statement, &fragment.sql, fragment.shard),
                 false => (Vec::new(), Vec::new()),
             };
         }
@@ -415,7 +415,7 @@ impl Runner<'_, '_> {
         }
         let (_, sql) = stage_sql(self.plan, stage, &names)?;
         let (parameter_types, parameters) = match sql.contains('$') {
-            true => added.with(self.statement, &sql),
+            true => added.with(self.statement, &sql, shard),
             false => (Vec::new(), Vec::new()),
         };
         Some(Fragment {
