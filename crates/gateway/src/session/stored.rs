@@ -96,12 +96,7 @@ impl Session {
             return Ok(());
         };
         let arguments = arguments(&unit.statement.text);
-        if arguments.is_some() {
-            let entered = self.enter(unit).await?;
-            if let pgherd_sql::Route::Refuse(error) = entered.analysis.route(&entered.snapshot, &[]) {
-                return Err(error.into());
-            }
-        }
+        self.check_arguments(unit).await?;
         let parameters = self.evaluate(name, arguments, &prepared.types).await?;
         let inner = Unit {
             statement,
@@ -122,10 +117,23 @@ impl Session {
         }
     }
 
+    /// The home shard computes arguments: they must call nothing that may read sharded tables.
+    async fn check_arguments(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        if arguments(&unit.statement.text).is_none() {
+            return Ok(());
+        }
+        let entered = self.enter(unit).await?;
+        match entered.analysis.route(&entered.snapshot, &[]) {
+            pgherd_sql::Route::Refuse(error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// The text behind an EXECUTE, and its parameters' values.
     pub(crate) async fn stored_query(&mut self, name: &str, unit: Unit<'_>) -> Result<StoredQuery, Problem> {
         let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
         let text = prepared.statement.as_ref().map(|s| s.text.to_string());
+        self.check_arguments(unit).await?;
         let parameters = self
             .evaluate(name, arguments(&unit.statement.text), &prepared.types)
             .await?;
