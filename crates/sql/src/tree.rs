@@ -32,6 +32,7 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         out: Vec::with_capacity(tokens.len() + 4),
         depth: 0,
         operands: Vec::new(),
+        redundant: redundant_parentheses(text, tokens),
         marked: false,
     };
     for i in 0..tokens.len() {
@@ -52,6 +53,35 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         let _ = statement.visit(&mut Unmark);
     }
     Some(statement)
+}
+
+/// Of three and more pairs of parentheses around the same, all but the outermost and the innermost: the parser tries each pair in
+/// two ways where it might be a row, a query or a join, which doubles its time. Two have a meaning, as in `IN ((1, 2))`.
+fn redundant_parentheses(text: &str, tokens: &[Token]) -> Vec<bool> {
+    let is = |i: usize, symbol: &str| tokens[i].kind == TokenKind::Symbol && tokens[i].is(text, symbol);
+    if !(2..tokens.len()).any(|i| is(i, "(") && is(i - 1, "(") && is(i - 2, "(")) {
+        return Vec::new();
+    }
+    let (mut open, mut closes) = (Vec::new(), vec![usize::MAX; tokens.len()]);
+    for i in 0..tokens.len() {
+        if is(i, "(") {
+            open.push(i);
+        } else if is(i, ")")
+            && let Some(at) = open.pop()
+        {
+            closes[at] = i;
+        }
+    }
+    let mut redundant = vec![false; tokens.len()];
+    for i in 1..tokens.len().saturating_sub(1) {
+        let close = closes[i];
+        // A pair is known by its close, which for what is no parenthesis, or is open to the end, is none.
+        if close < usize::MAX - 1 && close > 0 && closes[i - 1] == close + 1 && closes[i + 1] == close - 1 {
+            redundant[i] = true;
+            redundant[close] = true;
+        }
+    }
+    redundant
 }
 
 /// The most operators and set operations between two commas: each may make the tree one level deeper.
@@ -144,6 +174,8 @@ struct Conversion<'a> {
     depth: usize,
     /// the depths at which an operand of IS DISTINCT FROM is open
     operands: Vec<usize>,
+    /// parentheses that are left out, by token; empty where there are none
+    redundant: Vec<bool>,
     /// there was one
     marked: bool,
 }
@@ -232,7 +264,7 @@ impl Conversion<'_> {
         if self.word(i, "only") && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
             return None;
         }
-        if self.left_out(i) {
+        if self.left_out(i) || self.redundant.get(i) == Some(&true) {
             return Some(());
         }
         if PHRASES

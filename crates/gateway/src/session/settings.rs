@@ -78,15 +78,24 @@ impl Settings {
     pub(crate) fn set(&mut self, name: &str, sql: &str) {
         let name = name.to_ascii_lowercase();
         self.list.retain(|(n, _)| *n != name);
+        self.forget_role(&name);
         // A new role or session user resets nothing else, but what follows runs as it: keep the order.
         self.list.push((name, sql.into()));
         self.refingerprint();
+    }
+
+    /// Another session user, or the first one again, has no role set, as in PostgreSQL.
+    fn forget_role(&mut self, name: &str) {
+        if name == "session_authorization" {
+            self.list.retain(|(n, _)| n != "role");
+        }
     }
 
     /// Notes a RESET of one setting.
     pub(crate) fn reset(&mut self, name: &str) {
         let name = name.to_ascii_lowercase();
         self.list.retain(|(n, _)| *n != name);
+        self.forget_role(&name);
         if let Some(sql) = self
             .startup
             .iter()

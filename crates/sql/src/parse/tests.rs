@@ -351,3 +351,30 @@ fn tree_spans_are_bytes() {
         "größe"
     );
 }
+
+#[test]
+fn parentheses_in_a_row_take_no_time() {
+    let begun = std::time::Instant::now();
+    for (before, inside, behind) in [
+        ("SELECT a FROM ", "t", " WHERE a = 1"),
+        ("SELECT ", "a", " FROM t WHERE a = 1"),
+        ("SELECT a FROM t WHERE a IN ", "1, 2", ""),
+        ("SELECT a FROM t WHERE ", "a = 1 AND b", " LIKE 'x'"),
+        ("", "SELECT a FROM t", " UNION SELECT 1"),
+        ("INSERT INTO t VALUES ", "1, 2", ""),
+    ] {
+        let text = format!("{before}{}{inside}{}{behind}", "(".repeat(35), ")".repeat(35));
+        assert_eq!(parse(&text).expect("short").len(), 1, "{text}");
+    }
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    let tree = |text: &str| parse(text).expect(text)[0].ast.as_ref().map(|tree| tree.to_string());
+    assert_eq!(tree("SELECT ((((a)))) FROM t"), tree("SELECT ((a)) FROM t"));
+    assert_eq!(
+        tree("SELECT a IN ((((1, 2)))) FROM t"),
+        tree("SELECT a IN ((1, 2)) FROM t")
+    );
+}
