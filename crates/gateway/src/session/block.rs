@@ -447,7 +447,7 @@ impl Session {
             Ending::Prepare(name) => transaction.prepare(name).await,
         };
         let kept = matches!(&result, Ok(done) if done.tag == tag);
-        if kept && change.is_some() {
+        if kept && strict.changes_schema {
             // Others learn it from the shards; this gateway's next transaction need not fail for it.
             self.database.judged.forget();
         }

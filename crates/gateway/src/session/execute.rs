@@ -116,7 +116,7 @@ impl Session {
                 self.judged_by_home(unit).await
             }
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
-            Kind::Show { .. } if self.show_level(unit).await? || self.show_encoding(unit) => Ok(()),
+            Kind::Show { .. } if Box::pin(self.show_level(unit)).await? || self.show_encoding(unit) => Ok(()),
             Kind::Database(change) => Box::pin(self.change_database(unit, change)).await,
             Kind::WholeServer => Box::pin(self.whole_server(unit)).await,
             _ => self.routed(unit).await,

@@ -30,8 +30,8 @@ pub(crate) struct Strict {
     checked: HashSet<(ShardId, String)>,
     /// the schema's version on each shard in which that, and what is read, was looked at
     versions: HashMap<ShardId, i64>,
-    /// it changes the schema itself: from then on its versions are nobody else's
-    changes_schema: bool,
+    /// it changes the schema itself, at whatever level: from then on its versions are nobody else's
+    pub(crate) changes_schema: bool,
     /// how many savepoints were open when an INSERT last learnt whether a key was there
     learnt: Option<usize>,
     /// a statement has run
@@ -240,7 +240,8 @@ impl Session {
     /// Before the block changes the schema. What was looked at until now must still be so; what comes is looked at each time.
     pub(crate) fn note_own_change(&mut self) {
         let Some(open) = self.block.open_mut() else { return };
-        if !open.transaction.is_strict() || std::mem::replace(&mut open.strict.changes_schema, true) {
+        let noted = std::mem::replace(&mut open.strict.changes_schema, true);
+        if noted || !open.transaction.is_strict() {
             return;
         }
         for (shard, sql) in open.strict.requirements() {
