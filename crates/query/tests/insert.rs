@@ -66,6 +66,7 @@ async fn ours(f: &Fixture, sql: &str) -> Result<(u64, Vec<String>), ServerError>
             snapshot: &f.snapshot,
             types_elsewhere: &Default::default(),
             settings_sql: "",
+            alone: false,
         };
         let columns = description.columns.as_deref();
         let (count, rows) = insert_select(statement, columns, &mut transaction, &f.engine).await?;

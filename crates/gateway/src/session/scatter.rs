@@ -112,10 +112,6 @@ impl Session {
     /// Two such statements that change the same rows take them on several shards at once, each in another order, where on one
     /// server the second would just wait. So one that ended in a deadlock is undone, and None says that it may run again: shard
     /// by shard, in the order of shards. What it did cannot be undone alone where it has no savepoint in a longer block.
-    #[expect(
-        clippy::type_complexity,
-        reason = "a result within a result: the statement's own, if it stays"
-    )]
     async fn undo_deadlock(
         &mut self,
         made: bool,

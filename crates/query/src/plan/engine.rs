@@ -33,14 +33,17 @@ const ROWS_ARE_FRESH: Duration = Duration::from_secs(30);
 /// Facts are forgotten beyond this many tables.
 const MOST_TABLES: usize = 10_000;
 
+/// A table, how many rows it has, and when that was asked.
+type EstimatedRows = (Arc<Table>, f64, Instant);
+
 /// What all sessions share.
 pub struct Engine {
     runtime: Arc<RuntimeEnv>,
     config: SessionConfig,
     /// by the address of a table's description, which is kept so that the address stays its own
     bytewise: Mutex<HashMap<usize, (Arc<Table>, bool)>>,
-    /// the same for estimated numbers of rows, with when they were asked for
-    rows: Mutex<HashMap<usize, (Arc<Table>, f64, Instant)>>,
+    /// the same for estimated numbers of rows
+    rows: Mutex<HashMap<usize, EstimatedRows>>,
     staged_from_rows: f64,
 }
 

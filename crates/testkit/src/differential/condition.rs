@@ -49,7 +49,7 @@ impl Grammar<'_> {
         Node::List {
             before: "(",
             items,
-            between: *self.chance.pick(&[" OR ", " OR ", " AND "]),
+            between: self.chance.pick::<&str>(&[" OR ", " OR ", " AND "]),
             after: ")",
             least: 1,
         }

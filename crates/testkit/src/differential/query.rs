@@ -421,9 +421,8 @@ impl Grammar<'_> {
     }
 
     fn direction(&mut self) -> &'static str {
-        *self
-            .chance
-            .pick(&["", "", "", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
+        self.chance
+            .pick::<&str>(&["", "", "", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
     }
 
     fn limit(&mut self, is_total: bool) -> Node {

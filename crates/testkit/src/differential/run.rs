@@ -92,7 +92,7 @@ async fn run_all(options: &Options) -> Result<Report> {
         let (plain, ours) = (&plain, &ours);
         async move {
             let mut report = Report::default();
-            if !end.is_some_and(|end| Instant::now() > end) {
+            if end.is_none_or(|end| Instant::now() <= end) {
                 let numbers = (number * STATEMENTS).max(options.first)..((number + 1) * STATEMENTS).min(last);
                 round(options, number, numbers, (plain, ours), &mut report).await?;
             }

@@ -190,11 +190,11 @@ async fn ask(
     }
 }
 
+/// The rows that were asked for, or why there are none.
+type Asked = Result<Vec<Vec<Option<Bytes>>>, ServerError>;
+
 /// The value that was asked for; None where it is the row's fault that there is none.
-fn key_or_refused(
-    rows: Result<Result<Vec<Vec<Option<Bytes>>>, ServerError>, Problem>,
-    key_type: KeyType,
-) -> Result<Option<KeyValue>, Problem> {
+fn key_or_refused(rows: Result<Asked, Problem>, key_type: KeyType) -> Result<Option<KeyValue>, Problem> {
     match rows? {
         // Data exceptions are the row's.
         Err(error) if error.sqlstate().code().starts_with("22") => Ok(None),

@@ -50,7 +50,7 @@ fn query_tokens(parsed: &ParsedQuery, start: usize) -> Option<Range<usize>> {
 
 fn bytes(tokens: &[Token], range: Range<usize>) -> Option<Range<usize>> {
     let (first, last) = (tokens.get(range.start)?, tokens.get(range.end.checked_sub(1)?)?);
-    (range.start < range.end).then(|| first.start as usize..last.end as usize)
+    (range.start < range.end).then_some(first.start as usize..last.end as usize)
 }
 
 /// The bytes of the query whose SELECT begins there.
