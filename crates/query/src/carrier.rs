@@ -1,6 +1,7 @@
 //! Rows as array parameters: `SELECT … FROM unnest($1::int4[], $2::text[])`, in PostgreSQL's binary format, so that
 //! values travel in the type that the source query gave them and the shard does the assignment casts.
 
+use crate::metadata::{TEXT_IS_EXACT, text_is_not_exact};
 use bytes::{BufMut, Bytes, BytesMut};
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
@@ -18,6 +19,8 @@ pub(crate) struct Carrier {
     cast: Option<String>,
     /// the format in which the source gives the values
     pub format: i16,
+    /// the session's settings would change a value on its way
+    inexact: bool,
 }
 
 const TEXT: u32 = 25;
@@ -43,6 +46,18 @@ impl Carrier {
             array_sql: "text[]".to_owned(),
             cast: None,
             format: 0,
+            inexact: false,
+        }
+    }
+
+    /// Refuses what would change a value on its way.
+    ///
+    /// # Errors
+    /// 0A000, with the settings that would help.
+    pub fn check(carriers: &[Carrier]) -> Result<(), ServerError> {
+        match carriers.iter().any(|c| c.inexact) {
+            true => Err(text_is_not_exact()),
+            false => Ok(()),
         }
     }
 
@@ -71,7 +86,8 @@ pub(crate) async fn carriers(
     let sql = format!(
         "SELECT t.typarray::text, format_type(t.typarray, -1), format_type(t.oid, -1), \
          (t.oid < 16384 AND t.typarray <> 0 AND t.typtype = 'b' AND t.typcategory <> 'A' AND t.typsend <> 0 \
-          AND t.typreceive <> 0 AND t.typname !~ '^reg')::text \
+          AND t.typreceive <> 0 AND t.typname !~ '^reg')::text, \
+         (t.typtype = 'e' OR t.typname ~ '^_?reg' OR {TEXT_IS_EXACT}::boolean)::text \
          FROM unnest('{{{}}}'::oid[]) WITH ORDINALITY s(oid, n) JOIN pg_catalog.pg_type t ON t.oid = s.oid ORDER BY n",
         oids.join(",")
     );
@@ -91,6 +107,7 @@ pub(crate) async fn carriers(
                 array_sql: text(1)?.to_owned(),
                 cast: None,
                 format: 1,
+                inexact: false,
             },
             false => Carrier {
                 element: TEXT,
@@ -102,6 +119,7 @@ pub(crate) async fn carriers(
                     text(2)?.to_owned()
                 }),
                 format: 0,
+                inexact: !unknown_constant && text(4)? != "true",
             },
         });
     }

@@ -50,6 +50,21 @@ pub(crate) struct Metadata {
     pub functions: Vec<(String, bool)>,
     /// this connection's transaction has changed something
     pub wrote: bool,
+    /// under the session's settings, a value that is written as text is read as the same value
+    pub text_is_exact: bool,
+}
+
+/// SQL for whether a value that is written as text is read as the same value. Other styles of dates abbreviate time zones, which
+/// are read as others of the same name, and floats lose digits.
+pub(crate) const TEXT_IS_EXACT: &str = "(current_setting('DateStyle') ILIKE 'ISO%' \
+     AND current_setting('extra_float_digits')::integer > 0)::text";
+
+/// 0A000, where text is not exact and values would travel so.
+pub(crate) fn text_is_not_exact() -> ServerError {
+    ServerError::unsupported(
+        "values of these types cannot be passed between shards under the session's DateStyle or extra_float_digits",
+        "SET DateStyle = ISO and extra_float_digits = 1, which are the defaults.",
+    )
 }
 
 /// Asks the home shard, in one round trip, for relations by name (quoted, with or without a schema) and for users'
@@ -76,7 +91,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          SELECT f.proname::text, (f.provolatile = 'v')::text FROM pg_catalog.pg_proc f \
          WHERE f.proname = ANY ({words}::text[]) AND f.provolatile <> 'i' AND f.oid >= 16384 \
          AND f.pronamespace IS DISTINCT FROM to_regnamespace('pgherd')::oid; \
-         SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text",
+         SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text, {TEXT_IS_EXACT}",
         names = array_literal(names),
         words = array_literal(words),
     );
@@ -101,6 +116,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
             .push((name.to_owned(), functions.text(row, 1) == Some("true")));
     }
     metadata.wrote = wrote.text(0, 0) == Some("true");
+    metadata.text_is_exact = wrote.text(0, 1) == Some("true");
     Ok(metadata)
 }
 

@@ -164,7 +164,7 @@ async fn a_server_with_the_shards_settings_passes_init() {
         .filter_map(|word| word.split_once('='))
         .map(|(name, value)| (name.to_string(), value.to_string()))
         .collect();
-    assert_eq!(settings.len(), 4, "{settings:?}");
+    assert_eq!(settings.len(), 5, "{settings:?}");
     let server = PlainServer::ephemeral_with(true, false, settings).await.expect("start");
     let client = server.connect("postgres", "postgres").await.expect("connect");
     client

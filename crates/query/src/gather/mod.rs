@@ -68,6 +68,9 @@ async fn plan(
         ));
     }
     let sources = source::sources(statement, &parsed, &mentions, &metadata, target);
+    if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
+        return Err(metadata::text_is_not_exact());
+    }
     let mut edits = source::edits(&parsed, &mentions, &sources);
     if !clock::edits(&parsed, "").is_empty() {
         let now = transaction.clock().await?.unwrap_or_default();

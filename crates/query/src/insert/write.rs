@@ -50,6 +50,7 @@ pub(super) async fn run(
     }
     let home = transaction.participant(home_id).await?;
     let carriers = carriers(home, &wrapped.types, &plan.types).await?;
+    Carrier::check(&carriers)?;
     let mut formats: Vec<i16> = carriers.iter().map(|c| c.format).collect();
     formats.extend(plan.key.iter().map(|_| 1));
     let text = statement.text;

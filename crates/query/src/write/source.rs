@@ -117,6 +117,7 @@ pub(super) async fn build(
         })
         .collect();
     let carriers = carriers(home, &types, &targets).await?;
+    Carrier::check(&carriers)?;
     let mut formats = vec![0; layout.width];
     for (place, carrier) in layout.places.iter().zip(&carriers) {
         formats[*place] = carrier.format;

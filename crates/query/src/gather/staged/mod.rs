@@ -104,7 +104,8 @@ pub(super) async fn select(
     let names: Vec<String> = resolutions.iter().map(|r| r.lookup.clone()).collect();
     let home = transaction.participant(statement.snapshot.home()).await?;
     let metadata = metadata::read(home, &names, &parsed.words).await?;
-    if !metadata.functions.is_empty()
+    if !metadata.text_is_exact
+        || !metadata.functions.is_empty()
         || metadata
             .relations
             .iter()
