@@ -121,7 +121,7 @@ fn deep_and_long_texts() {
         ];
         assert_eq!(
             places,
-            ["2", "refuse", "2", "refuse", "1", "2", "refuse", "2", "2", "1", "1"]
+            ["2", "2", "2", "refuse", "1", "2", "refuse", "2", "2", "1", "1"]
         );
     });
     run.unwrap().join().unwrap();
