@@ -22,7 +22,7 @@ const DEEPEST: usize = 200;
 
 /// The tree of one statement; None where sqlparser lacks the grammar or would read something differently.
 pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
-    if longest_chain(text, tokens) > LONGEST_CHAIN {
+    if longest_chain(text, tokens) > LONGEST_CHAIN || !is_balanced(text, tokens) {
         return None;
     }
     let dialect = PostgreSqlDialect {};
@@ -53,6 +53,21 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         let _ = statement.visit(&mut Unmark);
     }
     Some(statement)
+}
+
+/// Whether each parenthesis has its other. Else it is no SQL, and the parser, which tries what stands in parentheses in several ways
+/// until one succeeds, would try them all at each level.
+fn is_balanced(text: &str, tokens: &[Token]) -> bool {
+    let mut open = 0_usize;
+    for token in tokens.iter().filter(|t| t.kind == TokenKind::Symbol) {
+        match token.text(text) {
+            "(" => open += 1,
+            ")" if open == 0 => return false,
+            ")" => open -= 1,
+            _ => {}
+        }
+    }
+    open == 0
 }
 
 /// Of three and more pairs of parentheses around the same, all but the outermost and the innermost: the parser tries each pair in
