@@ -6,12 +6,14 @@
 //! recovery and operations. This room knows nothing of transactions, routing or clients.
 
 mod backend;
+mod connection;
 mod error;
 mod pool;
 mod reply;
 mod stream;
 
-pub use backend::{Backend, CancelToken, Message, TransactionStatus};
+pub use backend::Backend;
+pub use connection::{CancelToken, Message, TransactionStatus};
 pub use error::Error;
 pub use pool::{
     Identity, LOGIN_DEFAULTS_SQL, Options, Pin, RESET_SQL, SessionSettings, ShardConfig, Shards, UNKNOWN_SETTINGS,

@@ -1,6 +1,6 @@
 //! Pools: idle connections per shard, role and database, and a limit on those in use.
 
-use crate::backend::Connection;
+use crate::connection::Connection;
 use crate::{Backend, Error};
 use ahash::AHashMap;
 use bytes::Bytes;
