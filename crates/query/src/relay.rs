@@ -1,5 +1,6 @@
 //! Rows as bytes: taken from a shard's replies message by message, without looking inside.
 
+use crate::{Fragment, Transaction};
 use bytes::{Buf, BytesMut};
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
@@ -134,6 +135,38 @@ pub(crate) async fn sync(backend: &mut Backend) -> Result<(), ServerError> {
     frontend::sync(backend.outbox());
     backend.expect_ready();
     Ok(backend.flush().await?)
+}
+
+/// Sends Execute for all portals, each shard's in order: all shards start at once.
+pub(crate) async fn execute_all(fragments: &[Fragment], transaction: &mut Transaction) -> Result<(), ServerError> {
+    let mut shards: Vec<_> = fragments.iter().map(|f| f.shard).collect();
+    shards.sort();
+    shards.dedup();
+    for shard in shards {
+        let backend = transaction.participant(shard).await?;
+        for fragment in fragments.iter().filter(|f| f.shard == shard) {
+            queue_execute(backend, &fragment.portal)?;
+        }
+        sync(backend).await?;
+    }
+    Ok(())
+}
+
+/// Reads what is left after the rows, or, after an error, stops what still runs. A statement that succeeds may not be stopped:
+/// being cancelled would fail the transaction.
+pub(crate) async fn finish(transaction: &mut Transaction, succeeded: bool) -> Result<(), ServerError> {
+    let mut failed = Ok(());
+    for (_, backend) in transaction.participants() {
+        if !backend.is_awaiting() {
+            continue;
+        }
+        if succeeded && failed.is_ok() {
+            failed = backend.drain().await.map_err(ServerError::from);
+        } else {
+            stop(backend).await;
+        }
+    }
+    failed
 }
 
 /// Stops what a connection is doing and reads its replies to the end, so that it can be used again.

@@ -7,7 +7,6 @@ use bytes::{BufMut, BytesMut};
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
 use postgres_protocol::message::frontend;
-use std::collections::BTreeMap;
 
 /// The start of a binary COPY: signature, flags, length of the header's extension
 /// (<https://www.postgresql.org/docs/15/sql-copy.html>).
@@ -21,12 +20,7 @@ pub(super) async fn load(
     scratch: &mut Backend,
 ) -> Result<(), ServerError> {
     let loaded = pump(sources, fragments, transaction, scratch).await;
-    for (_, backend) in transaction.participants() {
-        match &loaded {
-            Ok(()) => backend.drain().await?,
-            Err(_) => relay::stop(backend).await,
-        }
-    }
+    relay::finish(transaction, loaded.is_ok()).await?;
     loaded
 }
 
@@ -37,17 +31,7 @@ async fn pump(
     scratch: &mut Backend,
 ) -> Result<(), ServerError> {
     // All shards start at once; each is held back by its socket until its turn comes.
-    let mut portals: BTreeMap<_, Vec<&str>> = BTreeMap::new();
-    for fragment in fragments {
-        portals.entry(fragment.shard).or_default().push(&fragment.portal);
-    }
-    for (shard, portals) in portals {
-        let backend = transaction.participant(shard).await?;
-        for portal in portals {
-            relay::queue_execute(backend, portal)?;
-        }
-        relay::sync(backend).await?;
-    }
+    relay::execute_all(fragments, transaction).await?;
     let mut left = fragments;
     for source in sources {
         let (own, rest) = left.split_at(source.portals());

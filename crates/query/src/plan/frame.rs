@@ -170,7 +170,7 @@ pub(crate) async fn pump(
     let reading: Vec<_> = reading.collect();
     drop(lanes);
     let read = futures::future::try_join_all(reading).await;
-    let finished = super::merge::finish(transaction, read.is_ok()).await;
+    let finished = crate::relay::finish(transaction, read.is_ok()).await;
     read?;
     finished
 }

@@ -6,9 +6,10 @@ use super::frame::{self, Feed, Layout};
 use super::functions::{FinishGroup, FinishRow, JoinRows};
 use super::join::{self, JoinShape};
 use super::shape::Context;
-use super::{client_formats, merge, wanted_ranges, whole_parameter};
+use super::{client_formats, wanted_ranges, whole_parameter};
 use crate::fragment;
 use crate::pushdown::{Columns, From};
+use crate::relay;
 use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Fragment, Transaction};
@@ -178,14 +179,14 @@ pub(crate) async fn run<'t>(
         }
     }
     transaction.open_cut(&plan.fragments).await?;
-    merge::start(&plan.fragments, transaction).await?;
+    relay::execute_all(&plan.fragments, transaction).await?;
     match stream(&plan, engine).await {
         Ok(((stream, computed), feeds)) => {
             let pump = frame::pump(feeds, plan.fragments, transaction);
             Ok(Ok(Rows::computed(stream, Box::pin(pump)).by(computed)))
         }
         Err(error) => {
-            merge::finish(transaction, false).await?;
+            relay::finish(transaction, false).await?;
             Err(engine::error(error))
         }
     }

@@ -15,7 +15,7 @@
 
 use super::Plan;
 use super::key::append_sort_key;
-use super::merge::{finish, garbled};
+use super::merge::garbled;
 use super::row::{fields, messages};
 use super::shape::{Shape, SortBy, SortKey};
 use crate::fragment::{self, Place};
@@ -150,7 +150,7 @@ impl Locked {
         match filled.await {
             Ok(()) => Ok((batch.rows > 0).then_some(batch)),
             Err(error) => {
-                let _ = finish(transaction, false).await;
+                let _ = relay::finish(transaction, false).await;
                 Err(error)
             }
         }

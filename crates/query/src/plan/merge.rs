@@ -13,38 +13,6 @@ use std::collections::VecDeque;
 /// A batch is handed on at this size, bytes.
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// Sends Execute for all portals, each shard's in order.
-pub(crate) async fn start(fragments: &[Fragment], transaction: &mut Transaction) -> Result<(), ServerError> {
-    let mut shards: Vec<_> = fragments.iter().map(|f| f.shard).collect();
-    shards.sort();
-    shards.dedup();
-    for shard in shards {
-        let backend = transaction.participant(shard).await?;
-        for fragment in fragments.iter().filter(|f| f.shard == shard) {
-            relay::queue_execute(backend, &fragment.portal)?;
-        }
-        relay::sync(backend).await?;
-    }
-    Ok(())
-}
-
-/// Reads what is left after the rows, or, after an error, stops what still runs. A statement that succeeds may not be stopped:
-/// being cancelled would fail the transaction.
-pub(crate) async fn finish(transaction: &mut Transaction, succeeded: bool) -> Result<(), ServerError> {
-    let mut failed = Ok(());
-    for (_, backend) in transaction.participants() {
-        if !backend.is_awaiting() {
-            continue;
-        }
-        if succeeded && failed.is_ok() {
-            failed = backend.drain().await.map_err(ServerError::from);
-        } else {
-            relay::stop(backend).await;
-        }
-    }
-    failed
-}
-
 /// A shard's sorted rows as far as they have arrived.
 struct Run {
     fragment: usize,
@@ -99,9 +67,9 @@ impl Merge {
         match next {
             Ok(Some(batch)) => Ok(Some(batch)),
             // Where a limit was reached, the shards have limited their own rows too: little is left to read.
-            Ok(None) => finish(transaction, true).await.map(|()| None),
+            Ok(None) => relay::finish(transaction, true).await.map(|()| None),
             Err(error) => {
-                let _ = finish(transaction, false).await;
+                let _ = relay::finish(transaction, false).await;
                 Err(error)
             }
         }

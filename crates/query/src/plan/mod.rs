@@ -24,7 +24,7 @@ mod total;
 
 use crate::fragment;
 use crate::pushdown::{Columns, From};
-use crate::relay::RowBatch;
+use crate::relay::{self, RowBatch};
 use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Engine, Fragment, Transaction};
@@ -362,7 +362,7 @@ pub(crate) async fn run<'t>(
         return lock_in_order(plan, statement, transaction).await.map(Ok);
     }
     transaction.open_cut(&plan.fragments).await?;
-    merge::start(&plan.fragments, transaction).await?;
+    relay::execute_all(&plan.fragments, transaction).await?;
     if !plan.shape.group_keys.is_empty() {
         return grouped(plan, transaction, engine).await.map(Ok);
     }
@@ -414,7 +414,7 @@ async fn single_group<'t>(plan: Plan, transaction: &'t mut Transaction) -> Resul
         Ok(batch)
     };
     let read: Result<RowBatch, ServerError> = read.await;
-    merge::finish(transaction, read.is_ok()).await?;
+    relay::finish(transaction, read.is_ok()).await?;
     Ok(Rows::ready(read?))
 }
 
@@ -444,7 +444,7 @@ async fn grouped<'t>(plan: Plan, transaction: &'t mut Transaction, engine: &Engi
             Ok(Rows::computed(stream, Box::pin(pump)).by(computed))
         }
         Err(error) => {
-            merge::finish(transaction, false).await?;
+            relay::finish(transaction, false).await?;
             Err(engine::error(error))
         }
     }

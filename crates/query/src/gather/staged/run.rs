@@ -17,7 +17,6 @@ use crate::{Fragment, Transaction};
 use bytes::Bytes;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
 use postgres_protocol::message::frontend;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -485,17 +484,7 @@ async fn read(
 ) -> Result<u64, ServerError> {
     transaction.open_cut(fragments).await?;
     let read = async {
-        let mut portals: BTreeMap<ShardId, Vec<&str>> = BTreeMap::new();
-        for fragment in fragments {
-            portals.entry(fragment.shard).or_default().push(&fragment.portal);
-        }
-        for (shard, portals) in portals {
-            let backend = transaction.participant(shard).await?;
-            for portal in portals {
-                relay::queue_execute(backend, portal)?;
-            }
-            relay::sync(backend).await?;
-        }
+        relay::execute_all(fragments, transaction).await?;
         if let Some(copy) = &copy {
             load::open_copy(scratch.backend(), copy, binary).await?;
         }
@@ -518,11 +507,6 @@ async fn read(
         Ok::<u64, ServerError>(total)
     };
     let read = read.await;
-    for (_, backend) in transaction.participants() {
-        match &read {
-            Ok(_) => backend.drain().await?,
-            Err(_) => relay::stop(backend).await,
-        }
-    }
+    relay::finish(transaction, read.is_ok()).await?;
     read
 }
