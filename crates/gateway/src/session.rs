@@ -2,7 +2,7 @@
 //!
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
-//! control in [`block`] and [`prepared`], settings in [`settings`] and [`encoding_setting`], one shard in [`forward`], several in [`scatter`] and [`plan`],
+//! control in [`block`] and [`prepared`], settings in [`settings`] and [`encoding_setting`], one shard in [`forward`], several in [`scatter`] and [`plan`] ([`for_query`]),
 //! schema change in [`schema`], [`table_as`], [`database_statements`] and [`whole_server`], [`copy`], LISTEN in [`notifications`], and SQL-level PREPARE
 //! in [`stored`]. Some are run in other words: [`rewritten`], [`sequences`], [`own_state`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
@@ -14,6 +14,7 @@ mod encoding_setting;
 mod execute;
 pub(crate) mod explain;
 mod extended;
+mod for_query;
 mod forward;
 pub(crate) mod notifications;
 pub(crate) mod own_state;
@@ -145,6 +146,15 @@ pub(crate) enum Mode<'a> {
 }
 
 impl Mode<'_> {
+    /// A part of a statement, or one that is only measured: its rows come in text, and are not described.
+    pub(crate) const HIDDEN: Mode<'static> = Mode::Extended {
+        formats: &[],
+        describe: false,
+        max_rows: 0,
+        named: false,
+        portal: "",
+    };
+
     pub(crate) fn formats(&self) -> &[i16] {
         match self {
             Mode::Simple | Mode::SimplePrepared => &[],

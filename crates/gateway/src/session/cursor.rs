@@ -122,29 +122,14 @@ impl Session {
             Err(Problem::Error(error)) => return Err(super::simple::shift(error, shift).into()),
             described => described?,
         };
-        let ast = query.statement.parsed.ast.as_deref().ok_or_else(|| {
-            ServerError::unsupported(
-                "a cursor over several ranges is not supported for this query",
-                "Its grammar is known to PostgreSQL only; write it another way.",
-            )
-        })?;
-        let settings_sql = self.settings.set_sql();
-        let types_elsewhere = self
-            .types_elsewhere(&description.parameter_types, &entered.snapshot)
+        let surroundings = self
+            .surroundings(&description.parameter_types, &entered.snapshot)
             .await?;
-        let search_path = self.settings.search_path.clone();
-        let statement = pgherd_query::Statement {
-            text: &query.statement.text,
-            ast,
-            parameter_types: &description.parameter_types,
-            types_elsewhere: &types_elsewhere,
-            parameters: query.parameters,
-            result_formats: &[],
-            search_path: &search_path,
-            snapshot: &entered.snapshot,
-            settings_sql: &settings_sql,
-            alone: false,
-        };
+        let not_known = (
+            "a cursor over several ranges is not supported for this query",
+            "Its grammar is known to PostgreSQL only; write it another way.",
+        );
+        let statement = surroundings.statement(query, &description.parameter_types, &entered.snapshot, not_known)?;
         let open = self.block.open_mut().ok_or_else(no_block)?;
         self.cancel.slot.start_all(open.transaction.cancel_tokens());
         match pgherd_query::declare(statement, head, &mut open.transaction).await {

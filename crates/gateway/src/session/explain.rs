@@ -22,15 +22,6 @@ pub(crate) struct Used {
     pub(crate) statistics: Option<pgherd_query::Statistics>,
 }
 
-/// How the inner statement is run: nothing of it reaches the client.
-const RUN: Mode<'static> = Mode::Extended {
-    formats: &[],
-    describe: false,
-    max_rows: 0,
-    named: false,
-    portal: "",
-};
-
 impl Session {
     /// Runs an EXPLAIN.
     pub(crate) async fn explain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
@@ -79,7 +70,10 @@ impl Session {
     }
 
     async fn explain_inner(&mut self, unit: Unit<'_>, inner: Unit<'_>, entered: Entered) -> Result<(), Problem> {
-        let inner = Unit { mode: RUN, ..inner };
+        let inner = Unit {
+            mode: Mode::HIDDEN,
+            ..inner
+        };
         let options = ExplainOptions::read(&unit.statement.text, &unit.statement.parsed.tokens);
         let types = self.parameter_types(inner, &entered).await?;
         let route = entered.analysis.route(&entered.snapshot, &inner.values(&types));
@@ -194,29 +188,15 @@ impl Session {
             }),
             Route::Plan | Route::GatherWrite => {
                 let description = self.description(inner, &entered.snapshot).await?;
-                let ast = inner.statement.parsed.ast.as_deref().ok_or_else(|| {
-                    ServerError::unsupported(
-                        "EXPLAIN of this statement is not supported yet",
-                        "Run it without EXPLAIN.",
-                    )
-                })?;
-                let settings_sql = self.settings.set_sql();
-                let types_elsewhere = self
-                    .types_elsewhere(&description.parameter_types, &entered.snapshot)
+                let surroundings = self
+                    .surroundings(&description.parameter_types, &entered.snapshot)
                     .await?;
-                let search_path = self.settings.search_path.clone();
-                let statement = pgherd_query::Statement {
-                    text: &inner.statement.text,
-                    ast,
-                    parameter_types: &description.parameter_types,
-                    types_elsewhere: &types_elsewhere,
-                    parameters: inner.parameters,
-                    result_formats: &[],
-                    search_path: &search_path,
-                    snapshot: &entered.snapshot,
-                    settings_sql: &settings_sql,
-                    alone: false,
-                };
+                let not_known = (
+                    "EXPLAIN of this statement is not supported yet",
+                    "Run it without EXPLAIN.",
+                );
+                let statement =
+                    surroundings.statement(inner, &description.parameter_types, &entered.snapshot, not_known)?;
                 let columns = description.columns.as_deref().unwrap_or_default();
                 let open = self.block.open_mut().ok_or_else(no_block)?;
                 self.cancel.slot.start_all(open.transaction.cancel_tokens());

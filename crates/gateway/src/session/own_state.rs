@@ -11,6 +11,7 @@ use crate::cancel::Why;
 use pgherd_model::{ServerError, SqlState, quote_literal};
 use pgherd_sql::Instead;
 use pgherd_sql::lexer::{Token, TokenKind};
+use serde_json::{Value, json};
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
@@ -150,19 +151,9 @@ impl Session {
         let mut rows = Vec::with_capacity(all.len());
         for (name, prepared) in all {
             let types = self.parameter_types_of(&prepared, unit.mode).await?;
-            let types: Vec<_> = types.iter().map(|oid| format!("\"{oid}\"")).collect();
-            let since = prepared.prepared_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            rows.push(format!(
-                "{{\"name\":{},\"statement\":{},\"prepared_at\":{},\"parameter_types\":[{}],\"from_sql\":{},\"generic_plans\":0,\
-                 \"custom_plans\":0}}",
-                json_string(&name),
-                json_string(&prepared.text),
-                since.as_secs_f64(),
-                types.join(","),
-                prepared.from_sql,
-            ));
+            rows.push(view_row(&name, &prepared, &types));
         }
-        Ok(format!("[{}]", rows.join(",")))
+        Ok(Value::Array(rows).to_string())
     }
 
     /// As the home shard settles them; as declared where the statement is none any more.
@@ -244,19 +235,18 @@ fn reads_statistics(text: &str, tokens: &[Token]) -> bool {
     of_processes.next().is_some()
 }
 
-/// A string in JSON.
-fn json_string(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
+/// A row of PostgreSQL's view of prepared statements.
+fn view_row(name: &str, prepared: &Prepared, types: &[u32]) -> Value {
+    let since = prepared.prepared_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    json!({
+        "name": name,
+        "statement": &*prepared.text,
+        "prepared_at": since.as_secs_f64(),
+        "parameter_types": types.iter().map(u32::to_string).collect::<Vec<_>>(),
+        "from_sql": prepared.from_sql,
+        "generic_plans": 0,
+        "custom_plans": 0,
+    })
 }
 
 #[cfg(test)]
@@ -280,7 +270,20 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_json() {
-        assert_eq!(json_string("a\"b\\c\n\u{e9}"), "\"a\\\"b\\\\c\\u000a\u{e9}\"");
+    fn names_and_texts_are_json() {
+        let odd = "a\"b\\c\n\u{e9}";
+        let prepared = Prepared {
+            statement: None,
+            types: Vec::new(),
+            named: true,
+            text: odd.into(),
+            from_sql: false,
+            prepared_at: UNIX_EPOCH,
+            told: Default::default(),
+        };
+        let row = view_row(odd, &prepared, &[23]).to_string();
+        let read: Value = serde_json::from_str(&row).expect("JSON");
+        assert_eq!((&read["name"], &read["statement"]), (&json!(odd), &json!(odd)));
+        assert_eq!(read["parameter_types"], json!(["23"]));
     }
 }

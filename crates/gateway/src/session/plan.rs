@@ -4,12 +4,10 @@ use super::execute::{Entered, names_missing_child};
 use super::explain::Used;
 use super::forward::{lost_lease, no_block};
 use super::{Mode, Problem, Session, Unit};
-use crate::user_types::Asking;
 use bytes::BytesMut;
-use pgherd_model::{ServerError, ShardId, Snapshot, SqlState};
+use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_sql::Kind;
 use pgherd_transaction::Transaction;
-use std::collections::BTreeMap;
 
 impl Session {
     /// Plans and runs a statement in the block, or in one of its own.
@@ -31,27 +29,16 @@ impl Session {
         description: &pgherd_query::Description,
         made: bool,
     ) -> Result<Option<String>, Problem> {
-        let ast = unit.statement.parsed.ast.as_deref().ok_or_else(|| {
-            ServerError::unsupported(
-                "this statement over several ranges is not supported yet",
-                "Its grammar is known to PostgreSQL only; restrict it to one range, or write it another way.",
-            )
-        })?;
-        let settings_sql = self.settings.set_sql();
-        let types_elsewhere = self
-            .types_elsewhere(&description.parameter_types, &entered.snapshot)
+        let surroundings = self
+            .surroundings(&description.parameter_types, &entered.snapshot)
             .await?;
-        let search_path = self.settings.search_path.clone();
+        let not_known = (
+            "this statement over several ranges is not supported yet",
+            "Its grammar is known to PostgreSQL only; restrict it to one range, or write it another way.",
+        );
+        let statement = surroundings.statement(unit, &description.parameter_types, &entered.snapshot, not_known)?;
         let statement = pgherd_query::Statement {
-            text: &unit.statement.text,
-            ast,
-            parameter_types: &description.parameter_types,
-            types_elsewhere: &types_elsewhere,
-            parameters: unit.parameters,
             result_formats: unit.mode.formats(),
-            search_path: &search_path,
-            snapshot: &entered.snapshot,
-            settings_sql: &settings_sql,
             alone: made
                 && matches!(
                     unit.statement.parsed.kind,
@@ -60,6 +47,7 @@ impl Session {
                         writes: false
                     }
                 ),
+            ..statement
         };
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
@@ -153,23 +141,6 @@ impl Session {
             return Ok(self.deliver_rows(&portal, kept, limit).map(tag));
         }
         Ok(Some(tag(seen)))
-    }
-
-    /// What the parameters' types are on other shards than the home shard, where users made them.
-    pub(super) async fn types_elsewhere(
-        &self,
-        types: &[u32],
-        snapshot: &Snapshot,
-    ) -> Result<BTreeMap<(ShardId, u32), u32>, ServerError> {
-        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
-        let mut elsewhere = BTreeMap::new();
-        for shard in &snapshot.shards {
-            if let Some(there) = asking.on_shard(*shard, types).await? {
-                let pairs = types.iter().zip(there);
-                elsewhere.extend(pairs.map(|(here, there)| ((*shard, *here), there)));
-            }
-        }
-        Ok(elsewhere)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::statements::StatementCache;
 use crate::user_types::Asking;
 use bytes::{BufMut, BytesMut};
 use pgherd_model::{ServerError, ShardId, SqlState};
-use pgherd_shards::{Backend, SimpleResult};
+use pgherd_shards::{Backend, Row, SimpleResult, parse_data_row};
 use pgherd_sql::{Kind, Merge, Part};
 use pgherd_transaction::{ASK, Transaction, WriteCut};
 
@@ -100,11 +100,13 @@ impl Session {
             if let Some(error) = answer.error {
                 return Err(error.into());
             }
+            let rows = answer.rows.freeze();
             let starts = std::iter::once(0).chain(answer.row_ends.iter().copied());
-            // Behind the letter, the length, the number of columns and the value's length.
-            let line = |(start, end): (usize, &usize)| answer.rows.get(start + 11..*end).unwrap_or_default();
-            let lines = starts.zip(&answer.row_ends).map(line);
-            all.push(lines.map(|l| String::from_utf8_lossy(l).into_owned()).collect());
+            // Behind the letter and the length.
+            let row = |(start, end): (usize, &usize)| parse_data_row(rows.slice(start + 5..*end));
+            let line = |row: Row| row.into_iter().next().flatten().unwrap_or_default();
+            let lines = starts.zip(&answer.row_ends).map(row).map(line);
+            all.push(lines.map(|l| String::from_utf8_lossy(&l).into_owned()).collect());
         }
         Ok(all)
     }

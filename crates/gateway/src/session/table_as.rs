@@ -7,7 +7,6 @@ use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_sql::{Kind, ObjectName, Route, TableAs};
-use std::collections::BTreeMap;
 
 /// What PostgreSQL answers when no rows were asked for.
 const NO_ROWS: &str = "CREATE TABLE AS";
@@ -178,32 +177,24 @@ impl Session {
     /// Runs the INSERT; returns the number of rows.
     async fn fill(&mut self, unit: Unit<'_>, insert: &str) -> Result<u64, Problem> {
         let statements = self.gateway.cache.parse(insert)?;
-        let not_known = || {
-            ServerError::unsupported(
-                "this form of CREATE TABLE AS is not supported on sharded tables yet",
-                "Create the table first, and fill it with INSERT … SELECT.",
-            )
-        };
-        let statement = statements.first().ok_or_else(not_known)?;
-        let ast = statement.parsed.ast.as_deref().ok_or_else(not_known)?;
+        let not_known = (
+            "this form of CREATE TABLE AS is not supported on sharded tables yet",
+            "Create the table first, and fill it with INSERT … SELECT.",
+        );
+        let statement = statements
+            .first()
+            .ok_or_else(|| ServerError::unsupported(not_known.0, not_known.1))?;
         let entered = self.enter(Unit { statement, ..unit }).await?;
         let route = entered.analysis.route(&entered.snapshot, &[]);
         self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
             .await?;
-        let settings_sql = self.settings.set_sql();
-        let search_path = self.settings.search_path.clone();
-        let statement = pgherd_query::Statement {
-            text: &statement.text,
-            ast,
-            parameter_types: &[],
-            types_elsewhere: &BTreeMap::new(),
+        let surroundings = self.surroundings(&[], &entered.snapshot).await?;
+        let insert = Unit {
+            statement,
             parameters: &[],
-            result_formats: &[],
-            search_path: &search_path,
-            snapshot: &entered.snapshot,
-            settings_sql: &settings_sql,
-            alone: false,
+            ..unit
         };
+        let statement = surroundings.statement(insert, &[], &entered.snapshot, not_known)?;
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         self.cancel.slot.start_all(open.transaction.cancel_tokens());

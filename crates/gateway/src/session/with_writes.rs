@@ -7,23 +7,15 @@
 
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
+use bytes::Bytes;
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
-use pgherd_shards::ColumnDescription;
+use pgherd_shards::{ColumnDescription, Row, parse_data_row};
 use pgherd_sql::{WithQueries, WithQuery, relations::Role, with_queries};
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// The returned rows of one part are kept in memory, and become text.
 const MOST_BYTES: usize = 64 << 20;
-
-/// A part's rows come in text, and not to the client.
-const PART: Mode<'static> = Mode::Extended {
-    formats: &[],
-    describe: false,
-    max_rows: 0,
-    named: false,
-    portal: "",
-};
 
 /// What runs as a statement of its own.
 struct Step {
@@ -137,7 +129,7 @@ impl Session {
             let step = self.step(unit, &whole, &parts.queries)?;
             let part = Unit {
                 statement: &step.statement,
-                mode: PART,
+                mode: Mode::HIDDEN,
                 ..unit
             };
             let snapshot = self.present_snapshot();
@@ -147,7 +139,7 @@ impl Session {
             let captured = self.client.captured();
             run?;
             if let Some(columns) = columns {
-                let entry = self.entry(text, query, &columns, &captured).await?;
+                let entry = self.entry(text, query, &columns, captured.freeze()).await?;
                 returned.push((query.name.clone(), entry));
             }
         }
@@ -166,7 +158,7 @@ impl Session {
         text: &str,
         query: &WithQuery,
         columns: &[ColumnDescription],
-        rows: &[u8],
+        rows: Bytes,
     ) -> Result<String, Problem> {
         if rows.len() > MOST_BYTES {
             return Err(not_in_parts("A part of it returns too many rows.").into());
@@ -177,8 +169,8 @@ impl Session {
             .collect();
         let results = self.ask_home(&format!("SELECT {}", types.join(", "))).await?;
         let type_of = |i: usize| results.first().and_then(|r| r.text(0, i)).unwrap_or("text");
-        let value = |i: usize, value: Option<&[u8]>| match value {
-            Some(value) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(value)), type_of(i)),
+        let value = |i: usize, value: Option<Bytes>| match value {
+            Some(value) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(&value)), type_of(i)),
             None => format!("NULL::{}", type_of(i)),
         };
         let names = match &query.columns {
@@ -245,33 +237,17 @@ fn calls_home_function(snapshot: &pgherd_model::Snapshot, text: &str, statement:
     called.is_none_or(|names| names.iter().any(|name| snapshot.home_functions.contains(name)))
 }
 
-/// The values of DataRow messages, in text.
-fn data_rows(mut rows: &[u8]) -> Vec<Vec<Option<&[u8]>>> {
-    let number = |bytes: &[u8]| bytes.try_into().map(i32::from_be_bytes).unwrap_or(0);
-    let mut all = Vec::new();
-    while rows.len() >= 5 {
-        let (length, tag) = (number(&rows[1..5]) as usize, rows[0]);
-        let Some(mut fields) = rows.get(7..1 + length).filter(|_| tag == b'D') else {
-            rows = rows.get(1 + length..).unwrap_or_default();
-            continue;
-        };
-        rows = &rows[1 + length..];
-        let mut row = Vec::new();
-        while fields.len() >= 4 {
-            let length = number(&fields[..4]);
-            fields = &fields[4..];
-            row.push(match usize::try_from(length) {
-                Ok(length) => {
-                    let (value, rest) = fields.split_at(length.min(fields.len()));
-                    fields = rest;
-                    Some(value)
-                }
-                Err(_) => None,
-            });
+/// The values of the DataRow messages among these.
+fn data_rows(mut messages: Bytes) -> Vec<Row> {
+    let mut rows = Vec::new();
+    while let [tag, a, b, c, d, ..] = messages[..] {
+        let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
+        let message = messages.split_to(whole.min(messages.len()));
+        if tag == b'D' {
+            rows.push(parse_data_row(message.slice(5..)));
         }
-        all.push(row);
     }
-    all
+    rows
 }
 
 fn not_in_parts(detail: &str) -> ServerError {

@@ -14,7 +14,6 @@ use pgherd_model::{ServerError, SqlState, Table};
 use pgherd_shards::Backend;
 use pgherd_sql::copy_split::CopyOptions;
 use pgherd_sql::{CopyFormat, CopyShape, CopySource, Kind, Part, Route};
-use std::collections::BTreeMap;
 
 /// What the home shard answered to the COPY of no rows.
 struct Prologue {
@@ -123,25 +122,15 @@ impl Session {
         let columns = description.columns.as_deref().unwrap_or_default();
         let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
         let mut writer = Writer::new(copy_options, &names);
-        let ast = inner.statement.parsed.ast.as_deref().ok_or_else(|| {
-            ServerError::unsupported(
-                "COPY of this query over several shards is not supported yet",
-                "Its grammar is known to PostgreSQL only; write it another way.",
-            )
-        })?;
-        let settings_sql = self.settings.set_sql();
-        let search_path = self.settings.search_path.clone();
+        let surroundings = self.surroundings(&[], &entered.snapshot).await?;
+        let not_known = (
+            "COPY of this query over several shards is not supported yet",
+            "Its grammar is known to PostgreSQL only; write it another way.",
+        );
+        let result_formats = [i16::from(binary)];
         let statement = pgherd_query::Statement {
-            text,
-            ast,
-            parameter_types: &[],
-            types_elsewhere: &BTreeMap::new(),
-            parameters: &[],
-            result_formats: &[i16::from(binary)],
-            search_path: &search_path,
-            snapshot: &entered.snapshot,
-            settings_sql: &settings_sql,
-            alone: false,
+            result_formats: &result_formats,
+            ..surroundings.statement(inner, &[], &entered.snapshot, not_known)?
         };
         let gateway = self.gateway.clone();
         let open = self.block.open_mut().ok_or_else(no_block)?;

@@ -1,0 +1,69 @@
+//! What the query room is told of a statement: its tree and parameters, and what of the session it is to be run with.
+
+use super::{Session, Unit};
+use crate::user_types::Asking;
+use pgherd_model::{ServerError, ShardId, Snapshot};
+use pgherd_query::Statement;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What of the session a statement is run with in the query room.
+pub(super) struct Surroundings {
+    settings_sql: String,
+    search_path: Arc<[Arc<str>]>,
+    types_elsewhere: BTreeMap<(ShardId, u32), u32>,
+}
+
+impl Session {
+    /// For a statement whose parameters have these types.
+    pub(super) async fn surroundings(&self, types: &[u32], snapshot: &Snapshot) -> Result<Surroundings, ServerError> {
+        Ok(Surroundings {
+            settings_sql: self.settings.set_sql(),
+            search_path: self.settings.search_path.clone(),
+            types_elsewhere: self.types_elsewhere(types, snapshot).await?,
+        })
+    }
+
+    /// What the parameters' types are on other shards than the home shard, where users made them.
+    async fn types_elsewhere(
+        &self,
+        types: &[u32],
+        snapshot: &Snapshot,
+    ) -> Result<BTreeMap<(ShardId, u32), u32>, ServerError> {
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        let mut elsewhere = BTreeMap::new();
+        for shard in &snapshot.shards {
+            if let Some(there) = asking.on_shard(*shard, types).await? {
+                let pairs = types.iter().zip(there);
+                elsewhere.extend(pairs.map(|(here, there)| ((*shard, *here), there)));
+            }
+        }
+        Ok(elsewhere)
+    }
+}
+
+impl Surroundings {
+    /// The statement, with results in text and something before or behind it in its transaction; callers say otherwise.
+    /// `not_known` and its remedy are said of grammar that only PostgreSQL knows.
+    pub(super) fn statement<'a>(
+        &'a self,
+        unit: Unit<'a>,
+        types: &'a [u32],
+        snapshot: &'a Snapshot,
+        (not_known, remedy): (&str, &str),
+    ) -> Result<Statement<'a>, ServerError> {
+        let ast = unit.statement.parsed.ast.as_deref();
+        Ok(Statement {
+            text: &unit.statement.text,
+            ast: ast.ok_or_else(|| ServerError::unsupported(not_known, remedy))?,
+            parameter_types: types,
+            types_elsewhere: &self.types_elsewhere,
+            parameters: unit.parameters,
+            result_formats: &[],
+            search_path: &self.search_path,
+            snapshot,
+            settings_sql: &self.settings_sql,
+            alone: false,
+        })
+    }
+}
