@@ -378,13 +378,7 @@ impl Grammar<'_> {
         if is_total {
             types.iter().for_each(|of| self.note_ambiguous(*of));
         }
-        let order = Node::List {
-            before: " ORDER BY ",
-            items,
-            between: ", ",
-            after: "",
-            least,
-        };
+        let order = order_by(items, least);
         all([order, limit.optional()]).optional()
     }
 
@@ -404,13 +398,7 @@ impl Grammar<'_> {
             }
         }
         let least = items.len();
-        let order = Node::List {
-            before: " ORDER BY ",
-            items,
-            between: ", ",
-            after: "",
-            least,
-        };
+        let order = order_by(items, least);
         let mark = if top.is_some() { Node::TotalOrder } else { all([]) };
         let limit = if self.chance.one_in(2) {
             self.limit(true).optional()
@@ -514,4 +502,15 @@ fn as_numbered(items: Vec<Node>) -> Vec<Node> {
         .zip(items)
         .map(|(number, item)| all([item, text(format!(" AS o{number}"))]))
         .collect()
+}
+
+/// ` ORDER BY …`; shrinking leaves so many of them at least.
+fn order_by(items: Vec<Node>, least: usize) -> Node {
+    Node::List {
+        before: " ORDER BY ",
+        items,
+        between: ", ",
+        after: "",
+        least,
+    }
 }

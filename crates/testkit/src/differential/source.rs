@@ -3,6 +3,7 @@
 use super::Grammar;
 use super::expression::Scope;
 use super::node::{Node, all, list, text};
+use super::schema::Table;
 use super::types::Type;
 use std::rc::Rc;
 
@@ -16,11 +17,35 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// A table under this name.
+    pub(super) fn of_table(table: &Table, alias: &str) -> Self {
+        Self {
+            alias: alias.to_owned(),
+            columns: table
+                .columns
+                .iter()
+                .map(|column| (column.name.clone(), column.of))
+                .collect(),
+            unique: table.key_columns().iter().map(|column| column.name.clone()).collect(),
+        }
+    }
+
     /// Its columns as an expression names them.
     pub(super) fn columns(&self) -> impl Iterator<Item = (Type, Node)> + Clone {
         self.columns
             .iter()
             .map(|(name, of)| (*of, text(format!("{}.{name}", self.alias))))
+    }
+}
+
+/// ` WHERE …`, all of these; nothing where there are none.
+fn where_all(items: Vec<Node>) -> Node {
+    Node::List {
+        before: " WHERE ",
+        items,
+        between: " AND ",
+        after: "",
+        least: 0,
     }
 }
 
@@ -165,15 +190,7 @@ impl Grammar<'_> {
     pub(super) fn table_source(&mut self) -> (Node, Source) {
         let alias = self.alias('x');
         let table = self.chance.pick(&self.schema.tables);
-        let source = Source {
-            alias: alias.clone(),
-            columns: table
-                .columns
-                .iter()
-                .map(|column| (column.name.clone(), column.of))
-                .collect(),
-            unique: table.key_columns().iter().map(|column| column.name.clone()).collect(),
-        };
+        let source = Source::of_table(table, &alias);
         let words = *self.chance.pick(&["", "", "AS "]);
         (text(format!("{} {words}{alias}", table.name)), source)
     }
@@ -265,14 +282,7 @@ impl Grammar<'_> {
             items.push(self.condition(&inner, 1));
         }
         self.nesting -= 1;
-        let conditions = Node::List {
-            before: " WHERE ",
-            items,
-            between: " AND ",
-            after: "",
-            least: 0,
-        };
-        all([text(" FROM "), table, conditions])
+        all([text(" FROM "), table, where_all(items)])
     }
 
     fn correlation(&mut self, outer: &Scope, source: &Source) -> Node {
@@ -305,14 +315,7 @@ impl Grammar<'_> {
             items.push(self.correlation(outer, &source));
         }
         self.nesting -= 1;
-        let conditions = Node::List {
-            before: " WHERE ",
-            items,
-            between: " AND ",
-            after: "",
-            least: 0,
-        };
-        all([text("SELECT "), value, text(" FROM "), table, conditions])
+        all([text("SELECT "), value, text(" FROM "), table, where_all(items)])
     }
 
     /// A query with at most one row of one column.

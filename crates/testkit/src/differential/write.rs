@@ -20,19 +20,6 @@ impl Grammar<'_> {
         (node, table.name)
     }
 
-    /// Sources that see a table's own columns under its own name.
-    fn target(table: &Table, alias: &str) -> Source {
-        Source {
-            alias: alias.to_owned(),
-            columns: table
-                .columns
-                .iter()
-                .map(|column| (column.name.clone(), column.of))
-                .collect(),
-            unique: table.key_columns().iter().map(|column| column.name.clone()).collect(),
-        }
-    }
-
     fn insert_values(&mut self, table: &Table) -> Node {
         let columns = self.some_columns(table);
         let rows = (0..*self.chance.pick(&[1, 1, 2, 3, 5]))
@@ -42,7 +29,7 @@ impl Grammar<'_> {
             })
             .collect();
         let conflict = self.on_conflict(table);
-        let returning = self.returning(&Self::target(table, &table.name));
+        let returning = self.returning(&Source::of_table(table, &table.name));
         all([
             insert_into(table, &columns),
             list("VALUES ", rows, ""),
@@ -72,7 +59,7 @@ impl Grammar<'_> {
                 text(" ON CONFLICT DO NOTHING"),
             ]);
         }
-        let returning = self.returning(&Self::target(table, &table.name));
+        let returning = self.returning(&Source::of_table(table, &table.name));
         all([insert_into(table, &columns), query.node, returning])
     }
 
@@ -89,8 +76,8 @@ impl Grammar<'_> {
         if self.chance.one_in(3) {
             return all([target, text(" DO NOTHING")]).optional();
         }
-        let own = Self::target(table, &table.name);
-        let excluded = Self::target(table, "excluded");
+        let own = Source::of_table(table, &table.name);
+        let excluded = Source::of_table(table, "excluded");
         let inner = scope(&Scope::default(), &[own, excluded]);
         let set = self.assignments(table, &inner, false);
         let filter = if self.chance.one_in(3) {
@@ -103,7 +90,7 @@ impl Grammar<'_> {
 
     fn update(&mut self, table: &Table) -> Node {
         let alias = self.alias('u');
-        let own = Self::target(table, &alias);
+        let own = Source::of_table(table, &alias);
         let inner = scope(&Scope::default(), std::slice::from_ref(&own));
         let head = text(format!("UPDATE {} AS {alias}", table.name));
         if self.chance.one_in(4)
@@ -138,7 +125,7 @@ impl Grammar<'_> {
 
     fn delete(&mut self, table: &Table) -> Node {
         let alias = self.alias('u');
-        let own = Self::target(table, &alias);
+        let own = Source::of_table(table, &alias);
         let inner = scope(&Scope::default(), std::slice::from_ref(&own));
         let head = text(format!("DELETE FROM {} AS {alias}", table.name));
         if self.chance.one_in(3) {

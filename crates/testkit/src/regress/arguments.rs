@@ -13,8 +13,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     source: PathBuf,
     /// Folder of regress.so, refint.so and autoinc.so
-    #[arg(long, value_name = "FOLDER")]
-    library: PathBuf,
+    #[arg(long = "library", value_name = "FOLDER")]
+    modules: PathBuf,
     /// PostgreSQL's isolationtester: run the isolation tests with it
     #[arg(long, value_name = "FILE")]
     isolationtester: Option<PathBuf>,
@@ -56,7 +56,7 @@ impl Arguments {
     pub fn options(&self) -> Options {
         Options {
             source: self.source.clone(),
-            library: self.library.clone(),
+            modules: self.modules.clone(),
             isolationtester: self.isolationtester.clone(),
             reference: self.reference.clone(),
             url: self.url.clone(),

@@ -29,7 +29,7 @@ pub struct Options {
     /// The sources of PostgreSQL, as their archive unpacks.
     pub source: PathBuf,
     /// Folder of `regress.so`, `refint.so` and `autoinc.so`, which tests load; readable by the servers.
-    pub library: PathBuf,
+    pub modules: PathBuf,
     /// PostgreSQL's `isolationtester`; the isolation tests are run instead of the regression tests.
     pub isolationtester: Option<PathBuf>,
     /// Plain PostgreSQL.

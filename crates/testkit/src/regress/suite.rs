@@ -167,7 +167,7 @@ impl<'o> Suite<'o> {
             .env("PG_ABS_BUILDDIR", scratch)
             .env(
                 "PG_LIBDIR",
-                std::path::absolute(&self.options.library).map_err(file_error(&self.options.library))?,
+                std::path::absolute(&self.options.modules).map_err(file_error(&self.options.modules))?,
             )
             .env("PG_DLSUFFIX", ".so")
             .stdin(Stdio::from(stdin))
