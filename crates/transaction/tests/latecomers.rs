@@ -23,6 +23,26 @@ fn sql_now(bed: &Bed, shard: u32, sql: &str) {
     });
 }
 
+/// A transaction of the gateway's sequence that the tests enter.
+fn gid(number: u64) -> Gid {
+    Gid {
+        cluster: bed::CLUSTER.into(),
+        database: database_hash("postgres"),
+        participants: vec![ShardId(1), ShardId(2)],
+        sequence: SequenceId {
+            gateway: "gw1".into(),
+            incarnation: 1,
+            generation: 0,
+        },
+        number,
+    }
+}
+
+async fn superuser(bed: &Bed) -> tokio_postgres::Client {
+    let shard = bed.cluster.shard(1);
+    shard.connect("postgres", "postgres").await.expect("connect")
+}
+
 /// A PREPARE may be on its way for longer than its fence is kept.
 #[tokio::test]
 async fn a_marker_of_a_settled_number_is_refused() {
@@ -32,25 +52,9 @@ async fn a_marker_of_a_settled_number_is_refused() {
         "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation, settled) VALUES ('gw1:1.0', 'gw1', 1, 5)",
     )
     .await;
-    let client = bed
-        .cluster
-        .shard(1)
-        .connect("postgres", "postgres")
-        .await
-        .expect("connect");
+    let client = superuser(&bed).await;
     for (number, expected) in [(5, Some("PGH01")), (6, None)] {
-        let gid = Gid {
-            cluster: bed::CLUSTER.into(),
-            database: database_hash("postgres"),
-            participants: vec![ShardId(1), ShardId(2)],
-            sequence: SequenceId {
-                gateway: "gw1".into(),
-                incarnation: 1,
-                generation: 0,
-            },
-            number,
-        };
-        let name = gid.to_string();
+        let name = gid(number).to_string();
         let sql = format!(
             "BEGIN; SELECT pgherd.write_marker('{name}', '{}')",
             proof(bed::SECRET, &name)
@@ -137,23 +141,7 @@ async fn one_old_snapshot_does_not_hide_that_a_fence_was_there() {
         "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation) VALUES ('gw1:1.0', 'gw1', 1)",
     )
     .await;
-    let gid = |number| Gid {
-        cluster: bed::CLUSTER.into(),
-        database: database_hash("postgres"),
-        participants: vec![ShardId(1), ShardId(2)],
-        sequence: SequenceId {
-            gateway: "gw1".into(),
-            incarnation: 1,
-            generation: 0,
-        },
-        number,
-    };
-    let client = bed
-        .cluster
-        .shard(1)
-        .connect("postgres", "postgres")
-        .await
-        .expect("connect");
+    let client = superuser(&bed).await;
     for (number, is_fenced) in [(1, false), (2, true), (3, false)] {
         let name = gid(number).to_string();
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT";

@@ -22,6 +22,18 @@ fn ranges() -> RangeMap {
     ])
 }
 
+/// For rows of one field, behind the key that the caller supplies.
+fn supplied(ranges: &RangeMap) -> Target<'_> {
+    Target {
+        relation: "t",
+        fields: 1,
+        supplied: vec!["id".into()],
+        key: vec![key(KeySource::Supplied(0))],
+        ranges,
+        home: ShardId(1),
+    }
+}
+
 pub(super) fn options(format: CopyFormat, header: Header) -> CopyOptions {
     let csv = format == CopyFormat::Csv;
     CopyOptions {
@@ -208,14 +220,7 @@ fn supplied_values_lead_the_row() {
         ),
     ] {
         let ranges = ranges();
-        let target = Target {
-            relation: "t",
-            fields: 1,
-            supplied: vec!["id".into()],
-            key: vec![key(KeySource::Supplied(0))],
-            ranges: &ranges,
-            home: ShardId(1),
-        };
+        let target = supplied(&ranges);
         let mut splitter = Splitter::new(options(format, Header::Skip), target).expect("valid");
         let mut streams: Streams = Default::default();
         let mut sink = |stream: usize, bytes: &[u8]| streams[stream].extend_from_slice(bytes);
@@ -239,14 +244,7 @@ fn supplied_values_lead_the_row() {
 #[test]
 fn supplied_values_lead_binary_tuples() {
     let ranges = ranges();
-    let target = Target {
-        relation: "t",
-        fields: 1,
-        supplied: vec!["id".into()],
-        key: vec![key(KeySource::Supplied(0))],
-        ranges: &ranges,
-        home: ShardId(1),
-    };
+    let target = supplied(&ranges);
     let mut splitter = Splitter::new(options(CopyFormat::Binary, Header::None), target).expect("valid");
     let mut header = b"PGCOPY\n\xff\r\n\0".to_vec();
     header.extend([0; 8]);
