@@ -67,7 +67,7 @@ impl<'w, 's> Work<'w, 's> {
         let result = backend.simple(sql).await;
         for mut notice in backend.take_notices() {
             restore_parent_names(&mut notice, &self.snapshot);
-            let known = |n: &ServerError| n.fields().message == notice.fields().message;
+            let known = |n: &ServerError| say_the_same(n, &notice);
             if shard == home || !self.notices.iter().any(known) {
                 self.notices.push(notice);
             }
@@ -374,4 +374,17 @@ fn yields(error: &ServerError) -> bool {
 
 fn unreadable(error: serde_json::Error) -> ServerError {
     ServerError::internal(format!("the catalog's description cannot be read: {error}"))
+}
+
+/// Whether the home shard has said what this notice of another shard says. What goes along with a CASCADE is counted and listed
+/// in one notice, in which the home shard has more: local tables and their views.
+fn say_the_same(home: &ServerError, other: &ServerError) -> bool {
+    let lists_dependents = |n: &ServerError| {
+        let reporter = (b'R', "reportDependentObjects");
+        n.fields()
+            .other
+            .iter()
+            .any(|(field, value)| (*field, value.as_str()) == reporter)
+    };
+    home.fields().message == other.fields().message || lists_dependents(home) && lists_dependents(other)
 }

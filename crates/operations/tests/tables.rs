@@ -174,7 +174,18 @@ async fn alter_reaches_every_shard_and_children_follow() {
     }
     c.ok("TRUNCATE s.u").await;
     assert_eq!(c.on_all("SELECT count(*) FROM s.u").await, ["0"; 3]);
-    c.ok("DROP SCHEMA s CASCADE").await;
+    // Only the home shard has the local table: its list is longer than the others', and the only one that is told.
+    c.ok("CREATE TABLE s.here (id int)").await;
+    let dropped = c.ok("DROP SCHEMA s CASCADE").await.notices;
+    assert_eq!(dropped.len(), 1, "{dropped:?}");
+    assert!(
+        dropped[0]
+            .fields()
+            .detail
+            .as_ref()
+            .is_some_and(|d| d.contains("s.here")),
+        "{dropped:?}"
+    );
     assert!(c.catalog.snapshot().relations.is_empty());
     assert_eq!(
         c.on_all("SELECT count(*) FROM pg_class WHERE relnamespace = 'pgherd_data'::regnamespace")

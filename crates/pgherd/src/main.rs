@@ -34,6 +34,7 @@ enum Command {
     Faults(pgherd_testkit::faults::matrix::Arguments),
     Soak(pgherd_testkit::histories::Arguments),
     Tpch(pgherd_testkit::tpch::Arguments),
+    Bulk(pgherd_testkit::bulk::Arguments),
     Regress(pgherd_testkit::regress::Arguments),
     Differential(pgherd_testkit::differential::Arguments),
 }
@@ -75,6 +76,7 @@ async fn run() -> ExitCode {
         Command::Faults(arguments) => return faults(arguments).await,
         Command::Soak(arguments) => return soak(arguments).await,
         Command::Tpch(arguments) => return tpch(arguments).await,
+        Command::Bulk(arguments) => return bulk(arguments).await,
         Command::Regress(arguments) => return regress(arguments).await,
         Command::Differential(arguments) => return differential(arguments).await,
     };
@@ -152,6 +154,28 @@ async fn tpch(arguments: pgherd_testkit::tpch::Arguments) -> ExitCode {
         Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
         Ok(wrong) => {
             eprintln!("pgherd: {} answers are wrong\n{}", wrong.len(), wrong.join("\n"));
+            ExitCode::FAILURE
+        }
+        Err(error) => failed(&error.into()),
+    }
+}
+
+/// The page is written whatever was found; work that failed or wrote something else becomes the exit status.
+async fn bulk(arguments: pgherd_testkit::bulk::Arguments) -> ExitCode {
+    let ran = async {
+        let report = pgherd_testkit::bulk::run(&arguments.options()?).await?;
+        report.write(&arguments.output)?;
+        println!("{}", report.markdown());
+        Ok::<_, pgherd_testkit::Error>(report.problems())
+    };
+    match ran.await {
+        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            eprintln!(
+                "pgherd: {} pieces of work went wrong\n{}",
+                wrong.len(),
+                wrong.join("\n")
+            );
             ExitCode::FAILURE
         }
         Err(error) => failed(&error.into()),

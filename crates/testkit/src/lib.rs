@@ -2,6 +2,7 @@
 //! benchmarks. It never links the gateway, so that what passes here passes for any PostgreSQL client.
 
 pub mod bench;
+pub mod bulk;
 pub mod differential;
 mod error;
 pub mod faults;

@@ -206,11 +206,11 @@ impl Report {
         self.rows.iter().map(move |row| {
             let mut line = vec![row.title.to_string()];
             line.extend(row.cells.iter().map(|cell| match cell.side {
-                Kind::Postgres => show(cell.tps, 0),
-                _ => show(cell.to_postgres, 2),
+                Kind::Postgres => Spread::show(cell.tps, 0),
+                _ => Spread::show(cell.to_postgres, 2),
             }));
             let herds = row.cells.iter().filter(|cell| bouncer && is_pgherd(cell.side));
-            line.extend(herds.map(|cell| show(cell.to_pgbouncer, 2)));
+            line.extend(herds.map(|cell| Spread::show(cell.to_pgbouncer, 2)));
             let failed: Vec<_> = row.cells.iter().filter(|cell| cell.failed > 0).collect();
             line.push(match failed.as_slice() {
                 [] => "0".into(),
@@ -317,12 +317,6 @@ fn cell(workload: &Workload, kind: Kind, measurements: &[Measurement]) -> Cell {
 
 pub(crate) fn is_pgherd(kind: Kind) -> bool {
     matches!(kind, Kind::PgherdLocal | Kind::PgherdSharded)
-}
-
-fn show(spread: Option<Spread>, digits: usize) -> String {
-    spread.map_or("–".into(), |Spread { median, min, max }| {
-        format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
-    })
 }
 
 #[cfg(test)]

@@ -31,6 +31,13 @@ impl Spread {
         })
     }
 
+    /// The median, and the smallest and largest in parentheses, with this many digits behind the point; a dash for none.
+    pub fn show(spread: Option<Self>, digits: usize) -> String {
+        spread.map_or("–".into(), |Self { median, min, max }| {
+            format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
+        })
+    }
+
     /// The spread of the ratios of two sides, formed round by round; rounds that only one of them has do not count.
     pub fn of_ratios(side: &[(usize, f64)], reference: &[(usize, f64)]) -> Option<Self> {
         let same_round = |round: usize| reference.iter().find(|(other, _)| *other == round);

@@ -129,11 +129,11 @@ impl Report {
             for side in &query.sides {
                 let _ = match (&side.problem, side.seconds) {
                     (Some(_), _) => write!(text, " wrong |"),
-                    (None, seconds) => write!(text, " {} |", show(seconds, 3)),
+                    (None, seconds) => write!(text, " {} |", Spread::show(seconds, 3)),
                 };
             }
             for side in query.sides.iter().skip(1) {
-                let _ = write!(text, " {} |", show(side.ratio, 2));
+                let _ = write!(text, " {} |", Spread::show(side.ratio, 2));
             }
             text.push('\n');
         }
@@ -177,12 +177,6 @@ impl Report {
         }
         Ok(())
     }
-}
-
-fn show(spread: Option<Spread>, digits: usize) -> String {
-    spread.map_or("–".into(), |Spread { median, min, max }| {
-        format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
-    })
 }
 
 #[cfg(test)]
