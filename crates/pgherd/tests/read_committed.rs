@@ -1,10 +1,11 @@
-//! READ COMMITTED over several shards through two gateways: statements of one transaction do not go back in time.
+//! READ COMMITTED over several shards through two gateways: statements of one transaction do not go back in time, and a statement
+//! that copies rows on every shard copies those of one moment.
 
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 
 const TABLE: &str = "SET pgherd.default_distribution = 'primary_key'; SET pgherd.initial_bounds = 'int 10,20'; \
@@ -82,6 +83,70 @@ async fn readers_go_forward_from_shard_to_shard() {
     }
     eprintln!("{commits} commits, {rounds} rounds");
     assert!(commits > 5 && rounds > 5);
+    for gateway in gateways {
+        gateway.stop().await;
+    }
+    herd.stop().await;
+}
+
+/// Every shard copies its own rows, while money goes from one shard to another: the copies are of one moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn rows_that_every_shard_copies_are_of_one_moment() {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+        .await
+        .expect("herd");
+    let gateways = [
+        herd.gateway("one").await.expect("one"),
+        herd.gateway("two").await.expect("two"),
+    ];
+    let setup = connect(&gateways[0]).await;
+    setup
+        .batch_execute(
+            "SET pgherd.default_distribution = primary_key; SET pgherd.initial_bounds = 'int 10,20';
+             CREATE TABLE account (k int PRIMARY KEY, balance int);
+             CREATE TABLE copied (k int PRIMARY KEY, balance int);
+             INSERT INTO account VALUES (5, 100), (15, 100), (25, 100)",
+        )
+        .await
+        .expect("tables");
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for gateway in &gateways {
+        let (client, stop) = (connect(gateway).await, stop.clone());
+        writers.push(tokio::spawn(async move {
+            let mut commits = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let (from, to) = [(5, 15), (5, 25), (15, 25), (5, 15)][commits as usize % 4];
+                let sql = format!(
+                    "BEGIN; UPDATE account SET balance = balance - 1 WHERE k = {from};
+                     UPDATE account SET balance = balance + 1 WHERE k = {to}; COMMIT"
+                );
+                client.batch_execute(&sql).await.expect("a transfer");
+                commits += 1;
+            }
+            commits
+        }));
+    }
+    let (mut copies, end) = (0, Instant::now() + Duration::from_secs(4));
+    while Instant::now() < end {
+        let sql = "INSERT INTO copied SELECT * FROM account";
+        assert_eq!(setup.execute(sql, &[]).await.expect(sql), 3);
+        let sum: i64 = setup
+            .query_one("SELECT sum(balance) FROM copied", &[])
+            .await
+            .expect("sum")
+            .get(0);
+        assert_eq!(sum, 300, "copy {copies}");
+        setup.batch_execute("DELETE FROM copied").await.expect("DELETE");
+        copies += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut commits: u32 = 0;
+    for writer in writers {
+        commits += writer.await.expect("a writer");
+    }
+    eprintln!("{commits} commits, {copies} copies");
+    assert!(commits > 5 && copies > 5);
     for gateway in gateways {
         gateway.stop().await;
     }

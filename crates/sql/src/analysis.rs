@@ -270,6 +270,11 @@ impl Analysis {
                 || self.sharded.iter().any(in_defaults))
     }
 
+    /// Whether it is an INSERT … SELECT that each shard can do by itself.
+    pub fn copies_rows(&self) -> bool {
+        matches!(&self.decision, Decision::Placed(placed) if placed.copies_rows())
+    }
+
     /// Rows that an INSERT … VALUES has; 0 for other statements.
     pub fn inserted_rows(&self) -> usize {
         match &self.decision {

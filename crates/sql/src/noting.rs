@@ -1,4 +1,4 @@
-//! An UPDATE or DELETE that notes which commits its own snapshot shows.
+//! An UPDATE, DELETE or INSERT … SELECT that notes which commits its own snapshot shows.
 //!
 //! The condition gets a subquery beside it that refers to nothing: `WHERE (…) AND (SELECT pgherd.note_markers())`. PostgreSQL
 //! evaluates it once, before it looks for rows, with the statement's snapshot. Tag, RETURNING, types and rules stay as they are.
@@ -9,8 +9,8 @@ use crate::route::Part;
 
 const NOTE: &str = "(SELECT pgherd.note_markers())";
 
-/// The part of a scattered UPDATE or DELETE with the call in it, positions of errors being the client's still. `text` and
-/// `tokens` are the client's. None for what has no condition that could be added to (`WHERE CURRENT OF`).
+/// The part of a scattered statement with the call in it, positions of errors being the client's still. `text` and `tokens` are
+/// the client's. None for what has no condition that could be added to (`WHERE CURRENT OF`, a source in parentheses).
 pub(crate) fn noting(text: &str, tokens: &[Token], part: &Part) -> Option<Part> {
     let mut depth = 0;
     let outside: Vec<usize> = (0..tokens.len())
@@ -26,14 +26,19 @@ pub(crate) fn noting(text: &str, tokens: &[Token], part: &Part) -> Option<Part> 
             before == 0
         })
         .collect();
-    // Both are reserved: behind a point they are columns' names, and else nothing but key words up to RETURNING.
-    let find = |word: &str| {
-        let key_word = |i: &usize| tokens[*i].is_word(text, word) && (*i == 0 || !tokens[*i - 1].is(text, "."));
-        outside.iter().copied().find(key_word)
+    // They are reserved: behind a point they are columns' names, and else nothing but key words up to RETURNING.
+    let is_key_word = |i: usize, word: &str| tokens[i].is_word(text, word) && (i == 0 || !tokens[i - 1].is(text, "."));
+    let find = |word: &str| outside.iter().copied().find(|&i| is_key_word(i, word));
+    let on_conflict = |i: &usize| {
+        let next = tokens.get(i + 1);
+        is_key_word(*i, "on") && next.is_some_and(|t| t.is_word(text, "conflict"))
     };
-    let returning = find("returning");
-    let condition = find("where").filter(|at| returning.is_none_or(|returning| *at < returning));
-    let last = &tokens[returning.unwrap_or(tokens.len()).checked_sub(1)?];
+    if find("insert").is_some() && find("select").is_none() {
+        return None;
+    }
+    let tail = outside.iter().copied().find(on_conflict).or_else(|| find("returning"));
+    let condition = find("where").filter(|at| tail.is_none_or(|tail| *at < tail));
+    let last = &tokens[tail.unwrap_or(tokens.len()).checked_sub(1)?];
     let added = match condition {
         None => vec![(last.end as usize, format!(" WHERE {NOTE}"))],
         Some(at) => {

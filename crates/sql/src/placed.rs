@@ -2,6 +2,7 @@
 //! that can matter lies on one shard, that shard runs the statement whole.
 
 use crate::analysis::Context;
+use crate::clock;
 use crate::functions;
 use crate::kind::Kind;
 use crate::lexer::{Token, TokenKind};
@@ -10,7 +11,7 @@ use crate::restriction::{Found, Restriction};
 use crate::route::{Merge, Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
 use crate::walk::Walk;
-use pgherd_model::{ServerError, ShardId, Sharded, Snapshot, Table, TableKind, quote_identifier};
+use pgherd_model::{Column, ServerError, ShardId, Sharded, Snapshot, Table, TableKind, quote_identifier};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -52,6 +53,8 @@ pub(crate) struct Placed {
     home_bound: bool,
     /// may be run as it is on each of several shards
     scatters: bool,
+    /// an INSERT … SELECT whose rows stay on their shards: the places of what it fills and of what it reads among the uses
+    stays: Option<(usize, usize)>,
     plans: bool,
     /// an UPDATE or DELETE that writes nothing but its target
     gathers: bool,
@@ -94,12 +97,9 @@ pub(crate) fn sharded_of(table: &Arc<Table>, snapshot: &Snapshot) -> Option<(Arc
     }
 }
 
-/// Whether an INSERT into it needs values that only the home shard's sequences give.
-pub(crate) fn uses_sequences(table: &Table, snapshot: &Snapshot) -> bool {
-    table
-        .columns
-        .iter()
-        .any(|c| c.identity.is_some() || c.default.as_deref().is_some_and(|d| is_home_default(d, snapshot)))
+/// Whether the home shard's sequences give it its values.
+fn from_sequence(column: &Column, snapshot: &Snapshot) -> bool {
+    column.identity.is_some() || column.default.as_deref().is_some_and(|d| is_home_default(d, snapshot))
 }
 
 /// A default that must be computed on the home shard.
@@ -129,7 +129,7 @@ impl Placed {
                 continue;
             };
             // What the home shard's sequences would fill in cannot come from another shard.
-            home_bound |= reference.role == Role::Insert && uses_sequences(&table, context.snapshot);
+            home_bound |= reference.role == Role::Insert && fills_from_home(&table, walk, context);
             let sharded = placement(&table);
             let key: Vec<_> = sharded
                 .key
@@ -165,9 +165,14 @@ impl Placed {
         };
         let written = walk.references.iter().filter(|r| r.role != Role::Read).count();
         let alone = uses.len() == 1 && walk.items.len() == 1 && walk.subqueries == 0;
+        let stays = match home_bound {
+            false => rows_that_stay(walk, &uses, &use_of_item, context),
+            true => None,
+        };
         Ok(Self {
             home_bound,
-            scatters: matches!(kind, Kind::Update | Kind::Delete) && alone && !home_bound,
+            scatters: matches!(kind, Kind::Update | Kind::Delete) && alone && !home_bound || stays.is_some(),
+            stays,
             plans: matches!(kind, Kind::Select { writes: false, .. } | Kind::Insert),
             gathers: matches!(kind, Kind::Update | Kind::Delete) && written == 1,
             key_updates,
@@ -189,7 +194,10 @@ impl Placed {
                 return Route::Forward(self.one_range(text, one, range));
             }
         }
-        let ranges: Vec<_> = self.uses.iter().map(|u| u.ranges(parameters)).collect();
+        let mut ranges: Vec<_> = self.uses.iter().map(|u| u.ranges(parameters)).collect();
+        if let Some((target, source)) = self.stays {
+            ranges[target] = ranges[source].clone();
+        }
         let mut shards: Vec<ShardId> = Vec::new();
         for (one, ranges) in self.uses.iter().zip(&ranges) {
             shards.extend(ranges.iter().map(|&i| one.sharded().ranges.ranges()[i].shard));
@@ -207,7 +215,7 @@ impl Placed {
         }
         match shards.as_slice() {
             [shard] => Route::Forward(self.part(text, *shard, &ranges)),
-            _ if self.plans => Route::Plan,
+            _ if self.plans && !self.scatters => Route::Plan,
             several if self.scatters => Route::Scatter {
                 parts: several.iter().map(|&s| self.part(text, s, &ranges)).collect(),
                 merge: Merge::Concatenate,
@@ -271,6 +279,11 @@ impl Placed {
         }
     }
 
+    /// Whether it takes rows from one table into another, shard by shard.
+    pub fn copies_rows(&self) -> bool {
+        self.stays.is_some()
+    }
+
     /// The ranges in which each use of a sharded table may find rows, with its role.
     pub fn ranges_read(&self, parameters: Parameters) -> impl Iterator<Item = (&Arc<Table>, Role, Vec<usize>)> {
         self.uses.iter().map(move |u| (&u.table, u.role, u.ranges(parameters)))
@@ -330,6 +343,58 @@ impl Placed {
             "Name the shard key in WHERE with constants or parameters, or read first and then write.",
         )
     }
+}
+
+/// Whether an INSERT leaves a column of this table to what the home shard's sequences give.
+fn fills_from_home(table: &Table, walk: &Walk, context: &Context) -> bool {
+    let asks_for_default = context.tokens.iter().any(|t| t.is_word(context.text, "default"));
+    let given = walk.row_by_row.as_ref().filter(|_| !asks_for_default);
+    let is_given = |column: usize| given.is_some_and(|g| g.given.iter().any(|(c, _)| *c == column));
+    let left: Vec<_> = (0..table.columns.len()).filter(|&c| !is_given(c)).collect();
+    left.into_iter()
+        .any(|c| from_sequence(&table.columns[c], context.snapshot))
+}
+
+/// Whether each row of this INSERT … SELECT belongs to the shard on which the row is that it is made of: both tables are colocated
+/// and the key is taken over. What would be computed of several rows, or differ from shard to shard, is not of this kind.
+fn rows_that_stay(
+    walk: &Walk,
+    uses: &[Use],
+    use_of_item: &[Option<usize>],
+    context: &Context,
+) -> Option<(usize, usize)> {
+    let inserted = walk.row_by_row.as_ref()?;
+    let (target, source) = (use_of_item[inserted.target]?, use_of_item[inserted.source]?);
+    let (to, from) = (&uses[target], &uses[source]);
+    let whole = to.partition.is_none() && from.partition.is_none();
+    if walk.items.len() != 2 || walk.subqueries > 0 || !whole {
+        return None;
+    }
+    // A window looks at all rows.
+    if context.tokens.iter().any(|t| t.is_word(context.text, "over")) {
+        return None;
+    }
+    let key = |one: &Use| -> Option<Vec<usize>> {
+        let columns = &one.table.columns;
+        let places = one.sharded().key.iter();
+        places.map(|k| columns.iter().position(|c| c.name == *k)).collect()
+    };
+    let kept = key(to)?.into_iter().zip(key(from)?).all(|(to_column, from_column)| {
+        let (a, b) = (&to.table.columns[to_column], &from.table.columns[from_column]);
+        let unchanged = a.type_oid == b.type_oid && a.type_modifier == b.type_modifier;
+        unchanged && inserted.given.contains(&(to_column, Some(from_column)))
+    });
+    let is_given = |column: usize| inserted.given.iter().any(|(c, _)| *c == column);
+    let timed = (0..to.table.columns.len()).any(|c| !is_given(c) && has_time(&to.table.columns[c]));
+    let colocated = to.sharded().colocation == from.sharded().colocation;
+    (colocated && kept && !timed).then_some((target, source))
+}
+
+/// Whether its default is the transaction's time, which is to be one on all shards.
+fn has_time(column: &Column) -> bool {
+    let default = column.default.as_deref().filter(|_| !column.generated);
+    let replaced = |text: &str| crate::lexer::tokenize(text).map(|tokens| clock::replacements(text, &tokens).len());
+    default.is_some_and(|text| !matches!(replaced(text), Ok(0)))
 }
 
 /// Whether a child's name may stand in a table's place: PostgreSQL would see another row type and tableoid,

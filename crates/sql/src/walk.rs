@@ -49,12 +49,23 @@ pub(crate) struct Assigned {
     pub value: Option<Scalar>,
 }
 
+/// An INSERT … SELECT that makes one row, or none, of each row of one table.
+#[derive(Debug)]
+pub(crate) struct RowByRow {
+    /// the items: what is filled, what is read
+    pub target: usize,
+    pub source: usize,
+    /// the target's columns that are given a value, and the source's column that is taken over as it is
+    pub given: Vec<(usize, Option<usize>)>,
+}
+
 pub(crate) struct Walk<'a> {
     resolve: ResolveTable<'a>,
     pub references: Vec<Reference>,
     pub items: Vec<Item>,
     pub facts: Facts,
     pub assigned: Vec<Assigned>,
+    pub row_by_row: Option<RowByRow>,
     /// select-list items `t.*`: whole-row references elsewhere look the same in the tokens
     pub wildcards: usize,
     pub subqueries: usize,
@@ -72,6 +83,7 @@ impl<'a> Walk<'a> {
             items: Vec::new(),
             facts: Facts::default(),
             assigned: Vec::new(),
+            row_by_row: None,
             wildcards: 0,
             subqueries: 0,
             scopes: Vec::new(),

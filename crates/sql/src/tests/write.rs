@@ -112,7 +112,43 @@ fn updating_the_key() {
 #[test]
 fn insert_select() {
     check_places(&[
-        ("insert into t select * from u", "plan"),
+        // Rows stay where they are when the key is taken over between colocated tables.
+        ("insert into t select * from u", "1 fenced,2 fenced,3 fenced"),
+        ("insert into t select * from u where k > 4", "2 fenced,3 fenced"),
+        (
+            "insert into t (v, k) select x.w || 'x', x.k from u x where m = 2",
+            "1 fenced,2 fenced,3 fenced",
+        ),
+        (
+            "insert into t select k, v, n from t where n > 1 on conflict do nothing",
+            "1 fenced,2 fenced,3 fenced",
+        ),
+        ("insert into t (v) select w from u", "plan"),
+        ("insert into t select k + 1, w from u", "plan"),
+        ("insert into t select m, w from u", "plan"),
+        ("insert into two select k, w from u", "plan"),
+        ("insert into t select k, w from u limit 3", "plan"),
+        ("insert into t select distinct k, w from u", "plan"),
+        ("insert into t select k, max(w) from u group by k", "plan"),
+        ("insert into t select k, 'x', row_number() over () from u", "plan"),
+        ("insert into t select u.k, w from u, loc", "plan"),
+        ("insert into t select k, w from u where exists (select from u)", "plan"),
+        ("insert into t (select k, w from u)", "plan"),
+        ("insert into t select k, w from u union all select k, w from u", "plan"),
+        ("with x as (select 1) insert into t select k, w from u", "plan"),
+        // What a sequence or the transaction's time would fill in must be given.
+        ("insert into seq (v) select w from u", "plan"),
+        ("insert into seq select k, w from u", "1 fenced,2 fenced,3 fenced"),
+        (
+            "insert into seq select k, w from u on conflict (id) do update set v = default",
+            "plan",
+        ),
+        ("insert into ident (k, v) select k, w from u", "plan"),
+        ("insert into born (k, v) select k, w from u", "plan"),
+        (
+            "insert into born (k, at) select k, null from u",
+            "1 fenced,2 fenced,3 fenced",
+        ),
         ("insert into t (k, v) select k, w from u where k = 5", "2 fenced"),
         ("insert into t (k, v) select 5, w from u where k = 5", "2 fenced"),
         ("insert into t (k, v) select m, w from u where k = 5", "plan"),

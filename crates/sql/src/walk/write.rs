@@ -1,19 +1,27 @@
 //! The walk over INSERT, UPDATE, DELETE and MERGE.
 
-use super::{Assigned, Scope, Walk};
+use super::{Assigned, RowByRow, Scope, Walk};
 use crate::condition::{Comparison, Condition, strip};
 use crate::facts::{Column, Fact};
 use crate::relations::{Role, ident_span, identifier, object_name};
 use crate::scalar::Scalar;
 use sqlparser::ast::{
-    AssignmentTarget, Delete, Expr, FromTable, Insert, Merge, ObjectName as AstName, OnConflictAction, OnInsert,
-    Select, SelectItem, TableObject, Update, UpdateTableFromKind,
+    AssignmentTarget, Delete, Expr, FromTable, GroupByExpr, Insert, Merge, ObjectName as AstName, OnConflictAction,
+    OnInsert, Query, Select, SelectItem, SetExpr, TableObject, Update, UpdateTableFromKind, WildcardAdditionalOptions,
 };
 
 /// The table that a SELECT's rows go into, and its columns in the order of the select list.
 pub(super) struct Target {
     item: usize,
     order: Vec<String>,
+    /// the source is one SELECT, and the INSERT the whole statement
+    plain: bool,
+}
+
+/// What a select list gives a column.
+enum Given<'e> {
+    Expr(&'e Expr),
+    Column(Column),
 }
 
 impl Walk<'_> {
@@ -142,6 +150,7 @@ impl Walk<'_> {
             self.strange = true;
             return;
         };
+        let whole = self.items.is_empty() && self.ctes.is_empty();
         self.seen += 1;
         let end = insert
             .table_alias
@@ -161,7 +170,8 @@ impl Walk<'_> {
         if let Some(source) = &insert.source {
             let named: Vec<_> = insert.columns.iter().filter_map(object_name).map(|n| n.name).collect();
             let order = if named.is_empty() { columns } else { Some(named) };
-            self.query_into(source, order.map(|order| Target { item, order }).as_ref());
+            let plain = whole && is_plain(source);
+            self.query_into(source, order.map(|order| Target { item, order, plain }).as_ref());
         }
         if let Some(OnInsert::OnConflict(conflict)) = &insert.on
             && let OnConflictAction::DoUpdate(update) = &conflict.action
@@ -180,29 +190,79 @@ impl Walk<'_> {
     /// change it (a length, precision or scale).
     pub(super) fn link(&mut self, target: &Target, group: usize, select: &Select) {
         self.facts.place(target.item, group);
-        let mut exprs = Vec::new();
-        for item in &select.projection {
-            match item {
-                SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => exprs.push(expr),
-                _ => return,
-            }
-        }
-        for (name, expr) in target.order.iter().zip(exprs) {
+        let Some(values) = self.select_list(select) else {
+            return;
+        };
+        let mut given = Vec::new();
+        for (name, value) in target.order.iter().zip(values) {
             let Some(column) = self.column_of(target.item, name) else {
                 continue;
             };
             let modifier = self.type_modifier(column);
-            if let Some(scalar) = Scalar::from_expr(expr) {
+            let (scalar, source) = match value {
+                Given::Expr(expr) => (Scalar::from_expr(expr), self.column(expr)),
+                Given::Column(source) => (None, Some(source)),
+            };
+            given.push((column.column, source.filter(|_| scalar.is_none()).map(|s| s.column)));
+            if let Some(scalar) = scalar {
                 if modifier >= 0 {
                     continue;
                 }
                 let condition = Condition::Compare(column.column, Comparison::Equal, scalar);
                 self.facts.add(Fact::Restrict(group, target.item, condition));
-            } else if let Some(source) = self.column(expr)
+            } else if let Some(source) = source
                 && (modifier < 0 || modifier == self.type_modifier(source))
             {
                 self.facts.add(Fact::Equal(group, column, source));
             }
         }
+        let source = target.item + 1;
+        let reads_one = self.items.len() == source + 1 && self.items[source].reference.is_some();
+        if target.plain && reads_one && gives_row_by_row(select) {
+            self.row_by_row = Some(RowByRow {
+                target: target.item,
+                source,
+                given,
+            });
+        }
     }
+
+    /// What a select list gives, column by column; None where that is not known.
+    fn select_list<'e>(&self, select: &'e Select) -> Option<Vec<Given<'e>>> {
+        let mut values = Vec::new();
+        for item in &select.projection {
+            match item {
+                SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
+                    values.push(Given::Expr(expr));
+                }
+                SelectItem::Wildcard(options) if *options == WildcardAdditionalOptions::default() => {
+                    let [item] = self.scopes.last()?.items[..] else {
+                        return None;
+                    };
+                    let columns = self.items[item].columns.as_ref()?.len();
+                    values.extend((0..columns).map(|column| Given::Column(Column { item, column })));
+                }
+                _ => return None,
+            }
+        }
+        Some(values)
+    }
+}
+
+/// A SELECT and nothing around it.
+fn is_plain(source: &Query) -> bool {
+    matches!(*source.body, SetExpr::Select(_))
+        && source.with.is_none()
+        && source.order_by.is_none()
+        && source.limit_clause.is_none()
+        && source.fetch.is_none()
+        && source.locks.is_empty()
+}
+
+/// Whether each row of its one table gives its own rows, whatever other rows there are; window functions are the caller's to
+/// look for.
+fn gives_row_by_row(select: &Select) -> bool {
+    let ungrouped =
+        matches!(&select.group_by, GroupByExpr::Expressions(by, modifiers) if by.is_empty() && modifiers.is_empty());
+    ungrouped && select.distinct.is_none() && select.having.is_none() && select.named_window.is_empty()
 }
