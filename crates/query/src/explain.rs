@@ -52,9 +52,10 @@ pub async fn explain(
     let (mut explained, fragments) = match statement.ast {
         Ast::Insert(_) => insert_of(&statement, transaction).await?,
         Ast::Update(_) | Ast::Delete(_) => write_of(&statement, transaction).await?,
+        Ast::Merge(_) => write_of(&statement, transaction).await?,
         Ast::Query(query) => match &*query.body {
             SetExpr::Insert(_) => insert_of(&statement, transaction).await?,
-            SetExpr::Update(_) | SetExpr::Delete(_) => write_of(&statement, transaction).await?,
+            SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => write_of(&statement, transaction).await?,
             _ => select_of(&statement, query, columns, transaction).await?,
         },
         _ => {
@@ -136,7 +137,14 @@ async fn write_of(
     statement: &Statement<'_>,
     transaction: &mut Transaction,
 ) -> Result<(Explained, Vec<Labelled>), ServerError> {
-    let fragments = write::fragments(statement, transaction).await?;
+    let is_merge = match statement.ast {
+        Ast::Query(query) => matches!(&*query.body, SetExpr::Merge(_)),
+        ast => matches!(ast, Ast::Merge(_)),
+    };
+    let fragments = match is_merge {
+        true => write::merge_fragments(statement, transaction).await?,
+        false => write::fragments(statement, transaction).await?,
+    };
     let explained = Explained {
         tier: "write",
         reason: "rows of several shards decide what is written, or rows move between shards".to_owned(),

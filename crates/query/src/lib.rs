@@ -4,7 +4,7 @@
 //! - [`select`]: rows of a SELECT. `gather` (tier 3) is exact for every statement: PostgreSQL runs it over copies of the
 //!   rows it needs.
 //! - [`declare`]: a cursor over such a SELECT.
-//! - [`insert_select`] and [`gathered_write`]: INSERT, UPDATE and DELETE whose rows come from several shards.
+//! - [`insert_select`], [`gathered_write`] and [`merge`]: INSERT, UPDATE, DELETE and MERGE whose rows come from several shards.
 //!
 //! It does not decide *whether* a statement needs it (the `sql` room does), knows no wire protocol towards clients (the
 //! gateway does), and neither begins nor ends transactions.
@@ -36,7 +36,7 @@ pub use plan::engine::{Engine, Limits};
 pub use relay::RowBatch;
 pub use rows::{Rows, Statistics};
 pub use statement::{Description, Statement, describe};
-pub use write::gathered_write;
+pub use write::{gathered_write, merge};
 
 use pgherd_model::ServerError;
 use pgherd_shards::ColumnDescription;

@@ -56,7 +56,7 @@ pub(crate) struct Placed {
     /// an INSERT … SELECT whose rows stay on their shards: the places of what it fills and of what it reads among the uses
     stays: Option<(usize, usize)>,
     plans: bool,
-    /// an UPDATE or DELETE that writes nothing but its target
+    /// an UPDATE, DELETE or MERGE that writes nothing but its target
     gathers: bool,
     key_updates: Vec<KeyUpdate>,
     /// by range, for a statement over one table
@@ -174,7 +174,7 @@ impl Placed {
             scatters: matches!(kind, Kind::Update | Kind::Delete) && alone && !home_bound || stays.is_some(),
             stays,
             plans: matches!(kind, Kind::Select { writes: false, .. } | Kind::Insert),
-            gathers: matches!(kind, Kind::Update | Kind::Delete) && written == 1,
+            gathers: matches!(kind, Kind::Update | Kind::Delete | Kind::Merge) && written == 1,
             key_updates,
             ready: (0..ready).map(|_| OnceLock::new()).collect(),
             uses,

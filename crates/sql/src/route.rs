@@ -90,7 +90,7 @@ pub enum Route {
     },
     /// A SELECT (or the SELECT of INSERT … SELECT) over several ranges: the query crate plans it.
     Plan,
-    /// An UPDATE or DELETE that needs rows of several shards, or moves rows between them: the query crate finds the rows
+    /// An UPDATE, DELETE or MERGE that needs rows of several shards, or moves rows between them: the query crate finds the rows
     /// first and then writes them where they are.
     GatherWrite,
     /// Refused; nothing was done.

@@ -263,6 +263,37 @@ impl Conversion<'_> {
             || EXCLUSIONS.iter().any(|words| self.excludes(i, words))
     }
 
+    /// What a token of MERGE becomes, if it is another: sqlparser lacks DO NOTHING, INSERT DEFAULT VALUES and OVERRIDING USER VALUE.
+    /// Another action of the same clause names no other relation.
+    fn merge_action(&self, i: usize) -> Option<Vec<sp::Token>> {
+        let values = || {
+            let null = sp::Token::make_word("NULL", None);
+            vec![
+                sp::Token::make_word("VALUES", None),
+                sp::Token::LParen,
+                null,
+                sp::Token::RParen,
+            ]
+        };
+        let before = |words: &[&str], place: usize| i >= place && self.words(i - place, words);
+        if before(&["then", "do", "nothing"], 1) {
+            let when = (0..i).rev().find(|&at| self.word(at, "matched"))?;
+            let word = |word| sp::Token::make_word(word, None);
+            return Some(match when > 0 && self.word(when - 1, "not") {
+                true => [vec![word("INSERT")], values()].concat(),
+                false => vec![word("DELETE")],
+            });
+        }
+        if before(&["then", "insert", "default", "values"], 3) {
+            return Some(values());
+        }
+        let overriding = ["overriding", "user", "value"];
+        let left_out = before(&["then", "do", "nothing"], 2)
+            || before(&["then", "insert", "default", "values"], 2)
+            || self.inside(i, &overriding, 0, 3) && (0..i).any(|at| self.words(at, &["merge", "into"]));
+        left_out.then(Vec::new)
+    }
+
     /// Whether token `i` is one of these words behind a window's frame.
     fn excludes(&self, i: usize, words: &[&str]) -> bool {
         let frame_ends = |at: usize| ["row", "preceding", "following"].iter().any(|word| self.word(at, word));
@@ -280,6 +311,10 @@ impl Conversion<'_> {
             return None;
         }
         if self.left_out(i) || self.redundant.get(i) == Some(&true) {
+            return Some(());
+        }
+        if let Some(instead) = self.merge_action(i) {
+            instead.into_iter().for_each(|word| self.push(word, token));
             return Some(());
         }
         if PHRASES

@@ -1,4 +1,4 @@
-//! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, UPDATE and DELETE that gather.
+//! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, and UPDATE, DELETE and MERGE that gather.
 
 use super::execute::{Entered, names_missing_child};
 use super::explain::Used;
@@ -74,6 +74,11 @@ impl Session {
                     "DELETE"
                 };
                 (Some((word, count)), rows.unwrap_or_default())
+            }
+            Kind::Merge => {
+                self.drawn.forget();
+                let count = pgherd_query::merge(statement, &mut open.transaction).await?;
+                (Some(("MERGE", count)), pgherd_query::Rows::default())
             }
             _ => {
                 let columns = columns.unwrap_or_default();

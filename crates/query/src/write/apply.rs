@@ -108,6 +108,41 @@ impl<'a> Writer<'a> {
     ) -> Result<Option<(u64, RowBatch)>, ServerError> {
         let mut done = Done::default();
         let written = self.write_all(found, &mut done, transaction).await;
+        self.end(written, done, transaction).await
+    }
+
+    /// Inserts all, each row where it moves to. A row without a shard gets its error from PostgreSQL on any.
+    pub async fn insert(
+        &self,
+        found: &[Found],
+        transaction: &mut Transaction,
+    ) -> Result<Option<(u64, RowBatch)>, ServerError> {
+        let mut entering = BTreeMap::<_, Vec<_>>::new();
+        for row in found {
+            entering
+                .entry(row.moves_to.unwrap_or(self.target.any_shard))
+                .or_default()
+                .push(row);
+        }
+        if entering.is_empty() {
+            // Sent without rows, so that PostgreSQL checks what it checks.
+            entering.insert(self.target.any_shard, Vec::new());
+        }
+        let (mut done, mut written) = (Done::default(), Ok(true));
+        for (shard, rows) in entering {
+            if matches!(written, Ok(true)) {
+                written = self.run(&self.enter, shard, &rows, &mut done, transaction).await;
+            }
+        }
+        self.end(written, done, transaction).await
+    }
+
+    async fn end(
+        &self,
+        written: Result<bool, ServerError>,
+        done: Done,
+        transaction: &mut Transaction,
+    ) -> Result<Option<(u64, RowBatch)>, ServerError> {
         if matches!(written, Ok(true)) {
             return Ok(Some((done.count, done.returned)));
         }

@@ -1,4 +1,4 @@
-//! UPDATE and DELETE that need rows of several shards, or move rows between them.
+//! UPDATE, DELETE and MERGE that need rows of several shards, or move rows between them.
 //!
 //! 1. [`source`] makes a SELECT of the statement, which tells for each row to write who it is (shard, table, place and
 //!    version) and what it gets. It runs by gathering, in one cut, and locks nothing.
@@ -11,6 +11,7 @@
 //! The design is in docs/designs/0007-gathered-writes.md.
 
 mod apply;
+mod merge;
 mod returning;
 mod shape;
 mod source;
@@ -22,6 +23,8 @@ use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Fragment, Transaction, gather};
 use apply::Writer;
+pub(crate) use merge::fragments as merge_fragments;
+pub use merge::merge;
 use pgherd_model::{Key, ServerError, ShardId, SqlState};
 use pgherd_shards::ColumnDescription;
 use pgherd_transaction::Isolation;
@@ -58,6 +61,32 @@ pub async fn gathered_write<'t>(
     returning: Option<&[ColumnDescription]>,
     transaction: &'t mut Transaction,
 ) -> Result<(u64, Option<Rows<'t>>), ServerError> {
+    let tries = most_tries(transaction)?;
+    let shape = shape::parse(statement.text)?;
+    let home = transaction.participant(statement.snapshot.home()).await?;
+    let target = Target::read(&statement, &shape, verb(&shape), home).await?;
+    let items = returning_items(statement.ast);
+    let mut list = Returning::read(statement.text, &shape, items, &target.columns)?;
+    let source = source::build(&statement, &shape, &target, &mut list, transaction).await?;
+    let work = Work::Rows(Writer::new(&statement, &shape, &target, &source, &list));
+    let (count, rows) = until_unchanged(&statement, &work, tries, transaction).await?;
+    Ok((count, returning.map(|_| Rows::ready(rows))))
+}
+
+fn verb(shape: &shape::Shape) -> &'static str {
+    if shape.deletes { "DELETE" } else { "UPDATE" }
+}
+
+/// What is tried until nobody else has changed a row meanwhile.
+enum Work<'a> {
+    /// an UPDATE or DELETE
+    Rows(Writer<'a>),
+    /// a MERGE
+    Merge(Vec<merge::When<'a>>),
+}
+
+/// How often a statement may be tried in this transaction.
+fn most_tries(transaction: &Transaction) -> Result<u32, ServerError> {
     let isolation = transaction.mode().isolation;
     if isolation == Some(Isolation::Serializable) {
         return Err(ServerError::unsupported(
@@ -66,23 +95,29 @@ pub async fn gathered_write<'t>(
         ));
     }
     // In a snapshot that stays, a row that has changed since would not be found another time either.
-    let tries = match isolation.is_some_and(Isolation::is_one_snapshot) {
+    Ok(match isolation.is_some_and(Isolation::is_one_snapshot) {
         true => 1,
         false => MOST_TRIES,
-    };
-    let shape = shape::parse(statement.text)?;
-    let home = transaction.participant(statement.snapshot.home()).await?;
-    let target = Target::read(&statement, &shape, home).await?;
-    let items = returning_items(statement.ast);
-    let mut list = Returning::read(statement.text, &shape, items, &target.columns)?;
-    let source = source::build(&statement, &shape, &target, &mut list, transaction).await?;
-    let writer = Writer::new(&statement, &shape, &target, &source, &list);
+    })
+}
+
+async fn until_unchanged(
+    statement: &Statement<'_>,
+    work: &Work<'_>,
+    tries: u32,
+    transaction: &mut Transaction,
+) -> Result<(u64, RowBatch), ServerError> {
     for tried in 0..tries {
         transaction.open_statement().await?;
-        match attempt(&statement, &writer, tried > 0, transaction).await? {
-            Some((count, rows)) => {
+        let again = tried > 0;
+        let written = match work {
+            Work::Rows(writer) => attempt(statement, writer, again, transaction).await?,
+            Work::Merge(whens) => merge::attempt(statement, whens, again, transaction).await?,
+        };
+        match written {
+            Some(written) => {
                 transaction.keep_statement().await?;
-                return Ok((count, returning.map(|_| Rows::ready(rows))));
+                return Ok(written);
             }
             None => transaction.undo_statement().await?,
         }
@@ -103,7 +138,7 @@ pub(crate) async fn fragments(
 ) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
     let shape = shape::parse(statement.text)?;
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let target = Target::read(statement, &shape, home).await?;
+    let target = Target::read(statement, &shape, verb(&shape), home).await?;
     let mut list = Returning::read(statement.text, &shape, returning_items(statement.ast), &target.columns)?;
     let source = source::build(statement, &shape, &target, &mut list, transaction).await?;
     let select = Statement {
@@ -133,6 +168,25 @@ async fn attempt(
     again: bool,
     transaction: &mut Transaction,
 ) -> Result<Option<(u64, RowBatch)>, ServerError> {
+    let mut found = Vec::new();
+    find(statement, writer, again, transaction, |message| {
+        found.push(Found::read(message, writer)?);
+        Ok(())
+    })
+    .await?;
+    found.sort_by(Found::as_they_lie);
+    moved(&found, writer)?;
+    writer.write(&found, transaction).await
+}
+
+/// Runs the SELECT of a write; another time with the target's rows locked before.
+async fn find(
+    statement: &Statement<'_>,
+    writer: &Writer<'_>,
+    again: bool,
+    transaction: &mut Transaction,
+    mut take: impl FnMut(&[u8]) -> Result<(), ServerError>,
+) -> Result<(), ServerError> {
     let select = Statement {
         text: &writer.source.sql,
         result_formats: &writer.source.formats,
@@ -143,35 +197,56 @@ async fn attempt(
         gather::lock_target(&select, at, transaction).await?;
     }
     let mut rows = gather::select_target(&select, Some(at), transaction).await?;
-    let (mut found, mut bytes) = (Vec::new(), 0);
+    let mut bytes = 0;
     while let Some(batch) = rows.next().await? {
         for message in row::messages(&batch.bytes) {
             bytes += message.len();
-            found.push(Found::read(message, writer)?);
+            take(message)?;
         }
         if bytes > MOST_BYTES {
             return Err(ServerError::unsupported(
-                "an UPDATE or DELETE over several shards has too many rows",
+                "a statement that writes over several shards has too many rows",
                 "Write in smaller parts.",
             ));
         }
     }
-    drop(rows);
-    found.sort_by(|a, b| (a.shard, &a.identity[0], a.place).cmp(&(b.shard, &b.identity[0], b.place)));
+    Ok(())
+}
+
+/// Refuses rows that move where the table cannot have that.
+fn moved(found: &[Found], writer: &Writer<'_>) -> Result<(), ServerError> {
     let moving = found.iter().any(|row| row.moves_to.is_some());
-    if let Some(error) = writer.target.keeps_rows().filter(|_| moving) {
-        return Err(error);
+    match writer.target.keeps_rows().filter(|_| moving) {
+        Some(error) => Err(error),
+        None => Ok(()),
     }
-    writer.write(&found, transaction).await
 }
 
 impl Found {
+    /// In the order in which rows lie on their shards.
+    fn as_they_lie(a: &Self, b: &Self) -> std::cmp::Ordering {
+        (a.shard, &a.identity[0], a.place).cmp(&(b.shard, &b.identity[0], b.place))
+    }
+
+    /// The number of the WHEN that takes a row of a MERGE, which stands behind its identity.
+    fn action(message: &[u8]) -> Option<usize> {
+        let mut fields = Vec::new();
+        row::fields(message, &mut fields)?;
+        std::str::from_utf8(&message[fields.get(1)?.clone()?])
+            .ok()?
+            .parse()
+            .ok()
+    }
+
     fn read(message: &[u8], writer: &Writer<'_>) -> Result<Self, ServerError> {
         let garbled = || ServerError::internal("a row to write does not fit its description");
         let mut fields = Vec::new();
         row::fields(message, &mut fields).ok_or_else(garbled)?;
-        let identity = fields.first().cloned().flatten().ok_or_else(garbled)?;
-        let identity = std::str::from_utf8(&message[identity]).map_err(|_| garbled())?;
+        // A row that is to be inserted is nowhere yet.
+        let identity = match fields.first().cloned().flatten() {
+            Some(identity) => std::str::from_utf8(&message[identity]).map_err(|_| garbled())?,
+            None => "0/0/(0,0)/0",
+        };
         let parts: Vec<&str> = identity.split('/').collect();
         let [shard, table, place, version] = parts[..] else {
             return Err(garbled());

@@ -7,7 +7,7 @@ use pgherd_sql::lexer::{Token, TokenKind, tokenize};
 use std::ops::Range;
 
 /// What a column of SET is given.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     /// an expression, as SQL
     Expression(String),
@@ -16,7 +16,7 @@ pub(super) enum Value {
 }
 
 /// The parts, as bytes of the statement.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Shape {
     /// a DELETE, else an UPDATE
     pub deletes: bool,
@@ -54,28 +54,29 @@ pub(super) fn parse(text: &str) -> Result<Shape, ServerError> {
     })
 }
 
-struct Reader<'a> {
-    text: &'a str,
-    tokens: &'a [Token],
+/// Looks at tokens.
+pub(super) struct Reader<'a> {
+    pub text: &'a str,
+    pub tokens: &'a [Token],
     /// how many parentheses and brackets are open before each token
-    depths: Vec<i32>,
+    pub depths: Vec<i32>,
 }
 
 impl Reader<'_> {
-    fn word(&self, at: usize, word: &str) -> bool {
+    pub fn word(&self, at: usize, word: &str) -> bool {
         self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word))
     }
 
-    fn symbol(&self, at: usize, symbol: &str) -> bool {
+    pub fn symbol(&self, at: usize, symbol: &str) -> bool {
         self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol))
     }
 
-    fn identifier(&self, at: usize) -> Option<String> {
+    pub fn identifier(&self, at: usize) -> Option<String> {
         self.tokens.get(at)?.identifier(self.text)
     }
 
     /// The first of `words` from this token on, outside of parentheses.
-    fn find(&self, from: usize, words: &[&str]) -> Option<usize> {
+    pub fn find(&self, from: usize, words: &[&str]) -> Option<usize> {
         (from..self.tokens.len()).find(|&i| {
             let distinct = i > 0 && self.word(i, "from") && self.word(i - 1, "distinct");
             self.depths[i] == 0 && !distinct && words.iter().any(|w| self.word(i, w))
@@ -83,7 +84,7 @@ impl Reader<'_> {
     }
 
     /// Bytes of these tokens.
-    fn span(&self, tokens: Range<usize>) -> Option<Range<usize>> {
+    pub fn span(&self, tokens: Range<usize>) -> Option<Range<usize>> {
         let (first, last) = (
             self.tokens.get(tokens.start)?,
             self.tokens.get(tokens.end.checked_sub(1)?)?,
@@ -91,12 +92,12 @@ impl Reader<'_> {
         (tokens.start < tokens.end).then_some(first.start as usize..last.end as usize)
     }
 
-    fn piece(&self, tokens: Range<usize>) -> Option<String> {
+    pub fn piece(&self, tokens: Range<usize>) -> Option<String> {
         self.span(tokens).map(|span| self.text[span].to_owned())
     }
 
     /// Splits at the commas that are as deep as the first token.
-    fn split(&self, tokens: Range<usize>) -> Vec<Range<usize>> {
+    pub fn split(&self, tokens: Range<usize>) -> Vec<Range<usize>> {
         let (mut parts, mut start) = (Vec::new(), tokens.start);
         let depth = self.depths.get(start).copied().unwrap_or(0);
         for i in tokens.clone() {
@@ -110,14 +111,15 @@ impl Reader<'_> {
     }
 
     /// `(…)`: what is inside, if the closing one is the last of these tokens.
-    fn inside(&self, tokens: &Range<usize>) -> Option<Range<usize>> {
+    pub fn inside(&self, tokens: &Range<usize>) -> Option<Range<usize>> {
         let depth = *self.depths.get(tokens.start)?;
         let close = (tokens.start + 1..tokens.end).find(|&i| self.symbol(i, ")") && self.depths[i] == depth + 1)?;
         (self.symbol(tokens.start, "(") && close + 1 == tokens.end).then_some(tokens.start + 1..close)
     }
 }
 
-fn depths(text: &str, tokens: &[Token]) -> Vec<i32> {
+/// How many parentheses and brackets are open before each token.
+pub(super) fn depths(text: &str, tokens: &[Token]) -> Vec<i32> {
     let mut depth = 0;
     let of = |token: &Token| {
         let before = depth;
@@ -219,7 +221,7 @@ fn find(text: &str) -> Option<Shape> {
 }
 
 /// `a = 1, (b, c) = (2, DEFAULT), (d, e) = (SELECT …)`
-fn assignments(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<(String, Value)>> {
+pub(super) fn assignments(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<(String, Value)>> {
     let mut set = Vec::new();
     for item in r.split(tokens) {
         let value_of = |tokens: Range<usize>| match tokens.len() == 1 && r.word(tokens.start, "default") {

@@ -34,7 +34,7 @@ pub(super) struct Source {
 }
 
 /// A value of the SELECT's list: an expression, and the type of the column that it is for.
-type Item = (String, Option<TargetType>);
+pub(super) type Item = (String, Option<TargetType>);
 
 /// Builds the SELECT, and asks the home shard for its types.
 pub(super) async fn build(
@@ -139,7 +139,8 @@ pub(super) async fn build(
     })
 }
 
-fn column_type(target: &Target, name: &str) -> Option<TargetType> {
+/// The type of a column of the target.
+pub(super) fn column_type(target: &Target, name: &str) -> Option<TargetType> {
     let column = target.columns.iter().find(|c| c.name == name)?;
     Some(TargetType {
         oid: column.type_oid,
@@ -148,7 +149,12 @@ fn column_type(target: &Target, name: &str) -> Option<TargetType> {
 }
 
 /// What SET gives a column, as an expression; None for a DEFAULT that the shard takes itself.
-fn value_sql(target: &Target, name: &str, value: &Value, keyed: bool) -> Result<Option<String>, ServerError> {
+pub(super) fn value_sql(
+    target: &Target,
+    name: &str,
+    value: &Value,
+    keyed: bool,
+) -> Result<Option<String>, ServerError> {
     let sql = match value {
         Value::Expression(sql) => return Ok(Some(sql.clone())),
         Value::Default => target.table.as_ref().and_then(|t| Some((t, t.column(name)?))),
@@ -170,7 +176,7 @@ fn value_sql(target: &Target, name: &str, value: &Value, keyed: bool) -> Result<
 }
 
 /// The new key's columns as the target stores them.
-fn key_sql(
+pub(super) fn key_sql(
     sharded: &pgherd_model::Sharded,
     inserted: &[(String, usize)],
     items: &[Item],

@@ -31,7 +31,12 @@ pub(super) struct Target {
 
 impl Target {
     /// Finds the target, and refuses what would not be exact.
-    pub async fn read(statement: &Statement<'_>, shape: &Shape, home: &mut Backend) -> Result<Self, ServerError> {
+    pub async fn read(
+        statement: &Statement<'_>,
+        shape: &Shape,
+        verb: &str,
+        home: &mut Backend,
+    ) -> Result<Self, ServerError> {
         let resolved = statement
             .snapshot
             .resolve(shape.schema.as_deref(), &shape.name, statement.search_path);
@@ -48,11 +53,10 @@ impl Target {
             }
         };
         let facts = Facts::read(&lookup, home).await?;
-        let what = if shape.deletes { "DELETE" } else { "UPDATE" };
         if facts.read_only {
             return Err(ServerError::new(
                 SqlState::from_code("25006"),
-                format!("cannot execute {what} in a read-only transaction"),
+                format!("cannot execute {verb} in a read-only transaction"),
             ));
         }
         if let Some(reason) = facts.reason {
@@ -82,6 +86,20 @@ impl Target {
     /// Its placement, if it is a sharded table.
     pub fn sharded(&self) -> Option<&Sharded> {
         self.table.as_ref().and_then(|t| t.sharded())
+    }
+
+    /// Whether a column is computed from others.
+    pub fn is_generated(&self, column: &str) -> bool {
+        self.column(column).is_some_and(|c| c.generated)
+    }
+
+    /// Whether a column's values come from a sequence of its own.
+    pub fn has_identity(&self, column: &str) -> bool {
+        self.column(column).is_some_and(|c| c.identity.is_some())
+    }
+
+    fn column(&self, name: &str) -> Option<&pgherd_model::Column> {
+        self.table.as_ref()?.column(name)
     }
 
     /// Why a row cannot be taken from one shard to another as PostgreSQL would do it between partitions.

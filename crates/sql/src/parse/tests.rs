@@ -199,6 +199,15 @@ fn queries() {
         ("select (update) from t", "Select { locking: false, writes: false }+"),
         ("select 1 into temp table x", "CreateTableAs(x) temporary+"),
         ("merge into t using s on t.a = s.a when matched then delete", "Merge+"),
+        (
+            "merge into t using s on true when matched then do nothing when not matched then do nothing",
+            "Merge+",
+        ),
+        (
+            "merge into t using s on true when not matched and s.a = 1 then insert default values \
+             when not matched then insert (a) overriding user value values (1)",
+            "Merge+",
+        ),
         ("call f(1)", "Call"),
         (
             "call pgherd.split('t', at => (1, 'x'), to => 'shard3', n := -5, a => array['x', null], d => date '2024-01-01', e => 1 + 1)",

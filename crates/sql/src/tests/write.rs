@@ -76,7 +76,10 @@ fn joined_writes() {
             "with x as (insert into u values (5)) update t set v = (select 'x')",
             "refuse",
         ),
-        ("merge into t using u on t.k = u.k when matched then delete", "refuse"),
+        (
+            "merge into t using u on t.k = u.k when matched then delete",
+            "gather write",
+        ),
     ]);
 }
 
