@@ -16,6 +16,7 @@ pub(crate) mod explain;
 mod extended;
 mod for_query;
 mod forward;
+mod locking_subqueries;
 pub(crate) mod notifications;
 pub(crate) mod own_state;
 mod plan;
@@ -181,6 +182,8 @@ pub(crate) enum Problem {
     NeedsSharedClock,
     /// its WITH writes on several shards: it must be run in parts
     NeedsParts,
+    /// its subqueries that lock rows run first
+    NeedsLocks,
     /// the client is gone, or the session must end
     Gone,
 }

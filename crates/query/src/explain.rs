@@ -6,7 +6,7 @@
 
 use crate::relay;
 use crate::statement::Statement;
-use crate::{Fragment, Transaction, gather, insert, plan, write};
+use crate::{Fragment, Transaction, gather, insert, locking, plan, write};
 use pgherd_model::{ServerError, ShardId};
 use pgherd_shards::{Backend, ColumnDescription};
 use postgres_protocol::message::frontend;
@@ -109,6 +109,16 @@ async fn select_of(
             ..Explained::default()
         };
         return Ok((explained, labelled(plan.fragments)));
+    }
+    if locking::is_locking(statement) {
+        let explained = Explained {
+            tier: "gather",
+            reason: "rows of a join or of a query that only PostgreSQL knows are locked".to_owned(),
+            combine: "Run the statement on the home shard over copies of the rows, then lock each where it is"
+                .to_owned(),
+            ..Explained::default()
+        };
+        return Ok((explained, locking::fragments(statement, transaction).await?));
     }
     let explained = Explained {
         tier: "gather",

@@ -16,6 +16,7 @@ mod explain;
 mod fragment;
 mod gather;
 mod insert;
+mod locking;
 mod metadata;
 mod plan;
 mod pushdown;
@@ -57,6 +58,9 @@ pub async fn select<'t>(
             Ok(rows) => return Ok(rows),
             Err(unused) => transaction = unused,
         }
+    }
+    if locking::is_locking(&statement) {
+        return locking::select(&statement, columns.len(), transaction).await;
     }
     if let Some(rows) = gather::select_staged(&statement, transaction, engine).await? {
         return Ok(rows);

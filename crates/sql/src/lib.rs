@@ -26,7 +26,10 @@ pub mod instead;
 pub mod kind;
 pub mod lexer;
 mod literal;
+mod lock_order;
+mod locking_subqueries;
 pub mod locks;
+mod nested_joins;
 mod noting;
 pub mod parse;
 mod placed;
@@ -52,6 +55,7 @@ pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, DatabaseChange, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName,
     SetValue,
 };
+pub use locking_subqueries::{LockingSubquery, locking_subqueries};
 pub use locks::{Locks, ShardLocks};
 pub use parse::{Parsed, parse};
 pub use point::Point;

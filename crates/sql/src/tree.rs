@@ -6,6 +6,8 @@
 //! there is no tree.
 
 use crate::lexer::{Token, TokenKind};
+use crate::lock_order::limits_first;
+use crate::nested_joins::{NestedJoins, nested_joins};
 use sqlparser::ast::{
     BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Statement, Value, VisitMut, VisitorMut,
 };
@@ -33,10 +35,13 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         depth: 0,
         operands: Vec::new(),
         redundant: redundant_parentheses(text, tokens),
+        nested: nested_joins(text, tokens),
+        symmetric: Vec::new(),
         marked: false,
     };
-    for i in 0..tokens.len() {
-        conversion.token(i, &dialect)?;
+    match limits_first(text, tokens) {
+        Some(order) => order.into_iter().try_for_each(|i| conversion.token(i, &dialect))?,
+        None => (0..tokens.len()).try_for_each(|i| conversion.token(i, &dialect))?,
     }
     if let Some(last) = tokens.last() {
         conversion.close_operands(last, |_| true);
@@ -136,6 +141,19 @@ fn longest_chain(text: &str, tokens: &[Token]) -> usize {
 const DISTINCT: &str = "pgherd is distinct from";
 const NOT_DISTINCT: &str = "pgherd is not distinct from";
 
+/// Which bound of BETWEEN SYMMETRIC is the lower one is only known when it is computed. So both become calls of a function that nobody
+/// knows, which says nothing about where rows are.
+const SYMMETRIC: &str = "pgherd symmetric";
+
+/// Functions without parentheses, which are names like others behind a schema.
+const VALUE_FUNCTIONS: [&str; 5] = [
+    "current_user",
+    "session_user",
+    "user",
+    "current_role",
+    "current_catalog",
+];
+
 const PHRASES: [(&[&str], &str); 2] = [
     (&["is", "distinct", "from"], DISTINCT),
     (&["is", "not", "distinct", "from"], NOT_DISTINCT),
@@ -191,7 +209,11 @@ struct Conversion<'a> {
     operands: Vec<usize>,
     /// parentheses that are left out, by token; empty where there are none
     redundant: Vec<bool>,
-    /// there was one
+    /// where a join without parentheses stands inside another
+    nested: NestedJoins,
+    /// the depths at which the first bound of BETWEEN SYMMETRIC is open
+    symmetric: Vec<usize>,
+    /// there was an operand of IS DISTINCT FROM
     marked: bool,
 }
 
@@ -324,12 +346,18 @@ impl Conversion<'_> {
             return Some(());
         }
         self.end_operands(token);
+        for _ in 0..self.nested.closed_before(i) {
+            self.push(sp::Token::RParen, token);
+        }
+        if self.word(i, "symmetric") && i > 0 && self.word(i - 1, "between") {
+            self.symmetric.push(self.depth);
+            self.open_operand(SYMMETRIC, token);
+            return Some(());
+        }
         for (phrase, mark) in PHRASES {
             if self.words(i, phrase) {
                 self.push(sp::Token::Spaceship, token);
-                self.push(sp::Token::make_word(mark, Some('"')), token);
-                self.push(sp::Token::LParen, token);
-                self.operands.push(self.depth);
+                self.open_operand(mark, token);
                 self.marked = true;
                 return Some(());
             }
@@ -341,6 +369,12 @@ impl Conversion<'_> {
             self.push(sp::Token::make_word("FROM", None), token);
             return Some(());
         }
+        let is_name = i > 0 && self.tokens[i - 1].is(self.text, ".");
+        if is_name && VALUE_FUNCTIONS.iter().any(|w| self.word(i, w)) {
+            let name = token.text(self.text).to_ascii_lowercase();
+            self.push(sp::Token::make_word(&name, Some('"')), token);
+            return Some(());
+        }
         let converted = convert(token, self.text, dialect)?;
         match converted {
             sp::Token::LParen | sp::Token::LBracket => self.depth += 1,
@@ -350,7 +384,21 @@ impl Conversion<'_> {
             _ => {}
         }
         self.push(converted, token);
+        if self.symmetric.last() == Some(&self.depth) && self.word(i, "and") {
+            self.symmetric.pop();
+            self.open_operand(SYMMETRIC, token);
+        }
+        if self.nested.is_open_behind(i) {
+            self.push(sp::Token::LParen, token);
+        }
         Some(())
+    }
+
+    /// Opens a call around what follows, up to the operand's end.
+    fn open_operand(&mut self, mark: &str, at: &Token) {
+        self.push(sp::Token::make_word(mark, Some('"')), at);
+        self.push(sp::Token::LParen, at);
+        self.operands.push(self.depth);
     }
 
     /// Closes the operands that end before `token`.

@@ -71,7 +71,7 @@ pub fn with_queries(text: &str, tokens: &[Token]) -> Option<WithQueries> {
         }
     }
     // SEARCH and CYCLE stand there, which only RECURSIVE has.
-    let known = ["select", "values", "insert", "update", "delete"];
+    let known = ["select", "values", "insert", "update", "delete", "merge"];
     (known.iter().any(|w| c.is(w)) || c.is_symbol("(")).then_some(())?;
     Some(WithQueries {
         queries,

@@ -232,6 +232,15 @@ impl Session {
         false
     }
 
+    /// A block of its own for a statement that needs one snapshot for all its parts, whatever the session has.
+    pub(crate) fn begin_in_one_snapshot(&mut self) {
+        self.block = Block::Open(self.new_block(Mode {
+            implicit: true,
+            isolation: Some(pgherd_transaction::Isolation::RepeatableRead),
+            ..Mode::default()
+        }));
+    }
+
     /// Commits an implicit block, or rolls it back when a statement failed.
     pub(crate) async fn end_implicit(&mut self) -> Result<(), Problem> {
         match &self.block {

@@ -179,6 +179,9 @@ impl Session {
             if let Err(Problem::NeedsParts) = result {
                 return Box::pin(self.with_writes(unit)).await;
             }
+            if let Err(Problem::NeedsLocks) = result {
+                return Box::pin(self.with_locking_subqueries(unit)).await;
+            }
             if let Some(instead) = instead {
                 return self.run_instead(unit, &instead).await;
             }
@@ -229,6 +232,9 @@ impl Session {
         };
         if matches!(route, Route::Plan | Route::GatherWrite | Route::Refuse(_)) {
             let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+            if !pgherd_sql::locking_subqueries(text, tokens).is_empty() {
+                return Err(Problem::NeedsLocks);
+            }
             if pgherd_sql::with_queries(text, tokens).is_some_and(|parts| parts.writes()) {
                 return Err(Problem::NeedsParts);
             }

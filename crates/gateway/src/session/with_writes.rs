@@ -1,27 +1,47 @@
 //! WITH that writes, over several shards: each INSERT, UPDATE or DELETE runs as the statement that it is, and the rows that
 //! it returns stand in its place in what comes behind, as constants of their types.
 //!
-//! PostgreSQL runs all of them in one snapshot, in which none sees what another does. So it is done only where that makes no
-//! difference: no part reads or writes what another writes, and where each statement has a snapshot of its own, only one
-//! part reads tables at all.
+//! PostgreSQL runs all of them in one snapshot, in which none sees what another does. Where several parts read tables, they want
+//! one snapshot: a statement by itself then runs at REPEATABLE READ, unseen, and again where others have changed its rows. What one
+//! part reads and another writes is read before anything is written, whole, and stands in the reader's text as constants too. Two
+//! parts never write the same table.
 
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
 use bytes::Bytes;
-use pgherd_model::{ServerError, quote_identifier, quote_literal};
+use pgherd_model::{ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_shards::{ColumnDescription, Row, parse_data_row};
 use pgherd_sql::{WithQueries, WithQuery, relations::Role, with_queries};
+use pgherd_transaction::Isolation;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// The returned rows of one part are kept in memory, and become text.
 const MOST_BYTES: usize = 64 << 20;
 
+/// How often a statement is run again because others changed its rows.
+const MOST_TRIES: u32 = 20;
+
 /// What runs as a statement of its own.
 struct Step {
     statement: Arc<Statement>,
     reads: HashSet<String>,
     writes: HashSet<String>,
+    /// what it reads by a name with a schema
+    qualified: HashSet<String>,
+    /// what it reads and writes that the catalog does not know: the home shard's own
+    homely: Vec<String>,
+    writes_home: bool,
+}
+
+/// What the parts want.
+struct Wants {
+    /// tables that one part reads and another writes
+    old: Vec<String>,
+    /// what each part writes, the statement behind WITH last
+    written: Vec<HashSet<String>>,
+    /// why all must see one snapshot
+    one_snapshot: Option<&'static str>,
 }
 
 impl Session {
@@ -38,26 +58,58 @@ impl Session {
         let snapshot = self.present_snapshot();
         let types = self.description(unit, &snapshot).await?.parameter_types.clone();
         let unit = Unit { types: &types, ..unit };
-        self.check_parts(unit, &text, &parts)?;
-        let made = self.ensure_block();
-        let held = self.client.hold_tag();
-        let result = self.run_parts(unit, &text, &parts).await;
-        let tag = self.client.release_tag(held);
-        let result = match result {
-            Ok(()) => Ok(tag),
-            Err(Problem::Error(error)) => Err(error.with_position(None).into()),
-            Err(other) => Err(other),
-        };
-        self.finish_statement(made, result).await
+        let wants = self.check_parts(unit, &text, &parts).await?;
+        let mut tries = 0;
+        loop {
+            let mark = self.client.out.len();
+            let (made, raised) = self.begin_parts(&wants)?;
+            let held = self.client.hold_tag();
+            let result = self.run_parts(unit, &text, &parts, &wants).await;
+            let tag = self.client.release_tag(held);
+            let result = match result {
+                Ok(()) => Ok(tag),
+                Err(Problem::Error(error)) => Err(error.with_position(None).into()),
+                Err(other) => Err(other),
+            };
+            tries += 1;
+            match self.finish_statement(made, result).await {
+                Err(Problem::Error(error))
+                    if raised
+                        && error.sqlstate() == SqlState::SERIALIZATION_FAILURE
+                        && self.client.out.len() == mark
+                        && self.cancel.slot.requested().is_none()
+                        && tries < MOST_TRIES => {}
+                other => return other,
+            }
+        }
     }
 
-    fn present_snapshot(&self) -> Arc<pgherd_model::Snapshot> {
+    /// Opens a block where none is open; whether it did, and whether it is for one snapshot where the session has one for each
+    /// statement.
+    fn begin_parts(&mut self, wants: &Wants) -> Result<(bool, bool), Problem> {
+        let open = self.block.open();
+        let isolation = match open {
+            Some(open) => open.transaction.mode().isolation,
+            None => self.settings.default_isolation,
+        };
+        let has_one = isolation.is_some_and(Isolation::is_one_snapshot) || self.is_strict();
+        let Some(reason) = wants.one_snapshot.filter(|_| !has_one) else {
+            return Ok((self.ensure_block(), false));
+        };
+        if open.is_some() {
+            return Err(not_in_parts(reason).into());
+        }
+        self.begin_in_one_snapshot();
+        Ok((true, true))
+    }
+
+    pub(super) fn present_snapshot(&self) -> Arc<pgherd_model::Snapshot> {
         let overlay = self.block.open().and_then(|open| open.overlay.clone());
         overlay.unwrap_or_else(|| self.catalog().snapshot())
     }
 
-    /// Refuses what would not be as in one snapshot.
-    fn check_parts(&self, unit: Unit<'_>, text: &str, parts: &WithQueries) -> Result<(), Problem> {
+    /// Finds what the parts want of each other, and refuses what cannot be had.
+    async fn check_parts(&mut self, unit: Unit<'_>, text: &str, parts: &WithQueries) -> Result<Wants, Problem> {
         let mut steps = Vec::new();
         for (at, query) in parts.queries.iter().enumerate().filter(|(_, q)| q.writes) {
             let whole = statement_of(text, &parts.queries[..at], &query.words, &[], &text[query.body.clone()]);
@@ -65,23 +117,59 @@ impl Session {
         }
         let whole = statement_of(text, &parts.queries, &parts.main_words, &[], &text[parts.main.clone()]);
         steps.push(self.step(unit, &whole, &parts.queries)?);
+        let mut old: Vec<String> = Vec::new();
         for (i, step) in steps.iter().enumerate() {
-            let others = steps.iter().enumerate().filter(|(j, _)| *j != i);
-            for (_, other) in others {
-                if !step.writes.is_disjoint(&other.writes) || !step.writes.is_disjoint(&other.reads) {
-                    return Err(not_in_parts("One part of it reads or writes what another part writes.").into());
+            for (_, other) in steps.iter().enumerate().filter(|(j, _)| *j != i) {
+                if !step.writes.is_disjoint(&other.writes) {
+                    return Err(not_in_parts("Two parts of it write the same table.").into());
+                }
+                for name in step.writes.intersection(&other.reads) {
+                    if other.qualified.contains(name) {
+                        return Err(not_in_parts(
+                            "One part of it reads what another part writes, with its schema's name.",
+                        )
+                        .into());
+                    }
+                    if !old.contains(name) {
+                        old.push(name.clone());
+                    }
+                }
+                if step.writes_home && !other.homely.is_empty() {
+                    self.refuse_views(&other.homely).await?;
                 }
             }
         }
-        let isolation = self.block.open().and_then(|open| open.transaction.mode().isolation);
-        let one_snapshot = isolation.is_some_and(pgherd_transaction::Isolation::is_one_snapshot);
-        let strict = self.is_strict();
-        if !one_snapshot && !strict && steps.iter().filter(|s| !s.reads.is_empty()).count() > 1 {
-            return Err(
-                not_in_parts("Several parts of it read tables, which PostgreSQL would do in one snapshot.").into(),
-            );
+        let reading = steps.iter().filter(|s| !s.reads.is_empty()).count();
+        let one_snapshot = match (old.is_empty(), reading) {
+            (false, _) => {
+                Some("One part of it reads what another part writes, which PostgreSQL would do in one snapshot.")
+            }
+            (true, 2..) => Some("Several parts of it read tables, which PostgreSQL would do in one snapshot."),
+            _ => None,
+        };
+        Ok(Wants {
+            old,
+            written: steps.into_iter().map(|step| step.writes).collect(),
+            one_snapshot,
+        })
+    }
+
+    /// A view of the home shard may read what another part writes there.
+    async fn refuse_views(&mut self, names: &[String]) -> Result<(), Problem> {
+        let names: Vec<_> = names
+            .iter()
+            .map(|name| quote_literal(&quote_identifier(name)))
+            .collect();
+        let sql = format!(
+            "SELECT count(*) FROM pg_catalog.unnest(ARRAY[{}]::text[]) n \
+             JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(n) AND c.relkind <> 'r'",
+            names.join(", ")
+        );
+        let answer = self.ask_home(&sql).await?;
+        match answer.first().and_then(|r| r.text(0, 0)) {
+            Some("0") => Ok(()),
+            _ => Err(not_in_parts("One part of it reads a view, which may read what another part writes.").into()),
         }
-        Ok(())
     }
 
     fn step(&self, unit: Unit<'_>, text: &str, queries: &[WithQuery]) -> Result<Step, Problem> {
@@ -93,9 +181,23 @@ impl Session {
         let snapshot = self.present_snapshot();
         let analysis = self.analysis(Unit { statement, ..unit }, &snapshot)?;
         let (mut reads, mut writes) = (HashSet::new(), HashSet::new());
+        let (mut qualified, mut homely, mut writes_home) = (HashSet::new(), Vec::new(), false);
         for reference in analysis.references().ok_or_else(unclear)? {
             let name = reference.name.name.clone();
             let returned = queries.iter().any(|q| q.writes && q.name == name) && reference.name.schema.is_none();
+            let is_view = |t: &Arc<Table>| matches!(t.kind, TableKind::View { .. });
+            if reference.table.as_ref().is_some_and(is_view) {
+                return Err(not_in_parts("A part of it reads a view over sharded tables.").into());
+            }
+            match (reference.role, &reference.table) {
+                (Role::Read, _) if returned => {}
+                (Role::Read, None) => homely.push(name.clone()),
+                (_, None) => writes_home = true,
+                _ => {}
+            }
+            if reference.role == Role::Read && reference.name.schema.is_some() {
+                qualified.insert(name.clone());
+            }
             match reference.role {
                 Role::Read if returned => {}
                 Role::Read => {
@@ -117,15 +219,30 @@ impl Session {
             statement: statement.clone(),
             reads,
             writes,
+            qualified,
+            homely,
+            writes_home,
         })
     }
 
-    async fn run_parts(&mut self, unit: Unit<'_>, text: &str, parts: &WithQueries) -> Result<(), Problem> {
+    async fn run_parts(
+        &mut self,
+        unit: Unit<'_>,
+        text: &str,
+        parts: &WithQueries,
+        wants: &Wants,
+    ) -> Result<(), Problem> {
+        let mut old = Vec::new();
+        for name in &wants.old {
+            old.push((name.clone(), self.old_rows(unit, name).await?));
+        }
+        let mut written = wants.written.iter();
         // (name, WITH's entry that stands in the query's place)
         let mut returned: Vec<(String, String)> = Vec::new();
         for (at, query) in parts.queries.iter().enumerate().filter(|(_, q)| q.writes) {
             let body = &text[query.body.clone()];
-            let whole = statement_of(text, &parts.queries[..at], &query.words, &returned, body);
+            let known = known(&old, written.next(), &returned);
+            let whole = statement_of(text, &parts.queries[..at], &query.words, &known, body);
             let step = self.step(unit, &whole, &parts.queries)?;
             let part = Unit {
                 statement: &step.statement,
@@ -144,12 +261,43 @@ impl Session {
             }
         }
         let main = &text[parts.main.clone()];
-        let whole = statement_of(text, &parts.queries, &parts.main_words, &returned, main);
+        let known = known(&old, written.next(), &returned);
+        let whole = statement_of(text, &parts.queries, &parts.main_words, &known, main);
         let statements = self.gateway.cache.parse(&whole)?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::internal("a statement behind WITH is none"))?;
         Box::pin(self.routed(Unit { statement, ..unit })).await
+    }
+
+    /// `name (a, b) AS (VALUES (…))` with the rows that a table has before any part writes.
+    async fn old_rows(&mut self, unit: Unit<'_>, name: &str) -> Result<String, Problem> {
+        let name = quote_identifier(name);
+        let statements = self.gateway.cache.parse(&format!("SELECT * FROM {name}"))?;
+        let statement = statements
+            .first()
+            .ok_or_else(|| ServerError::internal("a query of a table is none"))?;
+        let part = Unit {
+            statement,
+            mode: Mode::HIDDEN,
+            types: &[],
+            parameters: &[],
+            ..unit
+        };
+        let snapshot = self.present_snapshot();
+        let columns = self
+            .description(part, &snapshot)
+            .await?
+            .columns
+            .clone()
+            .unwrap_or_default();
+        self.client.capture();
+        let run = Box::pin(self.routed(part)).await;
+        let captured = self.client.captured();
+        run?;
+        let names: Vec<_> = columns.iter().map(|c| quote_identifier(&c.name)).collect();
+        let rows = self.constants(&columns, captured.freeze()).await?;
+        Ok(format!("{name} ({}) AS ({rows})", names.join(", ")))
     }
 
     /// `name (a, b) AS (VALUES (…))` with the rows that a part has returned.
@@ -160,6 +308,19 @@ impl Session {
         columns: &[ColumnDescription],
         rows: Bytes,
     ) -> Result<String, Problem> {
+        let names = match &query.columns {
+            Some(columns) => text[columns.clone()].to_owned(),
+            None => {
+                let names: Vec<_> = columns.iter().map(|c| quote_identifier(&c.name)).collect();
+                format!("({})", names.join(", "))
+            }
+        };
+        let source = self.constants(columns, rows).await?;
+        Ok(format!("{} {names} AS ({source})", quote_identifier(&query.name)))
+    }
+
+    /// Rows as a query of constants of their types.
+    pub(super) async fn constants(&mut self, columns: &[ColumnDescription], rows: Bytes) -> Result<String, Problem> {
         if rows.len() > MOST_BYTES {
             return Err(not_in_parts("A part of it returns too many rows.").into());
         }
@@ -173,27 +334,30 @@ impl Session {
             Some(value) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(&value)), type_of(i)),
             None => format!("NULL::{}", type_of(i)),
         };
-        let names = match &query.columns {
-            Some(columns) => text[columns.clone()].to_owned(),
-            None => {
-                let names: Vec<_> = columns.iter().map(|c| quote_identifier(&c.name)).collect();
-                format!("({})", names.join(", "))
-            }
-        };
         let mut tuples = Vec::new();
         for row in data_rows(rows) {
             let values: Vec<_> = row.into_iter().enumerate().map(|(i, v)| value(i, v)).collect();
             tuples.push(format!("({})", values.join(", ")));
         }
-        let source = match tuples.is_empty() {
+        Ok(match tuples.is_empty() {
             true => {
                 let nulls: Vec<_> = (0..columns.len()).map(|i| value(i, None)).collect();
                 format!("SELECT {} WHERE false", nulls.join(", "))
             }
             false => format!("VALUES {}", tuples.join(", ")),
-        };
-        Ok(format!("{} {names} AS ({source})", quote_identifier(&query.name)))
+        })
     }
+}
+
+/// WITH's entries that a part may need: the old rows of what it does not write itself, and what others have returned.
+fn known(
+    old: &[(String, String)],
+    writes: Option<&HashSet<String>>,
+    returned: &[(String, String)],
+) -> Vec<(String, String)> {
+    let own = |name: &String| writes.is_some_and(|writes| writes.contains(name));
+    let old = old.iter().filter(|(name, _)| !own(name));
+    old.chain(returned).cloned().collect()
 }
 
 /// `WITH …` of those queries that these words name, themselves or through others, and the statement. Those that write are
@@ -224,7 +388,14 @@ fn statement_of(
             .filter(|(name, _)| wanted.contains(name.as_str()))
             .map(|(_, entry)| entry.clone())
     });
-    let entries: Vec<_> = entries.collect();
+    // What stands for a table comes before all that may name it.
+    let tables = returned
+        .iter()
+        .filter(|(name, _)| !queries.iter().any(|q| q.name == *name));
+    let tables = tables
+        .filter(|(name, _)| wanted.contains(name.as_str()))
+        .map(|(_, entry)| entry.clone());
+    let entries: Vec<_> = tables.chain(entries).collect();
     match entries.is_empty() {
         true => body.to_owned(),
         false => format!("WITH {} {body}", entries.join(", ")),

@@ -20,10 +20,11 @@ use crate::rows::{Rows, Scratch};
 use crate::statement::Statement;
 use crate::views;
 use crate::{Fragment, Transaction, refusal};
-use pgherd_model::ServerError;
+use pgherd_model::{ServerError, ShardId};
 use postgres_protocol::message::frontend;
 use source::Gathered;
 pub(crate) use source::IDENTITY;
+use std::collections::BTreeMap;
 
 /// What a gather will do, for running it and for EXPLAIN.
 pub(crate) struct Plan {
@@ -43,6 +44,7 @@ pub(crate) struct Plan {
 async fn plan(
     statement: &Statement<'_>,
     target: Option<usize>,
+    marks: Option<&Marks>,
     transaction: &mut Transaction,
 ) -> Result<Plan, ServerError> {
     let expanded = views::expand(statement)?;
@@ -67,11 +69,14 @@ async fn plan(
             "Declare the function IMMUTABLE if it reads no tables, or run the query before the transaction writes.",
         ));
     }
-    let sources = source::sources(statement, &parsed, &mentions, &metadata, target);
+    let mut sources = source::sources(statement, &parsed, &mentions, &metadata, target);
     if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
         return Err(metadata::text_is_not_exact());
     }
     let mut edits = source::edits(&parsed, &mentions, &sources);
+    if let Some(marks) = marks {
+        edits.push(marks.edit(&mentions, &mut sources)?);
+    }
     if !clock::edits(&parsed, "").is_empty() {
         let now = transaction.clock().await?.unwrap_or_default();
         edits.extend(clock::edits(&parsed, &now));
@@ -93,7 +98,7 @@ pub(crate) async fn fragments(
     target: Option<usize>,
     transaction: &mut Transaction,
 ) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
-    let plan = plan(statement, target, transaction).await?;
+    let plan = plan(statement, target, None, transaction).await?;
     let labelled = |source: &Gathered| {
         let name = source.relation_sql();
         let fragments = source.fragments(statement);
@@ -102,6 +107,76 @@ pub(crate) async fn fragments(
             .map(move |fragment| (Some(name.clone()), fragment))
     };
     Ok(plan.sources.iter().flat_map(labelled).collect())
+}
+
+/// Relations of a SELECT of which the rows of the result are to be known.
+pub(crate) struct Marks {
+    /// the byte at which each is named, and what qualifies its columns
+    pub relations: Vec<(usize, String)>,
+    /// the byte behind the select list, and whether it has anything
+    pub list_end: usize,
+    pub has_list: bool,
+}
+
+/// Where a marked relation is.
+pub(crate) struct Marked {
+    /// its full name, as SQL
+    pub name: String,
+    /// what it is on each shard, as SQL
+    pub places: BTreeMap<ShardId, String>,
+}
+
+impl Marks {
+    /// Marks the relations' sources. The edit puts behind the select list, for each relation, which row it is: it stands beside the
+    /// copy of the row, where no `*` and no whole row sees it.
+    fn edit(
+        &self,
+        mentions: &[source::Resolution],
+        sources: &mut [Gathered],
+    ) -> Result<(std::ops::Range<usize>, String), ServerError> {
+        let mut list = Vec::new();
+        for (at, alias) in &self.relations {
+            let source = self.source(*at, mentions, sources).ok_or_else(|| {
+                let hint = "Lock rows of tables of your own.";
+                ServerError::unsupported(
+                    "rows of this relation cannot be locked in a query over several shards",
+                    hint,
+                )
+            })?;
+            let source = &mut sources[source];
+            source.marks();
+            let alias = pgherd_model::quote_identifier(alias);
+            list.push(format!(
+                "(SELECT pgherd_marks.{IDENTITY} FROM pg_temp.{} AS pgherd_marks WHERE pgherd_marks.ctid = {alias}.ctid)",
+                source.marked()
+            ));
+        }
+        let comma = if self.has_list && !list.is_empty() { ", " } else { " " };
+        Ok((self.list_end..self.list_end, format!("{comma}{}", list.join(", "))))
+    }
+
+    fn source(&self, at: usize, mentions: &[source::Resolution], sources: &[Gathered]) -> Option<usize> {
+        let mention = mentions.iter().position(|m| m.mention.span.start == at)?;
+        sources.iter().position(|source| source.mentions.contains(&mention))
+    }
+}
+
+/// Runs a SELECT with the identity of the marked relations' rows behind each row, as text, and says where they are.
+pub(crate) async fn select_marked(
+    statement: &Statement<'_>,
+    marks: &Marks,
+    transaction: &mut Transaction,
+) -> Result<(Rows<'static>, Vec<Marked>), ServerError> {
+    let (plan, scratch) = gather(statement, None, Some(marks), transaction).await?;
+    let of = |at: &usize| {
+        let source = plan.sources.iter().find(|s| s.is_named_at(*at));
+        source.map(|source| Marked {
+            name: source.relation_sql(),
+            places: source.places.iter().map(|p| (p.shard, p.relation.clone())).collect(),
+        })
+    };
+    let marked = marks.relations.iter().filter_map(|(at, _)| of(at)).collect();
+    Ok((run(statement, plan, scratch).await?, marked))
 }
 
 /// Runs a SELECT by gathering what it reads.
@@ -127,7 +202,12 @@ pub(crate) async fn select_target(
     target: Option<usize>,
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
-    let (plan, mut scratch) = gather(statement, target, transaction).await?;
+    let (plan, scratch) = gather(statement, target, None, transaction).await?;
+    run(statement, plan, scratch).await
+}
+
+/// Runs the statement over the copies.
+async fn run(statement: &Statement<'_>, plan: Plan, mut scratch: Scratch) -> Result<Rows<'static>, ServerError> {
     start(statement, &plan.edited.text, scratch.backend()).await?;
     let (original, edited) = (statement.text.to_owned(), plan.edited);
     let (expanded, has_views) = (plan.expanded, plan.has_views);
@@ -147,9 +227,10 @@ pub(crate) async fn select_target(
 async fn gather(
     statement: &Statement<'_>,
     target: Option<usize>,
+    marks: Option<&Marks>,
     transaction: &mut Transaction,
 ) -> Result<(Plan, Scratch), ServerError> {
-    let plan = plan(statement, target, transaction).await?;
+    let plan = plan(statement, target, marks, transaction).await?;
     let fragments: Vec<_> = plan.sources.iter().flat_map(|s| s.fragments(statement)).collect();
     transaction.open_cut(&fragments).await?;
     let (home, who) = (statement.snapshot.home(), transaction.who().clone());
@@ -180,7 +261,7 @@ pub(crate) async fn declare(
     head: &str,
     transaction: &mut Transaction,
 ) -> Result<Scratch, ServerError> {
-    let (plan, mut scratch) = gather(statement, None, transaction).await?;
+    let (plan, mut scratch) = gather(statement, None, None, transaction).await?;
     let text = format!("{head}{}", plan.edited.text);
     let declared = async {
         start(statement, &text, scratch.backend()).await?;
@@ -198,7 +279,7 @@ pub(crate) async fn lock_target(
     target: usize,
     transaction: &mut Transaction,
 ) -> Result<(), ServerError> {
-    let plan = plan(statement, Some(target), transaction).await?;
+    let plan = plan(statement, Some(target), None, transaction).await?;
     let target = plan.sources.iter().filter(|s| s.has_identity());
     let fragments: Vec<_> = target.flat_map(|s| s.locks(statement)).collect();
     for fragment in &fragments {

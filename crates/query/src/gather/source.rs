@@ -26,6 +26,16 @@ pub(super) struct Resolution {
 /// again as long as nobody has changed it.
 pub(crate) const IDENTITY: &str = "pgherd_row";
 
+/// Whether each row has [`IDENTITY`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    None,
+    /// as one more column
+    Column,
+    /// in a table that inherits from the one that the statement reads, which has no such column
+    Beside,
+}
+
 /// One temporary table to be.
 pub(crate) struct Gathered {
     /// its name in pg_temp
@@ -45,7 +55,9 @@ pub(crate) struct Gathered {
     /// the statement may rely on the primary key for GROUP BY
     pub(super) with_key: bool,
     /// each row has [`IDENTITY`] beside its columns
-    identity: bool,
+    identity: Identity,
+    /// bytes at which the statement names it
+    named_at: Vec<usize>,
     /// number of the first portal
     first_portal: usize,
     /// places in the statement
@@ -285,7 +297,11 @@ pub(super) fn apart(
             distinct: false,
             all_columns,
             with_key: needs.groups,
-            identity: is_target(mentions[0]),
+            identity: match is_target(mentions[0]) {
+                true => Identity::Column,
+                false => Identity::None,
+            },
+            named_at: mentions.iter().map(|&m| resolutions[m].mention.span.start).collect(),
             first_portal,
             relation: relation.clone(),
             mentions,
@@ -373,7 +389,7 @@ impl Gathered {
         let places = self.places.iter().enumerate();
         places
             .map(|(i, place)| {
-                let identity = match self.identity {
+                let identity = match self.identity != Identity::None {
                     true => format!(
                         ", pg_catalog.concat('{}/', tableoid, '/', ctid, '/', xmin)",
                         place.shard.0
@@ -434,7 +450,22 @@ impl Gathered {
 
     /// Whether it is the target's.
     pub fn has_identity(&self) -> bool {
-        self.identity
+        self.identity == Identity::Column
+    }
+
+    /// Notes which row each copy is, beside it.
+    pub fn marks(&mut self) {
+        self.identity = Identity::Beside;
+    }
+
+    /// The temporary table in which that stands.
+    pub fn marked(&self) -> String {
+        format!("{}_rows", self.temporary)
+    }
+
+    /// Whether the statement names it there.
+    pub fn is_named_at(&self, at: usize) -> bool {
+        self.named_at.contains(&at)
     }
 
     fn columns_sql(&self) -> String {
@@ -466,12 +497,20 @@ impl Gathered {
             .iter()
             .map(|c| format!("{} {}{}", quote_identifier(&c.name), c.type_sql, c.collation_sql))
             .chain(
-                self.identity
+                self.has_identity()
                     .then(|| format!("{IDENTITY} pg_catalog.text COLLATE \"C\"")),
             )
             .collect();
+        let beside = match self.identity {
+            Identity::Beside => format!(
+                "; CREATE TEMPORARY TABLE {} ({IDENTITY} pg_catalog.text COLLATE \"C\") INHERITS ({}) ON COMMIT DROP",
+                self.marked(),
+                self.temporary
+            ),
+            _ => String::new(),
+        };
         format!(
-            "CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP",
+            "CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP{beside}",
             self.temporary,
             columns.join(", ")
         )
@@ -482,9 +521,12 @@ impl Gathered {
         let format = if self.binary { "binary" } else { "text" };
         format!(
             "COPY pg_temp.{} ({}{}) FROM STDIN (FORMAT {format})",
-            self.temporary,
+            match self.identity {
+                Identity::Beside => self.marked(),
+                _ => self.temporary.clone(),
+            },
             self.columns_sql(),
-            if self.identity {
+            if self.identity != Identity::None {
                 format!(", {IDENTITY}")
             } else {
                 String::new()

@@ -13,7 +13,7 @@
 mod apply;
 mod merge;
 mod returning;
-mod shape;
+pub(crate) mod shape;
 mod source;
 mod target;
 

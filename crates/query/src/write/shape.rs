@@ -55,7 +55,7 @@ pub(super) fn parse(text: &str) -> Result<Shape, ServerError> {
 }
 
 /// Looks at tokens.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     pub text: &'a str,
     pub tokens: &'a [Token],
     /// how many parentheses and brackets are open before each token
@@ -119,7 +119,7 @@ impl Reader<'_> {
 }
 
 /// How many parentheses and brackets are open before each token.
-pub(super) fn depths(text: &str, tokens: &[Token]) -> Vec<i32> {
+pub(crate) fn depths(text: &str, tokens: &[Token]) -> Vec<i32> {
     let mut depth = 0;
     let of = |token: &Token| {
         let before = depth;

@@ -64,7 +64,7 @@ impl From<Problem> for Cause {
     fn from(problem: Problem) -> Self {
         match problem {
             Problem::Error(error) => Self::Error(error),
-            Problem::NeedsWholeText | Problem::NeedsSharedClock | Problem::NeedsParts => {
+            Problem::NeedsWholeText | Problem::NeedsSharedClock | Problem::NeedsParts | Problem::NeedsLocks => {
                 Self::Error(ServerError::internal("COPY has no template"))
             }
             Problem::Gone => Self::Gone,

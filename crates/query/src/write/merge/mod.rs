@@ -2,6 +2,7 @@
 //! cut; then each WHEN's rows are written as an UPDATE, DELETE or INSERT of its own would write them. What is deleted goes first and
 //! what is inserted comes last, where PostgreSQL goes row by row: a row that has gone is in nobody's way.
 
+mod bounds;
 mod shape;
 mod source;
 

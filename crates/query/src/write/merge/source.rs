@@ -78,9 +78,13 @@ pub(super) async fn build(
         one.clause = number;
         given.push(one);
     }
-    let keys: Vec<String> = given.iter().flat_map(|g| g.keys.clone()).collect();
-    let whole = |identity: &str| select(statement.text, shape, target, &list.items, &keys, identity);
     let home = transaction.participant(statement.snapshot.home()).await?;
+    let bounds = super::bounds::bounds(statement, shape, target, home).await?;
+    let keys: Vec<String> = given.iter().flat_map(|g| g.keys.clone()).collect();
+    let whole = |identity: &str| {
+        let parts = (&list.items[..], &keys[..], bounds.as_deref());
+        select(statement.text, shape, target, parts, identity)
+    };
     let described = describe(home, &whole("CAST('' AS pg_catalog.text)").0, statement.parameter_types).await;
     let columns = described.map_err(not_in_parts)?.columns.unwrap_or_default();
     let types: Vec<u32> = columns
@@ -274,8 +278,7 @@ fn select(
     text: &str,
     shape: &MergeShape,
     target: &Target,
-    items: &[Item],
-    keys: &[String],
+    (items, keys, bounds): (&[Item], &[String], Option<&str>),
     identity: &str,
 ) -> (String, usize) {
     let keys: Vec<_> = keys.iter().map(|key| format!(", {key}")).collect();
@@ -289,6 +292,9 @@ fn select(
     let at = sql.len();
     sql.push_str(&text[shape.target.target.clone()]);
     sql.push_str(&format!(" ON ({})", &text[shape.on.clone()]));
+    if let Some(bounds) = bounds {
+        sql.push_str(&format!(" AND {bounds}"));
+    }
     // OFFSET keeps it from being computed again for every value.
     sql.push_str(&format!(
         " CROSS JOIN LATERAL (SELECT {} AS pgherd_a OFFSET 0) AS pgherd_m) AS pgherd_rows WHERE pgherd_rows.pgherd_a > 0",
