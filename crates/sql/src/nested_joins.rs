@@ -1,11 +1,12 @@
-//! Joins that stand inside others without parentheses: `a JOIN b LEFT JOIN c ON … ON …`, which is `a JOIN (b LEFT JOIN c ON …) ON …`.
+//! Joins that stand inside others without parentheses: `a JOIN b LEFT JOIN c ON … ON …`, which is `a JOIN (b LEFT JOIN c ON …) ON …`. And those
+//! that a MERGE has for its source.
 
 use crate::lexer::{Token, TokenKind};
 
 /// Where parentheses belong, by token.
 #[derive(Debug, Default)]
 pub(crate) struct NestedJoins {
-    /// the JOINs that one opens behind
+    /// the JOINs, and MERGE's USING, that one opens behind
     opens: Vec<usize>,
     /// the ONs and USINGs that one closes before
     closes: Vec<usize>,
@@ -34,12 +35,16 @@ struct Pending {
 pub(crate) fn nested_joins(text: &str, tokens: &[Token]) -> NestedJoins {
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
     let mut found = NestedJoins::default();
-    if (0..tokens.len()).filter(|&at| word(at, "join")).nth(1).is_none() {
+    let merges = (0..tokens.len()).any(|at| word(at, "merge") && word(at + 1, "into"));
+    let joins = (0..tokens.len()).filter(|&at| word(at, "join")).count();
+    if joins < 2 - usize::from(merges) {
         return found;
     }
+    let mut source: Option<Pending> = None;
     // By depth of parentheses.
     let mut levels: Vec<Vec<Pending>> = vec![Vec::new()];
     for (at, token) in tokens.iter().enumerate() {
+        let outermost = levels.len() == 1;
         if token.kind == TokenKind::Symbol {
             match token.text(text) {
                 "(" => levels.push(Vec::new()),
@@ -53,6 +58,9 @@ pub(crate) fn nested_joins(text: &str, tokens: &[Token]) -> NestedJoins {
             continue;
         }
         if word(at, "join") {
+            if let Some(source) = source.as_mut().filter(|_| outermost) {
+                source.nests = true;
+            }
             if let Some(outer) = level.last_mut().filter(|outer| !outer.nests) {
                 outer.nests = true;
                 found.opens.push(outer.at);
@@ -62,11 +70,19 @@ pub(crate) fn nested_joins(text: &str, tokens: &[Token]) -> NestedJoins {
             if is_conditioned {
                 level.push(Pending { at, nests: false });
             }
-        } else if (word(at, "on") || word(at, "using"))
-            && let Some(join) = level.pop()
-            && join.nests
-        {
-            found.closes.push(at);
+        } else if word(at, "on") || word(at, "using") {
+            match level.pop() {
+                Some(join) if join.nests => found.closes.push(at),
+                Some(_) => {}
+                None if merges && outermost && word(at, "using") => source = Some(Pending { at, nests: false }),
+                None if outermost && word(at, "on") => {
+                    if let Some(source) = source.take().filter(|source| source.nests) {
+                        found.opens.push(source.at);
+                        found.closes.push(at);
+                    }
+                }
+                None => {}
+            }
         }
     }
     found

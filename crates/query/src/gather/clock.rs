@@ -24,7 +24,7 @@ pub(crate) fn edits(parsed: &ParsedQuery, now: &str) -> Vec<(Range<usize>, Strin
                 edits.push((span(token, &tokens[i + 2]), literal(now, "timestamptz")));
             }
             "current_timestamp" | "localtimestamp" | "current_time" | "localtime" | "current_date"
-                if token.kind == pgherd_sql::lexer::TokenKind::Word =>
+                if token.kind == pgherd_sql::lexer::TokenKind::Word && !after_dot =>
             {
                 let target = match name.as_str() {
                     "current_timestamp" => "timestamptz",
