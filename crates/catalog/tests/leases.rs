@@ -21,6 +21,7 @@ async fn cluster(count: usize) -> (LocalCluster, Arc<Shards>) {
             name: s.name().to_owned(),
             host: s.socket_dir().display().to_string(),
             port: s.port(),
+            tls: None,
         })
         .collect();
     let shards = Shards::new(pgherd_shards::Options::new(configs, pgherd_local_cluster::SERVICE_ROLE));

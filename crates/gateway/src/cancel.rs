@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use pgherd_shards::{CancelToken, Identity};
 use rand::Rng;
 use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
@@ -90,6 +91,15 @@ impl CancelSlot {
         let _none_under_way = self.cancelling.lock().await;
     }
 
+    /// Ends the session, and what it runs.
+    pub(crate) async fn terminate(&self) {
+        self.cancel(Why::Terminated).await;
+    }
+
+    fn is_running(&self) -> bool {
+        !self.running.lock().tokens.is_empty()
+    }
+
     async fn cancel(&self, why: Why) {
         if why == Why::Terminated {
             self.terminated.store(true, Ordering::Relaxed);
@@ -151,6 +161,8 @@ struct Entry {
     role: Arc<str>,
     database: Arc<str>,
     slot: Arc<CancelSlot>,
+    /// the client's socket, to look at while the session does not read
+    socket: Option<RawFd>,
 }
 
 /// All sessions of the gateway by process id.
@@ -169,8 +181,8 @@ pub(crate) struct Registered {
 }
 
 impl CancelRegistry {
-    /// Enters a session.
-    pub(crate) fn register(self: &Arc<Self>, who: &Identity) -> Registered {
+    /// Enters a session. `socket` is its client's, and is closed no earlier than what is returned is dropped.
+    pub(crate) fn register(self: &Arc<Self>, who: &Identity, socket: Option<RawFd>) -> Registered {
         let slot = Arc::new(CancelSlot::default());
         let secret = rand::rng().random();
         let mut sessions = self.sessions.lock();
@@ -187,6 +199,7 @@ impl CancelRegistry {
             role,
             database,
             slot: slot.clone(),
+            socket,
         };
         sessions.insert(process_id, entry);
         Registered {
@@ -213,8 +226,24 @@ impl CancelRegistry {
 
     /// How many sessions a database has.
     pub(crate) fn sessions_of(&self, database: &str) -> usize {
+        self.sessions_where(|_, of| of == database)
+    }
+
+    /// How many sessions there are of such a role and database.
+    pub(crate) fn sessions_where(&self, wanted: impl Fn(&str, &str) -> bool) -> usize {
         let sessions = self.sessions.lock();
-        sessions.values().filter(|entry| &*entry.database == database).count()
+        sessions
+            .values()
+            .filter(|entry| wanted(&entry.role, &entry.database))
+            .count()
+    }
+
+    /// The sessions that run something on shards, and whose client's socket is like that.
+    pub(crate) fn running(&self, wanted: impl Fn(BorrowedFd<'_>) -> bool) -> Vec<Arc<CancelSlot>> {
+        let sessions = self.sessions.lock();
+        let running = sessions.values().filter(|entry| entry.slot.is_running());
+        let found = running.filter(|entry| entry.socket.is_some_and(|socket| wanted(borrow(socket))));
+        found.map(|entry| entry.slot.clone()).collect()
     }
 
     /// [`CancelRegistry::signal`] for all sessions of a database.
@@ -237,6 +266,17 @@ impl CancelRegistry {
             slot.cancel(why).await;
         }
     }
+}
+
+/// A session's socket, while the list of sessions is locked. A second descriptor for each client would be safe without saying so, and
+/// halve how many clients there can be.
+#[expect(
+    unsafe_code,
+    reason = "the descriptor is open: its entry leaves the list before the client is dropped"
+)]
+fn borrow<'a>(socket: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: see above, and `Session`, whose entry is dropped before its client.
+    unsafe { BorrowedFd::borrow_raw(socket) }
 }
 
 impl Registered {

@@ -13,6 +13,7 @@ mod authentication;
 mod cancel;
 mod client;
 mod databases;
+mod departed;
 mod encoding;
 mod explain_text;
 mod judged;
@@ -61,6 +62,10 @@ pub struct Options {
     pub tls: Option<TlsFiles>,
     /// clients at a time; more get 53300
     pub max_clients: usize,
+    /// clients of one role at a time; more get 53300
+    pub max_clients_per_role: Option<usize>,
+    /// after how many seconds of silence a client's system is asked whether it is still there; 0: the system's own setting
+    pub keepalive_idle_s: u32,
     /// the largest message taken from a client, bytes
     pub max_message_bytes: usize,
     /// how long a client may take to log in
@@ -86,6 +91,8 @@ impl Options {
             access: Rules::default(),
             tls: None,
             max_clients: 2000,
+            max_clients_per_role: None,
+            keepalive_idle_s: 60,
             max_message_bytes: 256 * 1024 * 1024,
             startup_timeout: Duration::from_secs(60),
             query_memory_bytes: 1 << 30,

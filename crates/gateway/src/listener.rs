@@ -4,6 +4,7 @@ use crate::authentication::{Door, Refused, Roles};
 use crate::cancel::CancelRegistry;
 use crate::client::{Client, Gone};
 use crate::databases::{ALWAYS_OPEN, Databases};
+use crate::departed::end_departed;
 use crate::encoding::Encodings;
 use crate::session::notifications::Listeners;
 use crate::session::{Session, StartUp};
@@ -14,6 +15,7 @@ use pgherd_model::{ServerError, SqlState};
 use pgherd_query::Engine;
 use pgherd_shards::Shards;
 use pgwire::messages::{PgWireFrontendMessage, SslNegotiationMetaMessage};
+use socket2::{SockRef, TcpKeepalive};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -54,7 +56,7 @@ pub(crate) struct Shared {
     pub(crate) shards: Arc<Shards>,
     pub(crate) databases: Databases,
     pub(crate) engine: Engine,
-    door: Door,
+    pub(crate) door: Door,
     tls: Option<Tls>,
     pub(crate) cache: StatementCache,
     pub(crate) cancels: Arc<CancelRegistry>,
@@ -143,6 +145,7 @@ impl Gateway {
         });
         shared.databases.get(ALWAYS_OPEN).await?;
         tokio::spawn(close_unused_databases(shared.clone()));
+        tokio::spawn(end_departed(shared.cancels.clone(), shared.stopping.clone()));
         let task = tokio::spawn(accept(listener, shared));
         Ok(GatewayHandle {
             address,
@@ -192,6 +195,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let _ = stream.set_nodelay(true);
+                    keep_alive(&stream, shared.options.keepalive_idle_s);
                     sessions.spawn(serve(stream, peer, shared.clone()));
                 }
                 Err(error) => {
@@ -212,6 +216,23 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let all = async { while sessions.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(STOP_GRACE, all).await;
     sessions.shutdown().await;
+}
+
+/// Has the system ask after a client that is silent for long: three times ten seconds without an answer, and it is gone.
+fn keep_alive(stream: &TcpStream, idle_s: u32) {
+    let socket = SockRef::from(stream);
+    let set = match idle_s {
+        0 => socket.set_keepalive(true),
+        idle_s => socket.set_tcp_keepalive(
+            &TcpKeepalive::new()
+                .with_time(Duration::from_secs(idle_s.into()))
+                .with_interval(Duration::from_secs(10))
+                .with_retries(3),
+        ),
+    };
+    if let Err(error) = set {
+        tracing::debug!("cannot keep a client's connection alive: {error}");
+    }
 }
 
 /// Counts a client while it lives.

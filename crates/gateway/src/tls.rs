@@ -1,11 +1,10 @@
 //! TLS with clients: the gateway's certificate, and what is known of a connection once it is encrypted.
 
 use pgherd_model::{ServerError, SqlState};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use pgherd_shards::pem::{certificates, private_key};
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256, Sha384, Sha512};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -46,9 +45,7 @@ impl Tls {
     /// Reads the files. Errors: a text with the file's name and what to do.
     pub(crate) fn load(files: &TlsFiles) -> Result<Self, String> {
         let chain = certificates(&files.certificate)?;
-        check_owner_only(&files.key)?;
-        let key = PrivateKeyDer::from_pem_file(&files.key)
-            .map_err(|e| format!("cannot read the private key {}: {e}", files.key.display()))?;
+        let key = private_key(&files.key)?;
         let end_point = end_point(&chain[0]);
         let provider = Arc::new(crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -95,28 +92,6 @@ impl Tls {
             common_name: peer.and_then(common_name),
         };
         Ok((stream, encrypted))
-    }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path).and_then(|found| found.collect::<Result<Vec<_>, _>>());
-    match read {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(format!("there is no certificate in {}", path.display())),
-        Err(e) => Err(format!("cannot read certificates from {}: {e}", path.display())),
-    }
-}
-
-/// As PostgreSQL: a key that others can read is no secret.
-fn check_owner_only(path: &Path) -> Result<(), String> {
-    let metadata =
-        std::fs::metadata(path).map_err(|e| format!("cannot read the private key {}: {e}", path.display()))?;
-    match metadata.permissions().mode() & 0o077 {
-        0 => Ok(()),
-        _ => Err(format!(
-            "the private key {} can be read by others than its owner; chmod 600 it",
-            path.display()
-        )),
     }
 }
 

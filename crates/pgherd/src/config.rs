@@ -3,11 +3,14 @@
 //! The catalog on the home shard holds the rest (tables, ranges, gateways). Every gateway of a cluster reads the same
 //! file; what differs between them (`--listen`, `--name`) is on the command line.
 
+mod shard;
+
 use crate::{Error, Result};
 use pgherd_gateway::{DEFAULT_RULES, Rules, TlsFiles};
 use rand::Rng;
 use rand::distr::Alphanumeric;
 use serde::Deserialize;
+pub use shard::Shard;
 use std::collections::HashSet;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -69,6 +72,14 @@ pub struct Gateway {
     pub pool_size: usize,
     /// The most clients at a time.
     pub max_clients: usize,
+    /// The most clients of one role at a time.
+    pub max_clients_per_role: Option<usize>,
+    /// Seconds that a client may take to log in.
+    pub startup_timeout_s: u64,
+    /// The largest message taken from a client, in MiB.
+    pub max_message_mib: usize,
+    /// Seconds of silence after which it is asked whether a client is still there.
+    pub tcp_keepalives_idle_s: u32,
     /// Memory for queries over several shards, all of them together, in MiB.
     pub query_memory_mib: usize,
 }
@@ -84,32 +95,17 @@ impl Default for Gateway {
             tls_client_authorities: None,
             pool_size: 40,
             max_clients: 2000,
+            max_clients_per_role: None,
+            startup_timeout_s: 60,
+            max_message_mib: 256,
+            tcp_keepalives_idle_s: 60,
             query_memory_mib: 1024,
         }
     }
 }
 
-/// One of the tables `[[shards]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shard {
-    /// Counts from 1; never changes, never used again.
-    pub id: u32,
-    /// What people see.
-    pub name: String,
-    /// A host name or address; or the folder of a Unix socket, absolute or (starting with "./") relative to the file.
-    pub host: String,
-    /// The port.
-    #[serde(default = "default_port")]
-    pub port: u16,
-}
-
 fn default_service_role() -> String {
     pgherd_local_cluster::SERVICE_ROLE.to_string()
-}
-
-fn default_port() -> u16 {
-    5432
 }
 
 impl Gateway {
@@ -199,6 +195,7 @@ impl Config {
         for file in [tls_certificate, tls_key, tls_client_authorities].into_iter().flatten() {
             *file = base.join(&*file);
         }
+        config.shards.iter_mut().for_each(|shard| shard.resolve(&base));
         Ok(config)
     }
 
@@ -230,11 +227,21 @@ impl Config {
         }
         let Gateway {
             max_clients,
+            max_clients_per_role,
+            startup_timeout_s,
+            max_message_mib,
             query_memory_mib,
             ..
         } = self.gateway;
         if max_clients == 0 || query_memory_mib == 0 || query_memory_mib > usize::MAX >> 20 {
             return Err("gateway.max_clients and gateway.query_memory_mib take numbers above 0".into());
+        }
+        if max_clients_per_role == Some(0) || startup_timeout_s == 0 {
+            return Err("gateway.max_clients_per_role and gateway.startup_timeout_s take numbers above 0".into());
+        }
+        // The protocol's lengths have 31 bits.
+        if !(1..2048).contains(&max_message_mib) {
+            return Err("gateway.max_message_mib takes a number from 1 to 2047".into());
         }
         self.gateway.rules().map_err(|e| format!("gateway.access, {e}"))?;
         if self.gateway.tls_certificate.is_some() != self.gateway.tls_key.is_some() {
@@ -248,6 +255,7 @@ impl Config {
         }
         let (mut ids, mut names, mut places) = (HashSet::new(), HashSet::new(), HashSet::new());
         for shard in &self.shards {
+            shard.tls()?;
             if shard.id == 0 {
                 return Err(format!("shard {:?} has id 0; ids count from 1", shard.name));
             }
@@ -302,13 +310,6 @@ impl Config {
             default_distribution,
             initial_bounds,
         } = &self.cluster;
-        let shards = self.shards.iter().map(|Shard { id, name, host, port }| {
-            format!(
-                "\n[[shards]]\nid = {id}\nname = {}\nhost = {}\nport = {port}\n",
-                quote(name),
-                quote(host)
-            )
-        });
         format!(
             include_str!("pgherd.toml.template"),
             name = quote(name),
@@ -328,8 +329,15 @@ impl Config {
             ),
             pool_size = self.gateway.pool_size,
             max_clients = self.gateway.max_clients,
+            max_clients_per_role = match self.gateway.max_clients_per_role {
+                Some(most) => format!("max_clients_per_role = {most}"),
+                None => "# max_clients_per_role = 200".to_owned(),
+            },
+            startup_timeout_s = self.gateway.startup_timeout_s,
+            max_message_mib = self.gateway.max_message_mib,
+            tcp_keepalives_idle_s = self.gateway.tcp_keepalives_idle_s,
             query_memory_mib = self.gateway.query_memory_mib,
-            shards = shards.collect::<String>(),
+            shards = self.shards.iter().map(Shard::annotated).collect::<String>(),
         )
     }
 
@@ -344,30 +352,6 @@ impl Config {
             None => list(&mut DEFAULT_RULES.into_iter(), "# "),
         }
     }
-
-    /// How to connect to a shard as the service role.
-    pub fn service_connection(&self, shard: &Shard, database: &str) -> tokio_postgres::Config {
-        shard.connection(&self.cluster.service_role, database)
-    }
-}
-
-impl Shard {
-    /// How to connect to this shard.
-    pub fn connection(&self, role: &str, database: &str) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
-        if self.host.starts_with('/') {
-            config.host_path(PathBuf::from(&self.host));
-        } else {
-            config.host(&self.host);
-        }
-        config
-            .port(self.port)
-            .user(role)
-            .dbname(database)
-            .application_name("pgherd");
-        config.connect_timeout(std::time::Duration::from_secs(10));
-        config
-    }
 }
 
 #[cfg(test)]
@@ -375,12 +359,7 @@ mod tests {
     use super::*;
 
     fn shard(id: u32, host: &str) -> Shard {
-        Shard {
-            id,
-            name: format!("shard{id}"),
-            host: host.into(),
-            port: 6000 + id as u16,
-        }
+        Shard::new(id, format!("shard{id}"), host, 6000 + id as u16)
     }
 
     fn check(config: &Config) -> String {
@@ -405,6 +384,9 @@ mod tests {
         ]);
         config.gateway.tls_certificate = Some("/etc/pgherd/\"x\".crt".into());
         config.gateway.tls_key = Some("/etc/pgherd/x.key".into());
+        config.gateway.max_clients_per_role = Some(7);
+        config.shards[0].sslmode = Some("verify-full".into());
+        config.shards[0].sslrootcert = Some("/etc/pgherd/root.crt".into());
         config.write_new(&path).expect("write");
         assert_eq!(Config::load(&path).expect("load"), config);
         let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().expect("metadata").permissions());

@@ -59,6 +59,10 @@ pub enum Error {
         "cannot watch for signals: {0}\nThis is a limit of the system; run pgherd in a terminal or under a supervisor"
     )]
     Signals(std::io::Error),
+    #[error(
+        "cannot encrypt connections to {0}\nCorrect the shard's sslmode, sslrootcert, sslcert and sslkey in the configuration"
+    )]
+    Tls(String),
     #[error(transparent)]
     Cluster(#[from] pgherd_local_cluster::Error),
 }

@@ -1,12 +1,11 @@
 //! `pgherd gateway`: runs one gateway on shards that a configuration names. `pgherd up` runs its own the same way.
 
-use crate::config::Config;
+use crate::config::{Config, Shard};
 use crate::terminated::Terminated;
 use crate::{Error, Result};
 use clap::Args;
 use pgherd_gateway::{Gateway, GatewayHandle, Options};
 use pgherd_local_cluster::Account;
-use pgherd_model::ShardId;
 use pgherd_shards::{ShardConfig, Shards};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -67,7 +66,7 @@ pub async fn start(config: &Config, address: &AddressArgs) -> Result<GatewayHand
         .metrics_listen
         .as_ref()
         .or(config.gateway.metrics_listen.as_ref());
-    let mut options = Options::new(config.cluster.name.clone(), shards(config));
+    let mut options = Options::new(config.cluster.name.clone(), shards(config)?);
     options.gateway_name = address.name.clone().unwrap_or_else(|| default_name(listen));
     options.listen = listen;
     options.metrics_listen = metrics_address(metrics.map(String::as_str), listen)?;
@@ -82,6 +81,10 @@ pub async fn start(config: &Config, address: &AddressArgs) -> Result<GatewayHand
     options.tls = config.gateway.tls();
     options.pool_size = config.gateway.pool_size;
     options.max_clients = config.gateway.max_clients;
+    options.max_clients_per_role = config.gateway.max_clients_per_role;
+    options.startup_timeout = Duration::from_secs(config.gateway.startup_timeout_s);
+    options.max_message_bytes = config.gateway.max_message_mib << 20;
+    options.keepalive_idle_s = config.gateway.tcp_keepalives_idle_s;
     options.query_memory_bytes = config.gateway.query_memory_mib << 20;
     Ok(Gateway::start(options).await?)
 }
@@ -89,23 +92,15 @@ pub async fn start(config: &Config, address: &AddressArgs) -> Result<GatewayHand
 /// Makes schema `pgherd` on the shards, where it is missing.
 pub async fn prepare(config: &Config, database: &str) -> Result<()> {
     let shards = Shards::new(pgherd_shards::Options::new(
-        shards(config),
+        shards(config)?,
         config.cluster.service_role.clone(),
     ));
     Ok(pgherd_catalog::install(&shards, database, &config.cluster.name, &config.cluster.secret).await?)
 }
 
 /// The configuration's shards, as the gateway knows them.
-pub fn shards(config: &Config) -> Vec<ShardConfig> {
-    let shards = config.shards.iter();
-    shards
-        .map(|shard| ShardConfig {
-            id: ShardId(shard.id),
-            name: shard.name.clone(),
-            host: shard.host.clone(),
-            port: shard.port,
-        })
-        .collect()
+fn shards(config: &Config) -> Result<Vec<ShardConfig>> {
+    config.shards.iter().map(Shard::to_connect).collect()
 }
 
 /// Refuses an address that is taken; asked before shards are started for nothing.

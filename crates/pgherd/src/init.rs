@@ -10,7 +10,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use pgherd_local_cluster::OLDEST_POSTGRES;
 use std::collections::HashSet;
 use std::path::PathBuf;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// Collations that order by bytes, as pgherd does.
 const BYTE_ORDER: [&str; 5] = ["C", "POSIX", "C.UTF-8", "C.utf8", "PG_UNICODE_FAST"];
@@ -89,7 +89,7 @@ async fn check_shard(
             change,
         });
     };
-    let client = match connect(&config.service_connection(shard, &args.database)).await {
+    let client = match shard.connect(service, &args.database).await? {
         Ok(client) => client,
         Err(error) => {
             let change = format!(
@@ -112,7 +112,7 @@ async fn check_shard(
         change,
     );
 
-    let login = connect(&shard.connection(&args.role, &args.database)).await;
+    let login = shard.connect(&args.role, &args.database).await?;
     let change = login.as_ref().err().map(|_| {
         let role = &args.role;
         format!(
@@ -221,12 +221,6 @@ impl Facts {
         let grant = format!("ALTER ROLE {service} SUPERUSER");
         note("service role", service.clone(), unless(self.superuser, &grant));
     }
-}
-
-async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
-    let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
 }
 
 fn table(findings: &[Finding]) -> Table {

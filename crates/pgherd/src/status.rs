@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
 use std::path::PathBuf;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// Shows the shards, ranges and gateways of a cluster
 #[derive(Debug, Args)]
@@ -49,16 +49,14 @@ pub async fn run(args: StatusArgs) -> Result<()> {
 
 async fn connect(config: &Config, shard: &config::Shard, database: &str) -> Result<Client> {
     let role = &config.cluster.service_role;
-    let connected = shard.connection(role, database).connect(NoTls).await;
-    let (client, connection) = connected.map_err(|source| Error::Connect {
+    let connected = shard.connect(role, database).await?;
+    connected.map_err(|source| Error::Connect {
         target: shard.name.clone(),
         role: role.clone(),
         source,
         remedy:
             "Start the server (`pgherd up` starts those of its folder), or correct its address in the configuration",
-    })?;
-    tokio::spawn(connection);
-    Ok(client)
+    })
 }
 
 async fn version(client: &Client) -> Result<String, tokio_postgres::Error> {

@@ -100,13 +100,8 @@ fn configuration(cluster: &LocalCluster, listen: SocketAddr) -> Result<Config> {
     let path = cluster.data().join(config::FILE_NAME);
     if !path.exists() {
         let shards = cluster.shards().iter().zip(1..);
-        let shards = shards.map(|(server, id)| Shard {
-            id,
-            name: server.name().to_string(),
-            // From the file, so that the folder can be moved.
-            host: "./sockets".to_string(),
-            port: server.port(),
-        });
+        // Sockets from the file, so that the folder can be moved.
+        let shards = shards.map(|(server, id)| Shard::new(id, server.name(), "./sockets", server.port()));
         Config::generate(listen, shards.collect()).write_new(&path)?;
         cluster.account().own(&path)?;
     }

@@ -38,8 +38,7 @@ pub struct Message {
 /// What cancels the statement that a connection is running.
 #[derive(Debug, Clone)]
 pub struct CancelToken {
-    pub(crate) host: Arc<str>,
-    pub(crate) port: u16,
+    pub(crate) place: Arc<ShardConfig>,
     pub(crate) process_id: i32,
     pub(crate) secret_key: i32,
 }
@@ -47,10 +46,11 @@ pub struct CancelToken {
 impl CancelToken {
     /// Asks the shard to cancel; returns when the shard has taken the request (not when the statement ended).
     pub async fn cancel(&self) -> std::io::Result<()> {
-        let mut stream = Stream::connect(&self.host, self.port).await?;
+        let mut stream = Stream::connect(&self.place).await?;
         let mut message = BytesMut::new();
         frontend::cancel_request(self.process_id, self.secret_key, &mut message);
         stream.write_all(&message).await?;
+        stream.flush().await?;
         // The server closes when it has sent the signal.
         let _ = stream.read(&mut [0; 1]).await;
         Ok(())
@@ -90,19 +90,16 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) async fn open(config: &ShardConfig, who: &Identity) -> Result<Self, Error> {
+    pub(crate) async fn open(config: &Arc<ShardConfig>, who: &Identity) -> Result<Self, Error> {
         let unreachable = |cause: String| Error::Unreachable {
             shard: config.id,
             name: config.name.clone(),
             address: format!("{}:{}", config.host, config.port),
             cause,
         };
-        let stream = Stream::connect(&config.host, config.port)
-            .await
-            .map_err(|e| unreachable(e.to_string()))?;
+        let stream = Stream::connect(config).await.map_err(|e| unreachable(e.to_string()))?;
         let cancel = CancelToken {
-            host: config.host.as_str().into(),
-            port: config.port,
+            place: config.clone(),
             process_id: 0,
             secret_key: 0,
         };
@@ -234,7 +231,10 @@ impl Connection {
         if self.outbox.is_empty() {
             return Ok(());
         }
-        let sent = self.stream.write_all(&self.outbox).await;
+        let mut sent = self.stream.write_all(&self.outbox).await;
+        if sent.is_ok() {
+            sent = self.stream.flush().await;
+        }
         self.outbox.clear();
         sent.map_err(|e| self.lost(e))
     }
@@ -259,7 +259,10 @@ impl Connection {
             }
             Poll::Ready(Ok(()))
         });
-        let sent = all.await;
+        let mut sent = all.await;
+        if sent.is_ok() {
+            sent = self.stream.flush().await;
+        }
         self.outbox.clear();
         sent.map_err(|e| self.lost(e))
     }

@@ -8,9 +8,11 @@
 mod backend;
 mod connection;
 mod error;
+pub mod pem;
 mod pool;
 mod reply;
 mod stream;
+mod tls;
 
 pub use backend::Backend;
 pub use connection::{CancelToken, Message, TransactionStatus};
@@ -19,3 +21,4 @@ pub use pool::{
     Identity, LOGIN_DEFAULTS_SQL, Options, Pin, RESET_SQL, SessionSettings, ShardConfig, Shards, UNKNOWN_SETTINGS,
 };
 pub use reply::{ColumnDescription, Row, SimpleResult, parse_data_row, parse_row_description};
+pub use tls::{Connector, SslMode, Tls, TlsSettings};

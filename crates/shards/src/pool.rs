@@ -1,6 +1,7 @@
 //! Pools: idle connections per shard, role and database, and a limit on those in use.
 
 use crate::connection::Connection;
+use crate::tls::{Connector, Tls};
 use crate::{Backend, Error};
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -25,6 +26,9 @@ pub const LOGIN_DEFAULTS_SQL: &str = "SELECT pg_catalog.hashtextextended(coalesc
 /// The fingerprint of a backend whose settings are not known: the next checkout brings them in line.
 pub const UNKNOWN_SETTINGS: u64 = u64::MAX;
 
+/// How often a connection is tried again where the server has no room for more.
+const FULL_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Where a shard is.
 #[derive(Debug, Clone)]
 pub struct ShardConfig {
@@ -36,6 +40,30 @@ pub struct ShardConfig {
     pub host: String,
     /// its port, which also names the socket
     pub port: u16,
+    /// how connections over TCP are encrypted, if they are
+    pub tls: Option<Tls>,
+}
+
+impl ShardConfig {
+    /// How tokio-postgres connects to this shard; with [`ShardConfig::connector`].
+    pub fn service_settings(&self, role: &str, database: &str) -> tokio_postgres::Config {
+        let mut settings = tokio_postgres::Config::new();
+        settings.user(role).dbname(database).port(self.port);
+        match self.host.starts_with('/') {
+            true => settings.host_path(&self.host),
+            false => settings.host(&self.host),
+        };
+        settings.ssl_mode(match self.tls {
+            Some(_) => tokio_postgres::config::SslMode::Require,
+            None => tokio_postgres::config::SslMode::Disable,
+        });
+        settings
+    }
+
+    /// What encrypts tokio-postgres' connections to this shard.
+    pub fn connector(&self) -> Connector {
+        Connector(self.tls.clone())
+    }
 }
 
 /// Who a statement runs as, where, and under which session settings. Pools are per role and database;
@@ -188,7 +216,7 @@ impl Options {
 
 /// The connections of one shard, role and database.
 pub(crate) struct Pool {
-    config: ShardConfig,
+    config: Arc<ShardConfig>,
     who: Identity,
     /// by number, the lowest last
     idle: Mutex<Vec<Connection>>,
@@ -292,25 +320,50 @@ impl Shards {
 
     async fn take_from_pool(&self, shard: ShardId, who: &Identity) -> Result<Backend, Error> {
         let pool = self.pool(shard, who)?;
-        let permit = match pool.slots.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let waiting = pool.slots.clone().acquire_owned();
-                let timeout = self.options.checkout_timeout;
-                match tokio::time::timeout(timeout, waiting).await {
-                    Ok(Ok(permit)) => permit,
-                    _ => {
-                        return Err(Error::PoolTimeout {
-                            shard,
-                            waited_ms: timeout.as_millis() as u64,
-                        });
-                    }
-                }
+        let deadline = Instant::now() + self.options.checkout_timeout;
+        loop {
+            let permit = self.permit(shard, &pool).await?;
+            if let Some(connection) = pool.take_idle() {
+                return Ok(Backend::new(connection, pool, permit));
             }
-        };
-        match pool.take_idle() {
-            Some(connection) => Ok(Backend::new(connection, pool, permit)),
-            None => self.open(shard, pool, permit).await,
+            match self.open(shard, pool.clone(), permit).await {
+                // The server or the role has no room for more: idle ones of others give way, or one that is in use becomes free.
+                Err(Error::Server(error))
+                    if error.sqlstate() == SqlState::TOO_MANY_CONNECTIONS
+                        && (self.make_room(shard, &pool)
+                            || pool.slots.available_permits() < self.options.pool_size)
+                        && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(FULL_INTERVAL).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Closes the idle connections of all other pools to a shard; whether there were any.
+    fn make_room(&self, shard: ShardId, pool: &Arc<Pool>) -> bool {
+        let pools = self.pools.read();
+        let others = pools
+            .iter()
+            .filter(|((of, _), other)| *of == shard && !Arc::ptr_eq(other, pool));
+        let closed = others.map(|(_, other)| std::mem::take(&mut *other.idle.lock()).len());
+        closed.sum::<usize>() > 0
+    }
+
+    /// The right to use one of the pool's connections.
+    async fn permit(&self, shard: ShardId, pool: &Pool) -> Result<OwnedSemaphorePermit, Error> {
+        if let Ok(permit) = pool.slots.clone().try_acquire_owned() {
+            return Ok(permit);
+        }
+        let waiting = pool.slots.clone().acquire_owned();
+        let timeout = self.options.checkout_timeout;
+        match tokio::time::timeout(timeout, waiting).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::PoolTimeout {
+                shard,
+                waited_ms: timeout.as_millis() as u64,
+            }),
         }
     }
 
@@ -368,7 +421,7 @@ impl Shards {
         if let Some(pool) = self.pools.read().get(&key) {
             return Ok(pool.clone());
         }
-        let config = self.config(shard)?.clone();
+        let config = Arc::new(self.config(shard)?.clone());
         let mut pools = self.pools.write();
         // Nobody comes any more to the pools of defaults that have changed.
         pools.values().for_each(|pool| pool.close_old(&mut pool.idle.lock()));
@@ -396,19 +449,10 @@ impl Shards {
             address: format!("{}:{}", config.host, config.port),
             cause,
         };
-        let mut settings = tokio_postgres::Config::new();
-        settings
-            .user(&self.options.service_role)
-            .dbname(database)
-            .port(config.port)
-            .application_name("pgherd service");
-        if config.host.starts_with('/') {
-            settings.host_path(&config.host);
-        } else {
-            settings.host(&config.host);
-        }
+        let mut settings = config.service_settings(&self.options.service_role, database);
+        settings.application_name("pgherd service");
         settings.connect_timeout(self.options.connect_timeout);
-        let connecting = settings.connect(tokio_postgres::NoTls);
+        let connecting = settings.connect(config.connector());
         let (client, connection) = tokio::time::timeout(self.options.connect_timeout, connecting)
             .await
             .map_err(|_| unreachable("no answer in time".into()))?

@@ -1,19 +1,23 @@
-//! A byte stream to a shard: its Unix socket where the host is a folder, else TCP.
+//! A byte stream to a shard: its Unix socket where the host is a folder, else TCP, encrypted where that is configured.
 
+use crate::ShardConfig;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
-/// Either kind of socket.
+/// Any kind of connection.
 pub(crate) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {
-    pub(crate) async fn connect(host: &str, port: u16) -> io::Result<Self> {
+    pub(crate) async fn connect(config: &ShardConfig) -> io::Result<Self> {
+        let (host, port) = (config.host.as_str(), config.port);
         if host.starts_with('/') {
             return Ok(Self::Unix(
                 UnixStream::connect(format!("{host}/.s.PGSQL.{port}")).await?,
@@ -21,7 +25,10 @@ impl Stream {
         }
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
-        Ok(Self::Tcp(stream))
+        Ok(match &config.tls {
+            Some(tls) => Self::Tls(Box::new(tls.connect(host, stream).await?)),
+            None => Self::Tcp(stream),
+        })
     }
 
     /// Whether something came (or the other side closed) that nobody has read: from the reactor's cached
@@ -31,6 +38,7 @@ impl Stream {
         match self {
             Self::Unix(s) => s.poll_read_ready(&mut context).is_ready(),
             Self::Tcp(s) => s.poll_read_ready(&mut context).is_ready(),
+            Self::Tls(s) => s.get_ref().0.poll_read_ready(&mut context).is_ready(),
         }
     }
 }
@@ -40,6 +48,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
             Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Tls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -49,17 +58,23 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_write(cx, buf),
             Self::Tcp(s) => Pin::new(s).poll_write(cx, buf),
+            Self::Tls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(_) | Self::Tcp(_) => Poll::Ready(Ok(())),
+            // What the socket did not take yet.
+            Self::Tls(s) => Pin::new(s).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
             Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The roles and their passwords are PostgreSQL's own ([`roles`]); `CREATE ROLE … PASSWORD` and `VALID UNTIL` take effect at
 //! the next login. Afterwards every statement runs on the shards as that role, which PostgreSQL itself enforces.
 
+pub(crate) mod limits;
 mod roles;
 mod rules;
 mod scram;

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio_postgres::types::ToSql;
 
 /// How long the home shard may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ impl Roles {
     /// does not exist, with the reason for the log.
     pub(crate) async fn password(&self, role: &str) -> Result<Result<String, &'static str>, ServerError> {
         let sql = "SELECT rolpassword, coalesce(rolvaliduntil < now(), false) FROM pg_authid WHERE rolname = $1";
-        let rows = self.query(sql, role).await?;
+        let rows = self.query(sql, &[&role]).await?;
         Ok(match rows.first() {
             None => Err("the role does not exist"),
             Some(row) => match (row.get(0), row.get(1)) {
@@ -47,13 +48,18 @@ impl Roles {
 
     /// The roles that a role is in, itself among them.
     pub(crate) async fn of(&self, role: &str) -> Result<HashSet<String>, ServerError> {
-        let rows = self.query(ROLES_OF, role).await?;
+        let rows = self.query(ROLES_OF, &[&role]).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    async fn query(&self, sql: &str, role: &str) -> Result<Vec<tokio_postgres::Row>, ServerError> {
+    /// Rows of a query on the home shard.
+    pub(super) async fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<tokio_postgres::Row>, ServerError> {
         let client = within(async { Ok(self.connected().await?) }).await?;
-        let asked = async { client.query(sql, &[&role]).await.map_err(pgherd_catalog::Error::from) };
+        let asked = async { client.query(sql, parameters).await.map_err(pgherd_catalog::Error::from) };
         within(async { Ok(asked.await?) }).await
     }
 

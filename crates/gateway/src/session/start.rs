@@ -9,6 +9,7 @@
 use super::block::Block;
 use super::settings::{Settings, parse_options};
 use super::{Problem, Session};
+use crate::authentication::limits;
 use crate::client::Client;
 use crate::encoding::is_utf8;
 use crate::listener::Shared;
@@ -50,7 +51,11 @@ impl Session {
         gateway: Arc<Shared>,
     ) -> Result<Self, (Box<Client>, ServerError)> {
         // First, so that nobody closes the database meanwhile.
-        let cancel = gateway.cancels.register(&who);
+        let cancel = gateway.cancels.register(&who, client.socket());
+        let roles = &gateway.door.roles;
+        if let Err(error) = limits::check(roles, &gateway.cancels, &who, gateway.options.max_clients_per_role).await {
+            return Err((Box::new(client), error));
+        }
         let database = match gateway.databases.get(&who.database).await {
             Ok(database) => database,
             Err(error) => return Err((Box::new(client), error)),

@@ -30,6 +30,7 @@ impl Cluster {
             name: s.name().to_owned(),
             host: s.socket_dir().display().to_string(),
             port: s.port(),
+            tls: None,
         });
         let options = pgherd_shards::Options::new(configs.collect(), pgherd_local_cluster::SERVICE_ROLE);
         let shards = Shards::new(options);

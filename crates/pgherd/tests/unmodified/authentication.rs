@@ -102,23 +102,28 @@ async fn passwords() {
 }
 
 /// An authority, and files in a folder for certificates that it signs.
-struct Authority<'a> {
+pub(super) struct Authority<'a> {
     issuer: CertifiedIssuer<'static, KeyPair>,
     herd: &'a Herd,
 }
 
 impl<'a> Authority<'a> {
-    fn new(herd: &'a Herd) -> Self {
+    pub(super) fn new(herd: &'a Herd) -> Self {
+        Self::named(herd, "authority")
+    }
+
+    /// Its certificate is in `name`.crt.
+    pub(super) fn named(herd: &'a Herd, name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "authority");
+        params.distinguished_name.push(DnType::CommonName, name);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("authority");
         let this = Self { issuer, herd };
-        this.write("authority.crt", &this.issuer.pem());
+        this.write(&format!("{name}.crt"), &this.issuer.pem());
         this
     }
 
-    fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.herd.folder().join(name);
         std::fs::write(&path, text).expect("write");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
@@ -127,8 +132,14 @@ impl<'a> Authority<'a> {
     }
 
     /// `name`.crt and `name`.key, for a certificate with that common name.
-    fn sign(&self, name: &str) {
-        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("names");
+    pub(super) fn sign(&self, name: &str) {
+        self.sign_for(name, &["localhost", "127.0.0.1"]);
+    }
+
+    /// The same for a server with these names.
+    pub(super) fn sign_for(&self, name: &str, hosts: &[&str]) {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).expect("names");
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("key");
         let certificate = params.signed_by(&key, &self.issuer).expect("certificate");

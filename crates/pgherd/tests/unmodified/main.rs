@@ -4,6 +4,7 @@ mod authentication;
 mod drivers;
 mod pgbench;
 mod psql;
+mod shards_tls;
 
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;

@@ -41,6 +41,7 @@ impl Fixture {
             name: server.name().to_owned(),
             host: server.socket_dir().display().to_string(),
             port: server.port(),
+            tls: None,
         });
         let shards = Shards::new(Options::new(configs.collect(), SERVICE_ROLE));
         let who = Identity::new(SUPERUSER, "postgres");

@@ -50,6 +50,7 @@ impl Bed {
             name: server.name().into(),
             host: server.socket_dir().to_string_lossy().into_owned(),
             port: server.port(),
+            tls: None,
         });
         let shards = Shards::new(Options::new(configs.collect(), SERVICE_ROLE));
         pgherd_catalog::install(&shards, "postgres", CLUSTER, SECRET)
