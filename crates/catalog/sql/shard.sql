@@ -204,18 +204,60 @@ $$ SELECT (jsonb_populate_recordset(NULL::pg_catalog.pg_prepared_statements, (SE
 
 CREATE OR REPLACE FUNCTION pgherd.set_config(setting_name text, new_value text, is_local boolean) RETURNS text LANGUAGE sql STABLE AS
 $$ SELECT new_value $$;
--- The characters of the bytes from 128 on in an encoding with one byte each, with a space behind each, or a space alone.
-CREATE OR REPLACE FUNCTION pgherd.encoding_characters(encoding text) RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
-DECLARE characters text := '';
+DROP FUNCTION IF EXISTS pgherd.encoding_characters(text);
+-- What PostgreSQL makes of each code of an encoding and of each character: codes (hexadecimal, with spaces between) and their
+-- characters; codes that are well formed, but mean nothing; characters and the codes that they go out as. No conversion to these
+-- encodings has characters beyond the basic plane.
+CREATE OR REPLACE FUNCTION pgherd.encoding_tables(encoding text, OUT codes text, OUT characters text, OUT unmapped text,
+    OUT outgoing text, OUT outgoing_codes text) LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+DECLARE
+    code bytea;
+    one text;
+    many bool := pg_encoding_max_length(pg_char_to_encoding(encoding)) > 1;
+    known_codes text[] := '{}';
+    known text[] := '{}';
+    unknown_codes text[] := '{}';
+    sent text[] := '{}';
+    sent_codes text[] := '{}';
 BEGIN
-    FOR byte IN 128..255 LOOP
+    FOR code IN
+        SELECT set_byte('\x00', 0, a) FROM generate_series(128, 255) a
+        UNION ALL
+        SELECT set_byte(set_byte('\x0000', 0, a), 1, b) FROM generate_series(128, 255) a, generate_series(1, 255) b WHERE many
+        UNION ALL
+        SELECT set_byte(set_byte('\x8f0000', 1, a), 2, b) FROM generate_series(161, 254) a, generate_series(161, 254) b
+        WHERE encoding IN ('EUC_JP', 'EUC_KR', 'JOHAB')
+        UNION ALL
+        SELECT set_byte(set_byte(set_byte('\x8e000000', 1, p), 2, a), 3, b)
+        FROM generate_series(161, 176) p, generate_series(161, 254) a, generate_series(161, 254) b WHERE encoding = 'EUC_TW'
+    LOOP
         BEGIN
-            characters := characters || convert_from(set_byte('\x00'::bytea, 0, byte), encoding) || ' ';
-        EXCEPTION WHEN OTHERS THEN
-            characters := characters || ' ';
+            one := convert_from(code, encoding);
+            IF length(one) = 1 THEN
+                known_codes := known_codes || encode(code, 'hex');
+                known := known || one;
+            END IF;
+        EXCEPTION
+            WHEN untranslatable_character THEN
+                unknown_codes := unknown_codes || encode(code, 'hex');
+            WHEN character_not_in_repertoire THEN
+                NULL;
         END;
     END LOOP;
-    RETURN characters;
+    FOR one IN SELECT chr(p) FROM generate_series(128, 65535) p WHERE p NOT BETWEEN 55296 AND 57343 LOOP
+        BEGIN
+            code := convert_to(one, encoding);
+            sent := sent || one;
+            sent_codes := sent_codes || encode(code, 'hex');
+        EXCEPTION WHEN untranslatable_character THEN
+            NULL;
+        END;
+    END LOOP;
+    codes := array_to_string(known_codes, ' ');
+    characters := array_to_string(known, '');
+    unmapped := array_to_string(unknown_codes, ' ');
+    outgoing := array_to_string(sent, '');
+    outgoing_codes := array_to_string(sent_codes, ' ');
 END $$;
 
 -- `tableoid` of a table whose ranges are pgherd's.

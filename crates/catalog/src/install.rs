@@ -12,6 +12,7 @@ const MARKERS_SQL: &str = include_str!("../sql/markers.sql");
 const PREPARED_SQL: &str = include_str!("../sql/prepared.sql");
 const SCHEMA_VERSION_SQL: &str = include_str!("../sql/schema_version.sql");
 const LOCKS_SQL: &str = include_str!("../sql/locks.sql");
+const SHOWN_SQL: &str = include_str!("../sql/shown.sql");
 const HOME_SQL: [&str; 5] = [
     include_str!("../sql/home.sql"),
     include_str!("../sql/prepared_home.sql"),
@@ -97,6 +98,7 @@ async fn install_on(
     transaction.batch_execute(PREPARED_SQL).await?;
     transaction.batch_execute(SCHEMA_VERSION_SQL).await?;
     transaction.batch_execute(LOCKS_SQL).await?;
+    transaction.batch_execute(SHOWN_SQL).await?;
     transaction
         .execute("SELECT pgherd.set_commit_secret($1)", &[&secret])
         .await?;
@@ -121,9 +123,16 @@ async fn install_on(
 
 /// Tells one text of `sql/` from another.
 fn digest() -> String {
-    let texts = [SHARD_SQL, MARKERS_SQL, PREPARED_SQL, SCHEMA_VERSION_SQL, LOCKS_SQL]
-        .into_iter()
-        .chain(HOME_SQL);
+    let texts = [
+        SHARD_SQL,
+        MARKERS_SQL,
+        PREPARED_SQL,
+        SCHEMA_VERSION_SQL,
+        LOCKS_SQL,
+        SHOWN_SQL,
+    ]
+    .into_iter()
+    .chain(HOME_SQL);
     let hasher = texts.fold(sha2::Sha256::new(), |hasher, text| hasher.chain_update(text));
     hex::encode(hasher.finalize())
 }

@@ -7,6 +7,7 @@ use pgherd_model::{ServerError, SqlState};
 use pgwire::error::PgWireError;
 use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -71,6 +72,34 @@ struct Converter {
     done: usize,
     /// what the present rows are like
     columns: Vec<Column>,
+    /// COPY FROM STDIN: the beginning of a character at the end of the last message
+    begun: Vec<u8>,
+}
+
+impl Converter {
+    /// A message of COPY data without the beginning of a character at its end, which goes to the next one; where the data ends
+    /// in the middle of a character, it is left for the conversion to refuse.
+    fn completed(&mut self, message: BytesMut) -> BytesMut {
+        let body = match message.first() {
+            Some(b'd') => &message[5..],
+            Some(b'c') if !self.begun.is_empty() => &[],
+            _ => {
+                self.begun.clear();
+                return message;
+            }
+        };
+        let is_last = message[0] == b'c';
+        let mut data = std::mem::take(&mut self.begun);
+        data.extend_from_slice(body);
+        if !is_last {
+            self.begun = data.split_off(data.len() - self.encoding.incomplete(&data));
+        }
+        let mut whole = BytesMut::with_capacity(data.len() + 10);
+        whole.put_u8(b'd');
+        whole.put_u32(data.len() as u32 + 4);
+        whole.put_slice(&data);
+        whole
+    }
 }
 
 /// Replies that the client does not get.
@@ -111,6 +140,15 @@ impl Client {
         }
     }
 
+    /// The socket, which is open as long as this is not dropped.
+    pub(crate) fn socket(&self) -> Option<RawFd> {
+        match &self.stream {
+            Stream::Plain(stream) => Some(stream.as_raw_fd()),
+            Stream::Tls(stream) => Some(stream.get_ref().0.as_raw_fd()),
+            Stream::None => None,
+        }
+    }
+
     /// From now on, this is the client's encoding.
     pub(crate) fn set_encoding(&mut self, encoding: Option<Arc<Encoding>>) -> Result<(), ServerError> {
         self.convert()?;
@@ -118,6 +156,7 @@ impl Client {
             encoding,
             done: self.out.len(),
             columns: Vec::new(),
+            begun: Vec::new(),
         });
         Ok(())
     }
@@ -308,12 +347,14 @@ impl Client {
     /// The message that comes next, with its strings as UTF-8. One whose strings are none in the client's encoding is taken
     /// out and refused.
     fn convert_message(&mut self) -> Result<(), Gone> {
-        let Some(converter) = &self.encoding else { return Ok(()) };
-        if !self.has_message() {
+        if self.encoding.is_none() || !self.has_message() {
             return Ok(());
         }
+        let Some(converter) = &mut self.encoding else {
+            return Ok(());
+        };
         let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
-        let message = self.inbox.split_to(1 + length);
+        let message = converter.completed(self.inbox.split_to(1 + length));
         let simple = message[0] == b'Q';
         let mut converted = converter
             .encoding

@@ -1,8 +1,10 @@
 //! Client encodings other than UTF8.
 //!
 //! Inside, everything is UTF-8; what comes from a client and what goes to it is converted at its connection. The shards never
-//! hear of it: their `client_encoding` stays UTF8. Encodings with one byte per character are known, by the home shard's own
-//! tables, so that each byte means what it means to PostgreSQL. Others are refused.
+//! hear of it: their `client_encoding` stays UTF8. What bytes mean, [`tables`] knows from the home shard. Encodings in which a
+//! code may be two characters, and GB18030, are refused.
+
+mod tables;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -10,6 +12,7 @@ use pgherd_model::{ServerError, SqlState, quote_literal};
 use pgherd_shards::Backend;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tables::{Tables, Told};
 
 /// The encoding that asks for no conversion.
 const SQL_ASCII: &str = "SQL_ASCII";
@@ -21,13 +24,11 @@ const PLAIN_TYPES: [u32; 24] = [
     2950, 2278,
 ];
 
-/// An encoding with one byte per character.
+/// A client's encoding.
 pub(crate) struct Encoding {
     /// PostgreSQL's name
     pub(crate) name: Arc<str>,
-    /// the character of each byte from 128 on
-    characters: Vec<Option<char>>,
-    bytes: HashMap<char, u8>,
+    tables: Tables,
     /// SQL_ASCII: nothing is converted
     pub(crate) is_identity: bool,
 }
@@ -65,7 +66,7 @@ impl Encodings {
     /// The encoding of this name; None for UTF8 and what is the same here.
     ///
     /// # Errors
-    /// 22023 for no encoding, 0A000 for one that takes more than one byte for a character.
+    /// 22023 for no encoding, 0A000 for one that is not converted here.
     pub(crate) async fn get(&self, name: &str, home: &mut Backend) -> Result<Option<Arc<Encoding>>, ServerError> {
         if is_utf8(name) {
             return Ok(None);
@@ -74,14 +75,11 @@ impl Encodings {
             return Ok(Some(known.clone()));
         }
         let sql = format!(
-            "SELECT pg_catalog.pg_encoding_to_char(n), pg_catalog.pg_encoding_max_length(n)::text, \
-             CASE WHEN pg_catalog.pg_encoding_max_length(n) = 1 THEN pgherd.encoding_characters(pg_catalog.pg_encoding_to_char(n)) END \
-             FROM pg_catalog.pg_char_to_encoding({}) AS n WHERE n >= 0",
+            "SELECT pg_catalog.pg_encoding_to_char(n) FROM pg_catalog.pg_char_to_encoding({}) AS n WHERE n >= 0",
             quote_literal(name)
         );
         let results = home.simple(&sql).await?;
-        let text = |column| results.first().and_then(|r| r.text(0, column));
-        let Some(canonical) = text(0) else {
+        let Some(canonical) = results.first().and_then(|r| r.text(0, 0)) else {
             return Err(ServerError::new(
                 SqlState::from_code("22023"),
                 format!("invalid value for parameter \"client_encoding\": \"{name}\""),
@@ -90,83 +88,48 @@ impl Encodings {
         if is_utf8(canonical) {
             return Ok(None);
         }
-        if canonical == SQL_ASCII {
-            let identity = Encoding {
-                is_identity: true,
-                ..Encoding::new(SQL_ASCII, "")
-            };
-            return Ok(Some(Arc::new(identity)));
-        }
-        let Some(characters) = text(2) else {
-            return Err(ServerError::unsupported(
-                format!("client_encoding \"{name}\" is not supported through a gateway yet"),
-                "Set client_encoding to UTF8 and let the client convert.",
-            ));
+        let told = match canonical {
+            SQL_ASCII => Vec::new(),
+            canonical if tables::is_known(canonical) => {
+                let sql = format!("SELECT * FROM pgherd.encoding_tables({})", quote_literal(canonical));
+                home.simple(&sql).await?
+            }
+            _ => {
+                return Err(ServerError::unsupported(
+                    format!("client_encoding \"{name}\" is not supported through a gateway yet"),
+                    "Set client_encoding to UTF8 and let the client convert.",
+                ));
+            }
         };
-        let encoding = Arc::new(Encoding::new(canonical, characters));
+        let text = |column| told.first().and_then(|r| r.text(0, column)).unwrap_or_default();
+        let told = Told {
+            incoming: (text(0), text(1)),
+            unmapped: text(2),
+            outgoing: (text(3), text(4)),
+        };
+        let encoding = Arc::new(Encoding::new(canonical, &told));
         self.known.lock().insert(name.to_owned(), encoding.clone());
         Ok(Some(encoding))
     }
 }
 
 impl Encoding {
-    /// `characters`: those of the bytes from 128 on, each with a space behind it, or a space alone.
-    fn new(name: &str, characters: &str) -> Self {
-        let mut all = Vec::with_capacity(128);
-        let mut rest = characters.chars();
-        while let Some(c) = rest.next() {
-            all.push((c != ' ').then_some(c));
-            if c != ' ' {
-                rest.next();
-            }
-        }
-        let bytes = all.iter().zip(128u8..=255).filter_map(|(c, byte)| Some(((*c)?, byte)));
+    fn new(name: &str, told: &Told<'_>) -> Self {
         Self {
             name: name.into(),
-            bytes: bytes.collect(),
-            characters: all,
-            is_identity: false,
+            tables: Tables::new(name, told),
+            is_identity: name == SQL_ASCII,
         }
     }
 
     /// The client's bytes as UTF-8.
     pub(crate) fn decode(&self, bytes: &[u8]) -> Result<Vec<u8>, ServerError> {
-        let mut out = String::with_capacity(bytes.len());
-        for &byte in bytes {
-            match byte {
-                0..128 => out.push(byte as char),
-                _ => match self.characters.get(usize::from(byte) - 128).copied().flatten() {
-                    Some(c) => out.push(c),
-                    None => return Err(no_equivalent(&[byte], &self.name, "UTF8")),
-                },
-            }
-        }
-        Ok(out.into_bytes())
+        self.tables.decode(bytes)
     }
 
-    /// UTF-8 as the client has it.
-    fn encode(&self, utf8: &[u8], out: &mut BytesMut) -> Result<(), ServerError> {
-        if utf8.is_ascii() {
-            out.put_slice(utf8);
-            return Ok(());
-        }
-        let text = std::str::from_utf8(utf8).map_err(|_| ServerError::internal("a shard's text is no UTF-8"))?;
-        for c in text.chars() {
-            match self.bytes.get(&c) {
-                _ if c.is_ascii() => out.put_u8(c as u8),
-                Some(byte) => out.put_u8(*byte),
-                None => return Err(no_equivalent(c.encode_utf8(&mut [0; 4]).as_bytes(), "UTF8", &self.name)),
-            }
-        }
-        Ok(())
-    }
-
-    /// The same where nothing may go wrong: messages of errors.
-    fn encode_lossy(&self, utf8: &[u8], out: &mut BytesMut) {
-        for c in String::from_utf8_lossy(utf8).chars() {
-            let byte = self.bytes.get(&c).copied();
-            out.put_u8(if c.is_ascii() { c as u8 } else { byte.unwrap_or(b'?') });
-        }
+    /// How many bytes at the end are the beginning of a character that a later message completes.
+    pub(crate) fn incomplete(&self, bytes: &[u8]) -> usize {
+        self.tables.incomplete(bytes)
     }
 
     /// A client's whole message (letter, length, body) with its strings as UTF-8. Parameters in binary are left to
@@ -284,13 +247,14 @@ impl Encoding {
                 b'D' => self.convert_row(body, columns, out),
                 b'T' => self.convert_description(body, out),
                 b'E' | b'N' => {
-                    self.encode_lossy(body, out);
+                    self.tables.encode_lossy(body, out);
                     Ok(())
                 }
-                b'd' | b'C' | b'S' => self.encode(body, out),
+                b'd' => self.tables.encode_copy(body, out),
+                b'C' | b'S' => self.tables.encode(body, out),
                 b'A' => {
                     out.put_slice(&body[..4]);
-                    self.encode(&body[4..], out)
+                    self.tables.encode(&body[4..], out)
                 }
                 _ => {
                     out.put_slice(body);
@@ -326,7 +290,7 @@ impl Encoding {
                 Column::Text => {
                     let start = out.len();
                     out.put_i32(0);
-                    self.encode(value, out)?;
+                    self.tables.encode(value, out)?;
                     let length = (out.len() - start - 4) as i32;
                     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
                 }
@@ -341,7 +305,7 @@ impl Encoding {
         out.put_slice(&body[..2]);
         let mut rest = &body[2..];
         while let Some(end) = rest.iter().position(|b| *b == 0) {
-            self.encode(&rest[..end], out)?;
+            self.tables.encode(&rest[..end], out)?;
             let numbers = (end + 19).min(rest.len());
             out.put_slice(&rest[end..numbers]);
             rest = &rest[numbers..];
@@ -381,17 +345,6 @@ pub(crate) fn is_utf8(name: &str) -> bool {
     matches!(plain.to_ascii_uppercase().as_str(), "UTF8" | "UNICODE" | "DEFAULT")
 }
 
-fn no_equivalent(bytes: &[u8], from: &str, to: &str) -> ServerError {
-    let bytes: Vec<_> = bytes.iter().map(|b| format!("0x{b:02x}")).collect();
-    ServerError::new(
-        SqlState::from_code("22P05"),
-        format!(
-            "character with byte sequence {} in encoding \"{from}\" has no equivalent in encoding \"{to}\"",
-            bytes.join(" ")
-        ),
-    )
-}
-
 fn binary_text() -> ServerError {
     ServerError::unsupported(
         "binary values with text in them are not supported with this client_encoding",
@@ -405,7 +358,12 @@ mod tests {
 
     /// Byte 128 is nothing, 129 an e with an acute accent, 130 the euro.
     fn encoding() -> Encoding {
-        Encoding::new("TEST", " \u{e9} \u{20ac} ")
+        let told = Told {
+            incoming: ("81 82", "\u{e9}\u{20ac}"),
+            unmapped: "80",
+            outgoing: ("\u{e9}\u{20ac}", "81 82"),
+        };
+        Encoding::new("TEST", &told)
     }
 
     fn message(tag: u8, body: &[u8]) -> BytesMut {

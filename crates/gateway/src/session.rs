@@ -2,9 +2,9 @@
 //!
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
-//! control in [`block`] and [`prepared`], settings in [`settings`] and [`encoding_setting`], one shard in [`forward`], several in [`scatter`] and [`plan`] ([`for_query`]),
+//! control in [`block`] and [`prepared`], settings in [`settings`], [`set_config`] and [`encoding_setting`], one shard in [`forward`], several in [`scatter`] and [`plan`] ([`for_query`]),
 //! schema change in [`schema`], [`table_as`], [`database_statements`] and [`whole_server`], [`copy`], LISTEN in [`notifications`], and SQL-level PREPARE
-//! in [`stored`]. Some are run in other words: [`rewritten`], [`sequences`], [`own_state`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
+//! in [`stored`]. Some are run in other words: [`rewritten`], [`sequences`], [`own_state`], [`shown_catalogs`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
 mod block;
 mod copy;
@@ -29,8 +29,10 @@ mod scatter;
 mod schema;
 mod sequences;
 mod serializable;
+mod set_config;
 pub(crate) mod settings;
 mod settings_statements;
+pub(crate) mod shown_catalogs;
 mod simple;
 mod start;
 mod stored;
@@ -63,6 +65,8 @@ use std::time::Duration;
 /// One client's session.
 pub(crate) struct Session {
     gateway: Arc<Shared>,
+    /// dropped before the client, whose socket it knows
+    cancel: Registered,
     client: Client,
     who: Identity,
     database: Arc<Database>,
@@ -70,7 +74,6 @@ pub(crate) struct Session {
     prepared: HashMap<String, Arc<Prepared>>,
     portals: HashMap<String, Portal>,
     block: Block,
-    cancel: Registered,
     /// its home-shard connection listens
     listening: Option<notifications::Listening>,
     /// cursors WITH HOLD of transactions that have committed

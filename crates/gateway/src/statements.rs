@@ -1,6 +1,6 @@
 //! Parsed and analysed statements, shared by all sessions of a gateway and keyed by their text.
 
-use crate::session::own_state;
+use crate::session::{own_state, shown_catalogs};
 use ahash::AHashMap;
 use parking_lot::Mutex;
 use pgherd_model::{Epoch, ServerError, Snapshot};
@@ -32,6 +32,8 @@ pub(crate) struct Statement {
     pub(crate) uses_sequences: bool,
     /// asks for the session's process id, its prepared statements, or the end of another session
     pub(crate) asks_session: bool,
+    /// reads catalogs of PostgreSQL's that show ranges, or the numbers of one shard
+    pub(crate) reads_catalogs: bool,
     /// calls no function that a user may have made
     pub(crate) calls_builtins_only: bool,
     /// names current_setting or pg_settings, which may show the level of a block whose shards' blocks are at another one
@@ -82,6 +84,7 @@ impl Statement {
                 .iter()
                 .any(|f| lower.contains(f)),
             asks_session: own_state::asks_session(&lower),
+            reads_catalogs: shown_catalogs::reads_catalogs(&lower),
             calls_builtins_only: pgherd_sql::calls_builtins_only(text, &parsed.tokens),
             shows_settings: ["current_setting", "pg_settings"].iter().any(|f| lower.contains(f)),
             shared_clock: pgherd_sql::clock::uses_shared_clock(text, &parsed.tokens),
@@ -98,7 +101,7 @@ impl Statement {
 
     /// Whether it has to do with what this session is or keeps, so that it takes more than its constants to run it.
     pub(crate) fn is_about_session(&self) -> bool {
-        self.uses_sequences || self.sets_config || self.asks_session
+        self.uses_sequences || self.sets_config || self.asks_session || self.reads_catalogs
     }
 
     /// How often it has been run, or so.

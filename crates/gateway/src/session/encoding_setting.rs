@@ -105,7 +105,11 @@ impl Session {
             if token.identifier(text).is_none_or(|n| n != "set_config") {
                 continue;
             }
-            let qualified = i > 1 && tokens[i - 1].is(text, ".") && tokens[i - 2].is_word(text, "pg_catalog");
+            let named = i > 1 && tokens[i - 1].is(text, ".");
+            let qualified = named && tokens[i - 2].is_word(text, "pg_catalog");
+            if named && !qualified {
+                continue;
+            }
             let start = if qualified { tokens[i - 2].start } else { token.start };
             replacements.push((start as usize..token.end as usize, "pgherd.set_config".to_owned()));
         }

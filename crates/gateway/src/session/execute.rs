@@ -67,13 +67,24 @@ impl Session {
         }
     }
 
-    async fn run_by_kind(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+    pub(super) async fn run_by_kind(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let kind = &unit.statement.parsed.kind;
         if self.control(kind).await? || Box::pin(self.two_phases(unit)).await? {
             return Ok(());
         }
         if self.block.is_failed() {
             self.refuse_in_failed(&unit.statement.text).await?;
+        }
+        if unit.statement.sets_config
+            && let Some(instead) = Box::pin(self.take_over_set_config(unit)).await?
+        {
+            // There may be more in it that is about the session.
+            return self.run_all_instead(unit, &instead).await;
+        }
+        if unit.statement.reads_catalogs
+            && let Some(instead) = Box::pin(self.with_shown_catalogs(unit)).await?
+        {
+            return self.run_all_instead(unit, &instead).await;
         }
         if unit.statement.uses_sequences {
             if self.who.pin.is_none() {
@@ -87,12 +98,6 @@ impl Session {
             && let Some(instead) = Box::pin(self.with_own_state(unit)).await?
         {
             return self.run_instead(unit, &instead).await;
-        }
-        if unit.statement.sets_config {
-            self.take_over_set_config(unit).await?;
-            if let Some(instead) = self.without_set_config(unit) {
-                return self.run_instead(unit, &instead).await;
-            }
         }
         match kind {
             Kind::Set { .. }

@@ -4,6 +4,7 @@
 //! ParseComplete and BindComplete come from here; what they would check is checked when the portal runs, or at once where a
 //! Parse is the last message. A statement is described by the home shard, which knows every table.
 
+use super::simple::at_semicolon;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
 use bytes::{Bytes, BytesMut};
@@ -189,7 +190,7 @@ impl Session {
             .into());
         }
         let statement = statements.first().cloned();
-        if self.block.is_failed() && !statement.as_ref().is_some_and(|s| ends_failed_block(&s.parsed.kind)) {
+        if self.block.is_failed() && statement.as_ref().is_some_and(|s| !ends_failed_block(&s.parsed.kind)) {
             self.refuse_in_failed(&parse.query).await?;
         }
         if !name.is_empty() && self.prepared.contains_key(&name) {
@@ -202,7 +203,10 @@ impl Session {
         let named = !name.is_empty();
         let types = std::mem::take(&mut parse.type_oids);
         if let (true, Some(statement)) = (is_last, &statement) {
-            self.judge(statement, &types).await?;
+            self.judge(statement, &types).await.map_err(|p| match p {
+                Problem::Error(error) => at_semicolon(error, &parse.query).into(),
+                other => other,
+            })?;
         }
         self.prepared.insert(
             name,

@@ -1,7 +1,8 @@
 //! Relays a backend's reply to the client as bytes.
 //!
 //! Runs of messages that pass unchanged are copied in one piece; only errors, notices and the end of the reply are
-//! looked at. An error is returned, not written, so that the caller can retry a stale route.
+//! looked at. An error is returned, not written, so that the caller can retry a stale route. A notice is sent at once, as
+//! PostgreSQL sends it: the statement may wait for long behind it.
 
 use crate::client::{Client, FLUSH_AT};
 use crate::user_types::{Asking, has_user_types};
@@ -44,6 +45,8 @@ pub(crate) struct Reply {
     pub(crate) suspended: bool,
     /// ParseComplete came
     pub(crate) prepared: bool,
+    /// a notice was put into the client's buffer, and not sent yet
+    noticed: bool,
 }
 
 /// Why relaying stopped.
@@ -119,7 +122,7 @@ pub(crate) async fn relay(
             }
             Step::More => {}
         }
-        if client.out.len() >= FLUSH_AT {
+        if client.out.len() >= FLUSH_AT || std::mem::take(&mut reply.noticed) {
             if !fresh() {
                 return Err(Failure::Stale);
             }
@@ -212,7 +215,10 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
             }
             // The client gets notifications between transactions.
             b'A' => backend.note(tag, body),
-            b'N' => client.out.extend_from_slice(&message),
+            b'N' => {
+                client.out.extend_from_slice(&message);
+                reply.noticed = true;
+            }
             _ => {}
         }
     }

@@ -2,25 +2,34 @@
 //! where several would give their own, with what the session remembers of sequences.
 
 use super::{Problem, Session, Unit};
+use crate::statements::Statement;
 use pgherd_model::{ServerError, ShardId};
 use pgherd_sql::{Analysis, Clock, Instead, Route};
+use std::sync::Arc;
 
 impl Session {
     /// Runs what stands in a statement's place; positions of errors are the client's.
     pub(crate) async fn run_instead(&mut self, unit: Unit<'_>, instead: &Instead) -> Result<(), Problem> {
+        let statement = &self.in_other_words(unit, instead)?;
+        let result = Box::pin(self.routed(Unit { statement, ..unit })).await;
+        result.map_err(|problem| in_clients_words(problem, instead))
+    }
+
+    /// The same where what stands there may have to be run in other words once more.
+    pub(crate) async fn run_all_instead(&mut self, unit: Unit<'_>, instead: &Instead) -> Result<(), Problem> {
+        let statement = &self.in_other_words(unit, instead)?;
+        let result = Box::pin(self.run_by_kind(Unit { statement, ..unit })).await;
+        result.map_err(|problem| in_clients_words(problem, instead))
+    }
+
+    fn in_other_words(&self, unit: Unit<'_>, instead: &Instead) -> Result<Arc<Statement>, Problem> {
         if unit.template.is_some() {
             return Err(Problem::NeedsWholeText);
         }
         let statements = self.gateway.cache.parse(&instead.text)?;
-        let [statement] = &statements[..] else {
-            return Err(ServerError::internal("a statement in other words is not one statement").into());
-        };
-        match Box::pin(self.routed(Unit { statement, ..unit })).await {
-            Err(Problem::Error(error)) => {
-                let position = error.fields().position.map(|p| instead.map_position(p));
-                Err(error.with_position(position).into())
-            }
-            other => other,
+        match &statements[..] {
+            [statement] => Ok(statement.clone()),
+            _ => Err(ServerError::internal("a statement in other words is not one statement").into()),
         }
     }
 
@@ -51,5 +60,15 @@ impl Session {
         }
         let clock = open.transaction.clock().await?;
         Ok(clock.map(|time| format!("SET LOCAL pgherd.transaction_time TO '{time}'")))
+    }
+}
+
+fn in_clients_words(problem: Problem, instead: &Instead) -> Problem {
+    match problem {
+        Problem::Error(error) => {
+            let position = error.fields().position.map(|p| instead.map_position(p));
+            error.with_position(position).into()
+        }
+        other => other,
     }
 }

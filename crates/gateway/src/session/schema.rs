@@ -1,12 +1,12 @@
 //! Schema change, pgherd's procedures and maintenance: the operations room does them in this session's transaction.
 
-use super::block::{Block, Open};
+use super::block::{Block, Open, notice};
 use super::forward::no_block;
 use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{ServerError, Snapshot};
+use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, quote_identifier, quote_literal};
 use pgherd_operations::{Distribution, Outcome};
-use pgherd_sql::{DdlKind, Kind};
+use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
 use std::sync::atomic::Ordering;
 
@@ -30,6 +30,13 @@ impl Session {
         if let Kind::Ddl(ddl) = &unit.statement.parsed.kind {
             // A materialized view may be refreshed concurrently in a block.
             if ddl.concurrently && ddl.kind != DdlKind::RefreshMaterializedView {
+                if let Some(plain) = Box::pin(self.without_concurrently(unit, ddl)).await? {
+                    let statements = self.gateway.cache.parse(&plain)?;
+                    let statement = statements
+                        .first()
+                        .ok_or_else(|| ServerError::internal("no statement is left"))?;
+                    return Box::pin(self.run_schema_change(Unit { statement, ..unit })).await;
+                }
                 return self.maintain(unit).await;
             }
             if ddl.kind == DdlKind::CreateTableAs {
@@ -76,6 +83,57 @@ impl Session {
         }
         let result = self.change_in_one_snapshot(unit).await;
         self.finish_statement(made, result).await
+    }
+
+    /// CREATE and DROP INDEX CONCURRENTLY for a sharded table, which PostgreSQL does not do to partitioned ones: the same
+    /// without it, on all shards in one transaction. None for other tables, and in a block, where PostgreSQL refuses it.
+    async fn without_concurrently(&mut self, unit: Unit<'_>, ddl: &Ddl) -> Result<Option<String>, Problem> {
+        if !self.block.is_none() {
+            return Ok(None);
+        }
+        let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let snapshot = self.catalog().snapshot();
+        let is_sharded = match ddl.kind {
+            DdlKind::CreateIndex => ddl.relations.first().is_some_and(|name| {
+                let resolved = snapshot.resolve(name.schema.as_deref(), &name.name, &self.settings.search_path);
+                matches!(resolved, Resolved::Known(table) if table.sharded().is_some())
+            }),
+            DdlKind::DropIndex => self.is_index_of_sharded(ddl, &snapshot).await?,
+            _ => false,
+        };
+        let word = tokens.iter().find(|t| t.is_word(text, "concurrently"));
+        let Some(word) = word.filter(|_| is_sharded) else {
+            return Ok(None);
+        };
+        if ddl.kind == DdlKind::CreateIndex {
+            let message = "CREATE INDEX CONCURRENTLY on a sharded table blocks writes while the index is built";
+            self.client.put_notice(&notice("NOTICE", SqlState::SUCCESS, message));
+        }
+        // Blanks keep every position.
+        let span = word.start as usize..word.end as usize;
+        let mut plain = text.to_string();
+        plain.replace_range(span.clone(), &" ".repeat(span.len()));
+        Ok(Some(plain))
+    }
+
+    async fn is_index_of_sharded(&mut self, ddl: &Ddl, snapshot: &Snapshot) -> Result<bool, Problem> {
+        for name in &ddl.relations {
+            let index = match &name.schema {
+                Some(schema) => format!("{}.{}", quote_identifier(schema), quote_identifier(&name.name)),
+                None => quote_identifier(&name.name),
+            };
+            let sql = format!(
+                "SELECT indrelid FROM pg_catalog.pg_index WHERE indexrelid = pg_catalog.to_regclass({})",
+                quote_literal(&index)
+            );
+            let results = self.ask_home(&sql).await?;
+            let table: Option<u32> = results.first().and_then(|r| r.text(0, 0)).and_then(|t| t.parse().ok());
+            let mut sharded = snapshot.sharded().filter_map(|t| t.sharded());
+            if sharded.any(|s| Some(s.relation) == table) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Where one snapshot serves the whole transaction, a change stays on the home shard: elsewhere it would copy, and

@@ -7,10 +7,8 @@ use super::block::notice;
 use super::serializable::level_for;
 use super::settings::{Settings, set_statement};
 use super::{Problem, Session, Unit};
-use bytes::Bytes;
 use pgherd_model::{ServerError, SqlState};
-use pgherd_shards::{SimpleResult, UNKNOWN_SETTINGS};
-use pgherd_sql::lexer::{Token, TokenKind};
+use pgherd_shards::UNKNOWN_SETTINGS;
 use pgherd_sql::{Kind, SetValue};
 use pgherd_transaction::{Isolation, Mode};
 
@@ -109,17 +107,24 @@ impl Session {
     }
 
     /// SET for the session.
-    async fn set(&mut self, name: &str, value: &SetValue, text: &str) -> Result<(), Problem> {
+    pub(super) async fn set(&mut self, name: &str, value: &SetValue, text: &str) -> Result<(), Problem> {
         let before = self.settings.clone();
+        let mut told = Vec::new();
         match value {
             SetValue::Default => {
                 let sql = format!("{text}{}", self.settings.startup_sql(Some(name)));
                 self.run_setting(&sql).await?;
             }
-            SetValue::Values(_) => self.run_setting(text).await?,
+            SetValue::Values(_) => told = self.run_setting(text).await?,
         }
         match value {
             SetValue::Default => self.settings.reset(name),
+            // `SET datestyle TO dmy` leaves the style as it is: what counts is the sum of all that were said.
+            SetValue::Values(_) if name == "datestyle" => {
+                if let Some((_, whole)) = told.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
+                    self.settings.set(name, &set_statement(name, whole));
+                }
+            }
             SetValue::Values(_) => self.settings.set(name, text),
         }
         self.settings_changed();
@@ -132,52 +137,13 @@ impl Session {
         Ok(())
     }
 
-    /// `set_config(name, value, is_local)` in a SELECT is SET by another name: the session takes the setting over before the
-    /// statement runs, so that all backends, and routing, know of it. Arguments that are neither constants nor parameters are
-    /// refused, since one backend alone would have the setting then.
-    pub(crate) async fn take_over_set_config(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        let tokens = &unit.statement.parsed.tokens;
-        for call in set_config_calls(&unit.statement.text, tokens, unit.parameters) {
-            let Some((name, value, local)) = call else {
-                return Err(ServerError::unsupported(
-                    "set_config with arguments that are computed is not supported through a gateway yet",
-                    "Use SET, or give the name, the value and true or false as constants or parameters.",
-                )
-                .into());
-            };
-            if name.eq_ignore_ascii_case("client_encoding") {
-                self.set_encoding(&value).await?;
-                continue;
-            }
-            let in_block = self.block.open().is_some_and(|open| !open.implicit);
-            if local && !in_block {
-                continue;
-            }
-            let sql = set_statement(&name, &value);
-            if !local {
-                self.set(&name.to_ascii_lowercase(), &SetValue::Values(vec![value]), &sql)
-                    .await?;
-                continue;
-            }
-            let home = self.gateway.shards.home();
-            let sql: std::sync::Arc<str> = sql.replacen("SET ", "SET LOCAL ", 1).into();
-            if let Some(open) = self.block.open_mut() {
-                open.transaction.participant(home).await?;
-                open.transaction.replay_on_join(sql.clone());
-                open.has_local_settings = true;
-            }
-            self.run_setting(&sql).await?;
-            self.after_setting(&name.to_ascii_lowercase()).await?;
-        }
-        Ok(())
-    }
-
-    /// Runs it where PostgreSQL can judge it, and on all that the session holds now.
-    async fn run_setting(&mut self, text: &str) -> Result<(), Problem> {
-        self.on_all_participants(text).await?;
+    /// Runs it where PostgreSQL can judge it, and on all that the session holds now. Returns what it changed of the parameters
+    /// that PostgreSQL reports.
+    pub(super) async fn run_setting(&mut self, text: &str) -> Result<Vec<(String, String)>, Problem> {
+        let told = self.on_all_participants(text).await?;
         let home = self.gateway.shards.home();
         if self.block.open().is_some_and(|open| open.transaction.enlisted(home)) {
-            return Ok(());
+            return Ok(told);
         }
         let mut backend = self.home_backend().await?;
         backend.set_settings(UNKNOWN_SETTINGS);
@@ -190,7 +156,7 @@ impl Session {
             .cloned()
             .collect();
         self.tell_parameters(&told);
-        Ok(())
+        Ok(told)
     }
 
     fn tell_parameters(&mut self, parameters: &[(String, String)]) {
@@ -200,15 +166,14 @@ impl Session {
     }
 
     /// On every participant of the block; the client is told of the parameters that one of them reports anew.
-    async fn on_all_participants(&mut self, text: &str) -> Result<Vec<SimpleResult>, Problem> {
-        let mut results = Vec::new();
+    async fn on_all_participants(&mut self, text: &str) -> Result<Vec<(String, String)>, Problem> {
         let mut told = Vec::new();
         if let Some(open) = self.block.open_mut() {
             for (_, backend) in open.transaction.participants() {
                 let before = backend.parameters().to_vec();
                 // Whether it stays depends on the block's end.
                 backend.set_settings(UNKNOWN_SETTINGS);
-                results = backend.simple(text).await?;
+                backend.simple(text).await?;
                 told = backend
                     .parameters()
                     .iter()
@@ -218,7 +183,7 @@ impl Session {
             }
         }
         self.tell_parameters(&told);
-        Ok(results)
+        Ok(told)
     }
 
     /// The session's identity carries the settings to every checkout from now on.
@@ -245,7 +210,7 @@ impl Session {
     }
 
     /// Routing and the gateway's own time limits depend on few settings; only those are asked for again.
-    async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
+    pub(super) async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
         const CONCERNS_GATEWAY: [&str; 8] = [
             "search_path",
             "role",
@@ -395,115 +360,10 @@ impl Session {
 }
 
 /// A boolean setting's value; None for what PostgreSQL would refuse, or understands in more ways.
-fn read_boolean(value: &str) -> Option<bool> {
+pub(super) fn read_boolean(value: &str) -> Option<bool> {
     match value.to_ascii_lowercase().as_str() {
         "on" | "true" | "t" | "yes" | "1" => Some(true),
         "off" | "false" | "f" | "no" | "0" => Some(false),
         _ => None,
-    }
-}
-
-/// The arguments of each `set_config(…)` in a text; None for those that are neither constants nor parameters.
-fn set_config_calls(
-    text: &str,
-    tokens: &[Token],
-    parameters: &[(bool, Option<Bytes>)],
-) -> Vec<Option<(String, String, bool)>> {
-    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
-    let named = |i: &usize| tokens[*i].identifier(text).is_some_and(|n| n == "set_config") && is(i + 1, "(");
-    let call = |i: usize| {
-        let (name, at) = constant(text, tokens, i + 2, parameters)?;
-        let (value, at) = constant(text, tokens, is(at, ",").then_some(at + 1)?, parameters)?;
-        let (local, at) = constant(text, tokens, is(at, ",").then_some(at + 1)?, parameters)?;
-        let local = match &local {
-            // A boolean in binary is one byte.
-            Constant::Binary(bytes) => *bytes.first()? != 0,
-            Constant::Text(word) => read_boolean(word)?,
-        };
-        is(at, ")").then_some((name.text()?, value.text()?, local))
-    };
-    (0..tokens.len()).filter(named).map(call).collect()
-}
-
-/// An argument whose value is known.
-enum Constant {
-    Text(String),
-    /// a parameter in PostgreSQL's binary format
-    Binary(Bytes),
-}
-
-impl Constant {
-    /// The value as text; the binary format of text is the same.
-    fn text(self) -> Option<String> {
-        match self {
-            Self::Text(text) => Some(text),
-            Self::Binary(bytes) => String::from_utf8(bytes.to_vec()).ok(),
-        }
-    }
-}
-
-/// The string, word or parameter at `at`, with a cast behind it or not, and what follows.
-fn constant(
-    text: &str,
-    tokens: &[Token],
-    at: usize,
-    parameters: &[(bool, Option<Bytes>)],
-) -> Option<(Constant, usize)> {
-    let token = tokens.get(at)?;
-    let value = match token.kind {
-        TokenKind::Parameter => {
-            let number: usize = token.text(text).trim_start_matches('$').parse().ok()?;
-            let (binary, value) = parameters.get(number.checked_sub(1)?)?;
-            match (binary, value.clone()?) {
-                (true, bytes) => Constant::Binary(bytes),
-                (false, bytes) => Constant::Text(String::from_utf8(bytes.to_vec()).ok()?),
-            }
-        }
-        TokenKind::String => Constant::Text(token.string(text)?),
-        TokenKind::Word if token.is_word(text, "true") || token.is_word(text, "false") => {
-            Constant::Text(token.text(text).to_ascii_lowercase())
-        }
-        _ => return None,
-    };
-    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
-    let is_type = |i: usize| {
-        let name = tokens.get(i).and_then(|t| t.identifier(text));
-        name.is_some_and(|n| ["text", "varchar", "bool", "boolean"].contains(&n.as_str()))
-    };
-    match is(at + 1, "::") && is_type(at + 2) {
-        true => Some((value, at + 3)),
-        false => Some((value, at + 1)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::set_config_calls;
-    use bytes::Bytes;
-
-    #[test]
-    fn calls_of_set_config_are_read() {
-        let calls = |text: &str, parameters: &[(bool, Option<Bytes>)]| {
-            let parsed = pgherd_sql::parse(text).expect("SQL").remove(0);
-            set_config_calls(text, &parsed.tokens, parameters)
-        };
-        let one = |text: &str| calls(text, &[]).remove(0);
-        assert_eq!(
-            one("SELECT pg_catalog.set_config('search_path', '', false);"),
-            Some(("search_path".into(), String::new(), false))
-        );
-        assert_eq!(
-            one("select Set_Config ( 'a.b' , 'it''s', TRUE )"),
-            Some(("a.b".into(), "it's".into(), true))
-        );
-        assert_eq!(one("select set_config(n || '', v, false) from t"), None);
-        assert!(calls("select 1", &[]).is_empty());
-        let given = |binary, value: &'static [u8]| (binary, Some(Bytes::from_static(value)));
-        let parameters = [given(false, b"a.b"), given(true, b"x"), given(true, b"\x01")];
-        assert_eq!(
-            calls("select set_config($1, $2::text, $3)", &parameters),
-            [Some(("a.b".into(), "x".into(), true))]
-        );
-        assert_eq!(calls("select set_config($1, $2, $4)", &parameters), [None]);
     }
 }

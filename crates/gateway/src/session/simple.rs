@@ -123,6 +123,7 @@ impl Session {
         if self.block.open().is_some() && is_lost_shard(&error) {
             error = lost_in_block(&error);
         }
+        hide_own_context(&mut error);
         metrics::counter!("pgherd_errors_total", "sqlstate" => error.sqlstate().to_string()).increment(1);
         let fatal = error.fields().severity == "FATAL";
         self.client.put_error(&error);
@@ -173,13 +174,28 @@ fn lost_in_block(error: &ServerError) -> ServerError {
     .with_hint("Run the transaction again; pgherd.shards shows the shards.")
 }
 
+/// The functions of schema `pgherd` that stand for PostgreSQL's own are no part of what the client called: an error's
+/// context, the innermost first, begins behind them.
+fn hide_own_context(error: &mut ServerError) {
+    let fields = &mut error.fields_mut().other;
+    for (_, context) in fields.iter_mut().filter(|(letter, _)| *letter == b'W') {
+        let lines: Vec<_> = context.split('\n').collect();
+        let is_own = |line: &&str| line.starts_with("PL/pgSQL function pgherd.");
+        if let Some(last) = lines.iter().rposition(is_own) {
+            *context = lines[last + 1..].join("\n");
+        }
+    }
+    fields.retain(|(letter, text)| *letter != b'W' || !text.is_empty());
+}
+
 /// A position within a statement becomes one within the whole text.
 pub(crate) fn shift(error: ServerError, characters: u32) -> ServerError {
     let position = error.fields().position.map(|p| p + characters);
     error.with_position(position)
 }
 
-/// Statements go to shards without the `;` behind them. Where one is incomplete, PostgreSQL would have come across it.
+/// Statements go to shards without the `;` and the blanks behind them. Where one is incomplete, PostgreSQL would have come across
+/// them.
 pub(crate) fn at_semicolon(mut error: ServerError, text: &str) -> ServerError {
     const AT_END: &str = "syntax error at end of input";
     if error.sqlstate() != SqlState::SYNTAX_ERROR || error.fields().message != AT_END {
@@ -194,6 +210,8 @@ pub(crate) fn at_semicolon(mut error: ServerError, text: &str) -> ServerError {
         let skipped = text[at..at + semicolon.start as usize].chars().count();
         error.fields_mut().message = "syntax error at or near \";\"".to_owned();
         error = error.with_position(Some((before + skipped + 1) as u32));
+    } else if next.is_none() && error.fields().position.is_some() {
+        error = error.with_position(Some(text.chars().count() as u32 + 1));
     }
     error
 }
@@ -213,6 +231,23 @@ mod tests {
             ("syntax error at or near \";\"", Some(22))
         );
         assert_eq!(at_semicolon(at_end(12), "delete from"), at_end(12));
+        assert_eq!(at_semicolon(at_end(12), "delete from \n"), at_end(14));
+    }
+
+    #[test]
+    fn functions_of_pgherd_are_no_context() {
+        let of = |context: &str| {
+            let body = format!("SERROR\0C55000\0Mlastval is not yet defined\0W{context}\0\0");
+            let mut error = ServerError::from_body(body.as_bytes());
+            hide_own_context(&mut error);
+            let left = error.fields().other.iter().find(|(letter, _)| *letter == b'W');
+            left.map(|(_, text)| text.clone())
+        };
+        assert_eq!(of("PL/pgSQL function pgherd.lastval() line 5 at RETURN"), None);
+        let inside = "PL/pgSQL function pgherd.lastval() line 5 at RETURN\nPL/pgSQL function f() line 2 at RETURN";
+        assert_eq!(of(inside).as_deref(), Some("PL/pgSQL function f() line 2 at RETURN"));
+        let of_user = "PL/pgSQL function f() line 2 at RETURN";
+        assert_eq!(of(of_user).as_deref(), Some(of_user));
     }
 
     #[test]

@@ -6,8 +6,11 @@ use super::{Problem, Session, Unit};
 use bytes::Bytes;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_query::Description;
+use pgherd_shards::{SimpleResult, TransactionStatus};
 use pgherd_sql::Kind;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 impl Session {
@@ -15,8 +18,7 @@ impl Session {
     pub(crate) async fn stored(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         match &unit.statement.parsed.kind {
             Kind::Prepare { name, types, inner } => {
-                let inner = unit.statement.text.get(inner.clone()).unwrap_or_default().to_owned();
-                self.prepare(name, types, &inner, &unit.statement.text).await
+                self.prepare(name, types, inner.clone(), &unit.statement.text).await
             }
             Kind::Execute(name) => self.execute_stored(name, unit).await,
             Kind::Deallocate(name) => {
@@ -36,7 +38,14 @@ impl Session {
         }
     }
 
-    async fn prepare(&mut self, name: &str, types: &[String], inner: &str, text: &Arc<str>) -> Result<(), Problem> {
+    /// `inner`: the bytes of the statement that is prepared.
+    async fn prepare(
+        &mut self,
+        name: &str,
+        types: &[String],
+        inner: Range<usize>,
+        text: &Arc<str>,
+    ) -> Result<(), Problem> {
         if self.prepared.contains_key(name) {
             return Err(ServerError::new(
                 SqlState::DUPLICATE_PREPARED_STATEMENT,
@@ -49,10 +58,16 @@ impl Session {
             oids.push(if type_name.eq_ignore_ascii_case("unknown") {
                 0
             } else {
-                self.type_oid(type_name).await?
+                let at = text[..inner.start].rfind(type_name.as_str());
+                let position = at.map(|at| text[..at].chars().count() as u32 + 1);
+                self.type_oid(type_name)
+                    .await
+                    .map_err(|p| with_position(p, |_| position))?
             });
         }
-        let statements = self.gateway.cache.parse(inner)?;
+        let before = text[..inner.start].chars().count() as u32;
+        let behind = |problem| with_position(problem, |position| position.map(|p| p + before));
+        let statements = self.gateway.cache.parse(&text[inner]).map_err(|e| behind(e.into()))?;
         let statement = statements.first().cloned();
         let mut prepared = Prepared {
             statement,
@@ -73,8 +88,8 @@ impl Session {
                 mode,
                 template: None,
             };
-            let entered = self.enter(unit).await?;
-            let described = self.description(unit, &entered.snapshot).await?;
+            let entered = self.enter(unit).await.map_err(behind)?;
+            let described = self.description(unit, &entered.snapshot).await.map_err(behind)?;
             prepared.types = described.parameter_types.clone();
         }
         self.prepared.insert(name.to_owned(), Arc::new(prepared));
@@ -95,9 +110,8 @@ impl Session {
             self.client.put(b'I', &[]);
             return Ok(());
         };
-        let arguments = arguments(&unit.statement.text);
         self.check_arguments(unit).await?;
-        let parameters = self.evaluate(name, arguments, &prepared.types).await?;
+        let parameters = self.evaluate(name, &unit.statement.text, &prepared.types).await?;
         let inner = Unit {
             statement,
             types: &prepared.types,
@@ -105,7 +119,7 @@ impl Session {
             mode: unit.mode,
             template: None,
         };
-        match (inner.mode, parameters.is_empty()) {
+        let result = match (inner.mode, parameters.is_empty()) {
             // Without parameters the simple protocol can carry it as it is.
             (_, true) | (super::Mode::Extended { .. }, _) => Box::pin(self.run(inner)).await,
             (super::Mode::Simple | super::Mode::SimplePrepared, false) => {
@@ -114,7 +128,9 @@ impl Session {
                 drop_no_data(&mut self.client.out, mark);
                 result
             }
-        }
+        };
+        // Positions in the prepared text mean nothing in this one; PostgreSQL leaves them out.
+        result.map_err(|problem| with_position(problem, |_| None))
     }
 
     /// The home shard computes arguments: they must call nothing that may read sharded tables.
@@ -134,9 +150,7 @@ impl Session {
         let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
         let text = prepared.statement.as_ref().map(|s| s.text.to_string());
         self.check_arguments(unit).await?;
-        let parameters = self
-            .evaluate(name, arguments(&unit.statement.text), &prepared.types)
-            .await?;
+        let parameters = self.evaluate(name, &unit.statement.text, &prepared.types).await?;
         Ok(StoredQuery {
             text: text.unwrap_or_default(),
             types: prepared.types.clone(),
@@ -193,42 +207,84 @@ impl Session {
         }))
     }
 
-    /// The arguments' values as text, converted to the parameters' types by the home shard.
-    async fn evaluate(
-        &mut self,
-        name: &str,
-        arguments: Option<&str>,
-        types: &[u32],
-    ) -> Result<Vec<(bool, Option<Bytes>)>, Problem> {
-        let Some(arguments) = arguments else {
+    /// The values of an EXECUTE's arguments as text. The home shard computes them, by an EXECUTE of a statement with the same types of
+    /// parameters, so that they are converted, and refused, as PostgreSQL does it.
+    async fn evaluate(&mut self, name: &str, text: &str, types: &[u32]) -> Result<Vec<(bool, Option<Bytes>)>, Problem> {
+        let Some(arguments) = arguments(text) else {
             if !types.is_empty() {
                 return Err(wrong_count(name, 0, types.len()));
             }
             return Ok(Vec::new());
         };
-        // A prepared SELECT of the arguments, so that each is read as its parameter's type would read it.
         self.check_calls(arguments).await?;
-        let list = split_arguments(arguments);
-        if list.len() != types.len() {
-            return Err(wrong_count(name, list.len(), types.len()));
+        let count = split_arguments(arguments).len();
+        if count != types.len() {
+            return Err(wrong_count(name, count, types.len()));
         }
-        let mut names = Vec::with_capacity(types.len());
-        for oid in types {
-            let results = self.ask_home(&format!("SELECT format_type({oid}, NULL)")).await?;
-            names.push(results.first().and_then(|r| r.text(0, 0)).unwrap_or("text").to_owned());
-        }
-        let items: Vec<_> = list
+        let asked: Vec<_> = types
             .iter()
-            .zip(&names)
-            .map(|(a, t)| format!("(({a})::{t})::text"))
+            .map(|oid| format!("pg_catalog.format_type({oid}, NULL)"))
             .collect();
-        let results = self.ask_home(&format!("SELECT {}", items.join(", "))).await?;
+        let results = self.ask_home(&format!("SELECT {}", asked.join(", "))).await?;
+        let type_of = |i| results.first().and_then(|r| r.text(0, i)).unwrap_or("text");
+        let names: Vec<_> = (0..types.len()).map(type_of).collect();
+        let numbers: Vec<_> = (1..=types.len()).map(|n| format!("${n}")).collect();
+        // Where a failed block is in the way, it stays until the connection is closed; the next one has another name.
+        let own = format!("pgherd_arguments_{}", NEXT_NAME.fetch_add(1, Ordering::Relaxed));
+        let head = format!(
+            "PREPARE {own}({}) AS SELECT {}; EXECUTE {own}(",
+            names.join(", "),
+            numbers.join(", ")
+        );
+        let results = self
+            .compute(&format!("{head}{arguments}\n); DEALLOCATE {own}"), &own)
+            .await
+            .map_err(|error| {
+                let start = arguments.as_ptr() as usize - text.as_ptr() as usize;
+                let before = text[..start].chars().count() as i64 - head.chars().count() as i64;
+                let moved = |position| u32::try_from(i64::from(position) + before).ok();
+                let position = error.fields().position.and_then(moved);
+                error.with_position(position)
+            })?;
         let row = results
             .into_iter()
-            .next()
+            .find(|result| !result.columns.is_empty())
             .and_then(|r| r.rows.into_iter().next())
             .unwrap_or_default();
         Ok(row.into_iter().map(|value| (false, value)).collect())
+    }
+
+    /// Runs a text on the home shard that prepares a statement, and takes that away again.
+    async fn compute(&mut self, sql: &str, own: &str) -> Result<Vec<SimpleResult>, ServerError> {
+        let home = self.gateway.shards.home();
+        let mut alone;
+        let backend = match self.block.open_mut() {
+            Some(open) if open.transaction.enlisted(home) => open.transaction.participant_to_set(home).await?,
+            _ => {
+                alone = self.home_backend().await?;
+                &mut alone
+            }
+        };
+        let results = backend.simple(sql).await;
+        if results.is_err() && backend.status() != TransactionStatus::Failed && !backend.is_broken() {
+            // It may not have come so far as to be there.
+            let _ = backend.simple(&format!("DEALLOCATE {own}")).await;
+        }
+        Ok(results?)
+    }
+}
+
+/// Numbers the statements that compute arguments.
+static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+
+/// An error with another position.
+fn with_position(problem: Problem, position: impl Fn(Option<u32>) -> Option<u32>) -> Problem {
+    match problem {
+        Problem::Error(error) => {
+            let position = position(error.fields().position);
+            error.with_position(position).into()
+        }
+        other => other,
     }
 }
 

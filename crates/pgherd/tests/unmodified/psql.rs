@@ -113,3 +113,43 @@ async fn psql_runs_a_script() {
     assert!(errors.contains("division by zero"), "{errors}");
     assert!(gateway.stop().await);
 }
+
+/// SJIS has characters whose second byte is a backslash, and psql sends COPY data in pieces.
+#[tokio::test(flavor = "multi_thread")]
+async fn characters_of_several_bytes_are_converted() {
+    let (herd, gateway) = cluster().await;
+    let script = herd.folder().join("sjis.sql");
+    let mut text = b"CREATE TABLE texts (k int PRIMARY KEY, t text);\nCOPY texts FROM STDIN;\n1\t".to_vec();
+    for _ in 0..5000 {
+        text.extend_from_slice(b"\x83\x5c\x93\xfa");
+    }
+    text.extend_from_slice(b"\n\\.\nINSERT INTO texts VALUES (2, '\x83\x5c');\n");
+    text.extend_from_slice(
+        b"SELECT k, encode(convert_to(right(t, 2), 'UTF8'), 'hex'), length(t) FROM texts ORDER BY k;\n",
+    );
+    text.extend_from_slice(b"SELECT left(t, 2) FROM texts ORDER BY k;\nSELECT 'a\x81 ';\nSELECT U&'\\20AC';\n");
+    std::fs::write(&script, text).expect("write");
+    let mut command = program(&herd, &gateway, "psql");
+    command
+        .env("PGCLIENTENCODING", "SJIS")
+        .args(["-XAtq", "-f"])
+        .arg(&script);
+    let output = command.output().await.expect("psql");
+    assert_eq!(
+        output.stdout,
+        b"1|e382bde697a5|10000\n2|e382bd|1\n\x83\x5c\x93\xfa\n\x83\x5c\n",
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        errors.contains("invalid byte sequence for encoding \"SJIS\": 0x81 0x20"),
+        "{errors}"
+    );
+    assert!(
+        errors.contains(
+            "character with byte sequence 0xe2 0x82 0xac in encoding \"UTF8\" has no equivalent in encoding \"SJIS\""
+        ),
+        "{errors}"
+    );
+}
