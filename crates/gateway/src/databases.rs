@@ -1,6 +1,7 @@
 //! What a gateway holds per database: its catalog and its transaction coordinator, opened at first use.
 
 use crate::judged::Judged;
+use crate::statements::StatementCache;
 use crate::user_types::UserTypes;
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, SqlState};
@@ -18,6 +19,8 @@ pub(crate) struct Database {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) coordinator: Arc<Coordinator>,
     pub(crate) judged: Judged,
+    /// what its statements mean here: the same text names other tables in another database
+    pub(crate) cache: StatementCache,
     pub(crate) types: UserTypes,
 }
 
@@ -72,6 +75,7 @@ impl Databases {
             catalog,
             coordinator,
             judged: Judged::default(),
+            cache: StatementCache::default(),
             types: UserTypes::default(),
         });
         open.insert(name.to_owned(), database.clone());

@@ -8,7 +8,6 @@ use crate::departed::end_departed;
 use crate::encoding::Encodings;
 use crate::session::notifications::Listeners;
 use crate::session::{Session, StartUp};
-use crate::statements::StatementCache;
 use crate::tls::Tls;
 use crate::{Options, metrics};
 use pgherd_model::{ServerError, SqlState};
@@ -58,7 +57,6 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) door: Door,
     tls: Option<Tls>,
-    pub(crate) cache: StatementCache,
     pub(crate) cancels: Arc<CancelRegistry>,
     pub(crate) listeners: Arc<Listeners>,
     pub(crate) encodings: Encodings,
@@ -135,7 +133,6 @@ impl Gateway {
             tls,
             options,
             shards,
-            cache: StatementCache::default(),
             cancels: Arc::default(),
             listeners: Arc::default(),
             encodings: Encodings::default(),

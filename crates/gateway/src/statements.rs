@@ -1,4 +1,4 @@
-//! Parsed and analysed statements, shared by all sessions of a gateway and keyed by their text.
+//! Parsed and analysed statements, shared by all sessions of a database and keyed by their text.
 
 use crate::session::{own_state, shown_catalogs};
 use ahash::AHashMap;
@@ -7,7 +7,7 @@ use pgherd_model::{Epoch, ServerError, Snapshot};
 use pgherd_query::Description;
 use pgherd_sql::{Analysis, Kind, Parsed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// How many texts are kept.
 const CAPACITY: usize = 4096;
@@ -168,12 +168,14 @@ impl Statement {
 /// The statements of one text.
 pub(crate) type Statements = Arc<[Arc<Statement>]>;
 
-/// Numbers of prepared statements on backends. A number is never used again; forgetting one only costs a Parse.
+/// Numbers of prepared statements on backends. Forgetting one only costs a Parse.
 #[derive(Default)]
 struct Ids {
     known: AHashMap<(Arc<str>, Vec<u32>, u64), u64>,
-    last: u64,
 }
+
+/// The last number given. None is used again, also not for a database that is dropped and made anew.
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 /// The cache.
 pub(crate) struct StatementCache {
@@ -237,8 +239,7 @@ impl StatementCache {
         if ids.known.len() >= MOST_IDS {
             ids.known.clear();
         }
-        ids.last += 1;
-        let id = ids.last;
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         ids.known.insert(key, id);
         id
     }

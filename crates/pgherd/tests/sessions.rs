@@ -80,3 +80,56 @@ async fn settings_of_role_and_database_reach_the_next_session() {
     assert_eq!(value(&after, "SELECT v FROM which").await, "a");
     assert!(gateway.stop().await);
 }
+
+/// Two databases that have come to the same epoch, with tables of one name: the same texts mean other tables there.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_statement_means_another_table_in_another_database() {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+        .await
+        .expect("shards");
+    let gateway = herd.gateway("databases").await.expect("gateway");
+    let admin = connect(&gateway, "postgres").await;
+    let mut clients = Vec::new();
+    for (name, columns, bounds) in [
+        ("one", "k int PRIMARY KEY, v text", "3,7"),
+        ("two", "k int PRIMARY KEY, n int DEFAULT 5, v text", "30,70"),
+    ] {
+        admin
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .await
+            .expect(name);
+        let mut config = gateway.config();
+        let (client, connection) = config.dbname(name).connect(NoTls).await.expect("connect");
+        tokio::spawn(connection);
+        let sql = format!(
+            "SET pgherd.default_distribution = primary_key; SET pgherd.initial_bounds = 'int {bounds}'; CREATE TABLE t ({columns})"
+        );
+        client.batch_execute(&sql).await.expect(&sql);
+        clients.push(client);
+    }
+    for k in 1..=9 {
+        for client in &clients {
+            let sql = format!("INSERT INTO t VALUES ({k})");
+            client.batch_execute(&sql).await.expect(&sql);
+        }
+    }
+    for client in &clients {
+        assert_eq!(value(client, "SELECT count(*) FROM t").await, "9");
+        assert_eq!(value(client, "SELECT k FROM t WHERE k = 8").await, "8");
+    }
+    let columns = client_columns(&clients).await;
+    assert_eq!(columns, [2, 3]);
+    gateway.stop().await;
+    herd.stop().await;
+}
+
+/// How many columns each finds in the same prepared statement.
+async fn client_columns(clients: &[Client]) -> Vec<usize> {
+    let mut counts = Vec::new();
+    for client in clients {
+        let statement = client.prepare("SELECT * FROM t WHERE k > $1").await.expect("prepare");
+        assert_eq!(client.query(&statement, &[&5]).await.expect("query").len(), 4);
+        counts.push(statement.columns().len());
+    }
+    counts
+}

@@ -61,7 +61,7 @@ impl Session {
         let text = unit.statement.text.clone();
         let head = text.get(..inner.start).unwrap_or_default();
         let tail = text.get(inner.end..).unwrap_or_default();
-        let statements = self.gateway.cache.parse(text.get(inner.clone()).unwrap_or_default())?;
+        let statements = self.database.cache.parse(text.get(inner.clone()).unwrap_or_default())?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
@@ -175,7 +175,7 @@ impl Session {
             replaced: [].into(),
         };
         // Parsed anew each time: the connection goes with the cursor.
-        let parsed = put_statement(backend, &self.gateway.cache, &part, unit, None)?;
+        let parsed = put_statement(backend, &self.database.cache, &part, unit, None)?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,

@@ -27,7 +27,7 @@ impl Session {
     pub(crate) async fn explain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         if let Kind::Explain { inner, .. } = &unit.statement.parsed.kind {
             let (head, inner) = unit.statement.text.split_at_checked(inner.start).unwrap_or_default();
-            let statements = self.gateway.cache.parse(inner)?;
+            let statements = self.database.cache.parse(inner)?;
             if let Some(execute) = statements.first()
                 && let Kind::Execute(name) = &execute.parsed.kind
             {
@@ -52,14 +52,14 @@ impl Session {
         if !sharded {
             return self.routed(unit).await;
         }
-        let statements = self.gateway.cache.parse(inner_text)?;
+        let statements = self.database.cache.parse(inner_text)?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
         let entered = self.enter(Unit { statement, ..unit }).await?;
         if let Some(instead) = entered.analysis.instead.clone() {
             drop(entered);
-            let statements = self.gateway.cache.parse(&instead.text)?;
+            let statements = self.database.cache.parse(&instead.text)?;
             let statement = statements
                 .first()
                 .ok_or_else(|| ServerError::internal("a statement in other words is no statement"))?;

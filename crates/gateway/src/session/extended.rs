@@ -181,7 +181,7 @@ impl Session {
     /// `is_last`: nothing behind it uses the statement before the client waits for an answer.
     async fn parse(&mut self, parse: &mut Parse, is_last: bool) -> Result<(), Problem> {
         let name = parse.name.take().unwrap_or_default();
-        let statements = self.gateway.cache.parse(&parse.query)?;
+        let statements = self.database.cache.parse(&parse.query)?;
         if statements.len() > 1 {
             return Err(ServerError::new(
                 SqlState::SYNTAX_ERROR,

@@ -70,7 +70,7 @@ impl Session {
         let unit = unit.with_types(types.as_deref());
         let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
         self.cancel.slot.start(backend.cancel_token());
-        let parsed = put_statement(backend, &self.gateway.cache, part, unit, self.keep(unit, entered))?;
+        let parsed = put_statement(backend, &self.database.cache, part, unit, self.keep(unit, entered))?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
@@ -148,7 +148,7 @@ impl Session {
         clock.iter().for_each(|setting| backend.queue_silent(setting));
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());
-        let parsed = put_statement(backend, &self.gateway.cache, part, unit, keep)?;
+        let parsed = put_statement(backend, &self.database.cache, part, unit, keep)?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,

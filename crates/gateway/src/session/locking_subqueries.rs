@@ -47,7 +47,7 @@ impl Session {
             at = subquery.body.end;
         }
         whole.push_str(&text[at..]);
-        let statements = self.gateway.cache.parse(&whole)?;
+        let statements = self.database.cache.parse(&whole)?;
         let [statement] = &statements[..] else {
             return Err(not_first("Its form is not understood.").into());
         };
@@ -56,7 +56,7 @@ impl Session {
 
     /// Runs one; its rows as a query of constants.
     async fn locked_rows(&mut self, unit: Unit<'_>, body: &str) -> Result<String, Problem> {
-        let statements = self.gateway.cache.parse(body)?;
+        let statements = self.database.cache.parse(body)?;
         let [statement] = &statements[..] else {
             return Err(not_first("A subquery of it is not understood.").into());
         };

@@ -26,7 +26,7 @@ impl Session {
         if unit.template.is_some() {
             return Err(Problem::NeedsWholeText);
         }
-        let statements = self.gateway.cache.parse(&instead.text)?;
+        let statements = self.database.cache.parse(&instead.text)?;
         match &statements[..] {
             [statement] => Ok(statement.clone()),
             _ => Err(ServerError::internal("a statement in other words is not one statement").into()),

@@ -91,7 +91,7 @@ impl Session {
             parts.iter().collect(),
             &mut open.transaction,
             &self.cancel.slot,
-            &self.gateway.cache,
+            &self.database.cache,
         );
         let answers = work.await;
         self.cancel.slot.clear();
@@ -195,7 +195,7 @@ impl Session {
                 in_order,
             };
             let here = parts.iter().filter(|part| shards.contains(&part.shard)).collect();
-            let work = run.on(here, &mut open.transaction, &self.cancel.slot, &self.gateway.cache);
+            let work = run.on(here, &mut open.transaction, &self.cancel.slot, &self.database.cache);
             let read = match &cut {
                 Some(cut) => cut.run(work).await?,
                 None => work.await?,

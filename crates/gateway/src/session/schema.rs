@@ -31,7 +31,7 @@ impl Session {
             // A materialized view may be refreshed concurrently in a block.
             if ddl.concurrently && ddl.kind != DdlKind::RefreshMaterializedView {
                 if let Some(plain) = Box::pin(self.without_concurrently(unit, ddl)).await? {
-                    let statements = self.gateway.cache.parse(&plain)?;
+                    let statements = self.database.cache.parse(&plain)?;
                     let statement = statements
                         .first()
                         .ok_or_else(|| ServerError::internal("no statement is left"))?;

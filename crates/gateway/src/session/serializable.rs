@@ -372,7 +372,7 @@ impl Session {
         if !self.is_strict() {
             return Ok(());
         }
-        let statements = self.gateway.cache.parse(text)?;
+        let statements = self.database.cache.parse(text)?;
         let [statement] = &statements[..] else {
             return Err(unseen("Its grammar is known to PostgreSQL only.").into());
         };

@@ -33,7 +33,7 @@ impl Session {
         let Some(template) = Template::of(text) else {
             return Ok(false);
         };
-        let Ok(statements) = self.gateway.cache.parse(&template.pattern) else {
+        let Ok(statements) = self.database.cache.parse(&template.pattern) else {
             return Ok(false);
         };
         let [statement] = &statements[..] else { return Ok(false) };
@@ -66,7 +66,7 @@ impl Session {
         if self.run_by_template(text).await? {
             return Ok(());
         }
-        let statements = self.gateway.cache.parse(text)?;
+        let statements = self.database.cache.parse(text)?;
         if statements.is_empty() {
             self.client.put(b'I', &[]);
             return Ok(());

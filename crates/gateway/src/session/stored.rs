@@ -67,7 +67,7 @@ impl Session {
         }
         let before = text[..inner.start].chars().count() as u32;
         let behind = |problem| with_position(problem, |position| position.map(|p| p + before));
-        let statements = self.gateway.cache.parse(&text[inner]).map_err(|e| behind(e.into()))?;
+        let statements = self.database.cache.parse(&text[inner]).map_err(|e| behind(e.into()))?;
         let statement = statements.first().cloned();
         let mut prepared = Prepared {
             statement,
@@ -161,7 +161,7 @@ impl Session {
     /// EXPLAIN EXECUTE: explains the prepared query, with the values. Its positions mean nothing to the client.
     pub(crate) async fn explain_stored(&mut self, unit: Unit<'_>, name: &str, head: &str) -> Result<(), Problem> {
         let query = self.stored_query(name, unit).await?;
-        let statements = self.gateway.cache.parse(&format!("{head}{}", query.text))?;
+        let statements = self.database.cache.parse(&format!("{head}{}", query.text))?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;

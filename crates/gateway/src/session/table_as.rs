@@ -20,7 +20,7 @@ impl Session {
         name: &ObjectName,
         parts: &TableAs,
     ) -> Result<bool, Problem> {
-        let statements = self.gateway.cache.parse(&parts.query)?;
+        let statements = self.database.cache.parse(&parts.query)?;
         if let [statement] = &statements[..]
             && let Kind::Execute(stored) = &statement.parsed.kind
         {
@@ -86,7 +86,7 @@ impl Session {
         let whole = parts
             .with_query(&query.text)
             .ok_or_else(|| ServerError::internal("CREATE TABLE AS EXECUTE has another form"))?;
-        let statements = self.gateway.cache.parse(&whole)?;
+        let statements = self.database.cache.parse(&whole)?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::internal("a prepared query is empty"))?;
@@ -110,7 +110,7 @@ impl Session {
         match temporary {
             true => self.make_temporary(&parts.create, name).await?,
             false => {
-                let statements = self.gateway.cache.parse(&parts.create)?;
+                let statements = self.database.cache.parse(&parts.create)?;
                 let statement = statements
                     .first()
                     .ok_or_else(|| ServerError::internal("no CREATE TABLE"))?;
@@ -176,7 +176,7 @@ impl Session {
 
     /// Runs the INSERT; returns the number of rows.
     async fn fill(&mut self, unit: Unit<'_>, insert: &str) -> Result<u64, Problem> {
-        let statements = self.gateway.cache.parse(insert)?;
+        let statements = self.database.cache.parse(insert)?;
         let not_known = (
             "this form of CREATE TABLE AS is not supported on sharded tables yet",
             "Create the table first, and fill it with INSERT … SELECT.",

@@ -174,7 +174,7 @@ impl Session {
 
     fn step(&self, unit: Unit<'_>, text: &str, queries: &[WithQuery]) -> Result<Step, Problem> {
         let unclear = || not_in_parts("A part of it is not understood.");
-        let statements = self.gateway.cache.parse(text)?;
+        let statements = self.database.cache.parse(text)?;
         let [statement] = &statements[..] else {
             return Err(unclear().into());
         };
@@ -263,7 +263,7 @@ impl Session {
         let main = &text[parts.main.clone()];
         let known = known(&old, written.next(), &returned);
         let whole = statement_of(text, &parts.queries, &parts.main_words, &known, main);
-        let statements = self.gateway.cache.parse(&whole)?;
+        let statements = self.database.cache.parse(&whole)?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::internal("a statement behind WITH is none"))?;
@@ -273,7 +273,7 @@ impl Session {
     /// `name (a, b) AS (VALUES (…))` with the rows that a table has before any part writes.
     async fn old_rows(&mut self, unit: Unit<'_>, name: &str) -> Result<String, Problem> {
         let name = quote_identifier(name);
-        let statements = self.gateway.cache.parse(&format!("SELECT * FROM {name}"))?;
+        let statements = self.database.cache.parse(&format!("SELECT * FROM {name}"))?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::internal("a query of a table is none"))?;

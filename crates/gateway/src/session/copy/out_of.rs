@@ -57,7 +57,7 @@ impl Session {
     }
 
     async fn copy_rows(&mut self, unit: Unit<'_>, shape: &CopyShape, query: &str) -> Result<(), Problem> {
-        let statements = self.gateway.cache.parse(query)?;
+        let statements = self.database.cache.parse(query)?;
         let [statement] = &statements[..] else {
             return Err(ServerError::new(SqlState::SYNTAX_ERROR, "COPY takes one query").into());
         };
