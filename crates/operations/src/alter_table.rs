@@ -6,7 +6,7 @@ use crate::create_table::{first_key_column, refuse_foreign_keys};
 use crate::partition;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, SqlState, Table, TableKind};
+use pgherd_model::{Name, ServerError, SqlState, Table, TableKind, quote_identifier};
 use pgherd_sql::{Ddl, ObjectName};
 
 /// Runs the statement and returns its tag.
@@ -59,9 +59,7 @@ async fn alter_sharded(
         Err(e) => return Err(e),
     };
     refuse_what_cannot_hold(work, &table).await?;
-    let others = work.others();
-    work.on_each(&others, &sql).await?;
-    work.reload().await?;
+    on_other_shards(work, &table, &sql).await?;
     let now = work
         .snapshot
         .sharded()
@@ -71,6 +69,34 @@ async fn alter_sharded(
         work.close_sequences(&[now.to_string()]).await?;
     }
     Ok(tag)
+}
+
+/// What the home shard has done. A new column's default fills the rows that are there: where it is the time, with the home shard's.
+async fn on_other_shards(work: &mut Work<'_, '_>, before: &Table, sql: &str) -> Result<(), ServerError> {
+    let others = work.others();
+    let Some(timed) = pgherd_sql::clock::column_of_one_time(sql) else {
+        work.on_each(&others, sql).await?;
+        return work.reload().await;
+    };
+    let time = work.value(pgherd_transaction::ASK_CLOCK).await?.unwrap_or_default();
+    let sql = format!("SET LOCAL pgherd.transaction_time TO '{time}'; {timed}");
+    work.on_each(&others, &sql).await?;
+    work.reload().await?;
+    let id = before.sharded().map(|s| s.id);
+    let now = work
+        .snapshot
+        .sharded()
+        .find(|t| t.sharded().map(|s| s.id) == id)
+        .cloned();
+    if let Some(table) = now {
+        let new = table.columns.iter().filter(|c| before.column(&c.name).is_none());
+        for (column, default) in new.filter_map(|c| Some((&c.name, c.default.as_ref()?))) {
+            let column = quote_identifier(column);
+            let sql = format!("ALTER TABLE {} ALTER COLUMN {column} SET DEFAULT {default}", table.name);
+            work.on_each(&others, &sql).await?;
+        }
+    }
+    Ok(())
 }
 
 /// After the announcement the table may be another than before.

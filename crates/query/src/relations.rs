@@ -2,8 +2,12 @@
 //!
 //! It does not look at columns or predicates; [`crate::pushdown`] does.
 
-use pgherd_model::ServerError;
-use sqlparser::ast::{Ident, ObjectName, ObjectNamePart, Query, SetExpr, TableFactor, Visit, Visitor};
+use pgherd_model::{ServerError, quote_identifier};
+use sqlparser::ast::{
+    Ident, ObjectName, ObjectNamePart, Query, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, TableFactor, Visit,
+    Visitor,
+};
+use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 
 /// One mention of a relation in a FROM.
@@ -19,13 +23,26 @@ pub(crate) struct Mention {
     pub alias: Option<String>,
 }
 
+/// `schema.table` before a column or `*`.
+#[derive(Debug)]
+struct Qualifier {
+    /// bytes in the statement
+    span: Range<usize>,
+    schema: String,
+    table: String,
+}
+
 /// What a walk over the whole tree found.
 #[derive(Debug, Default)]
 pub(crate) struct Relations {
     /// every mention of a relation that is not a WITH query's
     pub mentions: Vec<Mention>,
-    /// spans of `schema.table` in column references of three parts, with the table's name
-    pub qualified_columns: Vec<(Range<usize>, String)>,
+    /// `schema.table` before a column or `*`
+    qualifiers: Vec<Qualifier>,
+    /// tables' names or aliases before a column or `*`, without a schema
+    names_used: HashSet<String>,
+    /// what can stand before a column, of every FROM item; with the schema where that can stand before it, too
+    exposed: Vec<(Option<String>, String)>,
     /// the tree locks rows (FOR UPDATE …)
     pub locks: bool,
     /// the tree has INSERT, UPDATE, DELETE or MERGE in a WITH
@@ -64,8 +81,60 @@ impl Relations {
         let mut walk = Walk::default();
         match query.visit(&mut walk) {
             ControlFlow::Break(error) => Err(error),
-            ControlFlow::Continue(()) => Ok(walk.found),
+            ControlFlow::Continue(()) => walk.found.checked(),
         }
+    }
+
+    /// A table's copy has no schema. Columns named with one can be told apart by an alias, unless the same name is used for
+    /// something else without a schema.
+    fn checked(self) -> Result<Self, ServerError> {
+        for Qualifier { schema, table, .. } in &self.qualifiers {
+            let is_other = |(other, name): &&(Option<String>, String)| name == table && other.as_ref() != Some(schema);
+            let mut others = self.exposed.iter().filter(is_other).peekable();
+            let told_apart = !self.names_used.contains(table) && others.clone().all(|(schema, _)| schema.is_some());
+            if others.peek().is_some() && !told_apart {
+                return Err(ServerError::unsupported(
+                    format!(
+                        "{schema}.{table} and another \"{table}\" are not supported in one query over several ranges"
+                    ),
+                    "Give the tables aliases, and name their columns with these.",
+                ));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Whether columns are named with a schema somewhere.
+    pub fn names_schemas(&self) -> bool {
+        !self.qualifiers.is_empty()
+    }
+
+    /// The alias for what stands in a mention's place: its own, or the table's name. Tables of one name from two schemas may stand
+    /// beside each other, as long as their columns are named with the schema; aliases may not.
+    pub fn alias(&self, mention: &Mention) -> String {
+        if let Some(alias) = &mention.alias {
+            return alias.clone();
+        }
+        let is_twin = |m: &Mention| m.alias.is_none() && m.name == mention.name && m.schema != mention.schema;
+        match &mention.schema {
+            Some(schema) if !self.names_used.contains(&mention.name) && self.mentions.iter().any(is_twin) => {
+                format!("{schema}.{}", mention.name)
+            }
+            _ => mention.name.clone(),
+        }
+    }
+
+    /// Replaces `schema.table` before columns by the alias of the mention that it means, for those mentions that are replaced.
+    pub fn requalified(&self, replaced: impl Fn(&Mention) -> bool) -> Vec<(Range<usize>, String)> {
+        let of = |qualifier: &Qualifier| {
+            let mut mentions = self.mentions.iter().filter(|m| m.alias.is_none() && replaced(m));
+            let same = |m: &&Mention| m.name == qualifier.table && m.schema.as_ref() == Some(&qualifier.schema);
+            Some((
+                qualifier.span.clone(),
+                quote_identifier(&self.alias(mentions.find(same)?)),
+            ))
+        };
+        self.qualifiers.iter().filter_map(of).collect()
     }
 }
 
@@ -131,10 +200,18 @@ impl Visitor for Walk {
 
     fn pre_visit_select(&mut self, select: &sqlparser::ast::Select) -> ControlFlow<ServerError> {
         self.found.into |= select.into.is_some();
+        for item in &select.projection {
+            if let SelectItem::QualifiedWildcard(SelectItemQualifiedWildcardKind::ObjectName(name), _) = item
+                && let Some(idents) = parts(name)
+            {
+                self.note_qualifier(&idents);
+            }
+        }
         ControlFlow::Continue(())
     }
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<ServerError> {
+        self.note_exposed(factor);
         let TableFactor::Table { name, alias, args, .. } = factor else {
             return ControlFlow::Continue(());
         };
@@ -177,17 +254,52 @@ impl Visitor for Walk {
     }
 
     fn pre_visit_expr(&mut self, expr: &sqlparser::ast::Expr) -> ControlFlow<ServerError> {
-        if let sqlparser::ast::Expr::CompoundIdentifier(idents) = expr
-            && let [schema, table, _] = idents.as_slice()
-            && let Some(span) = bytes(schema, table)
-        {
-            self.found.qualified_columns.push((span, fold(table)));
+        if let sqlparser::ast::Expr::CompoundIdentifier(idents) = expr {
+            let idents: Vec<_> = idents.iter().collect();
+            self.note_qualifier(&idents[..idents.len().saturating_sub(1)]);
         }
         ControlFlow::Continue(())
     }
 }
 
 impl Walk {
+    fn note_exposed(&mut self, factor: &TableFactor) {
+        let (name, alias) = match factor {
+            TableFactor::Table { name, alias, .. } => (Some(name), alias),
+            TableFactor::Derived { alias, .. }
+            | TableFactor::TableFunction { alias, .. }
+            | TableFactor::Function { alias, .. }
+            | TableFactor::UNNEST { alias, .. }
+            | TableFactor::NestedJoin { alias, .. } => (None, alias),
+            _ => return,
+        };
+        if let Some(alias) = alias {
+            self.found.exposed.push((None, fold(&alias.name)));
+            return;
+        }
+        let idents = name.and_then(parts).unwrap_or_default();
+        if let Some((table, before)) = idents.split_last() {
+            self.found
+                .exposed
+                .push((before.last().map(|schema| fold(schema)), fold(table)));
+        }
+    }
+
+    /// What stands before a column or `*`.
+    fn note_qualifier(&mut self, idents: &[&Ident]) {
+        match idents {
+            [table] => {
+                self.found.names_used.insert(fold(table));
+            }
+            [schema, table] => self.found.qualifiers.extend(bytes(schema, table).map(|span| Qualifier {
+                span,
+                schema: fold(schema),
+                table: fold(table),
+            })),
+            _ => {}
+        }
+    }
+
     fn note_body(&mut self, body: &SetExpr) -> ControlFlow<ServerError> {
         match body {
             SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => {

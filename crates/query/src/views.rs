@@ -1,7 +1,7 @@
 //! Views over sharded tables are expanded in the text, before anything else is decided, as PostgreSQL's rewriter does.
 
 use crate::edit::Edited;
-use crate::relations::Relations;
+use crate::relations::{Mention, Relations};
 use crate::statement::Statement;
 use pgherd_model::{Resolved, ServerError, Snapshot, TableKind, quote_identifier};
 use pgherd_sql::lexer::Token;
@@ -78,22 +78,32 @@ pub(crate) fn expand(statement: &Statement<'_>) -> Result<Expanded, ServerError>
 fn expand_once(text: &str, snapshot: &Snapshot, search_path: &[Arc<str>]) -> Result<Option<String>, ServerError> {
     let parsed = parse_query(text)?;
     let mut edits = Vec::new();
-    for mention in &parsed.relations.mentions {
+    let definition = |mention: &Mention| {
         let resolved = snapshot.resolve(mention.schema.as_deref(), &mention.name, search_path);
-        let Resolved::Known(table) = resolved else {
+        match resolved {
+            Resolved::Known(table) => match &table.kind {
+                TableKind::View { definition } => Some(definition.trim().trim_end_matches(';').to_owned()),
+                _ => None,
+            },
+            Resolved::Home => None,
+        }
+    };
+    for mention in &parsed.relations.mentions {
+        let Some(definition) = definition(mention) else {
             continue;
         };
-        let TableKind::View { definition } = &table.kind else {
-            continue;
-        };
-        let definition = definition.trim().trim_end_matches(';');
         let alias = match mention.alias {
             Some(_) => String::new(),
-            None => format!(" AS {}", quote_identifier(&mention.name)),
+            None => format!(" AS {}", quote_identifier(&parsed.relations.alias(mention))),
         };
         // The view's own column names may differ from the definition's only where CREATE VIEW renamed them; the
         // catalog's definition has the names.
         edits.push((mention.span.clone(), format!("({definition}){alias}")));
     }
-    Ok((!edits.is_empty()).then(|| Edited::new(&parsed.text, edits).text))
+    if edits.is_empty() {
+        return Ok(None);
+    }
+    edits.extend(parsed.relations.requalified(|mention| definition(mention).is_some()));
+    edits.sort_by_key(|(span, _)| span.start);
+    Ok(Some(Edited::new(&parsed.text, edits).text))
 }

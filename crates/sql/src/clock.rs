@@ -58,6 +58,27 @@ fn replacement(text: &str, tokens: &[Token], i: usize) -> Option<(Range<usize>, 
     Some((start..end, format!("pgherd.{name}")))
 }
 
+/// An ALTER TABLE that does nothing but add a column, by whose default the rows that are there get the transaction's time, calling
+/// the functions of schema `pgherd` for it. None for all others.
+pub fn column_of_one_time(text: &str) -> Option<String> {
+    let tokens = crate::lexer::tokenize(text).ok()?;
+    let has = |word: &str| tokens.iter().any(|t| t.is_word(text, word));
+    let mut depth = 0;
+    let mut lists = false;
+    for token in &tokens {
+        match token.text(text) {
+            "(" | "[" => depth += 1,
+            ")" | "]" => depth -= 1,
+            "," => lists |= depth == 0,
+            _ => {}
+        }
+    }
+    // In a CHECK or a generated column it would stay.
+    let adds = has("add") && has("default") && !has("check") && !has("generated");
+    let replaced = replacements(text, &tokens);
+    (adds && !lists && !replaced.is_empty()).then(|| crate::relations::substitute(text, &replaced).0)
+}
+
 /// Whether the text calls the functions of schema `pgherd` that give the transaction's time.
 pub fn uses_shared_clock(text: &str, tokens: &[Token]) -> bool {
     tokens.windows(4).any(|w| {

@@ -4,7 +4,7 @@
 use crate::analysis::Context;
 use crate::clock;
 use crate::functions;
-use crate::kind::Kind;
+use crate::kind::{Kind, ObjectName};
 use crate::lexer::{Token, TokenKind};
 use crate::relations::{Reference, Role, substitute};
 use crate::restriction::{Found, Restriction};
@@ -403,6 +403,8 @@ pub(crate) struct DirectCheck<'a> {
     context: &'a Context<'a>,
     /// the spans of relation names, which are no column references
     names: Vec<Range<usize>>,
+    /// names that stand for tables of several schemas, which only the schema tells apart
+    twins: Vec<String>,
     possible: bool,
 }
 
@@ -421,14 +423,15 @@ impl<'a> DirectCheck<'a> {
         Self {
             context,
             names: walk.references.iter().map(|r| r.name.span.start..r.end).collect(),
+            twins: twins(&walk.references),
             possible: wildcards <= walk.wildcards && !tableoid,
         }
     }
 
     pub fn address(&self, reference: &Reference, sharded: &Sharded, partition: bool) -> Address {
         let exposed = reference.alias.as_ref().unwrap_or(&reference.name.name);
-        let direct =
-            sharded.direct && self.possible && !partition && reference.role != Role::Merge && !self.whole_row(exposed);
+        let alone = !self.twins.contains(exposed) && !self.whole_row(exposed);
+        let direct = sharded.direct && self.possible && !partition && reference.role != Role::Merge && alone;
         let suffix = match reference.alias {
             Some(_) => String::new(),
             None => format!(" AS {}", quote_identifier(exposed)),
@@ -458,6 +461,18 @@ impl<'a> DirectCheck<'a> {
             !is(i + 1, ".") && !lists_name
         })
     }
+}
+
+/// Names without an alias under which relations of several schemas are meant.
+fn twins(references: &[Reference]) -> Vec<String> {
+    let plain: Vec<_> = references
+        .iter()
+        .filter(|r| r.alias.is_none())
+        .map(|r| &r.name)
+        .collect();
+    let is_twin = |one: &ObjectName| plain.iter().any(|o| o.name == one.name && o.schema != one.schema);
+    let twins = plain.iter().filter(|name| is_twin(name));
+    twins.map(|name| name.name.clone()).collect()
 }
 
 fn is_name(token: &Token) -> bool {

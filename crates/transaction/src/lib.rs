@@ -41,5 +41,5 @@ pub use coordinator::{CommitIdentity, Coordinator};
 pub use error::{Error, deadlock_error};
 pub use in_doubt::{Requester, Resolved, Unresolved};
 pub use read_cut::Fragment;
-pub use transaction::{Committed, Isolation, Mode, Transaction};
+pub use transaction::{ASK_CLOCK, Committed, Isolation, Mode, Transaction};
 pub use write_cut::{ASK, WriteCut};

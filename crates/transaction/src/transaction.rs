@@ -118,8 +118,8 @@ impl Mode {
     }
 }
 
-/// The transaction's time on one shard.
-const ASK_CLOCK: &str =
+/// Asks a shard for its transaction's time: UTC, as timestamptz takes it.
+pub const ASK_CLOCK: &str =
     "SELECT pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'";
 
 /// How COMMIT ended.

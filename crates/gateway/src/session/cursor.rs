@@ -44,6 +44,7 @@ impl Session {
         inner: std::ops::Range<usize>,
     ) -> Result<(), Problem> {
         if self.block.is_none() && !hold {
+            self.check_syntax(&unit.statement.text).await?;
             return Err(ServerError::new(
                 SqlState::NO_ACTIVE_TRANSACTION,
                 "DECLARE CURSOR can only be used in transaction blocks",

@@ -365,21 +365,12 @@ pub(super) fn edits(
             let mention = &resolutions[m].mention;
             let alias = match mention.alias {
                 Some(_) => String::new(),
-                None => format!(" AS {}", quote_identifier(&mention.name)),
+                None => format!(" AS {}", quote_identifier(&parsed.relations.alias(mention))),
             };
             edits.push((mention.span.clone(), format!("pg_temp.{}{alias}", source.temporary)));
         }
     }
-    let full_names: HashSet<&str> = resolutions
-        .iter()
-        .filter(|r| r.mention.schema.is_some() && r.mention.alias.is_none())
-        .map(|r| r.mention.name.as_str())
-        .collect();
-    for (span, table) in &parsed.relations.qualified_columns {
-        if full_names.contains(table.as_str()) {
-            edits.push((span.clone(), quote_identifier(table)));
-        }
-    }
+    edits.extend(parsed.relations.requalified(|_| true));
     edits
 }
 

@@ -290,8 +290,7 @@ impl Choice<'_> {
             }
         }
         let own = &self.blocks.list[block];
-        own.query.visit(&mut Check(self.parameter)).is_continue()
-            && self.blocks.parsed.relations.qualified_columns.is_empty()
+        own.query.visit(&mut Check(self.parameter)).is_continue() && !self.blocks.parsed.relations.names_schemas()
     }
 }
 
