@@ -2,7 +2,7 @@
 
 use crate::encoding::{Column, Encoding};
 use crate::tls::{self, Encrypted, Tls};
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use pgherd_model::{ServerError, SqlState};
 use pgwire::error::PgWireError;
 use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
@@ -123,6 +123,8 @@ pub(crate) enum Gone {
     Garbage(ServerError),
     /// a statement that is no UTF-8, by the simple protocol or not; it is told, and goes on
     Text((ServerError, bool)),
+    /// a function call, which pgwire does not know; the body of the message
+    FunctionCall(Bytes),
 }
 
 impl Client {
@@ -230,6 +232,7 @@ impl Client {
             self.check_length()?;
             self.check_text()?;
             self.convert_message()?;
+            self.check_function_call()?;
             match self.decode() {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
@@ -342,6 +345,17 @@ impl Client {
             ServerError::new(SqlState::from_code("22021"), message),
             simple,
         )))
+    }
+
+    /// Takes out a function call of a client that has logged in.
+    fn check_function_call(&mut self) -> Result<(), Gone> {
+        let starting = self.context.awaiting_frontend_ssl || self.context.awaiting_frontend_startup;
+        if starting || self.inbox.first() != Some(&b'F') || !self.has_message() {
+            return Ok(());
+        }
+        let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
+        let message = self.inbox.split_to(1 + length).freeze();
+        Err(Gone::FunctionCall(message.slice(5..)))
     }
 
     /// The message that comes next, with its strings as UTF-8. One whose strings are none in the client's encoding is taken

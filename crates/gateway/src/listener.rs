@@ -314,7 +314,7 @@ async fn start_up(client: &mut Client, shared: &Shared) -> Result<Vec<(String, S
                 return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "expected a startup message").into());
             }
             Err(Gone::Closed) => return Err(Refused::Gone),
-            Err(Gone::Garbage(_) | Gone::Text(_)) => {
+            Err(Gone::Garbage(_) | Gone::Text(_) | Gone::FunctionCall(_)) => {
                 let error = ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
                     .with_hint("This port speaks PostgreSQL's protocol, version 3.");
                 return Err(error.into());

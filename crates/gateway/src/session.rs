@@ -2,11 +2,12 @@
 //!
 //! [`Session::serve`] is the loop. A simple query is in [`simple`], the extended protocol in [`extended`]; both end in
 //! [`execute`], which gives each [`Unit`] (a statement with its parameters) to the room's own branch: transaction
-//! control in [`block`] and [`prepared`], settings in [`settings`], [`set_config`] and [`encoding_setting`], one shard in [`forward`], several in [`scatter`] and [`plan`] ([`for_query`]),
+//! control in [`block`] and [`prepared`], settings in [`settings`], [`set_config`], [`constraints`] and [`encoding_setting`], one shard in [`forward`], several in [`scatter`] and [`plan`] ([`for_query`]),
 //! schema change in [`schema`], [`table_as`], [`database_statements`] and [`whole_server`], [`copy`], LISTEN in [`notifications`], and SQL-level PREPARE
-//! in [`stored`]. Some are run in other words: [`rewritten`], [`sequences`], [`own_state`], [`shown_catalogs`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
+//! in [`stored`], the protocol's function call in [`function_call`]. Some are run in other words: [`rewritten`], [`sequences`], [`own_state`], [`shown_catalogs`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
 mod block;
+mod constraints;
 mod copy;
 mod cursor;
 mod database_statements;
@@ -16,6 +17,7 @@ pub(crate) mod explain;
 mod extended;
 mod for_query;
 mod forward;
+mod function_call;
 mod locking_subqueries;
 pub(crate) mod notifications;
 pub(crate) mod own_state;
@@ -313,6 +315,10 @@ impl Session {
                     break;
                 }
                 Err(Gone::Text(error)) => self.refuse_text(error).await,
+                Err(Gone::FunctionCall(body)) => {
+                    let done = self.function_call(body).await;
+                    self.end_statement(done).await
+                }
                 Ok(message) => {
                     let done = self.message(message).await;
                     self.end_statement(done).await

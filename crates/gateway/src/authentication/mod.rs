@@ -57,7 +57,7 @@ impl From<Gone> for Refused {
     fn from(gone: Gone) -> Self {
         match gone {
             Gone::Garbage(error) | Gone::Text((error, _)) => Self::Told(error),
-            Gone::Closed => Self::Gone,
+            Gone::Closed | Gone::FunctionCall(_) => Self::Gone,
         }
     }
 }

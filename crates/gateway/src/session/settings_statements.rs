@@ -1,4 +1,4 @@
-//! SET, RESET, DISCARD, SET TRANSACTION and SET CONSTRAINTS.
+//! SET, RESET, DISCARD and SET TRANSACTION.
 //!
 //! PostgreSQL judges each: it runs on the home shard (in a block, on every participant), and what it accepted enters
 //! the session's list, from which other backends are brought in line.
@@ -71,13 +71,7 @@ impl Session {
                 self.client.put_tag("RESET");
             }
             Kind::SetTransaction { .. } => self.set_transaction(unit).await?,
-            Kind::SetConstraints => {
-                self.on_all_participants(&text).await?;
-                if let Some(open) = self.block.open_mut() {
-                    open.transaction.replay_on_join(text.clone());
-                }
-                self.client.put_tag("SET CONSTRAINTS");
-            }
+            Kind::SetConstraints => self.set_constraints(unit).await?,
             Kind::Discard(what) => self.discard(what).await?,
             _ => return Err(ServerError::internal("not a setting").into()),
         }

@@ -77,6 +77,9 @@ fn gone(gone: Gone) -> Cause {
         Gone::Closed => Cause::Gone,
         Gone::Garbage(error) => Cause::Error(error.fatal()),
         Gone::Text((error, _)) => Cause::Error(error),
+        Gone::FunctionCall(_) => {
+            Cause::Error(ServerError::new(SqlState::PROTOCOL_VIOLATION, unexpected_message(b'F')).fatal())
+        }
     }
 }
 
