@@ -133,3 +133,32 @@ async fn client_columns(clients: &[Client]) -> Vec<usize> {
     }
     counts
 }
+
+/// A role that was dropped and made again is another one: connections that had logged in as the first are of no use to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_is_made_again_can_log_in() {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+        .await
+        .expect("shards");
+    let gateway = herd.gateway("roles").await.expect("gateway");
+    let admin = connect(&gateway, "postgres").await;
+    let make = "CREATE ROLE guest LOGIN; GRANT SELECT ON visits TO guest";
+    admin
+        .batch_execute("CREATE TABLE visits (k int PRIMARY KEY) PARTITION BY RANGE (k); INSERT INTO visits VALUES (-9), (0), (900)")
+        .await
+        .expect("table");
+    for _ in 0..3 {
+        admin.batch_execute(make).await.expect("make");
+        // Several at once, so that several connections stay in the pool.
+        let sessions = [connect(&gateway, "guest").await, connect(&gateway, "guest").await];
+        for session in &sessions {
+            assert_eq!(value(session, "SELECT current_user").await, "guest");
+            assert_eq!(value(session, "SELECT count(*) FROM visits").await, "3");
+        }
+        drop(sessions);
+        admin
+            .batch_execute("DROP OWNED BY guest; DROP ROLE guest")
+            .await
+            .expect("drop");
+    }
+}

@@ -15,10 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What undoes every setting of an earlier session.
 pub const RESET_SQL: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL";
 
-/// A number for what ALTER ROLE … SET and ALTER DATABASE … SET give a session of the present role that logs in now. OIDs
-/// differ between shards and are left out.
+/// A number for what ALTER ROLE … SET and ALTER DATABASE … SET give a session of the present role that logs in now, and for
+/// the role itself: one that was dropped and made again is another one. OIDs differ between shards, and so do the numbers.
+///
+/// Errors: 42704 where the role that the connection has logged in as was dropped.
 pub const LOGIN_DEFAULTS_SQL: &str = "SELECT pg_catalog.hashtextextended(coalesce(pg_catalog.string_agg( \
-     (setrole = 0)::text || (setdatabase = 0)::text || setconfig::text, ' ' ORDER BY setrole = 0, setdatabase = 0), ''), 0) \
+     (setrole = 0)::text || (setdatabase = 0)::text || setconfig::text, ' ' ORDER BY setrole = 0, setdatabase = 0), '') \
+     || ' ' || (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)::text, 0) \
      FROM pg_catalog.pg_db_role_setting \
      WHERE setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)) \
      AND setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";

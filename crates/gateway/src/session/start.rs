@@ -88,8 +88,7 @@ impl Session {
     }
 
     async fn log_in(&mut self, encoding: Option<String>) -> Result<(), ServerError> {
-        // Backends of the pool may have logged in before the role's own settings were changed.
-        self.who.login_defaults = self.home_backend().await?.login_defaults().await?;
+        self.who.login_defaults = self.login_defaults().await?;
         self.who.settings = self.settings.for_backends();
         let reported = self.home_backend().await?.parameters().to_vec();
         self.refresh_effective_settings().await?;
@@ -125,6 +124,18 @@ impl Session {
 }
 
 impl Session {
+    /// What a backend for this session must have logged in under. Backends of the pool may have logged in before the role's own
+    /// settings were changed; those of a role that was dropped and made again are of no use, and closed.
+    async fn login_defaults(&self) -> Result<i64, ServerError> {
+        loop {
+            let mut backend = self.home_backend().await?;
+            match backend.login_defaults().await.map_err(ServerError::from) {
+                Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => backend.taint(),
+                result => return result,
+            }
+        }
+    }
+
     /// From now on one home-shard connection belongs to the session, which takes its process id.
     async fn keep_backend(&mut self) -> Result<(), ServerError> {
         match self.pin_home("DISCARD TEMP; DISCARD SEQUENCES").await {
