@@ -48,17 +48,32 @@ async fn alter_sharded(
     let by_default = table.sharded().is_some_and(|s| s.by_default);
     work.attempt(home).await?;
     let tag = match work.on_home(&sql).await {
-        Ok(tag) => {
-            work.keep(home).await?;
-            tag
-        }
+        Ok(tag) => match foreign_key_of(work, &table).await? {
+            None => {
+                work.keep(home).await?;
+                tag
+            }
+            Some(_) if by_default => {
+                work.undo(home).await?;
+                let why = ServerError::unsupported("a foreign key cannot be checked across ranges yet", "");
+                return as_local(work, &table, &why, text.text).await;
+            }
+            Some(key) => {
+                return Err(ServerError::unsupported(
+                    format!(
+                        "foreign key \"{key}\" of sharded table \"{}\" cannot be checked across ranges",
+                        table.name.name
+                    ),
+                    "Leave the foreign key out, or make the table local with CALL pgherd.undistribute(…).",
+                ));
+            }
+        },
         Err(e) if by_default && cannot_hold(&e) => {
             work.undo(home).await?;
             return as_local(work, &table, &e, text.text).await;
         }
         Err(e) => return Err(e),
     };
-    refuse_what_cannot_hold(work, &table).await?;
     on_other_shards(work, &table, &sql).await?;
     let now = work
         .snapshot
@@ -143,23 +158,14 @@ pub(crate) async fn as_local(
     Ok(tag)
 }
 
-/// Foreign keys, which PostgreSQL would check on each shard's part.
-async fn refuse_what_cannot_hold(work: &mut Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
+/// The name of a foreign key that the statement has given the table, which PostgreSQL would check on each shard's part.
+async fn foreign_key_of(work: &mut Work<'_, '_>, table: &Table) -> Result<Option<String>, ServerError> {
     let oid = table.sharded().map_or(0, |s| s.relation);
     let name = work.value(&format!("SELECT {oid}::pg_catalog.regclass::text")).await?;
-    let Some(relation) = work.inspect(&name.unwrap_or_default()).await? else {
-        return Ok(());
-    };
-    match relation.foreign_keys.first() {
-        Some(key) => Err(ServerError::unsupported(
-            format!(
-                "foreign key \"{}\" of sharded table \"{}\" cannot be checked across ranges",
-                key.name, table.name.name
-            ),
-            "Leave the foreign key out, or make the table local with CALL pgherd.undistribute(…).",
-        )),
-        None => Ok(()),
-    }
+    let relation = work.inspect(&name.unwrap_or_default()).await?;
+    Ok(relation
+        .and_then(|r| r.foreign_keys.into_iter().next())
+        .map(|key| key.name))
 }
 
 async fn alter_local(
