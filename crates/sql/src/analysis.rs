@@ -8,6 +8,7 @@ use crate::insert::InsertPlan;
 use crate::instead::{self, Instead, Only};
 use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
+use crate::lock_table::LockTable;
 use crate::locks::names_called;
 use crate::noting::noting;
 use crate::parse::Parsed;
@@ -74,7 +75,7 @@ pub(crate) enum Decision {
     Placed(Box<Placed>),
     Insert(Box<InsertPlan>),
     /// LOCK TABLE: everywhere the tables are
-    Lock,
+    Lock(LockTable),
 }
 
 /// A stable hash of a relation's name (without schema, as stored), the same in every process: FNV-1a.
@@ -382,11 +383,16 @@ impl Analysis {
             _ => {}
         }
         match &parsed.kind {
+            Kind::Lock(names) if names.iter().any(holds_a_range) => {
+                self.decision = Decision::Refuse(one_range());
+            }
+            Kind::Copy(copy) if matches!(&copy.source, CopySource::Table(name) if holds_a_range(name)) => {
+                self.decision = Decision::Refuse(one_range());
+            }
             Kind::Lock(names) => {
-                self.decision = if self.touches_sharded {
-                    lock(names, context)
-                } else {
-                    Decision::Home
+                self.decision = match self.touches_sharded {
+                    true => LockTable::new(names, context).map_or_else(Decision::Refuse, Decision::Lock),
+                    false => Decision::Home,
                 };
             }
             Kind::Copy(copy) => {
@@ -462,7 +468,7 @@ impl Analysis {
             Decision::Plan => Route::Plan,
             Decision::Placed(placed) => placed.route(&self.text, snapshot, parameters),
             Decision::Insert(plan) => plan.route(&self.text, snapshot, parameters, None),
-            Decision::Lock => self.route_lock(snapshot),
+            Decision::Lock(lock) => self.route_lock(lock, snapshot),
         };
         self.on_one_shard(route, snapshot)
     }
@@ -522,25 +528,13 @@ impl Analysis {
         }
     }
 
-    fn route_lock(&self, snapshot: &Snapshot) -> Route {
-        let mut shards: Vec<_> = self
-            .sharded
-            .iter()
-            .filter_map(|t| t.sharded())
-            .flat_map(|s| s.ranges.shards())
-            .collect();
-        shards.sort();
-        shards.dedup();
-        let part = |shard| Part {
-            shard,
-            fences: self.fences(),
-            ..self.unchanged(snapshot)
-        };
-        match shards.as_slice() {
-            [] => Route::Forward(part(snapshot.home())),
-            [one] => Route::Forward(part(*one)),
-            several => Route::Scatter {
-                parts: several.iter().map(|&s| part(s)).collect(),
+    fn route_lock(&self, lock: &LockTable, snapshot: &Snapshot) -> Route {
+        let mut parts = lock.parts(&self.text, snapshot);
+        match parts.len() {
+            0 => Route::Forward(self.unchanged(snapshot)),
+            1 => Route::Forward(parts.remove(0)),
+            _ => Route::Scatter {
+                parts,
                 merge: Merge::Concatenate,
             },
         }
@@ -582,6 +576,19 @@ fn looks_at_relations(kind: &Kind) -> bool {
     )
 }
 
+/// Whether it names what holds a range on this shard. A tool that copies databases table by table would find the home shard's
+/// ranges there, and take them for all.
+fn holds_a_range(name: &ObjectName) -> bool {
+    name.schema.as_deref() == Some("pgherd_data")
+}
+
+fn one_range() -> ServerError {
+    ServerError::unsupported(
+        "relations of schema \"pgherd_data\" hold ranges of one shard only",
+        "Name the sharded table, which has the rows of all shards.",
+    )
+}
+
 /// A relation of this name, in any schema, through which a sharded table can be reached.
 fn reaches_sharded<'a>(context: &Context<'a>, name: &str) -> Option<&'a Arc<Table>> {
     if (context.temporary)(name) && context.snapshot.relations.contains_key(name) {
@@ -593,21 +600,6 @@ fn reaches_sharded<'a>(context: &Context<'a>, name: &str) -> Option<&'a Arc<Tabl
         .get(name)?
         .iter()
         .find_map(|(_, table)| table.as_ref())
-}
-
-fn lock(names: &[ObjectName], context: &Context) -> Decision {
-    let kinds: Vec<_> = names
-        .iter()
-        .map(|n| context.resolve(n.schema.as_deref(), &n.name))
-        .collect();
-    let all = kinds.iter().all(|t| t.as_ref().is_some_and(|t| t.sharded().is_some()));
-    if all {
-        return Decision::Lock;
-    }
-    Decision::Refuse(ServerError::unsupported(
-        "LOCK TABLE cannot name sharded tables together with others yet",
-        "Lock them in statements of their own.",
-    ))
 }
 
 fn has_returning(tree: &Statement) -> bool {

@@ -28,6 +28,7 @@ pub mod lexer;
 mod literal;
 mod lock_order;
 mod locking_subqueries;
+mod lock_table;
 pub mod locks;
 mod nested_joins;
 mod noting;

@@ -24,13 +24,29 @@ fn other_kinds() {
         ("copy (select * from loc) to stdout", "1"),
         ("select 'unterminated", "1"),
         ("lock table loc", "1"),
-        ("lock table t, loc", "refuse"),
+        ("lock table t, only loc", "refuse"),
+        ("lock table t, tv", "refuse"),
+        ("lock table loc, pgherd_data.t1_r1 in access share mode", "refuse"),
+        ("copy pgherd_data.t1_r1 (k, v) to stdout", "refuse"),
         ("select * from pgherd.ranges", "1"),
     ]);
     check(&[(
         "lock table two in share mode",
         "1: lock table two in share mode [fence_10_5]\n2: lock table two in share mode [fence_10_5]",
     )]);
+    check(&[
+        (
+            "lock table a, p2, two, public.loc, s.b nowait",
+            "1: lock table a, two, public.loc, s.b nowait [fence_10_5]\n\
+             2: lock table two nowait [fence_10_5]\n\
+             3: lock table p2 nowait",
+        ),
+        (
+            "lock two , loc in share mode",
+            "1: lock two , loc in share mode [fence_10_5]\n2: lock two in share mode [fence_10_5]",
+        ),
+        ("lock table loc, a", "1: lock table loc, a"),
+    ]);
 }
 
 #[test]
