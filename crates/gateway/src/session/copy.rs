@@ -95,7 +95,10 @@ impl Session {
 
     async fn copy_entered(&mut self, unit: Unit<'_>, shape: &CopyShape, entered: &Entered) -> Result<(), Problem> {
         match entered.analysis.route(&entered.snapshot, &[]) {
-            Route::Forward(part) => return self.relay_copy(unit, entered, &part).await,
+            // The parent of ranges has no rows that PostgreSQL would copy, wherever they are.
+            Route::Forward(part) if shape.from || !self.copies_sharded_table(shape, entered) => {
+                return self.relay_copy(unit, entered, &part).await;
+            }
             Route::Refuse(error) => return Err(error.into()),
             _ => {}
         }
@@ -144,6 +147,15 @@ impl Session {
             .with_detail(reason.clone())
             .into()),
         }
+    }
+
+    fn copies_sharded_table(&self, shape: &CopyShape, entered: &Entered) -> bool {
+        let CopySource::Table(name) = &shape.source else {
+            return false;
+        };
+        let path = &self.settings.search_path;
+        let resolved = entered.snapshot.resolve(name.schema.as_deref(), &name.name, path);
+        matches!(resolved, Resolved::Known(table) if matches!(table.kind, TableKind::Sharded(_)))
     }
 
     /// One shard runs the COPY; alone in autocommit, else as a participant of the block.

@@ -201,13 +201,25 @@ impl Session {
 
     /// A cursor of SQL is a portal of the protocol: its columns, asked where it is open. False where there is none.
     pub(crate) async fn describe_cursor(&mut self, name: &str) -> Result<bool, Problem> {
-        let Some(open) = self.block.open_mut() else {
-            return Ok(false);
-        };
-        let backend = match (open.gathered_cursors.get_mut(name), open.cursors.get(name)) {
-            (Some(kept), _) => kept.cursor.backend(),
-            (None, Some(shard)) => open.transaction.participant(*shard).await?,
-            (None, None) => return Ok(false),
+        let open = self.block.open_mut();
+        let in_block = open
+            .as_ref()
+            .is_some_and(|open| open.gathered_cursors.contains_key(name) || open.cursors.contains_key(name));
+        let mut kept_apart;
+        let backend = match (open, self.held_cursors.get_mut(name)) {
+            (Some(open), _) if in_block => match (open.gathered_cursors.get_mut(name), open.cursors.get(name)) {
+                (Some(kept), _) => kept.cursor.backend(),
+                (None, Some(shard)) => open.transaction.participant(*shard).await?,
+                (None, None) => return Ok(false),
+            },
+            (_, Some(kept)) => kept.cursor.backend(),
+            // One WITH HOLD whose rows are the home shard's lives on the connection that is the session's for it.
+            (_, None) if self.who.pin.is_none() => return Ok(false),
+            (Some(open), None) => open.transaction.participant(self.gateway.shards.home()).await?,
+            (None, None) => {
+                kept_apart = self.home_backend().await?;
+                &mut kept_apart
+            }
         };
         frontend::describe(b'P', name, backend.outbox())?;
         frontend::sync(backend.outbox());
