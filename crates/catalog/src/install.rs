@@ -13,6 +13,8 @@ const PREPARED_SQL: &str = include_str!("../sql/prepared.sql");
 const SCHEMA_VERSION_SQL: &str = include_str!("../sql/schema_version.sql");
 const LOCKS_SQL: &str = include_str!("../sql/locks.sql");
 const SHOWN_SQL: &str = include_str!("../sql/shown.sql");
+/// VERB stands for ADD or DROP.
+const MEMBERSHIP_SQL: &str = include_str!("../sql/membership.sql");
 const HOME_SQL: [&str; 5] = [
     include_str!("../sql/home.sql"),
     include_str!("../sql/prepared_home.sql"),
@@ -93,6 +95,9 @@ async fn install_on(
             }
         }
     }
+    transaction
+        .batch_execute(&MEMBERSHIP_SQL.replace("VERB", "DROP"))
+        .await?;
     transaction.batch_execute(SHARD_SQL).await?;
     transaction.batch_execute(MARKERS_SQL).await?;
     transaction.batch_execute(PREPARED_SQL).await?;
@@ -117,6 +122,9 @@ async fn install_on(
         digest()
     );
     transaction.batch_execute(&installation).await?;
+    transaction
+        .batch_execute(&MEMBERSHIP_SQL.replace("VERB", "ADD"))
+        .await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -130,6 +138,7 @@ fn digest() -> String {
         SCHEMA_VERSION_SQL,
         LOCKS_SQL,
         SHOWN_SQL,
+        MEMBERSHIP_SQL,
     ]
     .into_iter()
     .chain(HOME_SQL);

@@ -50,7 +50,7 @@ pub async fn schema_change(
 
 async fn run(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<String, ServerError> {
     use DdlKind::*;
-    refuse_own_schemas(work, ddl)?;
+    refuse_own_schemas(work, ddl, text)?;
     match ddl.kind {
         CreateTable if !ddl.relations.is_empty() => create_table::create_table(work, ddl, text).await,
         CreateTableAs => view::table_as(work, ddl, text).await,
@@ -73,7 +73,16 @@ async fn run(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Re
 }
 
 /// The schemas of pgherd's own objects are its own.
-fn refuse_own_schemas(work: &Work<'_, '_>, ddl: &Ddl) -> Result<(), ServerError> {
+fn refuse_own_schemas(work: &Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
+    // Its members would go with it without being asked for.
+    if matches!(ddl.kind, DdlKind::DropExtension) && text.mentions("plpgsql") {
+        return Err(ServerError::new(
+            SqlState::from_code("2BP01"),
+            "cannot drop extension plpgsql because other objects depend on it",
+        )
+        .with_detail("The functions of schema pgherd are written in its language.")
+        .with_hint("Leave it there; pgherd needs it in every database."));
+    }
     let names = ddl.relations.iter().chain(&ddl.object).chain(&ddl.partition);
     for name in names {
         let schema_statement = matches!(ddl.kind, DdlKind::AlterSchema | DdlKind::DropSchema);

@@ -26,6 +26,12 @@ impl<'a> StatementText<'a> {
         self.find(words).is_some()
     }
 
+    /// Whether the identifier is in it, quoted or not.
+    pub fn mentions(&self, identifier: &str) -> bool {
+        let is = |t: &Token| t.identifier(self.text).is_some_and(|name| name == identifier);
+        self.tokens.iter().any(is)
+    }
+
     /// The place of the first of these consecutive words.
     pub fn find(&self, words: &[&str]) -> Option<usize> {
         (0..self.tokens.len()).find(|&at| {
