@@ -3,6 +3,7 @@
 mod authentication;
 mod drivers;
 mod pgbench;
+mod programs;
 mod psql;
 mod shards_tls;
 
