@@ -348,7 +348,13 @@ impl Splitter {
             Rows::Tuples(tuples) => match tuples.scan(input) {
                 tuples::Scan::Header(length) | tuples::Scan::Tuple(length) => Ok(Some(row(length, length))),
                 tuples::Scan::Trailer | tuples::Scan::More => Ok(None),
-                tuples::Scan::Malformed => {
+                // With fields that are put in front of the others, the shard expects another number.
+                tuples::Scan::FieldCount(count) if !self.supplied_names.is_empty() => {
+                    let message = format!("row field count is {count}, expected {}", tuples.fields());
+                    self.line += 1;
+                    Err(self.at_line(ServerError::new(SqlState::BAD_COPY_FILE_FORMAT, message)))
+                }
+                tuples::Scan::FieldCount(_) | tuples::Scan::Malformed => {
                     self.raw = true;
                     Ok(Some(row(0, 0)))
                 }

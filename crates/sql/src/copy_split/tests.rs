@@ -260,6 +260,31 @@ fn supplied_values_lead_binary_tuples() {
     assert_eq!(streams, [stream(9, Some(b"a")), stream(10, None)]);
 }
 
+/// One field too many is as many as the shard expects.
+#[test]
+fn fields_beside_supplied_ones_are_counted() {
+    let ranges = ranges();
+    let mut splitter = Splitter::new(options(CopyFormat::Binary, Header::None), supplied(&ranges)).expect("valid");
+    let mut header = b"PGCOPY\n\xff\r\n\0".to_vec();
+    header.extend([0; 8]);
+    let input = [
+        &header[..],
+        &tuple(&[Some(b"a")]),
+        &tuple(&[Some(b"0007"), Some(b"b")]),
+        b"\xff\xff",
+    ]
+    .concat();
+    let mut ignored = |_: usize, _: &[u8]| {};
+    assert_eq!(splitter.push(&input, &mut ignored), Ok(Progress::NeedValues(1)));
+    splitter.supply([vec![Some(9i32.to_be_bytes().to_vec())]]);
+    let error = splitter.push(b"", &mut ignored).expect_err("refused");
+    let told = (error.sqlstate(), error.fields().message.as_str());
+    assert_eq!(
+        told,
+        (SqlState::BAD_COPY_FILE_FORMAT, "row field count is 2, expected 1")
+    );
+}
+
 #[test]
 fn supplied_text_cannot_be_mistaken() {
     let mut splitter = splitter(

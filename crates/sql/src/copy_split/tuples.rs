@@ -20,6 +20,8 @@ pub(super) enum Scan {
     Trailer,
     /// more input is needed to tell
     More,
+    /// a tuple with another number of fields
+    FieldCount(i16),
     /// not well-formed (or bytes behind the trailer)
     Malformed,
 }
@@ -43,6 +45,11 @@ impl Tuples {
             at: 0,
             values: Vec::with_capacity(fields),
         }
+    }
+
+    /// How many fields a tuple must have.
+    pub(super) fn fields(&self) -> usize {
+        self.fields
     }
 
     /// Starts with the next tuple.
@@ -98,7 +105,7 @@ impl Tuples {
                 };
             }
             if usize::try_from(count) != Ok(self.fields) {
-                return Scan::Malformed;
+                return Scan::FieldCount(count);
             }
             self.at = 2;
         }
