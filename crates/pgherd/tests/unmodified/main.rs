@@ -2,6 +2,7 @@
 
 mod authentication;
 mod drivers;
+mod dump;
 mod pgbench;
 mod programs;
 mod psql;
