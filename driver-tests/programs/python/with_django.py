@@ -103,7 +103,8 @@ START = datetime.fromisoformat("2024-01-05T10:00:00+00:00")
 def command(*words, **options):
     said = io.StringIO()
     call_command(*words, stdout=said, stderr=said, no_color=True, **options)
-    return said.getvalue().replace(FOLDER.name, "")
+    # Django names files from the folder that it was started in.
+    return said.getvalue().replace(os.path.relpath(FOLDER.name), "").replace(FOLDER.name, "")
 
 
 def refused(work):
