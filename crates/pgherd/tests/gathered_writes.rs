@@ -1,4 +1,4 @@
-//! UPDATE and DELETE over several shards beside other writers: nothing is lost, nothing is done twice.
+//! UPDATE, DELETE, MERGE and row locks over several shards beside other writers: nothing is lost, nothing is done twice.
 
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;
@@ -276,5 +276,86 @@ async fn at_repeatable_read_the_first_writer_wins() {
     let seen = row(&reader, "SELECT count(*), sum(n), max(k) FROM seen").await;
     assert_eq!(seen, ["29", "451", "40"]);
     drop((reader, writer));
+    bed.stop().await;
+}
+
+/// Several sessions add by MERGE, whose source and target lie on different shards.
+#[tokio::test(flavor = "multi_thread")]
+async fn merges_lose_nothing() {
+    let bed = Bed::start(
+        "CREATE TABLE tally (k int PRIMARY KEY, n int NOT NULL); CREATE TABLE step (k int PRIMARY KEY, m int); \
+         INSERT INTO tally VALUES (5, 0), (15, 0), (25, 0); INSERT INTO step VALUES (1, 25), (11, 5), (21, 15), (22, 16)",
+    )
+    .await;
+    let mut sessions = Vec::new();
+    for number in 0..4 {
+        let client = bed.client(number).await;
+        sessions.push(tokio::spawn(async move {
+            let sql = "MERGE INTO tally t USING step s ON t.k = s.m WHEN MATCHED THEN UPDATE SET n = t.n + 1";
+            for _ in 0..8 {
+                assert_eq!(write(&client, sql).await, 3, "{sql}");
+            }
+        }));
+    }
+    for session in sessions {
+        session.await.expect("a session");
+    }
+    let client = bed.client(0).await;
+    let sums = row(&client, "SELECT min(n), max(n), count(*) FROM tally").await;
+    assert_eq!(sums, ["32", "32", "3"]);
+    bed.stop().await;
+}
+
+/// A queue that is taken from by a join, and by a subquery that locks: each job is done once, and all are.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_found_by_joins_are_done_once() {
+    let bed = Bed::start(
+        "CREATE TABLE job (k int PRIMARY KEY, kind int, done int NOT NULL DEFAULT 0); CREATE TABLE kind (k int PRIMARY KEY); \
+         INSERT INTO kind VALUES (5), (15), (25); INSERT INTO job SELECT g, (g * 7 % 3) * 10 + 5 FROM generate_series(1, 30) g",
+    )
+    .await;
+    let mut sessions = Vec::new();
+    for number in 0..4 {
+        let client = bed.client(number).await;
+        sessions.push(tokio::spawn(async move {
+            let mut jobs = 0;
+            for _ in 0..200 {
+                let done = match number {
+                    0 | 1 => {
+                        client.batch_execute("BEGIN").await.expect("BEGIN");
+                        let next = "SELECT job.k FROM job JOIN kind ON kind.k = job.kind WHERE done = 0 ORDER BY job.k LIMIT 2 \
+                                    FOR UPDATE OF job SKIP LOCKED";
+                        let mut done = 0;
+                        for message in client.simple_query(next).await.expect(next) {
+                            if let SimpleQueryMessage::Row(row) = message {
+                                let k = row.get(0).unwrap_or_default();
+                                done += write(&client, &format!("UPDATE job SET done = done + 1 WHERE k = {k}")).await;
+                            }
+                        }
+                        client.batch_execute("COMMIT").await.expect("COMMIT");
+                        done
+                    }
+                    _ => {
+                        let sql = "UPDATE job SET done = done + 1 WHERE k IN \
+                                   (SELECT k FROM job WHERE done = 0 ORDER BY k DESC FOR UPDATE SKIP LOCKED LIMIT 2)";
+                        write(&client, sql).await
+                    }
+                };
+                jobs += done;
+                let left = row(&client, "SELECT count(*) FROM job WHERE done = 0").await;
+                if left == ["0"] {
+                    break;
+                }
+            }
+            jobs
+        }));
+    }
+    let mut jobs = 0;
+    for session in sessions {
+        jobs += session.await.expect("a session");
+    }
+    let client = bed.client(0).await;
+    let sums = row(&client, "SELECT min(done), max(done), count(*) FROM job").await;
+    assert_eq!((jobs, sums), (30, ["1", "1", "30"].map(str::to_owned).to_vec()));
     bed.stop().await;
 }

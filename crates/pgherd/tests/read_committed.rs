@@ -129,7 +129,13 @@ async fn rows_that_every_shard_copies_are_of_one_moment() {
     }
     let (mut copies, end) = (0, Instant::now() + Duration::from_secs(4));
     while Instant::now() < end {
-        let sql = "INSERT INTO copied SELECT * FROM account";
+        let sql = match copies % 2 {
+            0 => "INSERT INTO copied SELECT * FROM account",
+            _ => {
+                "MERGE INTO copied c USING account a ON a.k = c.k WHEN MATCHED THEN DELETE \
+                 WHEN NOT MATCHED THEN INSERT VALUES (a.k, a.balance)"
+            }
+        };
         assert_eq!(setup.execute(sql, &[]).await.expect(sql), 3);
         let sum: i64 = setup
             .query_one("SELECT sum(balance) FROM copied", &[])

@@ -6,6 +6,7 @@ use crate::statement::Statement;
 use pgherd_model::{Resolved, ServerError, Snapshot, TableKind, quote_identifier};
 use pgherd_sql::lexer::Token;
 use sqlparser::ast::{Query, Statement as Ast};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A query's text and everything that was read from it.
@@ -54,20 +55,30 @@ pub(crate) fn parse_query(text: &str) -> Result<ParsedQuery, ServerError> {
 pub(crate) struct Expanded {
     pub text: String,
     pub has_views: bool,
+    /// the byte that was asked about, where it is now
+    pub at: Option<usize>,
 }
 
 /// Deeper nesting of views is refused; PostgreSQL itself ends at its stack's depth.
 const DEEPEST: usize = 50;
 
-/// Replaces views over sharded tables by their definitions, until none is left.
-pub(crate) fn expand(statement: &Statement<'_>) -> Result<Expanded, ServerError> {
+/// Replaces views over sharded tables by their definitions, until none is left, and says where the byte `at` is then, which is in no
+/// view's name.
+pub(crate) fn expand(statement: &Statement<'_>, at: Option<usize>) -> Result<Expanded, ServerError> {
     let mut text = statement.text.to_owned();
-    let mut has_views = false;
+    let (mut has_views, mut at) = (false, at);
     for _ in 0..DEEPEST {
-        let Some(expanded) = expand_once(&text, statement.snapshot, statement.search_path)? else {
-            return Ok(Expanded { text, has_views });
+        let Some(edits) = definitions(&text, statement.snapshot, statement.search_path)? else {
+            return Ok(Expanded { text, has_views, at });
         };
-        (text, has_views) = (expanded, true);
+        at = at.map(|at| {
+            let before = edits.iter().filter(|(span, _)| span.end <= at);
+            let (gone, come) = before.fold((0, 0), |(gone, come), (span, with)| {
+                (gone + span.len(), come + with.len())
+            });
+            at + come - gone
+        });
+        (text, has_views) = (Edited::new(&text, edits).text, true);
     }
     Err(ServerError::unsupported(
         "views are nested too deeply for a query over several shards",
@@ -75,7 +86,13 @@ pub(crate) fn expand(statement: &Statement<'_>) -> Result<Expanded, ServerError>
     ))
 }
 
-fn expand_once(text: &str, snapshot: &Snapshot, search_path: &[Arc<str>]) -> Result<Option<String>, ServerError> {
+/// What stands in place of each view that a text names, and of the schema before its columns; None where it names none.
+#[expect(clippy::type_complexity, reason = "edits, as elsewhere")]
+fn definitions(
+    text: &str,
+    snapshot: &Snapshot,
+    search_path: &[Arc<str>],
+) -> Result<Option<Vec<(Range<usize>, String)>>, ServerError> {
     let parsed = parse_query(text)?;
     let mut edits = Vec::new();
     let definition = |mention: &Mention| {
@@ -104,6 +121,5 @@ fn expand_once(text: &str, snapshot: &Snapshot, search_path: &[Arc<str>]) -> Res
         return Ok(None);
     }
     edits.extend(parsed.relations.requalified(|mention| definition(mention).is_some()));
-    edits.sort_by_key(|(span, _)| span.start);
-    Ok(Some(Edited::new(&parsed.text, edits).text))
+    Ok(Some(edits))
 }

@@ -72,6 +72,8 @@ pub(crate) enum Decision {
     Home,
     Refuse(ServerError),
     Plan,
+    /// an UPDATE, DELETE or MERGE of one table that reads views over sharded ones
+    GatherWrite,
     Placed(Box<Placed>),
     Insert(Box<InsertPlan>),
     /// LOCK TABLE: everywhere the tables are
@@ -331,6 +333,11 @@ impl Analysis {
                 {
                     Decision::Plan
                 }
+                Kind::Update | Kind::Delete | Kind::Merge
+                    if walk.references.iter().filter(|r| r.role != Role::Read).count() == 1 =>
+                {
+                    Decision::GatherWrite
+                }
                 _ => Decision::Refuse(ServerError::unsupported(
                     "views over sharded tables cannot be used here yet",
                     "Write the view's query into the statement.",
@@ -466,6 +473,7 @@ impl Analysis {
             Decision::Home => return Route::Forward(self.unchanged(snapshot)),
             Decision::Refuse(error) => Route::Refuse(error.clone()),
             Decision::Plan => Route::Plan,
+            Decision::GatherWrite => Route::GatherWrite,
             Decision::Placed(placed) => placed.route(&self.text, snapshot, parameters),
             Decision::Insert(plan) => plan.route(&self.text, snapshot, parameters, None),
             Decision::Lock(lock) => self.route_lock(lock, snapshot),

@@ -1,7 +1,7 @@
-//! An UPDATE, DELETE or INSERT … SELECT that notes which commits its own snapshot shows.
+//! An UPDATE, DELETE, INSERT … SELECT or MERGE that notes which commits its own snapshot shows.
 //!
 //! The condition gets a subquery beside it that refers to nothing: `WHERE (…) AND (SELECT pgherd.note_markers())`. PostgreSQL
-//! evaluates it once, before it looks for rows, with the statement's snapshot. Tag, RETURNING, types and rules stay as they are.
+//! evaluates it once, before it looks for rows, with the statement's snapshot. A MERGE gets it beside its source. Tag, RETURNING, types and rules stay as they are.
 
 use crate::lexer::{Token, TokenKind};
 use crate::relations::substitute;
@@ -40,6 +40,7 @@ pub(crate) fn noting(text: &str, tokens: &[Token], part: &Part) -> Option<Part> 
     let condition = find("where").filter(|at| tail.is_none_or(|tail| *at < tail));
     let last = &tokens[tail.unwrap_or(tokens.len()).checked_sub(1)?];
     let added = match condition {
+        _ if tokens[0].is_word(text, "merge") => beside_source(text, tokens, find("using")?)?,
         None => vec![(last.end as usize, format!(" WHERE {NOTE}"))],
         Some(at) => {
             let first = tokens.get(at + 1)?;
@@ -71,4 +72,24 @@ pub(crate) fn noting(text: &str, tokens: &[Token], part: &Part) -> Option<Part> 
         replaced: replaced.into(),
         ..part.clone()
     })
+}
+
+/// `USING s` becomes `USING (SELECT * FROM s WHERE …) AS s`.
+fn beside_source(text: &str, tokens: &[Token], using: usize) -> Option<Vec<(usize, String)>> {
+    let (first, mut last) = (using + 1, using + 1);
+    while tokens.get(last + 1).is_some_and(|t| t.is(text, ".")) {
+        last += 2;
+    }
+    let (start, end) = (tokens.get(first)?.start as usize, tokens.get(last)?.end as usize);
+    let alias = match tokens.get(last + 1)?.is_word(text, "on") {
+        true => format!(
+            " AS {}",
+            pgherd_model::quote_identifier(&tokens[last].identifier(text)?)
+        ),
+        false => String::new(),
+    };
+    Some(vec![
+        (start, "(SELECT * FROM ".to_owned()),
+        (end, format!(" WHERE {NOTE}){alias}")),
+    ])
 }

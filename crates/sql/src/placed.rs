@@ -53,7 +53,7 @@ pub(crate) struct Placed {
     home_bound: bool,
     /// may be run as it is on each of several shards
     scatters: bool,
-    /// an INSERT … SELECT whose rows stay on their shards: the places of what it fills and of what it reads among the uses
+    /// an INSERT … SELECT, or MERGE, whose rows stay on their shards: the places of what it fills and of what it reads among the uses
     stays: Option<(usize, usize)>,
     plans: bool,
     /// an UPDATE, DELETE or MERGE that writes nothing but its target
@@ -129,7 +129,15 @@ impl Placed {
                 continue;
             };
             // What the home shard's sequences would fill in cannot come from another shard.
-            home_bound |= reference.role == Role::Insert && fills_from_home(&table, walk, context);
+            let fills = match reference.role {
+                Role::Insert => fills_from_home(&table, walk, context),
+                Role::Merge => {
+                    let inserts = context.tokens.iter().any(|t| t.is_word(context.text, "insert"));
+                    inserts && table.columns.iter().any(|c| from_sequence(c, context.snapshot))
+                }
+                _ => false,
+            };
+            home_bound |= fills;
             let sharded = placement(&table);
             let key: Vec<_> = sharded
                 .key
@@ -355,8 +363,8 @@ fn fills_from_home(table: &Table, walk: &Walk, context: &Context) -> bool {
         .any(|c| from_sequence(&table.columns[c], context.snapshot))
 }
 
-/// Whether each row of this INSERT … SELECT belongs to the shard on which the row is that it is made of: both tables are colocated
-/// and the key is taken over. What would be computed of several rows, or differ from shard to shard, is not of this kind.
+/// Whether each row of this INSERT … SELECT or MERGE belongs to the shard on which the row is that it is made of: both tables are
+/// colocated and the key is taken over. What would be computed of several rows, or differ from shard to shard, is not of this kind.
 fn rows_that_stay(
     walk: &Walk,
     uses: &[Use],

@@ -6,6 +6,7 @@
 //! that it decides about) and restricts items of that group and of those below: a row that fails it takes no
 //! part in the result. See [`crate::facts`] for what is made of them.
 
+mod merge;
 mod write;
 
 use crate::condition::{Condition, strip};
@@ -49,7 +50,7 @@ pub(crate) struct Assigned {
     pub value: Option<Scalar>,
 }
 
-/// An INSERT … SELECT that makes one row, or none, of each row of one table.
+/// An INSERT … SELECT that makes one row, or none, of each row of one table; or a MERGE that joins two by columns.
 #[derive(Debug)]
 pub(crate) struct RowByRow {
     /// the items: what is filled, what is read

@@ -47,15 +47,10 @@ async fn plan(
     marks: Option<&Marks>,
     transaction: &mut Transaction,
 ) -> Result<Plan, ServerError> {
-    let expanded = views::expand(statement)?;
+    let expanded = views::expand(statement, target)?;
+    let target = expanded.at;
     let parsed = views::parse_query(&expanded.text)?;
     refusal::check(&parsed)?;
-    if target.is_some() && expanded.has_views {
-        return Err(ServerError::unsupported(
-            "views over sharded tables cannot be used here yet",
-            "Write the view's query into the statement.",
-        ));
-    }
     let mentions = source::resolve(statement, &parsed)?;
     let names: Vec<String> = mentions.iter().map(|m| m.lookup.clone()).collect();
     let home = transaction.participant(statement.snapshot.home()).await?;

@@ -32,8 +32,8 @@ enum Item {
     Target,
     /// an entry of the carried ones
     Carried(usize),
-    /// the client's text from..to, with pieces that are entries of the carried ones
-    Text(Range<usize>, Vec<(Range<usize>, usize)>),
+    /// the client's text from..to, with pieces that are entries of the carried ones, or are left out
+    Text(Range<usize>, Vec<(Range<usize>, Option<usize>)>),
 }
 
 /// RETURNING.
@@ -128,14 +128,20 @@ impl Returning {
                 [name] if columns.iter().any(|c| c.name == *name) => true,
                 [name] if *name == shape.alias => return Err(not_supported("a whole row")),
                 [_] => shape.from.is_none(),
-                [qualifier, _] => *qualifier == shape.alias,
-                _ => return Err(not_supported("a schema's name")),
+                [.., qualifier, _] => *qualifier == shape.alias,
+                _ => return Err(not_supported("this form")),
             };
             let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
                 continue;
             };
             let place = first.1.start..last.1.end;
             if is_targets {
+                // A row that has moved comes out of a query, which has no schema.
+                if let [schema @ .., qualifier, _] = &parts[..]
+                    && let Some(first) = schema.first()
+                {
+                    edits.push((first.1.start..qualifier.1.start, None));
+                }
                 continue;
             }
             let carried = Carried::Expression(text.get(place.clone()).unwrap_or_default().to_owned());
@@ -144,7 +150,7 @@ impl Returning {
                 self.carried.push(carried);
                 self.carried.len() - 1
             });
-            edits.push((place, index));
+            edits.push((place, Some(index)));
         }
         edits.sort_by_key(|(place, _)| place.start);
         self.items.push(Item::Text(span, edits));
@@ -173,7 +179,7 @@ impl Returning {
                 let (mut out, mut at) = (String::new(), span.start);
                 for (place, index) in edits {
                     out.push_str(&text[at..place.start]);
-                    out.push_str(&values(*index).join(", "));
+                    out.push_str(&index.map_or(String::new(), |index| values(index).join(", ")));
                     at = place.end;
                 }
                 out.push_str(&text[at..span.end]);

@@ -37,6 +37,11 @@ fn the_condition_gets_a_call_beside_it() {
             "insert into t select k, w from \"pgherd_data\".\"t2_r2\" AS \"u\" WHERE #",
         ),
         (
+            "merge into t using u on t.k = u.k when matched then update set v = w",
+            "merge into t using (SELECT * FROM \"pgherd_data\".\"t2_r2\" AS \"u\" WHERE #) AS \"u\" on t.k = u.k \
+             when matched then update set v = w",
+        ),
+        (
             "insert into t select k, w from u where m > 3 on conflict (k) do update set v = 'x' where t.n = 1 returning *",
             "insert into t select k, w from \"pgherd_data\".\"t2_r2\" AS \"u\" where (m > 3) AND # on conflict (k) do update set v = 'x' where t.n = 1 returning *",
         ),

@@ -1,4 +1,4 @@
-//! The walk over INSERT, UPDATE, DELETE and MERGE.
+//! The walk over INSERT, UPDATE and DELETE.
 
 use super::{Assigned, RowByRow, Scope, Walk};
 use crate::condition::{Comparison, Condition, strip};
@@ -6,8 +6,8 @@ use crate::facts::{Column, Fact};
 use crate::relations::{Role, ident_span, identifier, object_name};
 use crate::scalar::Scalar;
 use sqlparser::ast::{
-    AssignmentTarget, Delete, Expr, FromTable, GroupByExpr, Insert, Merge, ObjectName as AstName, OnConflictAction,
-    OnInsert, Query, Select, SelectItem, SetExpr, TableObject, Update, UpdateTableFromKind, WildcardAdditionalOptions,
+    AssignmentTarget, Delete, Expr, FromTable, GroupByExpr, Insert, ObjectName as AstName, OnConflictAction, OnInsert,
+    Query, Select, SelectItem, SetExpr, TableObject, Update, UpdateTableFromKind, WildcardAdditionalOptions,
 };
 
 /// The table that a SELECT's rows go into, and its columns in the order of the select list.
@@ -64,7 +64,7 @@ impl Walk<'_> {
     }
 
     /// Notes a column that is set to something else than itself.
-    fn assign(&mut self, item: usize, target: &AssignmentTarget, value: &Expr) {
+    pub(super) fn assign(&mut self, item: usize, target: &AssignmentTarget, value: &Expr) {
         let names: Vec<&AstName> = match target {
             AssignmentTarget::ColumnName(name) => vec![name],
             AssignmentTarget::Tuple(names) => names.iter().collect(),
@@ -117,18 +117,6 @@ impl Walk<'_> {
         self.conditions(&conditions);
         self.within(&delete.selection);
         self.returning(delete.returning.as_deref());
-        self.scopes.pop();
-    }
-
-    /// No predicate of a MERGE restricts: what does not match is inserted.
-    pub(super) fn merge(&mut self, merge: &Merge) {
-        let group = self.facts.group(None);
-        self.scopes.push(Scope::default());
-        self.strange |= merge.output.is_some();
-        self.factor(&merge.table, group, Role::Merge, &mut Vec::new());
-        self.factor(&merge.source, group, Role::Read, &mut Vec::new());
-        self.within(&*merge.on);
-        self.within(&merge.clauses);
         self.scopes.pop();
     }
 

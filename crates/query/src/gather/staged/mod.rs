@@ -78,7 +78,7 @@ pub(super) async fn select(
         return Ok(None);
     }
     // What is wrong with the statement is told by the plain gather.
-    let Ok(expanded) = views::expand(statement) else {
+    let Ok(expanded) = views::expand(statement, None) else {
         return Ok(None);
     };
     let Ok(parsed) = views::parse_query(&expanded.text) else {
