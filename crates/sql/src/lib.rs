@@ -42,6 +42,7 @@ pub mod relations;
 mod restriction;
 pub mod route;
 mod scalar;
+mod set_targets;
 mod shown_level;
 mod table_as;
 mod tree;

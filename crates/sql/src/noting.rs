@@ -33,14 +33,15 @@ pub(crate) fn noting(text: &str, tokens: &[Token], part: &Part) -> Option<Part> 
         let next = tokens.get(i + 1);
         is_key_word(*i, "on") && next.is_some_and(|t| t.is_word(text, "conflict"))
     };
-    if find("insert").is_some() && find("select").is_none() {
+    let merges = tokens[0].is_word(text, "merge");
+    if !merges && find("insert").is_some() && find("select").is_none() {
         return None;
     }
     let tail = outside.iter().copied().find(on_conflict).or_else(|| find("returning"));
     let condition = find("where").filter(|at| tail.is_none_or(|tail| *at < tail));
     let last = &tokens[tail.unwrap_or(tokens.len()).checked_sub(1)?];
     let added = match condition {
-        _ if tokens[0].is_word(text, "merge") => beside_source(text, tokens, find("using")?)?,
+        _ if merges => beside_source(text, tokens, find("using")?)?,
         None => vec![(last.end as usize, format!(" WHERE {NOTE}"))],
         Some(at) => {
             let first = tokens.get(at + 1)?;

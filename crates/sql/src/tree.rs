@@ -8,6 +8,7 @@
 use crate::lexer::{Token, TokenKind};
 use crate::lock_order::limits_first;
 use crate::nested_joins::{NestedJoins, nested_joins};
+use crate::set_targets::subscripts;
 use sqlparser::ast::{
     BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Statement, Value, VisitMut, VisitorMut,
 };
@@ -36,6 +37,7 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         operands: Vec::new(),
         redundant: redundant_parentheses(text, tokens),
         nested: nested_joins(text, tokens),
+        subscripts: subscripts(text, tokens),
         symmetric: Vec::new(),
         marked: false,
     };
@@ -211,6 +213,8 @@ struct Conversion<'a> {
     redundant: Vec<bool>,
     /// where a join without parentheses stands inside another
     nested: NestedJoins,
+    /// subscripts of what SET gives a value
+    subscripts: Vec<usize>,
     /// the depths at which the first bound of BETWEEN SYMMETRIC is open
     symmetric: Vec<usize>,
     /// there was an operand of IS DISTINCT FROM
@@ -282,7 +286,18 @@ impl Conversion<'_> {
         self.inside(i, &["for", "no", "key", "update"], 1, 2)
             || self.inside(i, &["for", "key", "share"], 1, 1)
             || self.inside(i, &["overriding", "system", "value"], 0, 3)
+            || (i > 0 && self.direction(i - 1).is_some())
             || EXCLUSIONS.iter().any(|words| self.excludes(i, words))
+    }
+
+    /// What USING with an operator of the default order means behind ORDER BY.
+    fn direction(&self, i: usize) -> Option<&'static str> {
+        let operator = self.tokens.get(i + 1).filter(|_| self.word(i, "using"))?;
+        match operator.text(self.text) {
+            "<" => Some("ASC"),
+            ">" => Some("DESC"),
+            _ => None,
+        }
     }
 
     /// What a token of MERGE becomes, if it is another: sqlparser lacks DO NOTHING, INSERT DEFAULT VALUES and OVERRIDING USER VALUE.
@@ -332,7 +347,7 @@ impl Conversion<'_> {
         if self.word(i, "only") && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
             return None;
         }
-        if self.left_out(i) || self.redundant.get(i) == Some(&true) {
+        if self.subscripts.contains(&i) || self.left_out(i) || self.redundant.get(i) == Some(&true) {
             return Some(());
         }
         if let Some(instead) = self.merge_action(i) {
@@ -361,6 +376,11 @@ impl Conversion<'_> {
                 self.marked = true;
                 return Some(());
             }
+        }
+        // ORDER BY a USING > is what DESC means.
+        if let Some(word) = self.direction(i) {
+            self.push(sp::Token::make_word(word, None), token);
+            return Some(());
         }
         // TABLE t is SELECT * FROM t, whose name sqlparser keeps without its place.
         if self.word(i, "table") && starts_query(self.text, self.tokens, i) {

@@ -78,6 +78,43 @@ fn joined_writes() {
         ),
         (
             "merge into t using u on t.k = u.k when matched then delete",
+            "1 fenced,2 fenced,3 fenced",
+        ),
+        (
+            "merge into t using u s on s.k = t.k and t.v <> s.w when matched and m = 2 then update set v = s.w \
+             when not matched then insert (v, k) values (w, k)",
+            "1 fenced,2 fenced,3 fenced",
+        ),
+        (
+            "merge into t using u on t.k = u.k when not matched then insert (k) values (u.k + 1)",
+            "gather write",
+        ),
+        (
+            "merge into t using u on t.k = u.k when matched then update set k = 3",
+            "gather write",
+        ),
+        (
+            "merge into t using u on t.k = u.m when matched then delete",
+            "gather write",
+        ),
+        (
+            "merge into t using u on t.k = u.k or t.k = 3 when matched then delete",
+            "gather write",
+        ),
+        (
+            "merge into t using loc on t.k = loc.id when matched then delete",
+            "gather write",
+        ),
+        (
+            "merge into t using u on t.k = u.k when matched and exists (select from u) then delete",
+            "gather write",
+        ),
+        (
+            "merge into t using (select * from u) u on t.k = u.k when matched then delete",
+            "gather write",
+        ),
+        (
+            "merge into ident using u on ident.k = u.k when not matched then insert (k, v) values (u.k, u.w)",
             "gather write",
         ),
     ]);
@@ -86,6 +123,8 @@ fn joined_writes() {
 #[test]
 fn updating_the_key() {
     check_places(&[
+        ("update t set v[1] = 'x', v[2][n] = array[1] where k = 5", "2"),
+        ("update t set v = 'y', k[1] = 8 where k = 5", "gather write"),
         ("update t set k = 5 where k = 5", "2 fenced"),
         ("update t set k = 6 where k = 5", "2 fenced"),
         ("update t set k = 8 where k = 5", "gather write"),
