@@ -145,7 +145,8 @@ fn target(r: &Reader<'_>, start: usize, tokens: Range<usize>) -> Option<Shape> {
 
 /// The last name, in front of a list of columns if there is one.
 fn source_alias(r: &Reader<'_>, tokens: Range<usize>) -> Option<String> {
-    let mut last = tokens.end.checked_sub(1)?;
+    let sample = r.find(tokens.start, &["tablesample"]).filter(|at| tokens.contains(at));
+    let mut last = sample.unwrap_or(tokens.end).checked_sub(1)?;
     if r.symbol(last, ")") {
         let depth = r.depths[last] - 1;
         let open = tokens
@@ -266,6 +267,10 @@ mod tests {
                 "|t t|generate_series(1, 2) generate_series|true|not -: Insert { columns: Some([\"k\", \"v\"]), \
                  values: Some([Expression(\"1\"), Default]), ignores_identity: true }; \
                  not -: Insert { columns: None, values: None, ignores_identity: false }",
+            ),
+            (
+                "MERGE INTO t USING s AS x TABLESAMPLE system (3.5) ON true WHEN MATCHED THEN DELETE",
+                "|t t|s AS x TABLESAMPLE system (3.5) x|true|-: Delete",
             ),
             ("MERGE INTO ONLY t USING s ON true WHEN MATCHED THEN DELETE", "unknown"),
             (
