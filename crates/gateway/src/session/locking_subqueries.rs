@@ -14,6 +14,9 @@ impl Session {
     pub(crate) async fn with_locking_subqueries(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let text = unit.statement.text.clone();
         let found = locking_subqueries(&text, &unit.statement.parsed.tokens);
+        if let Mode::Extended { max_rows: 1.., .. } = unit.mode {
+            return Err(not_first("Its client asks for rows a few at a time.").into());
+        }
         // PostgreSQL judges the whole, and settles the types of parameters.
         let snapshot = self.present_snapshot();
         let types = self.description(unit, &snapshot).await?.parameter_types.clone();

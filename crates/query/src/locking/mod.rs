@@ -452,11 +452,8 @@ impl Attempt<'_> {
         for (n, by_shard) in wanted.into_iter().enumerate() {
             // Whether rows may be locked is an error even where there are none.
             if by_shard.is_empty() {
-                let shard = *self.relations[n]
-                    .places
-                    .keys()
-                    .next()
-                    .unwrap_or(&self.statement.snapshot.home());
+                let home = self.statement.snapshot.home();
+                let shard = self.relations[n].places.keys().next().copied().unwrap_or(home);
                 self.lock_on(n, shard, &[], transaction).await?;
             }
             for (shard, identities) in by_shard {
@@ -549,7 +546,7 @@ impl Attempt<'_> {
         &self,
         relation: usize,
         shard: ShardId,
-        identity: &Identity,
+        identity: &str,
         transaction: &mut Transaction,
     ) -> Result<(), ServerError> {
         let isolation = transaction.mode().isolation;

@@ -86,7 +86,10 @@ pub(super) async fn build(
         select(statement.text, shape, target, parts, identity)
     };
     let described = describe(home, &whole("CAST('' AS pg_catalog.text)").0, statement.parameter_types).await;
-    let columns = described.map_err(not_in_parts)?.columns.unwrap_or_default();
+    let columns = described
+        .map_err(|error| not_in_parts(&error))?
+        .columns
+        .unwrap_or_default();
     let types: Vec<u32> = columns
         .iter()
         .skip(IN_FRONT)
@@ -133,7 +136,7 @@ pub(super) async fn build(
 }
 
 /// PostgreSQL has taken the client's statement, so what it says against ours is not the client's fault.
-fn not_in_parts(error: ServerError) -> ServerError {
+fn not_in_parts(error: &ServerError) -> ServerError {
     ServerError::unsupported(
         "this MERGE is not supported where it needs rows of more than one shard",
         "Name single columns of the source and the target.",
