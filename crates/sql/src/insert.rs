@@ -13,7 +13,7 @@ use crate::insert_place::stored;
 use crate::insert_text::Given;
 use crate::literal::split_commas;
 use crate::placed::{Address, DirectCheck, is_home_default, placement, sharded_of};
-use crate::relations::{Role, object_name};
+use crate::relations::{Reference, Role, object_name};
 use crate::route::{Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
 use crate::tree::tree;
@@ -90,6 +90,8 @@ pub(crate) struct InsertPlan {
     /// PostgreSQL will refuse it; the home shard says how
     judged: bool,
     refused: Option<ServerError>,
+    /// ON CONFLICT or RETURNING reads tables of the home shard
+    reads_home: bool,
     pub returning: bool,
     pub ready: Box<[OnceLock<Part>]>,
 }
@@ -160,6 +162,7 @@ impl InsertPlan {
                     "Leave the key out of SET: it equals the row that was found.",
                 )
             }),
+            reads_home: false,
             returning: insert.returning.is_some(),
             parent: parent.name.clone(),
             table: parent.clone(),
@@ -176,6 +179,12 @@ impl InsertPlan {
                 )
             });
         }
+        // Tables of the home shard; the catalog's own are everywhere.
+        let is_elsewhere = |r: &Reference| {
+            let system = r.name.schema.as_deref() == Some("pg_catalog") || r.name.name.starts_with("pg_");
+            r.role != Role::Insert && r.name.span.start >= behind && !system
+        };
+        plan.reads_home = walk.references.iter().any(is_elsewhere);
         plan.table_for_columns(table);
         Some(Ok(plan))
     }
@@ -360,6 +369,13 @@ impl InsertPlan {
             Ok(ranges) => ranges,
             Err(error) => return Route::Refuse(error),
         };
+        let elsewhere = |range: &Option<usize>| self.shard_of(*range, snapshot) != snapshot.home();
+        if self.reads_home && ranges.iter().any(elsewhere) {
+            return Route::Refuse(ServerError::unsupported(
+                "ON CONFLICT and RETURNING of this INSERT cannot read tables",
+                "Read first and then write, or use INSERT … SELECT without them.",
+            ));
+        }
         self.place(text, snapshot, &ranges, given.as_ref())
     }
 

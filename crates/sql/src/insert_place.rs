@@ -45,7 +45,7 @@ impl InsertPlan {
             .collect()
     }
 
-    fn shard_of(&self, range: Option<usize>, snapshot: &Snapshot) -> ShardId {
+    pub fn shard_of(&self, range: Option<usize>, snapshot: &Snapshot) -> ShardId {
         range.map_or(snapshot.home(), |i| self.sharded().ranges.ranges()[i].shard)
     }
 

@@ -3,6 +3,28 @@ use super::{analyzed, check, check_places, place, route_with, show, text};
 use crate::ParameterValue;
 
 #[test]
+fn tables_of_the_home_shard_are_not_read_elsewhere() {
+    check_places(&[
+        (
+            "insert into t (k) values (1) on conflict (k) do update set v = (select x from loc)",
+            "1",
+        ),
+        (
+            "insert into t (k) values (5) on conflict (k) do update set v = (select x from loc)",
+            "refuse",
+        ),
+        (
+            "insert into t (k) values (5) on conflict do nothing returning (select x from loc)",
+            "refuse",
+        ),
+        (
+            "insert into t (k) values (5) on conflict do nothing returning (select oid from pg_catalog.pg_class limit 1)",
+            "2",
+        ),
+    ]);
+}
+
+#[test]
 fn one_range() {
     check(&[
         (
