@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// The markers that a snapshot shows, and which snapshot it is.
 const MARKERS: &str = "SELECT pgherd.visible_markers($1, $2), pg_catalog.pg_current_snapshot()::text";
+/// The number under which backends keep that statement; those of clients' statements begin at 1, a marker's own has 0.
+const MARKERS_STATEMENT: u64 = u64::MAX;
 const BEFORE: &str = "pgherd before";
 const AFTER: &str = "pgherd after";
 const TEXT_ARRAY: u32 = 1009;
@@ -237,8 +239,10 @@ impl Coordinator {
 
 /// One shard: markers, fragments, markers, in this order, in one pipeline.
 async fn bind_on(backend: &mut Backend, fragments: &[&Fragment], known: Option<&Known>) -> Result<Seen, Error> {
+    let prepares = known.is_some() && !backend.has_statement(MARKERS_STATEMENT);
     let out = backend.outbox();
-    write_pipeline(out, fragments, known).map_err(|e| Error::Internal(format!("a statement cannot be sent: {e}")))?;
+    write_pipeline(out, fragments, known, prepares)
+        .map_err(|e| Error::Internal(format!("a statement cannot be sent: {e}")))?;
     backend.expect_ready();
     backend.flush().await?;
     let mut lists = Vec::new();
@@ -246,6 +250,8 @@ async fn bind_on(backend: &mut Backend, fragments: &[&Fragment], known: Option<&
     loop {
         let message = backend.next_message().await?;
         match message.tag {
+            // ParseComplete: the markers' comes first.
+            b'1' if prepares => backend.add_statement(MARKERS_STATEMENT),
             b'D' => lists.push(parse_data_row(message.body)),
             b'E' if failed.is_none() => failed = Some(ServerError::from_body(&message.body)),
             b'Z' => break,
@@ -279,7 +285,16 @@ async fn bind_on(backend: &mut Backend, fragments: &[&Fragment], known: Option<&
 
 type Wrong = Box<dyn std::error::Error + Send + Sync>;
 
-fn write_pipeline(out: &mut BytesMut, fragments: &[&Fragment], known: Option<&Known>) -> Result<(), Wrong> {
+fn write_pipeline(
+    out: &mut BytesMut,
+    fragments: &[&Fragment],
+    known: Option<&Known>,
+    prepares: bool,
+) -> Result<(), Wrong> {
+    let markers = format!("s{MARKERS_STATEMENT}");
+    if prepares {
+        frontend::parse(&markers, MARKERS, [TEXT_ARRAY, BIGINT_ARRAY], out)?;
+    }
     if known.is_some() {
         frontend::close(b'P', BEFORE, out)?;
         frontend::close(b'P', AFTER, out)?;
@@ -288,7 +303,7 @@ fn write_pipeline(out: &mut BytesMut, fragments: &[&Fragment], known: Option<&Kn
         frontend::close(b'P', &fragment.portal, out)?;
     }
     if let Some(known) = known {
-        write_markers(out, BEFORE, known)?;
+        write_markers(out, &markers, BEFORE, known)?;
     }
     for fragment in fragments {
         frontend::parse("", &fragment.sql, fragment.parameter_types.iter().copied(), out)?;
@@ -305,7 +320,7 @@ fn write_pipeline(out: &mut BytesMut, fragments: &[&Fragment], known: Option<&Kn
         frontend::bind(&fragment.portal, "", formats, values, put, results, out).map_err(bind_error)?;
     }
     if let Some(known) = known {
-        write_markers(out, AFTER, known)?;
+        write_markers(out, &markers, AFTER, known)?;
         for portal in [BEFORE, AFTER] {
             frontend::execute(portal, 0, out)?;
             frontend::close(b'P', portal, out)?;
@@ -315,13 +330,12 @@ fn write_pipeline(out: &mut BytesMut, fragments: &[&Fragment], known: Option<&Kn
     Ok(())
 }
 
-fn write_markers(out: &mut BytesMut, portal: &str, known: &Known) -> Result<(), Wrong> {
-    frontend::parse("", MARKERS, [TEXT_ARRAY, BIGINT_ARRAY], out)?;
+fn write_markers(out: &mut BytesMut, statement: &str, portal: &str, known: &Known) -> Result<(), Wrong> {
     let put = |value: &String, out: &mut BytesMut| {
         out.extend_from_slice(value.as_bytes());
         Ok(IsNull::No)
     };
-    frontend::bind(portal, "", [], [&known.sequences, &known.settled], put, [0], out).map_err(bind_error)
+    frontend::bind(portal, statement, [], [&known.sequences, &known.settled], put, [0], out).map_err(bind_error)
 }
 
 fn bind_error(error: frontend::BindError) -> Wrong {
