@@ -73,12 +73,16 @@ impl Distributed {
                     .map(|(shard, bytes)| format!("shard {shard}: {bytes} bytes"));
                 lines.push(format!("  Received: {}", each.collect::<Vec<_>>().join(", ")));
             }
-            if let Some(used) = actual.used.statistics {
-                lines.push(format!(
-                    "  Memory: {}kB  Disk: {}kB",
-                    used.memory_bytes.div_ceil(1024),
-                    used.spilled_bytes.div_ceil(1024)
-                ));
+            if let Some(used) = &actual.used.statistics {
+                let steps = used.steps.iter();
+                lines.extend(steps.map(|s| format!("  Step: {}: rows={} Bytes: {}", s.what, s.rows, s.bytes)));
+                if used.steps.is_empty() {
+                    lines.push(format!(
+                        "  Memory: {}kB  Disk: {}kB",
+                        used.memory_bytes.div_ceil(1024),
+                        used.spilled_bytes.div_ceil(1024)
+                    ));
+                }
             }
         }
         for shard in &self.shards {
@@ -130,7 +134,11 @@ impl Distributed {
             let received = actual.used.received.iter();
             let received: Map<String, Value> = received.map(|(s, bytes)| (s.to_string(), json!(bytes))).collect();
             plan.insert("Received Bytes".into(), Value::Object(received));
-            if let Some(used) = actual.used.statistics {
+            if let Some(used) = &actual.used.statistics {
+                let step = |s: &pgherd_query::Step| json!({"Step": s.what, "Rows": s.rows, "Bytes": s.bytes});
+                if !used.steps.is_empty() {
+                    plan.insert("Steps".into(), used.steps.iter().map(step).collect());
+                }
                 plan.insert("Memory Bytes".into(), json!(used.memory_bytes));
                 plan.insert("Spilled Bytes".into(), json!(used.spilled_bytes));
             }

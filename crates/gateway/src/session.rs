@@ -94,6 +94,8 @@ pub(crate) struct Session {
     copy_took_sync: bool,
     /// what the statement used that EXPLAIN ANALYZE runs
     used: Option<explain::Used>,
+    /// the statement that EXPLAIN explains would be alone in its transaction
+    pub(crate) explains_alone: bool,
 }
 
 /// A statement with all that it takes to run it.

@@ -104,6 +104,17 @@ impl Statement {
         self.uses_sequences || self.sets_config || self.asks_session || self.reads_catalogs
     }
 
+    /// Whether it is a SELECT that neither writes nor locks rows.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(
+            self.parsed.kind,
+            Kind::Select {
+                locking: false,
+                writes: false
+            }
+        )
+    }
+
     /// How often it has been run, or so.
     pub(crate) fn uses(&self) -> u32 {
         self.uses.load(Ordering::Relaxed)

@@ -50,6 +50,18 @@ impl Carrier {
         }
     }
 
+    /// For values of a type of PostgreSQL's own that travel in binary, by the OIDs of the type and of its array.
+    pub fn binary(element: u32, array: u32) -> Self {
+        Self {
+            element,
+            array,
+            array_sql: String::new(),
+            cast: None,
+            format: 1,
+            inexact: false,
+        }
+    }
+
     /// Refuses what would change a value on its way.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 
 use crate::relay;
 use crate::statement::Statement;
-use crate::{Fragment, Transaction, gather, insert, locking, plan, write};
+use crate::{Engine, Fragment, Transaction, gather, insert, locking, plan, write};
 use pgherd_model::{ServerError, ShardId};
 use pgherd_shards::{Backend, ColumnDescription};
 use postgres_protocol::message::frontend;
@@ -48,6 +48,7 @@ pub async fn explain(
     columns: &[ColumnDescription],
     head: &str,
     transaction: &mut Transaction,
+    engine: &Engine,
 ) -> Result<Explained, ServerError> {
     let (mut explained, fragments) = match statement.ast {
         Ast::Insert(_) => insert_of(&statement, transaction).await?,
@@ -56,7 +57,7 @@ pub async fn explain(
         Ast::Query(query) => match &*query.body {
             SetExpr::Insert(_) => insert_of(&statement, transaction).await?,
             SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => write_of(&statement, transaction).await?,
-            _ => select_of(&statement, query, columns, transaction).await?,
+            _ => select_of(&statement, query, columns, transaction, engine).await?,
         },
         _ => {
             return Err(ServerError::unsupported(
@@ -89,6 +90,7 @@ async fn select_of(
     query: &Query,
     columns: &[ColumnDescription],
     transaction: &mut Transaction,
+    engine: &Engine,
 ) -> Result<(Explained, Vec<Labelled>), ServerError> {
     if let Some(plan) = plan::plan(statement, columns) {
         let explained = Explained {
@@ -97,15 +99,6 @@ async fn select_of(
                 "one sharded table, and every expression is computed by the shards or has keys to put rows together by"
                     .to_owned(),
             combine: plan.summary(),
-            ..Explained::default()
-        };
-        return Ok((explained, labelled(plan.fragments)));
-    }
-    if let Some(plan) = plan::join_run::plan(statement, columns) {
-        let explained = Explained {
-            tier: "plan",
-            reason: "the tables are joined by equal columns".to_owned(),
-            combine: "Join".to_owned(),
             ..Explained::default()
         };
         return Ok((explained, labelled(plan.fragments)));
@@ -120,13 +113,51 @@ async fn select_of(
         };
         return Ok((explained, locking::fragments(statement, transaction).await?));
     }
+    let mut reason = why_gathered(query);
+    let mut are_few = false;
+    if let Ok(reading) = gather::Reading::of(statement, None) {
+        let rows = reading.rows(transaction, engine).await?;
+        are_few = engine.are_few(&rows);
+        if let Some(steps) = gather::steps(statement, &reading, &rows, transaction, engine).await? {
+            return Ok((in_stages(steps, reason), Vec::new()));
+        }
+    }
+    let join = plan::join_run::plan(statement, columns);
+    if are_few && join.is_some() {
+        reason = "a plan for joining such small tables would take longer".to_owned();
+    }
+    if let Some(plan) = join.filter(|_| !are_few) {
+        let explained = Explained {
+            tier: "plan",
+            reason: "the tables are joined by equal columns".to_owned(),
+            combine: "Join".to_owned(),
+            ..Explained::default()
+        };
+        return Ok((explained, labelled(plan.fragments)));
+    }
     let explained = Explained {
         tier: "gather",
-        reason: why_gathered(query),
+        reason,
         combine: "Run the statement on the home shard over copies of the rows".to_owned(),
         ..Explained::default()
     };
     Ok((explained, gather::fragments(statement, None, transaction).await?))
+}
+
+/// What the steps ask; their shards' own plans depend on rows that only a run has.
+fn in_stages(steps: Vec<(String, Fragment)>, reason: String) -> Explained {
+    let fragments = steps.into_iter().map(|(name, fragment)| ExplainedFragment {
+        shard: fragment.shard,
+        relation: Some(name),
+        sql: fragment.sql,
+        plan: Vec::new(),
+    });
+    Explained {
+        tier: "gather",
+        reason: format!("{reason}; the tables are large, so it runs in stages"),
+        combine: "Run what is left of the statement on the home shard".to_owned(),
+        fragments: fragments.collect(),
+    }
 }
 
 async fn insert_of(

@@ -35,7 +35,7 @@ pub use insert::insert_select;
 pub(crate) use pgherd_transaction::{Fragment, Transaction};
 pub use plan::engine::{Engine, Limits};
 pub use relay::RowBatch;
-pub use rows::{Rows, Statistics};
+pub use rows::{Rows, Statistics, Step};
 pub use statement::{Description, Statement, describe};
 pub use write::{gathered_write, merge};
 
@@ -62,14 +62,20 @@ pub async fn select<'t>(
     if locking::is_locking(&statement) {
         return locking::select(&statement, columns.len(), transaction).await;
     }
-    if let Some(rows) = gather::select_staged(&statement, transaction, engine).await? {
-        return Ok(rows);
+    let reading = gather::Reading::of(&statement, None);
+    let mut are_few = false;
+    if let Ok(reading) = &reading {
+        let sizes = reading.rows(transaction, engine).await?;
+        are_few = engine.are_few(&sizes);
+        if let Some(rows) = gather::select_staged(&statement, reading, &sizes, transaction, engine).await? {
+            return Ok(rows);
+        }
     }
-    if let Some(plan) = plan::join_run::plan(&statement, columns) {
+    if !are_few && let Some(plan) = plan::join_run::plan(&statement, columns) {
         match plan::join_run::run(plan, &statement, transaction, engine).await? {
             Ok(rows) => return Ok(rows),
             Err(unused) => transaction = unused,
         }
     }
-    gather::select(&statement, transaction).await
+    gather::select(&statement, reading?, transaction, engine).await
 }

@@ -17,6 +17,8 @@ pub(crate) struct Column {
     pub binary: bool,
     /// in the primary key
     pub primary: bool,
+    /// the type's array, where values can be its elements: an array's cannot, and a domain has checks of its own
+    pub array_oid: Option<u32>,
 }
 
 /// A relation as the home shard has it.
@@ -29,10 +31,19 @@ pub(crate) struct Relation {
     pub column_names: Vec<String>,
 }
 
+/// Below are PostgreSQL's own objects (FirstNormalObjectId of access/transam.h).
+const FIRST_OF_USERS: u32 = 16384;
+
 impl Relation {
     /// Belongs to PostgreSQL itself: it stays in the statement.
     pub fn is_system(&self) -> bool {
         matches!(self.schema.as_str(), "pg_catalog" | "information_schema")
+    }
+
+    /// Whether nothing in it can change while the relation itself stays as it is: all types and collations are PostgreSQL's own.
+    pub fn is_self_contained(&self) -> bool {
+        let own = |c: &Column| c.binary && c.type_oid < FIRST_OF_USERS && c.collation_sql.is_empty();
+        self.columns.iter().all(own)
     }
 
     /// The full name as SQL.
@@ -79,7 +90,8 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          (t.oid < 16384 AND t.typsend <> 0 AND t.typreceive <> 0 AND t.typname !~ '^_?reg' \
           AND t.typname NOT IN ('record', '_record', 'pg_node_tree', 'pg_ndistinct', 'pg_dependencies', 'pg_mcv_list') \
           AND (e.oid IS NULL OR e.typsend <> 0 AND e.typreceive <> 0))::text, \
-         (a.attnum = ANY (p.conkey))::text, a.atttypid::text \
+         (a.attnum = ANY (p.conkey))::text, a.atttypid::text, \
+         CASE WHEN t.typtype = 'b' AND t.typcategory <> 'A' AND t.typarray <> 0 THEN t.typarray END::text \
          FROM unnest({names}::text[]) WITH ORDINALITY r(name, n) \
          JOIN pg_catalog.pg_class c ON c.oid = to_regclass(r.name) \
          JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace \
@@ -157,6 +169,7 @@ fn add_row<'a>(relations: &mut [Option<Relation>], value: impl Fn(usize) -> Opti
             binary: value(7) == Some("true"),
             primary: value(8) == Some("true"),
             type_oid: value(9)?.parse().ok()?,
+            array_oid: value(10).and_then(|oid| oid.parse().ok()),
         });
     }
     Some(())

@@ -8,7 +8,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use pgherd_model::ServerError;
-use pgherd_shards::{Backend, CancelToken};
+use pgherd_shards::{Backend, CancelToken, TransactionStatus};
 use std::sync::Arc;
 
 /// A connection that is no participant, in a transaction of its own that is rolled back. Dropped in the middle of a
@@ -26,11 +26,13 @@ impl Scratch {
             .expect("a scratch connection has its backend until it is dropped")
     }
 
-    /// Ends its transaction; the connection goes back to its pool.
+    /// Ends its transaction, where a ROLLBACK was not sent along with the statement; the connection goes back to its pool.
     async fn finish(mut self) -> Result<(), ServerError> {
         let backend = self.backend();
         backend.drain().await?;
-        backend.simple("ROLLBACK").await?;
+        if backend.status() != TransactionStatus::Idle {
+            backend.simple("ROLLBACK").await?;
+        }
         Ok(())
     }
 }
@@ -71,15 +73,30 @@ pub struct Rows<'t> {
     source: Source<'t>,
     /// what computes them in the gateway
     computed: Option<Arc<dyn ExecutionPlan>>,
+    /// what was done for them before
+    steps: Vec<Step>,
 }
 
 /// What a statement used beside its rows.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Statistics {
     /// most bytes of memory in the gateway
     pub memory_bytes: usize,
     /// bytes that did not fit and went to disk
     pub spilled_bytes: usize,
+    /// the steps of a gather in stages
+    pub steps: Vec<Step>,
+}
+
+/// One step of a gather in stages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// what it does, as [`explain`](crate::explain) names it
+    pub what: String,
+    /// rows that came from the shards
+    pub rows: u64,
+    /// bytes of these rows
+    pub bytes: u64,
 }
 
 impl Default for Rows<'_> {
@@ -88,29 +105,37 @@ impl Default for Rows<'_> {
         Self {
             source: Source::Done,
             computed: None,
+            steps: Vec::new(),
         }
     }
 }
 
 impl<'t> Rows<'t> {
+    fn from_source(source: Source<'t>) -> Self {
+        Self {
+            source,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn scratch(scratch: Scratch, map_error: MapError) -> Self {
         let source = Source::Scratch(scratch, map_error);
-        Self { source, computed: None }
+        Self::from_source(source)
     }
 
     pub(crate) fn merge(merge: Merge, transaction: &'t mut Transaction) -> Self {
         let source = Source::Merge(merge, transaction);
-        Self { source, computed: None }
+        Self::from_source(source)
     }
 
     pub(crate) fn locked(locked: Locked, transaction: &'t mut Transaction) -> Self {
         let source = Source::Locked(locked, transaction);
-        Self { source, computed: None }
+        Self::from_source(source)
     }
 
     pub(crate) fn computed(stream: SendableRecordBatchStream, pump: BoxFuture<'t, Result<(), ServerError>>) -> Self {
         let source = Source::Computed(stream, Some(pump));
-        Self { source, computed: None }
+        Self::from_source(source)
     }
 
     pub(crate) fn ready(rows: RowBatch) -> Self {
@@ -119,7 +144,7 @@ impl<'t> Rows<'t> {
         } else {
             Source::Done
         };
-        Self { source, computed: None }
+        Self::from_source(source)
     }
 
     /// The next rows; None at the end, when everything behind them has ended as well. After an error
@@ -143,6 +168,8 @@ impl<'t> Rows<'t> {
         }
         match std::mem::replace(&mut self.source, Source::Done) {
             Source::Scratch(scratch, map_error) if next.is_ok() => scratch.finish().await.map_err(map_error)?,
+            // The statement has failed and is over. What cannot be ended now is closed.
+            Source::Scratch(scratch, _) => drop(scratch.finish().await),
             Source::Computed(stream, pump) => {
                 // Nobody wants more rows: the pump sees its channels closed and stops the shards.
                 drop(stream);
@@ -164,12 +191,22 @@ impl<'t> Rows<'t> {
         self
     }
 
+    /// With the steps that were done for them.
+    pub(crate) fn after(mut self, steps: Vec<Step>) -> Self {
+        self.steps = steps;
+        self
+    }
+
     /// What was used so far; None where the gateway computes nothing.
     pub fn statistics(&self) -> Option<Statistics> {
-        let (memory_bytes, spilled_bytes) = plan::engine::used(self.computed.as_deref()?);
+        if self.computed.is_none() && self.steps.is_empty() {
+            return None;
+        }
+        let (memory_bytes, spilled_bytes) = self.computed.as_deref().map_or((0, 0), plan::engine::used);
         Some(Statistics {
             memory_bytes,
             spilled_bytes,
+            steps: self.steps.clone(),
         })
     }
 

@@ -51,9 +51,9 @@ pub(crate) fn parse_query(text: &str) -> Result<ParsedQuery, ServerError> {
     })
 }
 
-/// A text without views over sharded tables.
+/// A statement without views over sharded tables.
 pub(crate) struct Expanded {
-    pub text: String,
+    pub parsed: ParsedQuery,
     pub has_views: bool,
     /// the byte that was asked about, where it is now
     pub at: Option<usize>,
@@ -65,12 +65,13 @@ const DEEPEST: usize = 50;
 /// Replaces views over sharded tables by their definitions, until none is left, and says where the byte `at` is then, which is in no
 /// view's name.
 pub(crate) fn expand(statement: &Statement<'_>, at: Option<usize>) -> Result<Expanded, ServerError> {
-    let mut text = statement.text.to_owned();
+    let mut parsed = parse_query(statement.text)?;
     let (mut has_views, mut at) = (false, at);
     for _ in 0..DEEPEST {
-        let Some(edits) = definitions(&text, statement.snapshot, statement.search_path)? else {
-            return Ok(Expanded { text, has_views, at });
-        };
+        let edits = definitions(&parsed, statement.snapshot, statement.search_path);
+        if edits.is_empty() {
+            return Ok(Expanded { parsed, has_views, at });
+        }
         at = at.map(|at| {
             let before = edits.iter().filter(|(span, _)| span.end <= at);
             let (gone, come) = before.fold((0, 0), |(gone, come), (span, with)| {
@@ -78,7 +79,7 @@ pub(crate) fn expand(statement: &Statement<'_>, at: Option<usize>) -> Result<Exp
             });
             at + come - gone
         });
-        (text, has_views) = (Edited::new(&text, edits).text, true);
+        (parsed, has_views) = (parse_query(&Edited::new(&parsed.text, edits).text)?, true);
     }
     Err(ServerError::unsupported(
         "views are nested too deeply for a query over several shards",
@@ -86,14 +87,8 @@ pub(crate) fn expand(statement: &Statement<'_>, at: Option<usize>) -> Result<Exp
     ))
 }
 
-/// What stands in place of each view that a text names, and of the schema before its columns; None where it names none.
-#[expect(clippy::type_complexity, reason = "edits, as elsewhere")]
-fn definitions(
-    text: &str,
-    snapshot: &Snapshot,
-    search_path: &[Arc<str>],
-) -> Result<Option<Vec<(Range<usize>, String)>>, ServerError> {
-    let parsed = parse_query(text)?;
+/// What stands in place of each view that a statement names, and of the schema before its columns.
+fn definitions(parsed: &ParsedQuery, snapshot: &Snapshot, search_path: &[Arc<str>]) -> Vec<(Range<usize>, String)> {
     let mut edits = Vec::new();
     let definition = |mention: &Mention| {
         let resolved = snapshot.resolve(mention.schema.as_deref(), &mention.name, search_path);
@@ -117,9 +112,8 @@ fn definitions(
         // catalog's definition has the names.
         edits.push((mention.span.clone(), format!("({definition}){alias}")));
     }
-    if edits.is_empty() {
-        return Ok(None);
+    if !edits.is_empty() {
+        edits.extend(parsed.relations.requalified(|mention| definition(mention).is_some()));
     }
-    edits.extend(parsed.relations.requalified(|mention| definition(mention).is_some()));
-    Ok(Some(edits))
+    edits
 }

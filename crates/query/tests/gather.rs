@@ -135,6 +135,8 @@ async fn planned_queries_give_postgresqls_answer() {
         assert!(explained[0].starts_with("Plan"), "{sql} is not on tier 2's list");
     }
     f.check_file("join.sql").await;
+    f.plan_joins();
+    f.check_file("join.sql").await;
     for sql in support::statements("join.sql") {
         let explained = f.explain(&sql).await;
         assert!(explained[0].starts_with("Plan: Join"), "{sql} is not on tier 2's list");
@@ -199,7 +201,8 @@ async fn binary_results_are_postgresqls() {
 
 #[tokio::test]
 async fn explain_shows_tier_ranges_and_sql() {
-    let f = fixture().await;
+    let mut f = fixture().await;
+    f.plan_joins();
     let mut shown = String::new();
     for sql in [
         "SELECT id, name FROM items WHERE id BETWEEN 40 AND 60 AND grp = 3",

@@ -464,7 +464,7 @@ impl Session {
             search_path_id: self.settings.search_path_id,
             temporary,
             types: unit.types,
-            cacheable: self.temporary.is_empty() && self.block.open().is_none_or(|o| o.overlay.is_none()),
+            cacheable: self.is_cacheable(),
         }
     }
 
@@ -494,13 +494,23 @@ impl Session {
             _ => pgherd_query::describe(&mut self.home_backend().await?, text, types).await,
         };
         let description = Arc::new(described?);
-        // What the epoch does not tell, a description must not outlive: local tables and types, functions of users.
         let analysis = unit.statement.analysis(&self.context(unit, snapshot, &temporary))?;
-        if analysis.is_told_by_epoch() && unit.statement.calls_builtins_only && !description.has_user_types() {
+        if self.is_told_by_epoch(unit, &analysis) && !description.has_user_types() {
             unit.statement
                 .keep_description(&self.context(unit, snapshot, &temporary), &description);
         }
         Ok(description)
+    }
+
+    /// Whether a new epoch tells when something changes that the statement depends on. What it does not tell, nothing that was
+    /// learned for the statement must outlive: local tables, functions of users, what the transaction itself has changed.
+    pub(crate) fn is_told_by_epoch(&self, unit: Unit<'_>, analysis: &Analysis) -> bool {
+        self.is_cacheable() && analysis.is_told_by_epoch() && unit.statement.calls_builtins_only
+    }
+
+    /// Whether the session sees the catalog as all do: no temporary tables, no schema of its transaction's own.
+    fn is_cacheable(&self) -> bool {
+        self.temporary.is_empty() && self.block.open().is_none_or(|o| o.overlay.is_none())
     }
 
     /// An error with the user's names for things.

@@ -88,7 +88,9 @@ impl Session {
             .into());
         }
         let made = self.ensure_block();
+        self.explains_alone = made;
         let result = self.explain_in_block(inner, entered, &route, &options).await;
+        self.explains_alone = false;
         let result = match result {
             Ok(distributed) => {
                 self.put_plan(unit, &options, &distributed);
@@ -195,12 +197,16 @@ impl Session {
                     "EXPLAIN of this statement is not supported yet",
                     "Run it without EXPLAIN.",
                 );
-                let statement =
-                    surroundings.statement(inner, &description.parameter_types, &entered.snapshot, not_known)?;
+                let statement = pgherd_query::Statement {
+                    alone: self.explains_alone && inner.statement.only_reads(),
+                    ..surroundings.statement(inner, &description.parameter_types, &entered.snapshot, not_known)?
+                };
                 let columns = description.columns.as_deref().unwrap_or_default();
+                let gateway = self.gateway.clone();
                 let open = self.block.open_mut().ok_or_else(no_block)?;
                 self.cancel.slot.start_all(open.transaction.cancel_tokens());
-                let explained = pgherd_query::explain(statement, columns, head, &mut open.transaction).await;
+                let explained =
+                    pgherd_query::explain(statement, columns, head, &mut open.transaction, &gateway.engine).await;
                 self.cancel.slot.clear();
                 Ok(explained?.into())
             }

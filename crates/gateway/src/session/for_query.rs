@@ -64,6 +64,7 @@ impl Surroundings {
             snapshot,
             settings_sql: &self.settings_sql,
             alone: false,
+            told_by_epoch: false,
         })
     }
 }

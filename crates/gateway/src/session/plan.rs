@@ -37,16 +37,11 @@ impl Session {
             "Its grammar is known to PostgreSQL only; restrict it to one range, or write it another way.",
         );
         let statement = surroundings.statement(unit, &description.parameter_types, &entered.snapshot, not_known)?;
+        let only_reads = unit.statement.only_reads();
         let statement = pgherd_query::Statement {
             result_formats: unit.mode.formats(),
-            alone: made
-                && matches!(
-                    unit.statement.parsed.kind,
-                    Kind::Select {
-                        locking: false,
-                        writes: false
-                    }
-                ),
+            alone: (made || self.explains_alone) && only_reads,
+            told_by_epoch: only_reads && self.is_told_by_epoch(unit, &entered.analysis),
             ..statement
         };
         let gateway = self.gateway.clone();

@@ -79,6 +79,7 @@ impl Session {
             skip_to_sync: false,
             copy_took_sync: false,
             used: None,
+            explains_alone: false,
             held_cursors: Default::default(),
         };
         match session.log_in(encoding).await {

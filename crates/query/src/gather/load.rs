@@ -1,4 +1,5 @@
-//! Copies rows from shards into temporary tables as they arrive: nothing is kept, and a slow side slows the other.
+//! Copies rows from shards into temporary tables as they arrive: but for what was read ahead nothing is kept, and a slow side
+//! slows the other.
 
 use super::source::Gathered;
 use crate::relay::{self, RowBatch, rows_to_binary_copy, rows_to_text_copy};
@@ -12,31 +13,62 @@ use postgres_protocol::message::frontend;
 /// (<https://www.postgresql.org/docs/15/sql-copy.html>).
 const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// Executes the open portals and fills the temporary tables. After an error the participants have answered everything.
+/// The rows of portals that are being executed, some of them read before it was known where they go.
+pub(super) struct ReadAhead {
+    /// by portal, what was read
+    rows: Vec<Vec<RowBatch>>,
+    /// so many portals have no more rows
+    ended: usize,
+}
+
+impl ReadAhead {
+    /// For so many portals, of which nothing was read.
+    pub fn new(portals: usize) -> Self {
+        Self {
+            rows: (0..portals).map(|_| Vec::new()).collect(),
+            ended: 0,
+        }
+    }
+
+    /// The next rows that a portal's shard sends; portals are read in their order.
+    pub async fn more(
+        &mut self,
+        portal: usize,
+        fragments: &[Fragment],
+        transaction: &mut Transaction,
+    ) -> Result<Option<RowBatch>, ServerError> {
+        if portal < self.ended {
+            return Ok(None);
+        }
+        let backend = transaction.participant(fragments[portal].shard).await?;
+        let batch = relay::next_rows(backend).await?;
+        if batch.is_none() {
+            self.ended = portal + 1;
+        }
+        Ok(batch)
+    }
+
+    /// Keeps rows of a portal.
+    pub fn keep(&mut self, portal: usize, batch: RowBatch) {
+        self.rows[portal].push(batch);
+    }
+
+    /// What was kept of a portal.
+    pub fn of(&self, portal: usize) -> &[RowBatch] {
+        &self.rows[portal]
+    }
+}
+
+/// Fills the temporary tables: with what was read ahead, then with what is still to come.
 pub(super) async fn load(
     sources: &[Gathered],
     fragments: &[Fragment],
+    ahead: &mut ReadAhead,
     transaction: &mut Transaction,
     scratch: &mut Backend,
 ) -> Result<(), ServerError> {
-    let loaded = pump(sources, fragments, transaction, scratch).await;
-    relay::finish(transaction, loaded.is_ok()).await?;
-    loaded
-}
-
-async fn pump(
-    sources: &[Gathered],
-    fragments: &[Fragment],
-    transaction: &mut Transaction,
-    scratch: &mut Backend,
-) -> Result<(), ServerError> {
-    // All shards start at once; each is held back by its socket until its turn comes.
-    relay::execute_all(fragments, transaction).await?;
-    let mut left = fragments;
     for source in sources {
-        let (own, rest) = left.split_at(source.portals());
-        left = rest;
-        let rows = copy(source, own, transaction, scratch).await?;
+        let rows = copy(source, fragments, ahead, transaction, scratch).await?;
         let finish = source.finish_sql(rows);
         if !finish.is_empty() {
             scratch.simple(&finish.join("; ")).await?;
@@ -49,14 +81,18 @@ async fn pump(
 async fn copy(
     source: &Gathered,
     fragments: &[Fragment],
+    ahead: &mut ReadAhead,
     transaction: &mut Transaction,
     scratch: &mut Backend,
 ) -> Result<u64, ServerError> {
     open_copy(scratch, &source.copy_sql(), source.binary).await?;
     let mut total = 0;
-    for fragment in fragments {
-        let backend = transaction.participant(fragment.shard).await?;
-        while let Some(batch) = relay::next_rows(backend).await? {
+    for portal in source.first_portal..source.first_portal + source.portals() {
+        for batch in std::mem::take(&mut ahead.rows[portal]) {
+            total += batch.rows as u64;
+            put_rows(scratch, batch, source.binary).await?;
+        }
+        while let Some(batch) = ahead.more(portal, fragments, transaction).await? {
             total += batch.rows as u64;
             put_rows(scratch, batch, source.binary).await?;
         }

@@ -1,8 +1,10 @@
 //! Tier 3, gather: exact for every SELECT, because PostgreSQL itself runs the statement.
 //!
-//! 1. [`source`] finds the relations, the conditions that can run where their rows are, and the columns that are needed.
+//! 1. [`reading`] and [`source`] find the relations, the conditions that can run where their rows are, and the columns that are
+//!    needed.
 //! 2. One cut is opened over all shards: a SELECT per relation and shard.
-//! 3. [`load`] copies the rows, as bytes, into temporary tables on a scratch connection to the home shard.
+//! 3. The rows go, as bytes, to a scratch connection to the home shard: few as arrays within the statement ([`few`]), many into
+//!    temporary tables ([`load`]).
 //! 4. The statement runs there with the relations' names replaced; its rows go to the client as bytes.
 //!
 //! The scratch connection is not a participant: a transaction that has used a temporary table cannot be prepared. Its
@@ -10,29 +12,36 @@
 //! runs READ ONLY when it calls a volatile function of a user, and is refused where that is not enough.
 
 pub(crate) mod clock;
+mod few;
 mod load;
+mod reading;
 mod source;
 mod staged;
 
 use crate::edit::Edited;
-use crate::metadata;
+use crate::metadata::{self, Metadata};
+use crate::plan::engine::Engine;
+use crate::relay;
 use crate::rows::{Rows, Scratch};
 use crate::statement::Statement;
-use crate::views;
 use crate::{Fragment, Transaction, refusal};
+use bytes::Bytes;
+use load::ReadAhead;
 use pgherd_model::{ServerError, ShardId};
 use postgres_protocol::message::frontend;
+pub(crate) use reading::Reading;
 use source::Gathered;
 pub(crate) use source::IDENTITY;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a gather will do, for running it and for EXPLAIN.
 pub(crate) struct Plan {
-    /// the statement with views expanded, before names are replaced
-    expanded: String,
-    /// views were expanded, so positions mean nothing to the client
-    has_views: bool,
-    edited: Edited,
+    reading: Reading,
+    /// the transaction's time in place of `now()` and its kin, and which rows they are behind the select list
+    more_edits: Vec<(Range<usize>, String)>,
+    /// some relations are marked, for which there must be temporary tables
+    has_marks: bool,
     pub sources: Vec<Gathered>,
     /// nothing may be written where the statement runs
     read_only: bool,
@@ -40,21 +49,16 @@ pub(crate) struct Plan {
     leaves_traces: bool,
 }
 
-/// Plans a gather. Asks the home participant for types and keys, in one round trip.
+/// Plans a gather of what was read, with what the home shard says of it.
 async fn plan(
     statement: &Statement<'_>,
-    target: Option<usize>,
+    reading: Reading,
+    metadata: &Metadata,
     marks: Option<&Marks>,
     transaction: &mut Transaction,
 ) -> Result<Plan, ServerError> {
-    let expanded = views::expand(statement, target)?;
-    let target = expanded.at;
-    let parsed = views::parse_query(&expanded.text)?;
-    refusal::check(&parsed)?;
-    let mentions = source::resolve(statement, &parsed)?;
-    let names: Vec<String> = mentions.iter().map(|m| m.lookup.clone()).collect();
-    let home = transaction.participant(statement.snapshot.home()).await?;
-    let metadata = metadata::read(home, &names, &parsed.words).await?;
+    let target = reading.target;
+    let parsed = &reading.parsed;
     let volatile = metadata.functions.iter().any(|(_, volatile)| *volatile);
     if metadata.wrote
         && let Some((name, _)) = metadata.functions.first()
@@ -64,27 +68,54 @@ async fn plan(
             "Declare the function IMMUTABLE if it reads no tables, or run the query before the transaction writes.",
         ));
     }
-    let mut sources = source::sources(statement, &parsed, &mentions, &metadata, target);
+    let mut sources = source::sources(statement, parsed, &reading.resolutions, metadata, target);
     if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
         return Err(metadata::text_is_not_exact());
     }
-    let mut edits = source::edits(&parsed, &mentions, &sources);
+    let mut more_edits = Vec::new();
     if let Some(marks) = marks {
-        edits.push(marks.edit(&mentions, &mut sources)?);
+        more_edits.push(marks.edit(&reading.resolutions, &mut sources)?);
     }
-    if !clock::edits(&parsed, "").is_empty() {
+    if !clock::edits(parsed, "").is_empty() {
+        // The transaction's first shard tells the time.
+        transaction.participant(statement.snapshot.home()).await?;
         let now = transaction.clock().await?.unwrap_or_default();
-        edits.extend(clock::edits(&parsed, &now));
+        more_edits.extend(clock::edits(parsed, &now));
     }
-    let edited = Edited::new(&expanded.text, edits);
     Ok(Plan {
-        has_views: expanded.has_views,
-        expanded: expanded.text,
-        edited,
+        more_edits,
+        has_marks: marks.is_some(),
         sources,
         read_only: volatile,
         leaves_traces: volatile || parsed.words.iter().any(|w| w == "nextval" || w == "setval"),
+        reading,
     })
+}
+
+impl Plan {
+    fn fragments(&self, statement: &Statement<'_>) -> Vec<Fragment> {
+        self.sources.iter().flat_map(|s| s.fragments(statement)).collect()
+    }
+
+    /// The statement over the temporary tables.
+    fn edited(&self) -> Edited {
+        let parsed = &self.reading.parsed;
+        let temporary = |at: usize| format!("pg_temp.{}", self.sources[at].temporary);
+        let mut edits = source::edits(parsed, &self.reading.resolutions, &self.sources, &temporary);
+        edits.extend(self.more_edits.iter().cloned());
+        Edited::new(&parsed.text, edits)
+    }
+}
+
+async fn read_and_plan(
+    statement: &Statement<'_>,
+    target: Option<usize>,
+    marks: Option<&Marks>,
+    transaction: &mut Transaction,
+) -> Result<Plan, ServerError> {
+    let reading = Reading::of(statement, target)?;
+    let metadata = reading.metadata(statement, transaction, None).await?;
+    plan(statement, reading, &metadata, marks, transaction).await
 }
 
 /// What a gather would read, with the relation that each piece is of; for EXPLAIN.
@@ -93,7 +124,7 @@ pub(crate) async fn fragments(
     target: Option<usize>,
     transaction: &mut Transaction,
 ) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
-    let plan = plan(statement, target, None, transaction).await?;
+    let plan = read_and_plan(statement, target, None, transaction).await?;
     let labelled = |source: &Gathered| {
         let name = source.relation_sql();
         let fragments = source.fragments(statement);
@@ -162,7 +193,7 @@ pub(crate) async fn select_marked(
     marks: &Marks,
     transaction: &mut Transaction,
 ) -> Result<(Rows<'static>, Vec<Marked>), ServerError> {
-    let (plan, scratch) = gather(statement, None, Some(marks), transaction).await?;
+    let plan = read_and_plan(statement, None, Some(marks), transaction).await?;
     let of = |at: &usize| {
         let source = plan.sources.iter().find(|s| s.is_named_at(*at));
         source.map(|source| Marked {
@@ -171,82 +202,133 @@ pub(crate) async fn select_marked(
         })
     };
     let marked = marks.relations.iter().filter_map(|(at, _)| of(at)).collect();
-    Ok((run(statement, plan, scratch).await?, marked))
+    Ok((run(statement, plan, transaction).await?, marked))
 }
 
 /// Runs a SELECT by gathering what it reads.
 pub(crate) async fn select(
     statement: &Statement<'_>,
+    reading: Reading,
     transaction: &mut Transaction,
+    engine: &Engine,
 ) -> Result<Rows<'static>, ServerError> {
-    select_target(statement, None, transaction).await
+    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
+    let plan = plan(statement, reading, &metadata, None, transaction).await?;
+    run(statement, plan, transaction).await
 }
 
-/// The same for large tables, leaving as much as can be on the shards; None where [`select`] is to be used.
+/// The same for large tables, leaving as much as can be on the shards; None where [`select`] is to be used. `rows` are those of
+/// [`Reading::rows`].
 pub(crate) async fn select_staged(
     statement: &Statement<'_>,
+    reading: &Reading,
+    rows: &[f64],
     transaction: &mut Transaction,
-    engine: &crate::Engine,
+    engine: &Engine,
 ) -> Result<Option<Rows<'static>>, ServerError> {
-    staged::select(statement, transaction, engine).await
+    staged::select(statement, reading, rows, transaction, engine).await
 }
 
-/// The same, where the relation named at the byte `target` has a column more: [`IDENTITY`].
+/// The steps of [`select_staged`] and what each asks of which shard, for EXPLAIN; None where there are none.
+pub(crate) async fn steps(
+    statement: &Statement<'_>,
+    reading: &Reading,
+    rows: &[f64],
+    transaction: &mut Transaction,
+    engine: &Engine,
+) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
+    staged::steps(statement, reading, rows, transaction, engine).await
+}
+
+/// Runs a SELECT that is not the client's own. The relation named at the byte `target` has a column more: [`IDENTITY`].
 pub(crate) async fn select_target(
     statement: &Statement<'_>,
     target: Option<usize>,
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
-    let (plan, scratch) = gather(statement, target, None, transaction).await?;
-    run(statement, plan, scratch).await
+    let plan = read_and_plan(statement, target, None, transaction).await?;
+    run(statement, plan, transaction).await
 }
 
-/// Runs the statement over the copies.
-async fn run(statement: &Statement<'_>, plan: Plan, mut scratch: Scratch) -> Result<Rows<'static>, ServerError> {
-    start(statement, &plan.edited.text, scratch.backend()).await?;
-    let (original, edited) = (statement.text.to_owned(), plan.edited);
-    let (expanded, has_views) = (plan.expanded, plan.has_views);
+/// Runs a planned gather.
+async fn run(
+    statement: &Statement<'_>,
+    plan: Plan,
+    transaction: &mut Transaction,
+) -> Result<Rows<'static>, ServerError> {
+    let fragments = plan.fragments(statement);
+    transaction.open_cut(&fragments).await?;
+    let ran = async {
+        // All shards start at once; each is held back by its socket until its turn comes.
+        relay::execute_all(&fragments, transaction).await?;
+        let mut ahead = ReadAhead::new(fragments.len());
+        let are_few = plan.suits_arrays() && few::read(&plan, &fragments, &mut ahead, transaction).await?;
+        let mut scratch = checkout(statement, transaction).await?;
+        if are_few {
+            let inlined = plan.inline(statement, &ahead)?;
+            if few::start(statement, &inlined, &mut scratch).await? {
+                return Ok((inlined.edited, scratch));
+            }
+        }
+        copy(statement, &plan, &fragments, &mut ahead, transaction, &mut scratch).await?;
+        let edited = plan.edited();
+        start(statement, &edited.text, scratch.backend()).await?;
+        Ok((edited, scratch))
+    };
+    let ran: Result<(Edited, Scratch), ServerError> = ran.await;
+    relay::finish(transaction, ran.is_ok()).await?;
+    let (edited, scratch) = ran?;
+    let expanded = plan.reading.parsed.text;
+    let has_positions = !plan.reading.has_views && expanded == statement.text;
     let explain_error = move |error: ServerError| {
         let error = edited.map_back(&expanded, error);
-        let error = if has_views || expanded != original {
-            error.with_position(None)
-        } else {
+        let error = if has_positions {
             error
+        } else {
+            error.with_position(None)
         };
         refusal::explain_read_only(error)
     };
     Ok(Rows::scratch(scratch, Box::new(explain_error)))
 }
 
-/// Copies what a SELECT reads to a scratch connection.
-async fn gather(
+/// A connection to the home shard that is no participant.
+async fn checkout(statement: &Statement<'_>, transaction: &Transaction) -> Result<Scratch, ServerError> {
+    let who = transaction.who().clone();
+    Ok(Scratch::new(
+        transaction.shards().checkout(statement.snapshot.home(), &who).await?,
+    ))
+}
+
+/// Opens the scratch connection's transaction, with the session's settings.
+fn begin_sql(statement: &Statement<'_>) -> String {
+    let settings = statement.settings_sql;
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {settings}")
+}
+
+/// Copies what a SELECT reads to temporary tables of a scratch connection.
+async fn copy(
     statement: &Statement<'_>,
-    target: Option<usize>,
-    marks: Option<&Marks>,
+    plan: &Plan,
+    fragments: &[Fragment],
+    ahead: &mut ReadAhead,
     transaction: &mut Transaction,
-) -> Result<(Plan, Scratch), ServerError> {
-    let plan = plan(statement, target, marks, transaction).await?;
-    let fragments: Vec<_> = plan.sources.iter().flat_map(|s| s.fragments(statement)).collect();
-    transaction.open_cut(&fragments).await?;
-    let (home, who) = (statement.snapshot.home(), transaction.who().clone());
-    let mut scratch = Scratch::new(transaction.shards().checkout(home, &who).await?);
+    scratch: &mut Scratch,
+) -> Result<(), ServerError> {
     if plan.leaves_traces {
         scratch.backend().taint();
     }
-    let mut setup = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}",
-        statement.settings_sql
-    );
+    let mut setup = begin_sql(statement);
     for source in &plan.sources {
         setup.push_str("; ");
         setup.push_str(&source.create_sql());
     }
     scratch.backend().simple(&setup).await?;
-    load::load(&plan.sources, &fragments, transaction, scratch.backend()).await?;
+    load::load(&plan.sources, fragments, ahead, transaction, scratch.backend()).await?;
     if plan.read_only {
         scratch.backend().simple("SET TRANSACTION READ ONLY").await?;
     }
-    Ok((plan, scratch))
+    Ok(())
 }
 
 /// Declares a cursor over a SELECT: `head` is the text before the query. PostgreSQL keeps it on the scratch connection, over the
@@ -256,8 +338,20 @@ pub(crate) async fn declare(
     head: &str,
     transaction: &mut Transaction,
 ) -> Result<Scratch, ServerError> {
-    let (plan, mut scratch) = gather(statement, None, None, transaction).await?;
-    let text = format!("{head}{}", plan.edited.text);
+    let plan = read_and_plan(statement, None, None, transaction).await?;
+    let fragments = plan.fragments(statement);
+    transaction.open_cut(&fragments).await?;
+    let copied = async {
+        relay::execute_all(&fragments, transaction).await?;
+        let mut scratch = checkout(statement, transaction).await?;
+        let mut ahead = ReadAhead::new(fragments.len());
+        copy(statement, &plan, &fragments, &mut ahead, transaction, &mut scratch).await?;
+        Ok(scratch)
+    };
+    let copied: Result<Scratch, ServerError> = copied.await;
+    relay::finish(transaction, copied.is_ok()).await?;
+    let mut scratch = copied?;
+    let text = format!("{head}{}", plan.edited().text);
     let declared = async {
         start(statement, &text, scratch.backend()).await?;
         Ok(scratch.backend().drain().await?)
@@ -274,7 +368,7 @@ pub(crate) async fn lock_target(
     target: usize,
     transaction: &mut Transaction,
 ) -> Result<(), ServerError> {
-    let plan = plan(statement, Some(target), None, transaction).await?;
+    let plan = read_and_plan(statement, Some(target), None, transaction).await?;
     let target = plan.sources.iter().filter(|s| s.has_identity());
     let fragments: Vec<_> = target.flat_map(|s| s.locks(statement)).collect();
     for fragment in &fragments {
@@ -295,15 +389,32 @@ pub(crate) async fn lock_target(
 }
 
 /// Sends the statement with the client's parameters and result formats.
-pub(super) async fn start(
+async fn start(statement: &Statement<'_>, text: &str, scratch: &mut pgherd_shards::Backend) -> Result<(), ServerError> {
+    bind(statement, text, &[], scratch)?;
+    relay::queue_execute(scratch, "")?;
+    relay::sync(scratch).await
+}
+
+/// Queues its Parse and Bind, with more parameters behind the client's: types and binary values.
+fn bind(
     statement: &Statement<'_>,
     text: &str,
+    more: &[(u32, Bytes)],
     scratch: &mut pgherd_shards::Backend,
 ) -> Result<(), ServerError> {
     let out = scratch.outbox();
     let too_large = |_| ServerError::internal("a message to the home shard cannot be encoded");
-    frontend::parse("", text, statement.parameter_types.iter().copied(), out).map_err(too_large)?;
-    crate::fragment::bind("", statement.parameters, statement.result_formats, out)?;
-    crate::relay::queue_execute(scratch, "")?;
-    crate::relay::sync(scratch).await
+    let types = statement.parameter_types.iter().copied();
+    frontend::parse("", text, types.chain(more.iter().map(|(oid, _)| *oid)), out).map_err(too_large)?;
+    match more.is_empty() {
+        true => crate::fragment::bind("", statement.parameters, statement.result_formats, out)?,
+        false => {
+            let own = statement.parameters.iter().cloned();
+            let all: Vec<_> = own
+                .chain(more.iter().map(|(_, value)| (true, Some(value.clone()))))
+                .collect();
+            crate::fragment::bind("", &all, statement.result_formats, out)?;
+        }
+    }
+    Ok(())
 }

@@ -52,14 +52,16 @@ pub(crate) struct Gathered {
     pub(super) distinct: bool,
     /// a `*` or a whole row takes all columns
     pub(super) all_columns: bool,
-    /// the statement may rely on the primary key for GROUP BY
+    /// a name that may be the relation's row as one value
+    pub(super) whole_rows: bool,
+    /// a SELECT that reads it may rely on its primary key for GROUP BY
     pub(super) with_key: bool,
     /// each row has [`IDENTITY`] beside its columns
     identity: Identity,
     /// bytes at which the statement names it
     named_at: Vec<usize>,
     /// number of the first portal
-    first_portal: usize,
+    pub(super) first_portal: usize,
     /// places in the statement
     pub(super) mentions: Vec<usize>,
 }
@@ -133,7 +135,8 @@ struct Needs<'a> {
     all_columns: HashSet<usize>,
     /// names that stand alone in expressions: a relation's own is its whole row
     lone: HashSet<String>,
-    groups: bool,
+    /// relations of a SELECT that groups, which may rely on their primary keys
+    grouped: HashSet<usize>,
     /// where the SELECTs of EXISTS begin, whose outputs nobody looks at
     exists: HashSet<usize>,
 }
@@ -154,23 +157,30 @@ impl Visitor for Needs<'_> {
             .exists
             .contains(&(select.select_token.0.span.start.column as usize));
         if natural || (looked_at && select.projection.iter().any(wildcard)) {
-            select.from.iter().for_each(|tree| self.take_all(tree));
+            let all = &mut self.all_columns;
+            select.from.iter().for_each(|tree| places_in(tree, all));
         }
-        self.groups |= match &select.group_by {
+        let groups = match &select.group_by {
             sqlparser::ast::GroupByExpr::Expressions(list, _) => !list.is_empty(),
             sqlparser::ast::GroupByExpr::All(_) => true,
         };
+        if groups {
+            let grouped = &mut self.grouped;
+            select.from.iter().for_each(|tree| places_in(tree, grouped));
+        }
         ControlFlow::Continue(())
     }
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
         match factor {
             // `t AS a (x, y)` gives columns other names.
-            TableFactor::Table { alias: Some(alias), .. } if !alias.columns.is_empty() => self.take_factor(factor),
+            TableFactor::Table { alias: Some(alias), .. } if !alias.columns.is_empty() => {
+                place_of(factor, &mut self.all_columns);
+            }
             TableFactor::NestedJoin {
                 table_with_joins,
                 alias,
-            } if alias.is_some() => self.take_all(table_with_joins),
+            } if alias.is_some() => places_in(table_with_joins, &mut self.all_columns),
             _ => {}
         }
         ControlFlow::Continue(())
@@ -203,23 +213,21 @@ fn is_natural(operator: &JoinOperator) -> bool {
     )
 }
 
-impl Needs<'_> {
-    fn take_all(&mut self, tree: &sqlparser::ast::TableWithJoins) {
-        self.take_factor(&tree.relation);
-        tree.joins.iter().for_each(|join| self.take_factor(&join.relation));
-    }
+/// Where the relations of a FROM's entry are named.
+fn places_in(tree: &sqlparser::ast::TableWithJoins, found: &mut HashSet<usize>) {
+    place_of(&tree.relation, found);
+    tree.joins.iter().for_each(|join| place_of(&join.relation, found));
+}
 
-    fn take_factor(&mut self, factor: &TableFactor) {
-        match factor {
-            TableFactor::Table { name, .. } => {
-                if let Some(ident) = name.0.first().and_then(|p| p.as_ident()) {
-                    self.all_columns
-                        .insert((ident.span.start.column as usize).saturating_sub(1));
-                }
+fn place_of(factor: &TableFactor, found: &mut HashSet<usize>) {
+    match factor {
+        TableFactor::Table { name, .. } => {
+            if let Some(ident) = name.0.first().and_then(|p| p.as_ident()) {
+                found.insert((ident.span.start.column as usize).saturating_sub(1));
             }
-            TableFactor::NestedJoin { table_with_joins, .. } => self.take_all(table_with_joins),
-            _ => {}
         }
+        TableFactor::NestedJoin { table_with_joins, .. } => places_in(table_with_joins, found),
+        _ => {}
     }
 }
 
@@ -257,7 +265,7 @@ pub(super) fn apart(
         conditions: HashMap::new(),
         all_columns: HashSet::new(),
         lone: HashSet::new(),
-        groups: false,
+        grouped: HashSet::new(),
         exists: HashSet::new(),
     };
     let _ = parsed.query.visit(&mut needs);
@@ -283,7 +291,9 @@ pub(super) fn apart(
         };
         let places = places(statement, relation, resolutions[mentions[0]].table.as_deref());
         let all_columns = takes_all(parsed, resolutions, &mentions, &needs);
-        let wanted = wanted(parsed, all_columns, relation, &needs);
+        let is_grouped = |&m: &usize| needs.grouped.contains(&resolutions[m].mention.span.start);
+        let with_key = mentions.iter().any(is_grouped);
+        let wanted = wanted(parsed, all_columns, with_key, relation);
         let conditions = mentions
             .iter()
             .map(|&m| needs.conditions.get(&resolutions[m].mention.span.start));
@@ -296,7 +306,8 @@ pub(super) fn apart(
             filters,
             distinct: false,
             all_columns,
-            with_key: needs.groups,
+            whole_rows: names_row(resolutions, &mentions, &needs),
+            with_key,
             identity: match is_target(mentions[0]) {
                 true => Identity::Column,
                 false => Identity::None,
@@ -333,17 +344,22 @@ fn places(statement: &Statement<'_>, relation: &Relation, table: Option<&Table>)
 
 /// Whether a `*` or whole row takes all columns.
 fn takes_all(parsed: &ParsedQuery, resolutions: &[Resolution], mentions: &[usize], needs: &Needs<'_>) -> bool {
-    parsed.dotted_star
-        || mentions.iter().any(|&m| {
-            let mention = &resolutions[m].mention;
-            needs.all_columns.contains(&mention.span.start)
-                || needs.lone.contains(mention.alias.as_ref().unwrap_or(&mention.name))
-        })
+    let starred = |&m: &usize| needs.all_columns.contains(&resolutions[m].mention.span.start);
+    parsed.dotted_star || names_row(resolutions, mentions, needs) || mentions.iter().any(starred)
 }
 
-/// A column is needed when its name is a word of the statement, or all are.
-fn wanted(parsed: &ParsedQuery, all: bool, relation: &Relation, needs: &Needs<'_>) -> Vec<usize> {
-    let is_wanted = |c: &crate::metadata::Column| all || (needs.groups && c.primary) || parsed.words.contains(&c.name);
+/// Whether a mention's own name stands alone in an expression, where it is its whole row, if it is no column.
+fn names_row(resolutions: &[Resolution], mentions: &[usize], needs: &Needs<'_>) -> bool {
+    let own_name = |&m: &usize| {
+        let mention = &resolutions[m].mention;
+        needs.lone.contains(mention.alias.as_ref().unwrap_or(&mention.name))
+    };
+    mentions.iter().any(own_name)
+}
+
+/// A column is needed when its name is a word of the statement, or all are; those of the primary key where it is relied on.
+fn wanted(parsed: &ParsedQuery, all: bool, with_key: bool, relation: &Relation) -> Vec<usize> {
+    let is_wanted = |c: &crate::metadata::Column| all || (with_key && c.primary) || parsed.words.contains(&c.name);
     let columns = relation.columns.iter().enumerate();
     let mut wanted: Vec<_> = columns.filter(|(_, c)| is_wanted(c)).map(|(i, _)| i).collect();
     if wanted.is_empty() && !relation.columns.is_empty() {
@@ -353,21 +369,23 @@ fn wanted(parsed: &ParsedQuery, all: bool, relation: &Relation, needs: &Needs<'_
     wanted
 }
 
-/// What replaces the relations' names in the statement.
+/// What replaces the relations' names in the statement: for the source at each place, the SQL that has its rows.
 pub(super) fn edits(
     parsed: &ParsedQuery,
     resolutions: &[Resolution],
     sources: &[Gathered],
+    rows_sql: &dyn Fn(usize) -> String,
 ) -> Vec<(Range<usize>, String)> {
     let mut edits = Vec::new();
-    for source in sources {
+    for (at, source) in sources.iter().enumerate() {
+        let sql = rows_sql(at);
         for &m in &source.mentions {
             let mention = &resolutions[m].mention;
             let alias = match mention.alias {
                 Some(_) => String::new(),
                 None => format!(" AS {}", quote_identifier(&parsed.relations.alias(mention))),
             };
-            edits.push((mention.span.clone(), format!("pg_temp.{}{alias}", source.temporary)));
+            edits.push((mention.span.clone(), format!("{sql}{alias}")));
         }
     }
     edits.extend(parsed.relations.requalified(|_| true));

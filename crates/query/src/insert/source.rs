@@ -160,7 +160,9 @@ pub(super) async fn open(
     };
     if reads_sharded(statement, &parsed) {
         // The result comes from the scratch connection, so the transaction is free meanwhile.
-        return Ok(Source::Gathered(Box::new(gather::select(&source, transaction).await?)));
+        return Ok(Source::Gathered(Box::new(
+            gather::select_target(&source, None, transaction).await?,
+        )));
     }
     let shard = statement.snapshot.home();
     let mut text = parsed.text.clone();

@@ -1,11 +1,12 @@
 //! What all sessions share: DataFusion's runtime with its memory limit, and what was learned about tables.
 
+use crate::metadata::Relation;
 use datafusion::common::DataFusionError;
-use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryReservation};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
-use pgherd_model::{ServerError, SqlState, Table};
+use pgherd_model::{Epoch, ServerError, SqlState, Table};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ pub struct Limits {
     pub memory_bytes: usize,
     /// from so many rows in its tables on, a statement is worth a plan in several steps
     pub staged_from_rows: u64,
+    /// tables of at most so many rows are joined by PostgreSQL, over arrays: making a plan of DataFusion's takes longer
+    pub few_rows: u64,
 }
 
 impl Default for Limits {
@@ -24,6 +27,7 @@ impl Default for Limits {
         Self {
             memory_bytes: 1 << 30,
             staged_from_rows: 20_000,
+            few_rows: 1_000,
         }
     }
 }
@@ -33,18 +37,43 @@ const ROWS_ARE_FRESH: Duration = Duration::from_secs(30);
 /// Facts are forgotten beyond this many tables.
 const MOST_TABLES: usize = 10_000;
 
-/// A table, how many rows it has, and when that was asked.
-type EstimatedRows = (Arc<Table>, f64, Instant);
+/// What was learned of tables, by the address of a table's description, which is kept so that the address stays its own.
+#[derive(Debug)]
+struct Facts<T>(Mutex<HashMap<usize, (Arc<Table>, T)>>);
+
+impl<T> Default for Facts<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> Facts<T> {
+    fn of(&self, table: &Arc<Table>) -> Option<T> {
+        let facts = self.0.lock().ok()?;
+        facts.get(&(Arc::as_ptr(table) as usize)).map(|(_, fact)| fact.clone())
+    }
+
+    fn learn(&self, table: &Arc<Table>, fact: T) {
+        if let Ok(mut facts) = self.0.lock() {
+            if facts.len() >= MOST_TABLES {
+                facts.clear();
+            }
+            facts.insert(Arc::as_ptr(table) as usize, (table.clone(), fact));
+        }
+    }
+}
 
 /// What all sessions share.
 pub struct Engine {
     runtime: Arc<RuntimeEnv>,
     config: SessionConfig,
-    /// by the address of a table's description, which is kept so that the address stays its own
-    bytewise: Mutex<HashMap<usize, (Arc<Table>, bool)>>,
-    /// the same for estimated numbers of rows
-    rows: Mutex<HashMap<usize, EstimatedRows>>,
+    bytewise: Facts<bool>,
+    /// estimated rows, and when that was asked
+    rows: Facts<(f64, Instant)>,
+    /// what the home shard said of a table in an epoch
+    relations: Facts<(Epoch, Arc<Relation>)>,
     staged_from_rows: f64,
+    few_rows: f64,
 }
 
 impl std::fmt::Debug for Engine {
@@ -65,9 +94,11 @@ impl Engine {
         Ok(Self {
             runtime,
             config,
-            bytewise: Mutex::default(),
-            rows: Mutex::default(),
+            bytewise: Facts::default(),
+            rows: Facts::default(),
+            relations: Facts::default(),
             staged_from_rows: limits.staged_from_rows as f64,
+            few_rows: limits.few_rows as f64,
         })
     }
 
@@ -76,19 +107,18 @@ impl Engine {
         SessionContext::new_with_config_rt(self.config.clone(), self.runtime.clone())
     }
 
+    /// A part of the memory that all statements together may use, for what is kept beside DataFusion's plans.
+    pub(crate) fn memory(&self, what: &str) -> MemoryReservation {
+        MemoryConsumer::new(what).register(&self.runtime.memory_pool)
+    }
+
     /// Whether all text of the table compares by bytes, where that is known.
     pub(crate) fn is_bytewise(&self, table: &Arc<Table>) -> Option<bool> {
-        let facts = self.bytewise.lock().ok()?;
-        facts.get(&(Arc::as_ptr(table) as usize)).map(|(_, bytewise)| *bytewise)
+        self.bytewise.of(table)
     }
 
     pub(crate) fn learn_bytewise(&self, table: &Arc<Table>, bytewise: bool) {
-        if let Ok(mut facts) = self.bytewise.lock() {
-            if facts.len() >= MOST_TABLES {
-                facts.clear();
-            }
-            facts.insert(Arc::as_ptr(table) as usize, (table.clone(), bytewise));
-        }
+        self.bytewise.learn(table, bytewise);
     }
 }
 
@@ -125,20 +155,29 @@ impl Engine {
         self.staged_from_rows
     }
 
+    /// Whether tables of so many rows are too small for a plan of DataFusion's.
+    pub(crate) fn are_few(&self, rows: &[f64]) -> bool {
+        rows.iter().all(|rows| *rows <= self.few_rows)
+    }
+
     /// How many rows the table has, as far as that was asked lately.
     pub(crate) fn rows_of(&self, table: &Arc<Table>) -> Option<f64> {
-        let facts = self.rows.lock().ok()?;
-        let (_, rows, asked) = facts.get(&(Arc::as_ptr(table) as usize))?;
-        (asked.elapsed() < ROWS_ARE_FRESH).then_some(*rows)
+        let (rows, asked) = self.rows.of(table)?;
+        (asked.elapsed() < ROWS_ARE_FRESH).then_some(rows)
     }
 
     pub(crate) fn learn_rows(&self, table: &Arc<Table>, rows: f64) {
-        if let Ok(mut facts) = self.rows.lock() {
-            if facts.len() >= MOST_TABLES {
-                facts.clear();
-            }
-            facts.insert(Arc::as_ptr(table) as usize, (table.clone(), rows, Instant::now()));
-        }
+        self.rows.learn(table, (rows, Instant::now()));
+    }
+
+    /// What the home shard said of the table in this epoch.
+    pub(crate) fn relation_of(&self, table: &Arc<Table>, epoch: Epoch) -> Option<Arc<Relation>> {
+        let (of, relation) = self.relations.of(table)?;
+        (of == epoch).then_some(relation)
+    }
+
+    pub(crate) fn learn_relation(&self, table: &Arc<Table>, epoch: Epoch, relation: Relation) {
+        self.relations.learn(table, (epoch, Arc::new(relation)));
     }
 }
 

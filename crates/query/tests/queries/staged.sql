@@ -42,6 +42,10 @@ SELECT count(*) FROM customers c WHERE c.id NOT IN (SELECT o.customer FROM order
 SELECT count(*) FROM customers c WHERE c.id IN (SELECT o.customer FROM orders o WHERE o.id IN (SELECT l.order_id FROM lines l WHERE l.kind = 'k3'))
 SELECT c.name, o.id, sum(l.qty) FROM customers c, orders o, lines l WHERE o.id IN (SELECT order_id FROM lines GROUP BY order_id HAVING sum(qty) > 12) AND c.id = o.customer AND o.id = l.order_id GROUP BY c.name, o.id ORDER BY sum(l.qty) DESC, o.id LIMIT 5
 SELECT sum(l.price) / 7.0 FROM lines l, customers c WHERE c.id = l.qty AND c.code = 'c4' AND l.price < (SELECT 0.9 * avg(price) FROM lines WHERE qty = c.id)
+SELECT c.name, o.id, c.region FROM customers c, orders o WHERE o.id IN (SELECT order_id FROM lines GROUP BY order_id HAVING sum(qty) > 14) AND c.id = o.customer ORDER BY o.id
+SELECT count(*), min(o.day) FROM orders o, customers c WHERE c.id = o.customer AND c.id IN (SELECT qty FROM lines WHERE qty IS NULL OR price > 60) AND NOT (o.id IN (SELECT order_id FROM lines WHERE kind = 'k2'))
+SELECT c.name FROM customers c WHERE c.id IN (SELECT o.customer FROM orders o WHERE o.id IN (SELECT order_id FROM lines WHERE n = 2 AND kind LIKE 'k_') AND o.weight > (SELECT 0.01 * sum(l.qty) FROM lines l WHERE l.order_id = o.id)) ORDER BY c.name
+SELECT o.id FROM orders o WHERE o.customer IN (SELECT id FROM customers WHERE balance > 9999) ORDER BY o.id
 SELECT o.id FROM orders o WHERE o.customer = (SELECT max(x.customer) FROM orders x, lines y WHERE x.id = y.order_id AND y.kind = 'k0') ORDER BY o.id
 SELECT c.name FROM customers c WHERE c.id IN (SELECT o.customer FROM orders o WHERE o.weight > (SELECT 0.1 * sum(l.qty) FROM lines l WHERE l.order_id = o.id AND l.price > 5)) AND c.region = 2 ORDER BY c.name
 SELECT s.name, count(*) AS n FROM customers s, lines l1, orders o WHERE s.id = l1.qty AND o.id = l1.order_id AND EXISTS (SELECT * FROM lines l2 WHERE l2.order_id = l1.order_id AND l2.qty <> l1.qty) AND NOT EXISTS (SELECT * FROM lines l3 WHERE l3.order_id = l1.order_id AND l3.qty <> l1.qty AND l3.price > 20) GROUP BY s.name ORDER BY n DESC, s.name

@@ -164,6 +164,15 @@ impl Fixture {
         .expect("engine");
     }
 
+    /// Joins are planned however few rows they have from now on.
+    pub fn plan_joins(&mut self) {
+        self.engine = Engine::new(Limits {
+            few_rows: 0,
+            ..Limits::default()
+        })
+        .expect("engine");
+    }
+
     /// Says that two tables, whose bounds are the same, stay together.
     pub fn colocate(&mut self, name: &str, with: &str) {
         let placement = |snapshot: &Snapshot, name: &str| {
@@ -296,6 +305,7 @@ impl Fixture {
             types_elsewhere: &Default::default(),
             settings_sql: "",
             alone: false,
+            told_by_epoch: false,
         };
         let columns = description.columns.unwrap_or_default();
         let mut rows = select(statement, &columns, transaction, &self.engine).await?;
@@ -329,9 +339,10 @@ impl Fixture {
             types_elsewhere: &Default::default(),
             settings_sql: "",
             alone: false,
+            told_by_epoch: false,
         };
         let mut transaction = self.transaction();
-        let explained = explain(statement, &columns, "EXPLAIN ", &mut transaction)
+        let explained = explain(statement, &columns, "EXPLAIN ", &mut transaction, &self.engine)
             .await
             .expect(sql);
         transaction.rollback().await.expect("participants can be used again");

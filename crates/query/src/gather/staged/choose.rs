@@ -52,6 +52,8 @@ pub(super) struct Choice<'a> {
     pub bounds: &'a [Bound],
     /// whether `$number` can be sent to a shard
     pub parameter: &'a dyn Fn(usize) -> bool,
+    /// it is not worth a step of its own to spare fewer rows than this
+    pub many_rows: f64,
     pub stages: Vec<Stage>,
 }
 
@@ -150,33 +152,9 @@ impl Choice<'_> {
     }
 
     fn best(&self, block: usize) -> Option<Stage> {
-        if !self.may_leave(block) || !is_uncorrelated(self.blocks, block) {
-            return None;
-        }
         let mentions = self.mentions(block);
         let mut best: Option<(f64, Stage)> = None;
-        for group in self.groups(&mentions) {
-            let mut anchors: Anchors = vec![None; self.resolutions.len()];
-            let mut shards: Vec<ShardId> = Vec::new();
-            for &mention in &mentions {
-                if let Some(sharded) = self.resolutions[mention].table.as_ref().and_then(|t| t.sharded())
-                    && sharded.colocation == group
-                {
-                    anchors[mention] = Some(sharded.key[0].clone());
-                    shards.extend(sharded.ranges.ranges().iter().map(|r| r.shard));
-                }
-            }
-            shards.sort();
-            shards.dedup();
-            let Some(partial) = self.runs(block, &anchors) else {
-                continue;
-            };
-            let stage = Stage {
-                block,
-                anchors,
-                partial,
-                shards,
-            };
+        for stage in self.possible(block) {
             let read = |m: &usize| stage.anchors[*m].is_none() && self.reads(&stage, *m);
             let copied: Vec<_> = mentions.iter().copied().filter(read).collect();
             let bytes = self.bytes(&copied);
@@ -189,6 +167,45 @@ impl Choice<'_> {
         }
         let (cost, stage) = best?;
         (cost <= GATHERED * self.bytes(&mentions)).then_some(stage)
+    }
+
+    /// The way in which the shards run a block whole without a copy of anything.
+    pub fn by_itself(&self, block: usize) -> Option<Stage> {
+        let mentions = self.mentions(block);
+        let stays = |stage: &Stage| mentions.iter().all(|&m| stage.anchors[m].is_some());
+        self.possible(block)
+            .into_iter()
+            .find(|stage| !stage.partial && stays(stage))
+    }
+
+    /// The ways in which a block can run on the shards: one per colocation group of its tables.
+    fn possible(&self, block: usize) -> Vec<Stage> {
+        if !self.may_leave(block) || !is_uncorrelated(self.blocks, block) {
+            return Vec::new();
+        }
+        let mentions = self.mentions(block);
+        let with = |group: u32| {
+            let mut anchors: Anchors = vec![None; self.resolutions.len()];
+            let mut shards: Vec<ShardId> = Vec::new();
+            for &mention in &mentions {
+                if let Some(sharded) = self.resolutions[mention].table.as_ref().and_then(|t| t.sharded())
+                    && sharded.colocation == group
+                {
+                    anchors[mention] = Some(sharded.key[0].clone());
+                    shards.extend(sharded.ranges.ranges().iter().map(|r| r.shard));
+                }
+            }
+            shards.sort();
+            shards.dedup();
+            let partial = self.runs(block, &anchors)?;
+            Some(Stage {
+                block,
+                anchors,
+                partial,
+                shards,
+            })
+        };
+        self.groups(&mentions).into_iter().filter_map(with).collect()
     }
 
     /// Whether the shards can run a block whole (`false`) or in part (`true`).

@@ -2,8 +2,10 @@
 //! arrays in PostgreSQL's binary format.
 
 use crate::carrier::{Batch, Carrier, TargetType, carriers};
+use crate::plan::engine::Engine;
 use crate::plan::row::{fields, messages};
 use bytes::Bytes;
+use datafusion::execution::memory_pool::MemoryReservation;
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
 use std::collections::{HashMap, HashSet};
@@ -11,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 /// More keys than this bound nothing: the list would cost more than the rows it spares.
 const MOST_KEYS: usize = 100_000;
 /// Rows that pass through for one statement may take so many bytes.
-pub(super) const MOST_BYTES: usize = 256 << 20;
+const MOST_BYTES: usize = 256 << 20;
 
 /// How values of each type travel, by the type's OID.
 pub(super) struct Types(HashMap<u32, Carrier>);
@@ -50,6 +52,15 @@ impl Keys {
             self.values.insert(Bytes::copy_from_slice(value));
             self.too_many = self.values.len() > MOST_KEYS;
         }
+        if self.too_many {
+            self.values = HashSet::new();
+        }
+    }
+
+    /// Bytes in memory, roughly.
+    fn bytes(&self) -> usize {
+        const EACH: usize = 64;
+        self.values.len() * EACH
     }
 
     /// How many there are; None where there are too many.
@@ -74,6 +85,8 @@ pub(super) struct Kept {
     pub rows: Option<Batch>,
     /// by the place of the column
     pub keys: HashMap<usize, Keys>,
+    /// it was too much to keep
+    pub gave_up: bool,
     values: Vec<Option<std::ops::Range<usize>>>,
 }
 
@@ -83,6 +96,7 @@ impl Kept {
         Self {
             rows: rows.then(|| Batch::new(columns)),
             keys: keys.iter().map(|&place| (place, Keys::default())).collect(),
+            gave_up: false,
             values: Vec::new(),
         }
     }
@@ -90,6 +104,19 @@ impl Kept {
     /// Whether it wants to see rows at all.
     pub fn is_empty(&self) -> bool {
         self.rows.is_none() && self.keys.is_empty()
+    }
+
+    /// Bytes in memory, roughly. Rows will also lie in the buffers of so many connections at the same time.
+    pub fn bytes(&self, connections: usize) -> usize {
+        let rows = self.rows.as_ref().map_or(0, |rows| rows.bytes);
+        rows * (1 + connections) + self.keys.values().map(Keys::bytes).sum::<usize>()
+    }
+
+    /// Keeps nothing any more.
+    pub fn give_up(&mut self) {
+        self.gave_up = true;
+        self.rows = None;
+        self.keys.clear();
     }
 
     /// Takes DataRow messages with binary values.
@@ -106,5 +133,38 @@ impl Kept {
             }
         }
         Some(())
+    }
+}
+
+/// What the statement keeps in the gateway's memory, within the limit for all statements.
+pub(super) struct Memory {
+    reservation: MemoryReservation,
+    /// bytes of what is complete
+    complete: usize,
+    /// on how many connections rows may lie at the same time
+    connections: usize,
+}
+
+impl Memory {
+    /// For rows that lie on so many connections at the same time.
+    pub fn new(engine: &Engine, connections: usize) -> Self {
+        Self {
+            reservation: engine.memory("a gather in stages"),
+            complete: 0,
+            connections,
+        }
+    }
+
+    /// Counts what is being read; what does not fit is given up.
+    pub fn count(&mut self, kept: &mut Kept) {
+        let bytes = self.complete + kept.bytes(self.connections);
+        if bytes > MOST_BYTES || self.reservation.try_resize(bytes).is_err() {
+            kept.give_up();
+        }
+    }
+
+    /// It is complete and stays.
+    pub fn stays(&mut self, kept: &Kept) {
+        self.complete += kept.bytes(self.connections);
     }
 }

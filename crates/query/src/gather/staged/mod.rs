@@ -5,7 +5,8 @@
 //!
 //! - A block that is right shard by shard ([`spread`]) runs on the shards: colocated tables stay in place, the other relations are
 //!   sent to every shard as arrays, aggregates are divided ([`aggregates`]). Only its result is gathered.
-//! - What is still copied is bounded by the keys of what was copied before ([`reduce`]): the small side first.
+//! - What is still copied is bounded by the keys of what was copied before ([`reduce`]), the small side first, and by what IN's
+//!   subqueries give, which are run before ([`keys`]).
 //! - Which way is cheaper is estimated from PostgreSQL's own statistics ([`sizes`], [`choose`]).
 //!
 //! PostgreSQL evaluates every expression, on a shard or over the gathered rows, so there is nothing of PostgreSQL's behaviour to
@@ -18,22 +19,26 @@ mod blocks;
 mod calls;
 mod choose;
 mod copies;
+mod keys;
 mod prune;
 mod reduce;
 mod run;
-mod sizes;
+mod shown;
+pub(super) mod sizes;
 mod spread;
 mod text;
+mod values;
 
+use super::Reading;
 use super::source::{self, Gathered, Resolution};
-use crate::metadata::{self, Metadata};
+use crate::metadata::Metadata;
 use crate::plan::engine::Engine;
 use crate::rows::Rows;
 use crate::statement::Statement;
-use crate::views::{self, ParsedQuery};
-use crate::{Transaction, refusal};
+use crate::{Fragment, Transaction};
 use blocks::{Blocks, ColumnId, Role};
 use choose::{Choice, Size, Stage, bounded};
+use keys::KeyQuery;
 use pgherd_model::ServerError;
 use pgherd_transaction::{Isolation, Mode};
 use reduce::Bound;
@@ -46,8 +51,7 @@ struct Fetch {
     source: Gathered,
     /// the stage that it is sent to the shards for; None when the rest of the statement reads it
     stage: Option<usize>,
-    /// its columns' bounds: slot among the source's mentions, column, the fetch and the place of its column
-    bounds: Vec<(usize, String, usize, usize)>,
+    bounds: Vec<FetchBound>,
     /// the places of columns whose values bound others
     collects: Vec<usize>,
     /// columns that correlated subqueries look rows up by
@@ -56,77 +60,124 @@ struct Fetch {
     known: Vec<Range<usize>>,
 }
 
+/// A column of a fetch whose values are among others that are known by then.
+struct FetchBound {
+    /// which of the source's mentions
+    slot: usize,
+    column: String,
+    by: By,
+    /// how many values the column has in the whole relation, where that is known
+    values: Option<f64>,
+    /// the rows of the whole relation that bounds it
+    by_rows: f64,
+}
+
+/// Who knows the values.
+enum By {
+    /// an earlier fetch, in this column of its rows
+    Fetch { at: usize, place: usize },
+    /// a subquery
+    Keys(usize),
+}
+
 /// What will be done, in this order.
 struct Plan<'a> {
     blocks: Blocks<'a>,
     resolutions: &'a [Resolution],
+    keys: Vec<KeyQuery>,
     fetches: Vec<Fetch>,
     stages: Vec<Stage>,
+}
+
+/// Whether a SELECT is one that is gathered so: in one snapshot, over large tables.
+fn applies(
+    statement: &Statement<'_>,
+    reading: &Reading,
+    rows: &[f64],
+    transaction: &Transaction,
+    engine: &Engine,
+) -> bool {
+    let level = transaction.mode().isolation;
+    let alone = statement.alone && matches!(level, None | Some(Isolation::ReadCommitted));
+    (alone || level == Some(Isolation::RepeatableRead))
+        && matches!(statement.ast, Ast::Query(_))
+        && !reading.resolutions.is_empty()
+        && rows.iter().sum::<f64>() >= engine.staged_from_rows()
 }
 
 /// Runs a SELECT so; None when it should be gathered plainly. Then nothing has been read.
 pub(super) async fn select(
     statement: &Statement<'_>,
+    reading: &Reading,
+    rows: &[f64],
     transaction: &mut Transaction,
     engine: &Engine,
 ) -> Result<Option<Rows<'static>>, ServerError> {
     let one_snapshot = transaction.mode().isolation == Some(Isolation::RepeatableRead);
-    let alone = statement.alone
-        && matches!(transaction.mode().isolation, None | Some(Isolation::ReadCommitted))
-        && transaction.participants().next().is_none();
-    if !(one_snapshot || alone) || !matches!(statement.ast, Ast::Query(_)) {
+    if !applies(statement, reading, rows, transaction, engine)
+        || !(one_snapshot || transaction.participants().next().is_none())
+    {
         return Ok(None);
     }
-    // What is wrong with the statement is told by the plain gather.
-    let Ok(expanded) = views::expand(statement, None) else {
-        return Ok(None);
-    };
-    let Ok(parsed) = views::parse_query(&expanded.text) else {
-        return Ok(None);
-    };
-    let Ok(resolutions) = source::resolve(statement, &parsed) else {
-        return Ok(None);
-    };
-    if refusal::check(&parsed).is_err() || resolutions.is_empty() {
-        return Ok(None);
-    }
-    let rows = sizes::total_rows(&resolutions, transaction, engine).await?;
-    if rows.iter().sum::<f64>() < engine.staged_from_rows() {
-        return Ok(None);
-    }
-    if alone {
+    if !one_snapshot {
         let mode = Mode {
             isolation: Some(Isolation::RepeatableRead),
             ..transaction.mode().clone()
         };
         transaction.set_mode(mode);
     }
-    let names: Vec<String> = resolutions.iter().map(|r| r.lookup.clone()).collect();
-    let home = transaction.participant(statement.snapshot.home()).await?;
-    let metadata = metadata::read(home, &names, &parsed.words).await?;
-    if !metadata.text_is_exact
-        || !metadata.functions.is_empty()
-        || metadata
-            .relations
-            .iter()
-            .any(|r| r.as_ref().is_none_or(|r| r.is_system()))
-    {
+    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
+    match prepare(statement, reading, &metadata, rows, transaction, engine).await? {
+        Some(plan) => run::run(plan, statement, transaction, engine).await,
+        None => Ok(None),
+    }
+}
+
+/// The steps that [`select`] would take, each with what its shards are asked before anything is known of other steps' rows; None
+/// where it would take none.
+pub(super) async fn steps(
+    statement: &Statement<'_>,
+    reading: &Reading,
+    rows: &[f64],
+    transaction: &mut Transaction,
+    engine: &Engine,
+) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
+    if !applies(statement, reading, rows, transaction, engine) {
+        return Ok(None);
+    }
+    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
+    let plan = prepare(statement, reading, &metadata, rows, transaction, engine).await?;
+    Ok(plan.and_then(|plan| plan.shown(statement)))
+}
+
+async fn prepare<'a>(
+    statement: &Statement<'_>,
+    reading: &'a Reading,
+    metadata: &'a Metadata,
+    rows: &[f64],
+    transaction: &Transaction,
+    engine: &Engine,
+) -> Result<Option<Plan<'a>>, ServerError> {
+    let (parsed, resolutions) = (&reading.parsed, &reading.resolutions);
+    let is_own = |r: &Option<crate::metadata::Relation>| r.as_ref().is_some_and(|r| !r.is_system());
+    if !metadata.text_is_exact || !metadata.functions.is_empty() || !metadata.relations.iter().all(is_own) {
         return Ok(None);
     }
     let each = |mention: usize| Some(mention);
-    let sources = source::apart(statement, &parsed, &resolutions, &metadata, None, &each);
-    let sizes = sizes::sizes(&sources, &resolutions, &rows, transaction).await?;
-    let plan = plan(statement, &parsed, &resolutions, &metadata, &sizes);
-    run::run(plan, statement, &expanded, transaction).await
+    let sources = source::apart(statement, parsed, resolutions, metadata, None, &each);
+    let sizes = sizes::sizes(&sources, resolutions, rows, transaction).await?;
+    let many_rows = engine.staged_from_rows() / 2.0;
+    Ok(Some(plan(statement, reading, metadata, &sizes, many_rows)))
 }
 
 fn plan<'a>(
     statement: &Statement<'_>,
-    parsed: &'a ParsedQuery,
-    resolutions: &'a [Resolution],
+    reading: &'a Reading,
     metadata: &'a Metadata,
     sizes: &[Size],
+    many_rows: f64,
 ) -> Plan<'a> {
+    let (parsed, resolutions) = (&reading.parsed, reading.resolutions.as_slice());
     let blocks = Blocks::of(parsed, metadata);
     let bounds = reduce::bounds(&blocks);
     let parameter = |number: usize| {
@@ -139,6 +190,7 @@ fn plan<'a>(
         sizes,
         bounds: &bounds,
         parameter: &parameter,
+        many_rows,
         stages: Vec::new(),
     };
     choice.decide();
@@ -150,11 +202,14 @@ fn plan<'a>(
         None => Some(0),
     };
     let sources = source::apart(statement, parsed, resolutions, metadata, None, &number);
-    let fetches = in_order(&blocks, sources, &stage_of, sizes, &bounds, &choice);
+    let mentions: Vec<usize> = sources.iter().flat_map(|s| s.mentions.iter().copied()).collect();
+    let keys = keys::find(&choice, &mentions);
+    let fetches = in_order(sources, &stage_of, &keys, &choice);
     let stages = choice.stages;
     Plan {
         blocks,
         resolutions,
+        keys,
         fetches,
         stages,
     }
@@ -168,18 +223,17 @@ fn stage_of(choice: &Choice<'_>, mention: usize) -> Option<usize> {
 
 /// The sources, each behind those that bound it, with their bounds.
 fn in_order(
-    blocks: &Blocks<'_>,
-    sources: Vec<Gathered>,
+    mut sources: Vec<Gathered>,
     stage_of: &[Option<usize>],
-    sizes: &[Size],
-    bounds: &[Bound],
+    keys: &[KeyQuery],
     choice: &Choice<'_>,
 ) -> Vec<Fetch> {
+    let blocks = choice.blocks;
+    let sizes = keys::sizes(keys, choice.sizes, choice.bounds);
     let mentions: Vec<usize> = sources.iter().flat_map(|s| s.mentions.iter().copied()).collect();
-    let order = bounded(&mentions, sizes, bounds, &|m, c| choice.is_unique(m, c));
-    let rows: HashMap<usize, f64> = order.iter().copied().collect();
-    let mut sources = sources;
+    let order = bounded(&mentions, &sizes, choice.bounds, &|m, c| choice.is_unique(m, c));
     sources.sort_by_key(|source| order.iter().rposition(|(m, _)| source.mentions.contains(m)));
+    let rows: HashMap<usize, f64> = order.into_iter().collect();
     let mut fetches: Vec<Fetch> = Vec::new();
     for mut source in sources {
         let known = prune::known(blocks, &source);
@@ -193,23 +247,22 @@ fn in_order(
             source,
         };
         for (slot, &mention) in fetch.source.mentions.iter().enumerate() {
-            for bound in bounds.iter().filter(|b| b.mention == mention) {
-                let Some(by) = fetches.iter().position(|f| f.source.mentions.contains(&bound.by)) else {
-                    continue;
+            for bound in choice.bounds.iter().filter(|b| b.mention == mention) {
+                let by = match keys.iter().position(|query| query.gives(bound)) {
+                    Some(query) => Some(By::Keys(query)),
+                    None => by_fetch(bound, &fetches, &rows, &sizes),
                 };
-                // Nothing is gained where all values are there.
-                if rows[&bound.by] > sizes[bound.by].rows * 0.7 && sizes[bound.by].rows >= sizes[mention].rows / 50.0 {
-                    continue;
+                let Some(by) = by else { continue };
+                if let By::Fetch { at, place } = by {
+                    fetches[at].collects.push(place);
                 }
-                let other = &fetches[by].source;
-                let place = other
-                    .wanted
-                    .iter()
-                    .position(|&c| other.relation.columns[c].name == bound.by_column);
-                if let Some(place) = place {
-                    fetches[by].collects.push(place);
-                    fetch.bounds.push((slot, bound.column.clone(), by, place));
-                }
+                fetch.bounds.push(FetchBound {
+                    slot,
+                    column: bound.column.clone(),
+                    by,
+                    values: values(bound, choice),
+                    by_rows: sizes[bound.by].rows,
+                });
             }
         }
         fetch.source.distinct = fetch.stage.is_none() && only_existence(blocks, &fetch.source);
@@ -220,6 +273,29 @@ fn in_order(
         fetch.collects.dedup();
     }
     fetches
+}
+
+/// The earlier fetch that knows a bound's values, where anything is gained by them.
+fn by_fetch(bound: &Bound, fetches: &[Fetch], rows: &HashMap<usize, f64>, sizes: &[Size]) -> Option<By> {
+    let at = fetches.iter().position(|f| f.source.mentions.contains(&bound.by))?;
+    // Nothing is where all values are there.
+    if rows[&bound.by] > sizes[bound.by].rows * 0.7 && sizes[bound.by].rows >= sizes[bound.mention].rows / 50.0 {
+        return None;
+    }
+    let source = &fetches[at].source;
+    let is_column = |c: &usize| source.relation.columns[*c].name == bound.by_column;
+    let place = source.wanted.iter().position(is_column)?;
+    Some(By::Fetch { at, place })
+}
+
+/// How many values a bounded column has without the bound: as many as a unique column that it equals has.
+fn values(bound: &Bound, choice: &Choice<'_>) -> Option<f64> {
+    let same = choice
+        .bounds
+        .iter()
+        .filter(|b| b.mention == bound.mention && b.column == bound.column);
+    let unique = same.filter(|b| choice.is_unique(b.by, &b.by_column));
+    unique.map(|b| choice.sizes[b.by].rows).reduce(f64::max)
 }
 
 /// Whether a source's rows are only asked whether they are there: it stands alone in EXISTS and IN.

@@ -2,17 +2,17 @@
 
 use super::aggregates::{self, Divided, column};
 use super::choose::Stage;
-use super::copies::{Kept, MOST_BYTES, Types};
+use super::copies::{Kept, Keys, Memory, Types};
 use super::{Fetch, Plan};
 use crate::carrier::Carrier;
 use crate::edit::Edited;
 use crate::fragment;
 use crate::gather::{clock, load, source};
 use crate::metadata;
+use crate::plan::engine::Engine;
 use crate::relay;
-use crate::rows::{Rows, Scratch};
+use crate::rows::{Rows, Scratch, Step};
 use crate::statement::Statement;
-use crate::views::Expanded;
 use crate::{Fragment, Transaction};
 use bytes::Bytes;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
@@ -20,14 +20,14 @@ use postgres_protocol::message::frontend;
 use std::ops::Range;
 use std::sync::Arc;
 
-type Edits = Vec<(Range<usize>, String)>;
+pub(super) type Edits = Vec<(Range<usize>, String)>;
 
 /// Parameters that are added behind the client's own.
 #[derive(Default)]
-struct Added(Vec<(u32, Bytes)>);
+pub(super) struct Added(pub(super) Vec<(u32, Bytes)>);
 
 impl Added {
-    fn push(&mut self, array: (u32, Bytes)) -> usize {
+    pub fn push(&mut self, array: (u32, Bytes)) -> usize {
         self.0.push(array);
         self.0.len()
     }
@@ -47,28 +47,33 @@ impl Added {
 }
 
 /// A stage's table on the scratch connection.
-struct Target {
-    name: String,
+pub(super) struct Target {
+    pub name: String,
     /// the columns' types as SQL
-    types: Vec<String>,
-    binary: bool,
+    pub types: Vec<String>,
+    pub binary: bool,
 }
 
-struct Runner<'a, 's> {
-    plan: &'a Plan<'a>,
-    statement: &'a Statement<'s>,
-    types: Types,
-    /// what has been read, and what is kept of it
-    fetched: Vec<Fetch>,
-    kept: Vec<Kept>,
+pub(super) struct Runner<'a, 's> {
+    pub plan: &'a Plan<'a>,
+    pub statement: &'a Statement<'s>,
+    pub types: Types,
+    /// by key query, the values; None where they are too many
+    pub keys: Vec<Option<Keys>>,
+    /// what has been read, how many rows it has, and what is kept of it
+    pub fetched: Vec<Fetch>,
+    pub rows: Vec<u64>,
+    pub kept: Vec<Kept>,
+    pub memory: Memory,
+    pub steps: Vec<Step>,
 }
 
 /// Runs the plan; None where it turns out not to be exact, or to need too much memory: then the statement can be gathered.
 pub(super) async fn run(
     mut plan: Plan<'_>,
     statement: &Statement<'_>,
-    expanded: &Expanded,
     transaction: &mut Transaction,
+    engine: &Engine,
 ) -> Result<Option<Rows<'static>>, ServerError> {
     let (home, who) = (statement.snapshot.home(), transaction.who().clone());
     let mut scratch = Scratch::new(transaction.shards().checkout(home, &who).await?);
@@ -81,33 +86,39 @@ pub(super) async fn run(
         setup.push_str(&fetch.source.create_sql());
     }
     scratch.backend().simple(&setup).await?;
-    let columns: Vec<(u32, String)> = plan.fetches.iter().flat_map(types_that_travel).collect();
+    let mut columns: Vec<(u32, String)> = plan.fetches.iter().flat_map(types_that_travel).collect();
+    columns.extend(plan.keys.iter().map(|query| (query.type_oid, query.type_sql.clone())));
     let types = Types::of(scratch.backend(), &columns).await?;
     let Some(targets) = targets(&plan, statement, &mut scratch).await? else {
         return Ok(None);
     };
     let fetches = std::mem::take(&mut plan.fetches);
     let mut runner = Runner {
+        memory: Memory::new(engine, plan.stages.iter().map(|s| s.shards.len()).max().unwrap_or(0)),
         plan: &plan,
         statement,
         types,
+        keys: Vec::new(),
         fetched: Vec::new(),
+        rows: Vec::new(),
         kept: Vec::new(),
+        steps: Vec::new(),
     };
-    let mut bytes = 0;
+    for query in &plan.keys {
+        let keys = runner.key_query(query, transaction, &mut scratch).await?;
+        runner.keys.push(keys);
+    }
     for mut fetch in fetches {
         runner.fetch(&mut fetch, transaction, &mut scratch).await?;
-        bytes += runner
-            .kept
-            .last()
-            .and_then(|k| k.rows.as_ref())
-            .map_or(0, |rows| rows.bytes);
-        if bytes > MOST_BYTES {
+        if runner.kept.last().is_some_and(|kept| kept.gave_up) {
             return Ok(None);
         }
         runner.fetched.push(fetch);
     }
     for (number, (stage, target)) in plan.stages.iter().zip(&targets).enumerate() {
+        if runner.is_known(stage.block) {
+            continue;
+        }
         if runner
             .stage(number, stage, target, transaction, &mut scratch)
             .await?
@@ -116,17 +127,20 @@ pub(super) async fn run(
             return Ok(None);
         }
     }
-    let edited = runner.rest(&targets, expanded, transaction).await?;
-    let Some(edited) = edited else {
+    let edited = runner.rest(&targets, transaction).await?;
+    let Some((edited, added)) = edited else {
         return Ok(None);
     };
-    super::super::start(statement, &edited.text, scratch.backend()).await?;
-    let original = (statement.text == expanded.text).then(|| expanded.text.clone());
+    super::super::bind(statement, &edited.text, &added.0, scratch.backend())?;
+    relay::queue_execute(scratch.backend(), "")?;
+    relay::sync(scratch.backend()).await?;
+    let text = &runner.plan.blocks.parsed.text;
+    let original = (statement.text == text).then(|| text.clone());
     let explain = move |error: ServerError| match &original {
         Some(original) => edited.map_back(original, error),
         None => error.with_position(None),
     };
-    Ok(Some(Rows::scratch(scratch, Box::new(explain))))
+    Ok(Some(Rows::scratch(scratch, Box::new(explain)).after(runner.steps)))
 }
 
 /// A nested loop over a copy of more rows than this is left out of the shards' plans: what they estimate without statistics may be
@@ -197,7 +211,7 @@ async fn targets(
 }
 
 /// A stage's SELECT, with these names of relations.
-fn stage_sql(plan: &Plan<'_>, stage: &Stage, names: &[(Range<usize>, String)]) -> Option<(Divided, String)> {
+pub(super) fn stage_sql(plan: &Plan<'_>, stage: &Stage, names: &[(Range<usize>, String)]) -> Option<(Divided, String)> {
     let own = match stage.partial {
         true => aggregates::partial(&plan.blocks, stage.block, names, &[])?,
         false => aggregates::whole(&plan.blocks, stage.block, names)?,
@@ -224,16 +238,36 @@ fn stage_sql(plan: &Plan<'_>, stage: &Stage, names: &[(Range<usize>, String)]) -
     Some((own, sql))
 }
 
-impl Runner<'_, '_> {
-    /// ` AS "name"` for a relation that has no alias of its own.
-    fn alias(&self, mention: usize) -> String {
-        let mention = &self.plan.resolutions[mention].mention;
-        match mention.alias {
-            Some(_) => String::new(),
-            None => format!(" AS {}", quote_identifier(&mention.name)),
-        }
+/// ` AS "name"` for a relation that has no alias of its own.
+fn alias(plan: &Plan<'_>, mention: usize) -> String {
+    let mention = &plan.resolutions[mention].mention;
+    match mention.alias {
+        Some(_) => String::new(),
+        None => format!(" AS {}", quote_identifier(&mention.name)),
     }
+}
 
+/// Adds what a stage's tables that stay in place are called on a shard; returns their fences.
+pub(super) fn anchored(plan: &Plan<'_>, stage: &Stage, shard: ShardId, names: &mut Edits) -> Option<Vec<Arc<str>>> {
+    let mut fences: Vec<Arc<str>> = Vec::new();
+    for (mention, resolution) in plan.resolutions.iter().enumerate() {
+        let (Some(_), Some(table)) = (&stage.anchors[mention], &resolution.table) else {
+            continue;
+        };
+        let all: Vec<_> = table.sharded()?.ranges.ranges().iter().map(|r| r.id).collect();
+        let place = fragment::places(table, &all)?.into_iter().find(|p| p.shard == shard)?;
+        for fence in place.fences {
+            if !fences.contains(&fence) {
+                fences.push(fence);
+            }
+        }
+        let name = format!("{}{}", place.relation, alias(plan, mention));
+        names.push((resolution.mention.span.clone(), name));
+    }
+    Some(fences)
+}
+
+impl Runner<'_, '_> {
     /// Reads a relation: into a temporary table, or for the shards; and the keys that bound others.
     async fn fetch(
         &mut self,
@@ -243,19 +277,15 @@ impl Runner<'_, '_> {
     ) -> Result<(), ServerError> {
         let mut added = Added::default();
         for slot in 0..fetch.source.mentions.len() {
-            // The shortest list: with several, an index over both columns would be asked for every pair.
-            let own = fetch.bounds.iter().filter(|b| b.0 == slot);
-            let known = own.filter_map(|(_, name, by, place)| {
-                let other = &self.fetched[*by].source;
-                let from = &other.relation.columns[other.wanted[*place]];
-                let keys = self.kept[*by].keys.get(place)?;
-                Some((keys.count()?, name, keys, self.types.get(from.type_oid)?))
-            });
-            if let Some((_, name, keys, carrier)) = known.min_by_key(|(count, ..)| *count)
+            // One list, the one that spares the most: with several, an index over both columns would be asked for every pair.
+            let own = fetch.bounds.iter().filter(|b| b.slot == slot);
+            let known = own.filter_map(|bound| Some((self.share(bound)?, bound, self.known_values(bound)?)));
+            if let Some((_, bound, (keys, carrier))) = known.min_by(|(a, ..), (b, ..)| a.total_cmp(b))
                 && let Some(array) = keys.array(carrier)
             {
                 let number = self.statement.parameters.len() + added.push(array);
-                fetch.source.filters[slot].push(format!("{} = ANY (${number})", quote_identifier(name)));
+                let name = quote_identifier(&bound.column);
+                fetch.source.filters[slot].push(format!("{name} = ANY (${number})"));
             }
         }
         let mut fragments = fetch.source.fragments(self.statement);
@@ -268,8 +298,12 @@ impl Runner<'_, '_> {
         let binary = fetch.source.binary;
         let collects = if binary { fetch.collects.clone() } else { Vec::new() };
         let mut kept = Kept::new(fetch.source.wanted.len(), fetch.stage.is_some(), &collects);
-        let copy = fetch.stage.is_none().then(|| fetch.source.copy_sql());
-        let rows = read(&fragments, copy, binary, &mut kept, transaction, scratch).await?;
+        let copy = fetch.stage.is_none().then(|| (fetch.source.copy_sql(), binary));
+        let what = self.plan.name_of_fetch(fetch, &self.fetched);
+        let rows = self
+            .read(what, &fragments, copy, &mut kept, transaction, scratch)
+            .await?;
+        self.memory.stays(&kept);
         tracing::debug!(relation = %fetch.source.relation.name, stage = ?fetch.stage, rows, bounds = added.0.len(), "read");
         if fetch.stage.is_none() {
             let mut finish = fetch.source.finish_sql(rows);
@@ -289,6 +323,7 @@ impl Runner<'_, '_> {
             }
         }
         self.kept.push(kept);
+        self.rows.push(rows);
         Ok(())
     }
 
@@ -346,9 +381,10 @@ impl Runner<'_, '_> {
                 backend.queue_silent("SET LOCAL enable_nestloop = off");
             }
         }
+        let known_blocks = self.known_blocks(&mut added);
         let mut fragments = Vec::new();
         for &shard in &stage.shards {
-            let Some(fragment) = self.fragment(stage, target, shard, &copies, &added) else {
+            let Some(fragment) = self.fragment(stage, target, shard, &copies, &known_blocks, &added) else {
                 return Ok(None);
             };
             fragments.push(fragment);
@@ -361,7 +397,11 @@ impl Runner<'_, '_> {
             columns.join(", ")
         );
         let mut kept = Kept::new(0, false, &[]);
-        let rows = read(&fragments, Some(copy), target.binary, &mut kept, transaction, scratch).await?;
+        let what = self.plan.name_of_stage(number);
+        let copy = Some((copy, target.binary));
+        let rows = self
+            .read(what, &fragments, copy, &mut kept, transaction, scratch)
+            .await?;
         tracing::debug!(
             number,
             rows,
@@ -386,32 +426,18 @@ impl Runner<'_, '_> {
     }
 
     /// What one shard runs of a stage.
-    fn fragment(
+    pub fn fragment(
         &self,
         stage: &Stage,
         target: &Target,
         shard: ShardId,
         copies: &[(Range<usize>, String)],
+        known_blocks: &[(Range<usize>, String)],
         added: &Added,
     ) -> Option<Fragment> {
         let mut names: Edits = copies.to_vec();
-        let mut fences: Vec<Arc<str>> = Vec::new();
-        for (mention, resolution) in self.plan.resolutions.iter().enumerate() {
-            let (Some(_), Some(table)) = (&stage.anchors[mention], &resolution.table) else {
-                continue;
-            };
-            let all: Vec<_> = table.sharded()?.ranges.ranges().iter().map(|r| r.id).collect();
-            let place = fragment::places(table, &all)?.into_iter().find(|p| p.shard == shard)?;
-            for fence in place.fences {
-                if !fences.contains(&fence) {
-                    fences.push(fence);
-                }
-            }
-            names.push((
-                resolution.mention.span.clone(),
-                format!("{}{}", place.relation, self.alias(mention)),
-            ));
-        }
+        let fences = anchored(self.plan, stage, shard, &mut names)?;
+        replace(&mut names, known_blocks.iter().cloned());
         let (_, sql) = stage_sql(self.plan, stage, &names)?;
         let (parameter_types, parameters) = match sql.contains('$') {
             true => added.with(self.statement, &sql, shard),
@@ -428,18 +454,66 @@ impl Runner<'_, '_> {
         })
     }
 
+    /// Executes fragments on all their shards at once and takes their rows in turn; how many there were. With `copy`, a COPY and
+    /// whether it is binary, they also go into a table of the scratch connection.
+    pub async fn read(
+        &mut self,
+        what: String,
+        fragments: &[Fragment],
+        copy: Option<(String, bool)>,
+        kept: &mut Kept,
+        transaction: &mut Transaction,
+        scratch: &mut Scratch,
+    ) -> Result<u64, ServerError> {
+        transaction.open_cut(fragments).await?;
+        let mut step = Step {
+            what,
+            rows: 0,
+            bytes: 0,
+        };
+        let read = async {
+            relay::execute_all(fragments, transaction).await?;
+            if let Some((copy, binary)) = &copy {
+                load::open_copy(scratch.backend(), copy, *binary).await?;
+            }
+            for fragment in fragments {
+                let backend = transaction.participant(fragment.shard).await?;
+                while let Some(batch) = relay::next_rows(backend).await? {
+                    step.rows += batch.rows as u64;
+                    step.bytes += batch.bytes.len() as u64;
+                    if !kept.is_empty() {
+                        kept.add(&batch.bytes).ok_or_else(crate::plan::merge::garbled)?;
+                        self.memory.count(kept);
+                    }
+                    if let Some((_, binary)) = &copy {
+                        load::put_rows(scratch.backend(), batch, *binary).await?;
+                    }
+                }
+            }
+            if let Some((_, binary)) = &copy {
+                load::close_copy(scratch.backend(), *binary).await?;
+            }
+            Ok::<(), ServerError>(())
+        };
+        let read = read.await;
+        relay::finish(transaction, read.is_ok()).await?;
+        read?;
+        let rows = step.rows;
+        self.steps.push(step);
+        Ok(rows)
+    }
+
     /// What is left of the statement: its relations' temporary tables, and in place of each block what puts its rows together.
     async fn rest(
         &self,
         targets: &[Target],
-        expanded: &Expanded,
         transaction: &mut Transaction,
-    ) -> Result<Option<Edited>, ServerError> {
+    ) -> Result<Option<(Edited, Added)>, ServerError> {
         let parsed = self.plan.blocks.parsed;
         let mut edits: Edits = self.known(None);
         for fetch in self.fetched.iter().filter(|f| f.stage.is_none()) {
             for &mention in &fetch.source.mentions {
-                let name = format!("pg_temp.{}{}", fetch.source.temporary, self.alias(mention));
+                let name = format!("pg_temp.{}{}", fetch.source.temporary, alias(self.plan, mention));
                 edits.push((self.plan.resolutions[mention].mention.span.clone(), name));
             }
         }
@@ -447,12 +521,17 @@ impl Runner<'_, '_> {
             let now = transaction.clock().await?.unwrap_or_default();
             edits.extend(clock::edits(parsed, &now));
         }
+        let mut added = Added::default();
+        replace(&mut edits, self.known_blocks(&mut added).into_iter());
         // Those inside others come first: they are part of what those become.
         let mut order: Vec<usize> = (0..self.plan.stages.len()).collect();
         let span = |s: usize| self.plan.blocks.list[self.plan.stages[s].block].span.clone();
         order.sort_by_key(|&s| span(s).len());
         for s in order {
             let (stage, target) = (&self.plan.stages[s], &targets[s]);
+            if self.is_known(stage.block) {
+                continue;
+            }
             let divided = match stage.partial {
                 true => aggregates::partial(&self.plan.blocks, stage.block, &[], &edits),
                 false => aggregates::whole(&self.plan.blocks, stage.block, &[]),
@@ -464,49 +543,16 @@ impl Runner<'_, '_> {
             for place in divided.sums {
                 sql = sql.replace(&format!("{{type {place}}}"), &target.types[place]);
             }
-            let own = span(s);
-            edits.retain(|(inner, _)| !(own.start <= inner.start && inner.end <= own.end));
-            edits.push((own, sql));
+            replace(&mut edits, std::iter::once((span(s), sql)));
         }
-        Ok(Some(Edited::new(&expanded.text, edits)))
+        Ok(Some((Edited::new(&parsed.text, edits), added)))
     }
 }
 
-/// Executes fragments on all their shards at once and takes their rows in turn; how many there were. With `copy`, they also go
-/// into a table of the scratch connection.
-async fn read(
-    fragments: &[Fragment],
-    copy: Option<String>,
-    binary: bool,
-    kept: &mut Kept,
-    transaction: &mut Transaction,
-    scratch: &mut Scratch,
-) -> Result<u64, ServerError> {
-    transaction.open_cut(fragments).await?;
-    let read = async {
-        relay::execute_all(fragments, transaction).await?;
-        if let Some(copy) = &copy {
-            load::open_copy(scratch.backend(), copy, binary).await?;
-        }
-        let mut total = 0;
-        for fragment in fragments {
-            let backend = transaction.participant(fragment.shard).await?;
-            while let Some(batch) = relay::next_rows(backend).await? {
-                total += batch.rows as u64;
-                if !kept.is_empty() {
-                    kept.add(&batch.bytes).ok_or_else(crate::plan::merge::garbled)?;
-                }
-                if copy.is_some() {
-                    load::put_rows(scratch.backend(), batch, binary).await?;
-                }
-            }
-        }
-        if copy.is_some() {
-            load::close_copy(scratch.backend(), binary).await?;
-        }
-        Ok::<u64, ServerError>(total)
-    };
-    let read = read.await;
-    relay::finish(transaction, read.is_ok()).await?;
-    read
+/// Adds edits of larger pieces: those of pieces inside them go.
+fn replace(edits: &mut Edits, with: impl Iterator<Item = (Range<usize>, String)>) {
+    for (own, sql) in with {
+        edits.retain(|(inner, _)| !(own.start <= inner.start && inner.end <= own.end));
+        edits.push((own, sql));
+    }
 }

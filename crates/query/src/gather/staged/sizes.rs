@@ -10,7 +10,7 @@ use pgherd_model::{ServerError, ShardId, quote_literal};
 use std::collections::BTreeMap;
 
 /// Rows of all sharded tables that are mentioned, each counted once.
-pub(super) async fn total_rows(
+pub(in crate::gather) async fn total_rows(
     resolutions: &[Resolution],
     transaction: &Transaction,
     engine: &Engine,

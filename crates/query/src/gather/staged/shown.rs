@@ -1,0 +1,89 @@
+//! The steps of a gather in stages as EXPLAIN shows them, and as they are counted when they run.
+
+use super::choose::Stage;
+use super::keys::KeyQuery;
+use super::run::{Edits, anchored, stage_sql};
+use super::{By, Fetch, Plan};
+use crate::Fragment;
+use crate::statement::Statement;
+use pgherd_model::ShardId;
+
+impl Plan<'_> {
+    pub(super) fn name_of_keys(&self, query: &KeyQuery) -> String {
+        format!("values of {}.{}", self.name(query.mention), query.column)
+    }
+
+    pub(super) fn name_of_fetch(&self, fetch: &Fetch, fetches: &[Fetch]) -> String {
+        let mut name = fetch.source.relation.name.clone();
+        let mut bounds: Vec<String> = Vec::new();
+        for bound in &fetch.bounds {
+            let by = match bound.by {
+                By::Keys(query) => self.name(self.keys[query].mention),
+                By::Fetch { at, .. } => &fetches[at].source.relation.name,
+            };
+            let said = format!("{} by {by}", bound.column);
+            if !bounds.contains(&said) {
+                bounds.push(said);
+            }
+        }
+        if !bounds.is_empty() {
+            name.push_str(&format!(", bounded in {}", bounds.join(" or ")));
+        }
+        match fetch.stage {
+            Some(stage) => format!("{name}, for stage {}", stage + 1),
+            None => name,
+        }
+    }
+
+    pub(super) fn name_of_stage(&self, number: usize) -> String {
+        match self.stages[number].partial {
+            true => format!("stage {}, partial results", number + 1),
+            false => format!("stage {}", number + 1),
+        }
+    }
+
+    fn name(&self, mention: usize) -> &str {
+        &self.resolutions[mention].mention.name
+    }
+
+    /// All steps with what their shards are asked; without the values and rows of earlier steps, which only a run knows. None where a
+    /// block has no SQL.
+    pub(super) fn shown(&self, statement: &Statement<'_>) -> Option<Vec<(String, Fragment)>> {
+        let mut shown = Vec::new();
+        for query in &self.keys {
+            let name = self.name_of_keys(query);
+            for &shard in &query.stage.shards {
+                shown.push((name.clone(), self.shown_stage(&query.stage, shard)?));
+            }
+        }
+        for fetch in &self.fetches {
+            let name = self.name_of_fetch(fetch, &self.fetches);
+            let fragments = fetch.source.fragments(statement).into_iter();
+            shown.extend(fragments.map(|fragment| (name.clone(), fragment)));
+        }
+        for (number, stage) in self.stages.iter().enumerate() {
+            if self.keys.iter().any(|query| query.stage.block == stage.block) {
+                continue;
+            }
+            for &shard in &stage.shards {
+                shown.push((self.name_of_stage(number), self.shown_stage(stage, shard)?));
+            }
+        }
+        Some(shown)
+    }
+
+    /// A stage's SQL, in which relations that are sent along have the client's names.
+    fn shown_stage(&self, stage: &Stage, shard: ShardId) -> Option<Fragment> {
+        let mut names = Edits::new();
+        let fences = anchored(self, stage, shard, &mut names)?;
+        Some(Fragment {
+            shard,
+            portal: String::new(),
+            sql: stage_sql(self, stage, &names)?.1,
+            parameter_types: Vec::new(),
+            parameters: Vec::new(),
+            result_formats: Vec::new(),
+            fences,
+        })
+    }
+}
