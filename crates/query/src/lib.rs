@@ -20,6 +20,7 @@ mod locking;
 mod metadata;
 mod plan;
 mod pushdown;
+mod read_ahead;
 mod refusal;
 mod relations;
 mod relay;

@@ -9,13 +9,13 @@
 //! statistics: what may need a row type is not tried ([`Plan::suits_arrays`]), and a statement that PostgreSQL refuses in this form, as one
 //! that relies on the key for its GROUP BY, is run over temporary tables like one with many rows.
 
-use super::load::ReadAhead;
 use super::source::{ANALYZE_ROWS, Gathered};
 use super::{Plan, source};
 use crate::Transaction;
 use crate::carrier::{Batch, Carrier};
 use crate::edit::Edited;
 use crate::plan::row::{fields, messages};
+use crate::read_ahead::ReadAhead;
 use crate::relay;
 use crate::rows::Scratch;
 use crate::statement::Statement;

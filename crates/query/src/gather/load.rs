@@ -2,7 +2,8 @@
 //! slows the other.
 
 use super::source::Gathered;
-use crate::relay::{self, RowBatch, rows_to_binary_copy, rows_to_text_copy};
+use crate::read_ahead::ReadAhead;
+use crate::relay::{RowBatch, rows_to_binary_copy, rows_to_text_copy};
 use crate::{Fragment, Transaction};
 use bytes::{BufMut, BytesMut};
 use pgherd_model::ServerError;
@@ -12,52 +13,6 @@ use postgres_protocol::message::frontend;
 /// The start of a binary COPY: signature, flags, length of the header's extension
 /// (<https://www.postgresql.org/docs/15/sql-copy.html>).
 const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-
-/// The rows of portals that are being executed, some of them read before it was known where they go.
-pub(super) struct ReadAhead {
-    /// by portal, what was read
-    rows: Vec<Vec<RowBatch>>,
-    /// so many portals have no more rows
-    ended: usize,
-}
-
-impl ReadAhead {
-    /// For so many portals, of which nothing was read.
-    pub fn new(portals: usize) -> Self {
-        Self {
-            rows: (0..portals).map(|_| Vec::new()).collect(),
-            ended: 0,
-        }
-    }
-
-    /// The next rows that a portal's shard sends; portals are read in their order.
-    pub async fn more(
-        &mut self,
-        portal: usize,
-        fragments: &[Fragment],
-        transaction: &mut Transaction,
-    ) -> Result<Option<RowBatch>, ServerError> {
-        if portal < self.ended {
-            return Ok(None);
-        }
-        let backend = transaction.participant(fragments[portal].shard).await?;
-        let batch = relay::next_rows(backend).await?;
-        if batch.is_none() {
-            self.ended = portal + 1;
-        }
-        Ok(batch)
-    }
-
-    /// Keeps rows of a portal.
-    pub fn keep(&mut self, portal: usize, batch: RowBatch) {
-        self.rows[portal].push(batch);
-    }
-
-    /// What was kept of a portal.
-    pub fn of(&self, portal: usize) -> &[RowBatch] {
-        &self.rows[portal]
-    }
-}
 
 /// Fills the temporary tables: with what was read ahead, then with what is still to come.
 pub(super) async fn load(
@@ -88,7 +43,7 @@ async fn copy(
     open_copy(scratch, &source.copy_sql(), source.binary).await?;
     let mut total = 0;
     for portal in source.first_portal..source.first_portal + source.portals() {
-        for batch in std::mem::take(&mut ahead.rows[portal]) {
+        for batch in ahead.take(portal) {
             total += batch.rows as u64;
             put_rows(scratch, batch, source.binary).await?;
         }

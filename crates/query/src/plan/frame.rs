@@ -3,7 +3,8 @@
 use super::key::KeyKind;
 use super::merge::garbled;
 use super::row::{fields, messages};
-use crate::relay;
+use crate::read_ahead::ReadAhead;
+use crate::relay::{self, RowBatch};
 use crate::{Fragment, Transaction};
 use arrow::array::{ArrayRef, BinaryBuilder, Int64Builder, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -12,7 +13,8 @@ use datafusion::common::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
-use pgherd_model::ServerError;
+use pgherd_model::{ServerError, ShardId};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
@@ -144,29 +146,43 @@ pub(crate) fn table(layout: Layout, fragments: usize) -> Result<(Arc<StreamingTa
     Ok((Arc::new(table), Feed { layout, senders }))
 }
 
-/// Reads all portals, shards in parallel, each shard's portals in order, and feeds the tables. `feeds` are in
-/// the order of the fragments. What nobody wants any more is read and dropped; after an error the shards are stopped.
+/// A portal's way into its table.
+struct Lane {
+    layout: Layout,
+    sender: mpsc::Sender<Item>,
+    /// rows that were read before
+    read: Vec<RowBatch>,
+    /// there are no others
+    ended: bool,
+}
+
+/// Reads all portals, shards in parallel, each shard's portals in order, and feeds the tables: with what was read ahead, then
+/// with what comes. `feeds` are in the order of the fragments. What nobody wants any more is read and dropped; after an error the
+/// shards are stopped.
 pub(crate) async fn pump(
     feeds: Vec<Feed>,
     fragments: Vec<Fragment>,
+    mut ahead: ReadAhead,
     transaction: &mut Transaction,
 ) -> Result<(), ServerError> {
-    let mut lanes: Vec<(Fragment, Layout, mpsc::Sender<Item>)> = Vec::new();
-    let mut fragments = fragments.into_iter();
+    let mut lanes: HashMap<ShardId, Vec<Lane>> = HashMap::new();
+    let mut fragments = fragments.into_iter().enumerate();
     for feed in feeds {
         for sender in feed.senders {
-            if let Some(fragment) = fragments.next() {
-                lanes.push((fragment, feed.layout.clone(), sender));
+            if let Some((portal, fragment)) = fragments.next() {
+                lanes.entry(fragment.shard).or_default().push(Lane {
+                    layout: feed.layout.clone(),
+                    sender,
+                    read: ahead.take(portal),
+                    ended: ahead.has_ended(portal),
+                });
             }
         }
     }
     let reading = transaction
         .participants()
         .filter(|(_, backend)| backend.is_awaiting())
-        .map(|(shard, backend)| {
-            let own: Vec<_> = lanes.iter().filter(|(f, ..)| f.shard == shard).cloned().collect();
-            read_shard(backend, own)
-        });
+        .map(|(shard, backend)| read_shard(backend, lanes.remove(&shard).unwrap_or_default()));
     let reading: Vec<_> = reading.collect();
     drop(lanes);
     let read = futures::future::try_join_all(reading).await;
@@ -175,21 +191,24 @@ pub(crate) async fn pump(
     finished
 }
 
-async fn read_shard(
-    backend: &mut pgherd_shards::Backend,
-    lanes: Vec<(Fragment, Layout, mpsc::Sender<Item>)>,
-) -> Result<(), ServerError> {
-    for (_, layout, sender) in lanes {
+async fn read_shard(backend: &mut pgherd_shards::Backend, lanes: Vec<Lane>) -> Result<(), ServerError> {
+    for lane in lanes {
+        let mut read = lane.read.into_iter();
         loop {
-            let batch = match relay::next_rows(backend).await {
-                Ok(Some(batch)) => layout.batch(&batch.bytes, batch.rows),
+            let next = match read.next() {
+                Some(batch) => Ok(Some(batch)),
+                None if lane.ended => break,
+                None => relay::next_rows(backend).await,
+            };
+            let batch = match next {
+                Ok(Some(batch)) => lane.layout.batch(&batch.bytes, batch.rows),
                 Ok(None) => break,
                 Err(error) => Err(error),
             };
             // The error goes the way of the rows as well: a stream that just ended would pass for the whole.
             let failed = batch.as_ref().err().cloned();
             let item = batch.map_err(|e| DataFusionError::External(Box::new(e)));
-            let wanted = sender.send(item).await.is_ok();
+            let wanted = lane.sender.send(item).await.is_ok();
             if let Some(error) = failed {
                 return Err(error);
             }

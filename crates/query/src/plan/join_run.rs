@@ -9,6 +9,7 @@ use super::shape::Context;
 use super::{client_formats, wanted_ranges, whole_parameter};
 use crate::fragment;
 use crate::pushdown::{Columns, From};
+use crate::read_ahead::ReadAhead;
 use crate::relay;
 use crate::rows::Rows;
 use crate::statement::Statement;
@@ -182,7 +183,8 @@ pub(crate) async fn run<'t>(
     relay::execute_all(&plan.fragments, transaction).await?;
     match stream(&plan, engine).await {
         Ok(((stream, computed), feeds)) => {
-            let pump = frame::pump(feeds, plan.fragments, transaction);
+            let ahead = ReadAhead::new(plan.fragments.len());
+            let pump = frame::pump(feeds, plan.fragments, ahead, transaction);
             Ok(Ok(Rows::computed(stream, Box::pin(pump)).by(computed)))
         }
         Err(error) => {

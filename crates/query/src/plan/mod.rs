@@ -2,8 +2,8 @@
 //!
 //! 1. [`shape`] turns the tree into SQL for the shards and a recipe for their rows; None sends the statement to tier 3.
 //! 2. One cut is opened, all shards start at once.
-//! 3. Without computing: [`merge`]. One group: its partial results are added up here. Groups and DISTINCT: [`frame`]
-//!    hands the rows to DataFusion, which groups and sorts by keys and spills, and calls back into [`functions`]. Rows to be locked
+//! 3. Without computing: [`merge`]. One group: its partial results are added up here. Groups and DISTINCT: few in [`groups`]; of many,
+//!    [`frame`] hands the rows to DataFusion, which groups and sorts by keys and spills, and calls back into [`functions`]. Rows to be locked
 //!    in an order, or up to a limit: [`locked`].
 //!
 //! Values that are only passed on are never decoded: each column comes from the shards in the client's format.
@@ -12,6 +12,7 @@ pub(crate) mod engine;
 mod finish;
 mod frame;
 mod functions;
+mod groups;
 mod join;
 pub(crate) mod join_run;
 mod key;
@@ -24,6 +25,7 @@ mod total;
 
 use crate::fragment;
 use crate::pushdown::{Columns, From};
+use crate::read_ahead::ReadAhead;
 use crate::relay::{self, RowBatch};
 use crate::rows::Rows;
 use crate::statement::Statement;
@@ -421,6 +423,12 @@ async fn single_group<'t>(plan: Plan, transaction: &'t mut Transaction) -> Resul
 /// GROUP BY and DISTINCT.
 async fn grouped<'t>(plan: Plan, transaction: &'t mut Transaction, engine: &Engine) -> Result<Rows<'t>, ServerError> {
     let finish = Arc::new(plan.finish());
+    let mut ahead = ReadAhead::new(plan.fragments.len());
+    let few = groups::few(&plan, &finish, &mut ahead, transaction).await;
+    if !matches!(few, Ok(None)) {
+        relay::finish(transaction, few.is_ok()).await?;
+        return Ok(Rows::ready(few?.unwrap_or_default()));
+    }
     let layout = Layout::new("a", plan.shape.group_keys.clone());
     let keys = layout.keys.len();
     let made = async {
@@ -440,7 +448,7 @@ async fn grouped<'t>(plan: Plan, transaction: &'t mut Transaction, engine: &Engi
     let made: Result<_, datafusion::common::DataFusionError> = made.await;
     match made {
         Ok(((stream, computed), feed)) => {
-            let pump = frame::pump(vec![feed], plan.fragments, transaction);
+            let pump = frame::pump(vec![feed], plan.fragments, ahead, transaction);
             Ok(Rows::computed(stream, Box::pin(pump)).by(computed))
         }
         Err(error) => {
