@@ -226,7 +226,6 @@ async fn what_cannot_be_exact_is_refused() {
         "SELECT tableoid::regclass, count(*) FROM items GROUP BY 1",
         "SELECT ctid FROM items",
         "WITH d AS (DELETE FROM kinds RETURNING *) SELECT * FROM d, items",
-        "SELECT i.id FROM items i JOIN orders o ON o.item = i.id FOR UPDATE",
         "SELECT currval('nothing'), count(*) FROM items",
         "SELECT noted(id) FROM items WHERE id < 5",
     ] {
