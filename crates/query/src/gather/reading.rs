@@ -46,7 +46,9 @@ impl Reading {
         transaction: &mut Transaction,
         engine: Option<&Engine>,
     ) -> Result<Metadata, ServerError> {
-        let engine = engine.filter(|_| statement.told_by_epoch);
+        // Where pg_catalog is no longer searched first, another session may write the types of its columns in other words.
+        let told = statement.told_by_epoch && !statement.search_path.iter().any(|schema| &**schema == "pg_catalog");
+        let engine = engine.filter(|_| told);
         if let Some(known) = engine.and_then(|engine| self.remembered(statement, engine)) {
             return Ok(known);
         }
