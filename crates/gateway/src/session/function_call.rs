@@ -52,7 +52,7 @@ impl Session {
         for value in texts.filter_map(|(_, value)| value.as_deref()) {
             self.check_encoding(value)?;
         }
-        let statements = self.gateway.cache.parse(&function.select())?;
+        let statements = self.database.cache.parse(&function.select())?;
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::internal("a function's call is no statement"))?;
