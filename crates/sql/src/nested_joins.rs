@@ -66,7 +66,8 @@ pub(crate) fn nested_joins(text: &str, tokens: &[Token]) -> NestedJoins {
                 found.opens.push(outer.at);
             }
             let natural = |back: usize| at >= back && word(at - back, "natural");
-            let is_conditioned = !(at > 0 && word(at - 1, "cross")) && !(1..=3).any(natural);
+            let is_cross = at > 0 && word(at - 1, "cross");
+            let is_conditioned = !is_cross && !(1..=3).any(natural);
             if is_conditioned {
                 level.push(Pending { at, nests: false });
             }

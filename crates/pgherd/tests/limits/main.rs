@@ -15,7 +15,7 @@ async fn connect(gateway: &Gateway, role: &str) -> Result<Client, tokio_postgres
 }
 
 async fn refused(gateway: &Gateway, role: &str) -> (String, String) {
-    let error = connect(gateway, role).await.err().expect("one too many");
+    let error = connect(gateway, role).await.expect_err("one too many");
     let error = error.as_db_error().expect("an error of the server");
     (error.code().code().to_owned(), error.message().to_owned())
 }

@@ -202,10 +202,6 @@ fn collect(tree: &TableWithJoins, parsed: &ParsedQuery, items: &mut Vec<Item>) -
 }
 
 /// OFFSET and LIMIT; None for what is no constant.
-#[expect(
-    clippy::type_complexity,
-    reason = "a count that is known, and a limit that is known to be none"
-)]
 fn bounds(parsed: &ParsedQuery, statement: &Statement<'_>) -> Result<(Option<u64>, Option<Option<u64>>), ServerError> {
     let query = &parsed.query;
     let count = |expr: &Expr| row_count(expr, statement);
@@ -427,8 +423,8 @@ impl Attempt<'_> {
             .for_each(|value| writer.value(value.clone().map(|v| &message[v])));
         writer.finish();
         let identity = |value: &Option<std::ops::Range<usize>>| {
-            let text = value.clone().map(|v| String::from_utf8_lossy(&message[v]).into_owned());
-            text
+            let place = value.clone()?;
+            Some(String::from_utf8_lossy(&message[place]).into_owned())
         };
         Ok((out, values[own..].iter().map(identity).collect()))
     }

@@ -68,7 +68,7 @@ pub async fn gathered_write<'t>(
     let items = returning_items(statement.ast);
     let mut list = Returning::read(statement.text, &shape, items, &target.columns)?;
     let source = source::build(&statement, &shape, &target, &mut list, transaction).await?;
-    let work = Work::Rows(Writer::new(&statement, &shape, &target, &source, &list));
+    let work = Work::Rows(Box::new(Writer::new(&statement, &shape, &target, &source, &list)));
     let (count, rows) = until_unchanged(&statement, &work, tries, transaction).await?;
     Ok((count, returning.map(|_| Rows::ready(rows))))
 }
@@ -80,7 +80,7 @@ fn verb(shape: &shape::Shape) -> &'static str {
 /// What is tried until nobody else has changed a row meanwhile.
 enum Work<'a> {
     /// an UPDATE or DELETE
-    Rows(Writer<'a>),
+    Rows(Box<Writer<'a>>),
     /// a MERGE
     Merge(Vec<merge::When<'a>>),
 }
