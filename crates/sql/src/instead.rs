@@ -75,8 +75,12 @@ pub(crate) fn only(context: &Context) -> Option<Only> {
     if only.is_empty() {
         return None;
     }
+    // ONLY inside of the parentheses of another one has the same closing parenthesis.
     let blank = |spans: &[Range<usize>]| -> Vec<(Range<usize>, String)> {
-        spans.iter().map(|s| (s.clone(), " ".repeat(s.len()))).collect()
+        let mut spans = spans.to_vec();
+        spans.sort_by_key(|span| span.start);
+        spans.dedup();
+        spans.into_iter().map(|s| (s.clone(), " ".repeat(s.len()))).collect()
     };
     let all: Vec<_> = only.iter().flat_map(|(_, spans)| spans.clone()).collect();
     // Blanks keep every offset.

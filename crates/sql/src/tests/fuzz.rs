@@ -129,6 +129,12 @@ fn any_text_is_routed_or_refused() {
     thread.expect("a thread").join().expect("no panic");
 }
 
+/// What a long run has found.
+#[test]
+fn one_parenthesis_closes_several_onlys() {
+    check("SELECT a FROM ONLY (ONLY (t)) WHERE k = 5", &snapshot());
+}
+
 #[test]
 fn any_bytes_are_routed_or_refused() {
     let snapshot = snapshot();
