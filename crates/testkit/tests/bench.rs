@@ -15,6 +15,7 @@ async fn a_short_run_writes_a_table_and_a_plot() {
             "tpcb-simple".into(),
             "transfer".into(),
             "select-prepared".into(),
+            "read-two-shards".into(),
         ],
         sides: vec![Kind::Postgres],
         output: folder.path().join("results"),
@@ -24,7 +25,7 @@ async fn a_short_run_writes_a_table_and_a_plot() {
     let report = bench::run(options).await.expect("bench");
     assert_eq!(report.failed_transactions(), 0, "{}", report.table());
     assert_eq!(report.wrong_sums, Vec::<String>::new());
-    assert_eq!(report.measurements.len(), 8);
+    assert_eq!(report.measurements.len(), 10);
     for row in &report.rows {
         let tps = row.cells[0].tps.expect("measured");
         assert!(
@@ -32,6 +33,11 @@ async fn a_short_run_writes_a_table_and_a_plot() {
             "{row:?}"
         );
     }
+    let p99 = report.rows.iter().find_map(|row| row.cells[0].p99_ms);
+    assert!(
+        p99.is_some_and(|p99| p99.min > 0.0),
+        "reads beside writers tell their latency"
+    );
     let read = |name: &str| std::fs::read_to_string(folder.path().join("results").join(name)).expect(name);
     assert!(read("results.md").contains("| point SELECT, simple |"));
     assert!(read("ratios.svg").starts_with("<svg"));

@@ -26,6 +26,8 @@ pub struct Measurement {
     pub tps: f64,
     /// The mean latency of a transaction in milliseconds.
     pub latency_ms: f64,
+    /// The latency, in milliseconds, that 99 of 100 transactions stayed under; where others work beside.
+    pub p99_ms: Option<f64>,
     /// Transactions that succeeded.
     pub transactions: u64,
     /// Transactions that failed with an error that pgbench survives.
@@ -46,13 +48,13 @@ struct Summary {
 /// Runs one workload once. A run that fails is a measurement too.
 pub(crate) async fn measure(options: &Options, workload: &Workload, side: &Side, round: usize) -> Measurement {
     let limit = Duration::from_secs(options.seconds) + EXTRA_LIMIT;
-    let outcome = match tokio::time::timeout(limit, play(options, workload, side)).await {
+    let outcome = match tokio::time::timeout(limit, play_beside(options, workload, side)).await {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no end within {} s", limit.as_secs())),
     };
-    let (summary, error) = match outcome {
-        Ok(summary) => (Some(summary), None),
-        Err(error) => (None, Some(error)),
+    let (summary, p99_ms, error) = match outcome {
+        Ok((summary, p99_ms)) => (Some(summary), p99_ms, None),
+        Err(error) => (None, None, Some(error)),
     };
     Measurement {
         workload: workload.name,
@@ -60,28 +62,56 @@ pub(crate) async fn measure(options: &Options, workload: &Workload, side: &Side,
         round,
         tps: summary.as_ref().map_or(0.0, |summary| summary.tps),
         latency_ms: summary.as_ref().map_or(0.0, |summary| summary.latency_ms),
+        p99_ms,
         transactions: summary.as_ref().map_or(0, |summary| summary.transactions),
         failed: summary.as_ref().map_or(0, |summary| summary.failed),
         error,
     }
 }
 
-async fn play(options: &Options, workload: &Workload, side: &Side) -> Result<Summary> {
+/// Runs a workload, with what others do beside it.
+async fn play_beside(options: &Options, workload: &Workload, side: &Side) -> Result<(Summary, Option<f64>)> {
+    let clients = workload.clients.unwrap_or(options.clients);
+    let Some((script, others)) = workload.beside else {
+        let summary = play(options, workload, workload.script, clients, side, None).await?;
+        return Ok((summary, None));
+    };
+    let logs = tempfile::tempdir_in(&side.scratch).map_err(file_error(&side.scratch))?;
+    let (summary, _) = tokio::try_join!(
+        play(options, workload, workload.script, clients, side, Some(logs.path())),
+        play(options, workload, script, others, side, None),
+    )?;
+    Ok((summary, percentile(latencies_ms(logs.path())?, 0.99)))
+}
+
+/// Runs a script. Each transaction's latency goes into files in the folder `logs`.
+async fn play(
+    options: &Options,
+    workload: &Workload,
+    script: Script,
+    clients: usize,
+    side: &Side,
+    logs: Option<&Path>,
+) -> Result<Summary> {
     let mut command = side.pgbench();
     // Vacuuming was done when the tables were filled.
     command.args(["-n", "-M", workload.mode]);
-    let clients = workload.clients.unwrap_or(options.clients);
     command.args(["-c", &clients.to_string()]);
     command.args(["-j", &options.threads.min(clients).to_string()]);
     // Transactions that lose against others are run again, as applications do.
     command.arg("--max-tries=1000");
     command.args(["-T", &options.seconds.to_string()]);
-    match workload.script {
+    if let Some(logs) = logs {
+        command
+            .arg("-l")
+            .arg(format!("--log-prefix={}", logs.join("latency").display()));
+    }
+    match script {
         Script::BuiltIn(name) => {
             command.args(["-b", name]);
         }
         Script::Own(text) => {
-            let path = side.scratch.join(format!("{}.pgbench", workload.name));
+            let path = side.scratch.join(format!("{}-{clients}.pgbench", workload.name));
             std::fs::write(&path, text).map_err(file_error(&path))?;
             command
                 .arg("-D")
@@ -95,6 +125,27 @@ async fn play(options: &Options, workload: &Workload, side: &Side) -> Result<Sum
         program: "pgbench".into(),
         output: format!("printed what cannot be read:\n{text}"),
     })
+}
+
+/// The third word of each line of pgbench's logs, which is in microseconds.
+fn latencies_ms(folder: &Path) -> Result<Vec<f64>> {
+    let mut latencies = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(file_error(folder))? {
+        let path = entry.map_err(file_error(folder))?.path();
+        let text = std::fs::read_to_string(&path).map_err(file_error(&path))?;
+        let microseconds = text
+            .lines()
+            .filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok());
+        latencies.extend(microseconds.map(|us| us / 1000.0));
+    }
+    Ok(latencies)
+}
+
+/// The smallest number that this part of the numbers does not exceed.
+fn percentile(mut numbers: Vec<f64>, part: f64) -> Option<f64> {
+    numbers.sort_by(f64::total_cmp);
+    let place = (numbers.len() as f64 * part).ceil() as usize;
+    numbers.get(place.saturating_sub(1)).copied()
 }
 
 /// Makes and fills pgbench's tables, with the accounts in `partitions` ranges (0: not partitioned).
@@ -137,6 +188,14 @@ fn read_summary(text: &str) -> Option<Summary> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percentile_is_one_of_the_numbers() {
+        let numbers: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!(percentile(numbers, 0.99), Some(198.0));
+        assert_eq!(percentile(vec![7.0], 0.99), Some(7.0));
+        assert_eq!(percentile(Vec::new(), 0.99), None);
+    }
 
     const OUTPUT: &str = "\
 pgbench (15.18 (Debian 15.18-0+deb12u1))

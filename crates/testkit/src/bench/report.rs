@@ -82,6 +82,8 @@ pub struct Cell {
     pub to_postgres: Option<Spread>,
     /// Relative to PgBouncer, round by round.
     pub to_pgbouncer: Option<Spread>,
+    /// The 99th percentile of the latency in milliseconds, where others worked beside.
+    pub p99_ms: Option<Spread>,
     /// Failed transactions, and whole runs that failed.
     pub failed: u64,
 }
@@ -256,6 +258,18 @@ impl Report {
             .map(|(name, value)| format!("{name} {value}"))
             .collect();
         let _ = writeln!(text, "- Settings of every PostgreSQL: {}", settings.join(", "));
+        for row in &self.rows {
+            let of = |cell: &Cell| Some(format!("{} {} ms", cell.side, Spread::show(Some(cell.p99_ms?), 1)));
+            let p99: Vec<_> = row.cells.iter().filter_map(of).collect();
+            if !p99.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "- Latency, 99th percentile, of \"{}\": {}",
+                    row.title,
+                    p99.join("; ")
+                );
+            }
+        }
         for side in &environment.sides {
             let memory = side.peak_memory_bytes.filter(|bytes| *bytes > 0);
             let memory = memory.map_or(String::new(), |bytes| {
@@ -311,6 +325,7 @@ fn cell(workload: &Workload, kind: Kind, measurements: &[Measurement]) -> Cell {
         tps: Spread::of(own.iter().map(|(_, tps)| *tps)),
         to_postgres: Spread::of_ratios(&own, &runs(Kind::Postgres)),
         to_pgbouncer: Spread::of_ratios(&own, &runs(Kind::Pgbouncer)),
+        p99_ms: Spread::of(mine.clone().filter_map(|run| run.p99_ms)),
         failed: mine.map(|run| run.failed + u64::from(run.error.is_some())).sum(),
     }
 }
@@ -331,6 +346,7 @@ mod tests {
             round,
             tps,
             latency_ms: 1.0,
+            p99_ms: None,
             transactions: 100,
             failed: 0,
             error: error.map(str::to_string),

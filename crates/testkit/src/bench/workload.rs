@@ -23,6 +23,8 @@ pub struct Workload {
     pub(crate) script: Script,
     /// How many clients, where it is not the number that was asked for.
     pub(crate) clients: Option<usize>,
+    /// What others do meanwhile, and how many they are. The latency is what matters then, and is kept.
+    pub(crate) beside: Option<(Script, usize)>,
 }
 
 impl Workload {
@@ -72,6 +74,13 @@ UPDATE pgbench_accounts SET abalance = abalance + 0 WHERE aid = :key;
 END;
 ";
 
+/// Reads one account of the first sixth of the keys and one of the last: on the sharded side a cut over two shards.
+const TWO_SHARDS_READ: &str = "\
+\\set low random(1, 100000 * :scale / 6)
+\\set high random(100000 * :scale - 100000 * :scale / 6 + 1, 100000 * :scale)
+SELECT sum(abalance) FROM pgbench_accounts WHERE aid IN (:low, :high);
+";
+
 const RANGE_SUM: &str = "\
 \\set first random(1, 100000 * :scale - 99)
 SELECT sum(abalance) FROM pgbench_accounts WHERE aid BETWEEN :first AND :first + 99;
@@ -86,6 +95,7 @@ const fn workload(name: &'static str, title: &'static str, mode: &'static str, s
         mode,
         script,
         clients: None,
+        beside: None,
     }
 }
 
@@ -136,6 +146,16 @@ pub(crate) const ALL: &[Workload] = &[
     TRANSFER_TWO,
     TRANSFER_TWO.with_clients("transfer-two-shards-1", "the same, 1 client", 1),
     TRANSFER_TWO.with_clients("transfer-two-shards-32", "the same, 32 clients", 32),
+    Workload {
+        clients: Some(1),
+        beside: Some((Script::Own(TRANSFER_TWO_SHARDS), 16)),
+        ..workload(
+            "read-two-shards",
+            "read of two accounts, one client beside 16 that transfer between the same sixths",
+            "simple",
+            Script::Own(TWO_SHARDS_READ),
+        )
+    },
     workload(
         "serializable",
         "SERIALIZABLE, read and update one of 100 keys",
