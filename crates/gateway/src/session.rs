@@ -356,8 +356,12 @@ impl Session {
     async fn message(&mut self, message: PgWireFrontendMessage) -> Result<(), Problem> {
         match message {
             PgWireFrontendMessage::Query(query) => {
-                self.skip_to_sync = false;
-                self.simple_query(&query.query).await
+                // What came before it without a Sync is run before it.
+                self.run_gathered(false).await?;
+                match self.skip_to_sync {
+                    true => Ok(()),
+                    false => self.simple_query(&query.query).await,
+                }
             }
             // Left over from a COPY that failed; PostgreSQL ignores them too.
             PgWireFrontendMessage::CopyData(_)

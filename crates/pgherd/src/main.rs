@@ -120,10 +120,15 @@ async fn faults(arguments: pgherd_testkit::faults::matrix::Arguments) -> ExitCod
         report.write(&arguments.output)?;
         Ok::<_, pgherd_testkit::Error>(report.wrong())
     };
-    match tried.await {
+    exit_of(tried.await, "cases are wrong")
+}
+
+/// What went wrong, one line each, is told and becomes the exit status.
+fn exit_of(found: Result<Vec<String>, pgherd_testkit::Error>, what: &str) -> ExitCode {
+    match found {
         Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
         Ok(wrong) => {
-            eprintln!("pgherd: {} cases are wrong\n{}", wrong.len(), wrong.join("\n"));
+            eprintln!("pgherd: {} {what}\n{}", wrong.len(), wrong.join("\n"));
             ExitCode::FAILURE
         }
         Err(error) => failed(&error.into()),
@@ -150,14 +155,7 @@ async fn tpch(arguments: pgherd_testkit::tpch::Arguments) -> ExitCode {
         }
         Ok::<_, pgherd_testkit::Error>(report.problems())
     };
-    match ran.await {
-        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
-        Ok(wrong) => {
-            eprintln!("pgherd: {} answers are wrong\n{}", wrong.len(), wrong.join("\n"));
-            ExitCode::FAILURE
-        }
-        Err(error) => failed(&error.into()),
-    }
+    exit_of(ran.await, "answers are wrong")
 }
 
 /// The page is written whatever was found; work that failed or wrote something else becomes the exit status.
@@ -168,18 +166,7 @@ async fn bulk(arguments: pgherd_testkit::bulk::Arguments) -> ExitCode {
         println!("{}", report.markdown());
         Ok::<_, pgherd_testkit::Error>(report.problems())
     };
-    match ran.await {
-        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
-        Ok(wrong) => {
-            eprintln!(
-                "pgherd: {} pieces of work went wrong\n{}",
-                wrong.len(),
-                wrong.join("\n")
-            );
-            ExitCode::FAILURE
-        }
-        Err(error) => failed(&error.into()),
-    }
+    exit_of(ran.await, "pieces of work went wrong")
 }
 
 /// The table goes to standard output, every difference into a file beside the outputs.

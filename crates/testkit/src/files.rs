@@ -1,6 +1,8 @@
-//! Finding the test files that a user names, and reading settings on command lines.
+//! Finding the test files that a user names, reading settings on command lines, and writing pages of results.
 
+use crate::herd::file_error;
 use crate::{Error, Result};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Every path that names a file as it is; below a folder, the files with the extension, sorted.
@@ -29,6 +31,17 @@ fn collect(path: &Path, extension: &str, named: bool, found: &mut Vec<PathBuf>) 
         }
     } else if named || path.extension().is_some_and(|actual| actual == extension) {
         found.push(path.to_owned());
+    }
+    Ok(())
+}
+
+/// Writes `<name>.md` and, with all that was measured, `<name>.json` into the folder.
+pub(crate) fn write_page(folder: &Path, name: &str, page: &str, data: &impl Serialize) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(file_error(folder))?;
+    let json = serde_json::to_string_pretty(data).map_err(std::io::Error::from)? + "\n";
+    for (extension, text) in [("md", page), ("json", &json)] {
+        let path = folder.join(name).with_extension(extension);
+        std::fs::write(&path, text).map_err(file_error(&path))?;
     }
     Ok(())
 }

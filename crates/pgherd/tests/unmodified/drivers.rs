@@ -71,3 +71,8 @@ async fn asyncpg() {
 async fn psycopg_with_what_a_session_keeps() {
     play("psycopg", "with_session_state.py", &["words"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_in_unusual_orders() {
+    play("socket", "with_messages.py", &[]).await;
+}

@@ -163,6 +163,7 @@ mod tests {
             tps: None,
             to_postgres: ratio,
             to_pgbouncer: None,
+            p99_ms: None,
             failed: 0,
         };
         let row = |title, ratio| Row {

@@ -5,6 +5,7 @@ use super::statistics::Spread;
 use super::workload::Workload;
 use super::{Measurement, Options, plot};
 use crate::Result;
+use crate::files::write_page;
 use crate::herd::file_error;
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -171,17 +172,9 @@ impl Report {
 
     /// Writes `results.md`, `ratios.svg` and `results.json` into the folder.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(file_error(folder))?;
-        let json = serde_json::to_string_pretty(self).map_err(std::io::Error::from)?;
-        for (name, text) in [
-            ("results.md", self.markdown()),
-            ("ratios.svg", plot::svg(self)),
-            ("results.json", json + "\n"),
-        ] {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(file_error(&path))?;
-        }
-        Ok(())
+        write_page(folder, "results", &self.markdown(), self)?;
+        let path = folder.join("ratios.svg");
+        std::fs::write(&path, plot::svg(self)).map_err(file_error(&path))
     }
 
     fn header(&self) -> Vec<String> {

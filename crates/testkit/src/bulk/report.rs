@@ -3,7 +3,7 @@
 use super::Options;
 use crate::Result;
 use crate::bench::Spread;
-use crate::herd::file_error;
+use crate::files::write_page;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -103,13 +103,7 @@ impl Report {
     /// # Errors
     /// The files cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(file_error(folder))?;
-        let json = serde_json::to_string_pretty(self).map_err(std::io::Error::from)?;
         let page = format!("# Bulk\n\n{}{}", self.markdown(), self.notes());
-        for (name, text) in [("bulk.md", page), ("bulk.json", json + "\n")] {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(file_error(&path))?;
-        }
-        Ok(())
+        write_page(folder, "bulk", &page, self)
     }
 }

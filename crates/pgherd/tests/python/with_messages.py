@@ -1,0 +1,77 @@
+"""Messages in orders that few drivers send, over a bare socket; prints the same on PostgreSQL and on pgherd."""
+
+import os
+import socket
+import struct
+
+
+def message(letter, body=b""):
+    return letter + struct.pack("!i", len(body) + 4) + body
+
+
+def extended(sql):
+    """Parse, Bind, Describe and Execute of the unnamed statement."""
+    return (
+        message(b"P", b"\0" + sql.encode() + b"\0\0\0")
+        + message(b"B", b"\0\0\0\0\0\0\0\0")
+        + message(b"D", b"P\0")
+        + message(b"E", b"\0\0\0\0\0")
+    )
+
+
+def simple(sql):
+    return message(b"Q", sql.encode() + b"\0")
+
+
+SYNC = message(b"S")
+
+
+class Connection:
+    def __init__(self):
+        self.socket = socket.create_connection((os.environ["PGHOST"], int(os.environ["PGPORT"])), timeout=30)
+        start = struct.pack("!i", 196608)
+        start += f"user\0{os.environ['PGUSER']}\0database\0{os.environ['PGDATABASE']}\0\0".encode()
+        self.socket.sendall(struct.pack("!i", len(start) + 4) + start)
+        self.file = self.socket.makefile("rb")
+        self.until_ready(1)
+
+    def read(self):
+        letter = self.file.read(1)
+        (length,) = struct.unpack("!i", self.file.read(4))
+        return letter, self.file.read(length - 4)
+
+    def until_ready(self, count):
+        """What comes until so many ReadyForQuery: letters, tags, codes of errors, values."""
+        said = []
+        while count:
+            letter, body = self.read()
+            count -= letter == b"Z"
+            if letter in b"CZ":
+                said.append(f"{letter.decode()}({body.rstrip(bytes(1)).decode()})")
+            elif letter == b"E":
+                fields = dict((field[:1], field[1:].decode()) for field in body.split(b"\0") if field)
+                said.append(f"E({fields[b'C']})")
+            elif letter == b"D":
+                said.append(f"D({body[6:].decode()})")
+            else:
+                said.append(letter.decode())
+        return " ".join(said)
+
+    def say(self, ready, *messages):
+        self.socket.sendall(b"".join(messages))
+        print(self.until_ready(ready))
+
+
+def main():
+    connection = Connection()
+    # A simple query is behind what came before it, Sync or not.
+    connection.say(2, extended("BEGIN"), simple("SAVEPOINT a"), extended("SELECT 1"), SYNC)
+    connection.say(1, simple("COMMIT"))
+    connection.say(2, extended("SELECT 1"), simple("SELECT 2"), SYNC)
+    connection.say(3, extended("BEGIN"), simple("SELECT 3"), extended("COMMIT"), SYNC, simple("SELECT 4"))
+    # Behind an error all is skipped up to Sync, simple queries too.
+    connection.say(2, extended("SELECT 1 / (SELECT 0)"), simple("SELECT 5"), extended("SELECT 6"), SYNC, simple("SELECT 7"))
+    connection.say(2, extended("SELECT 8"), extended("SELECT 1 / (SELECT 0)"), simple("SELECT 9"), SYNC, extended("SELECT 10"), SYNC)
+
+
+main()
