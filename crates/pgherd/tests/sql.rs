@@ -196,7 +196,7 @@ const END_OF_FILES: &str = "\n<!-- end of sql-tests -->\n";
 
 fn write_compatibility(comparison: &Comparison) {
     let text = format!(
-        "# Compatibility\n\nWhat the files of `sql-tests/compatibility` give, run by\n\
+        "# Compatibility\n\nDrivers, ORMs and tools have [a page of their own](drivers.md).\n\nWhat the files of `sql-tests/compatibility` give, run by\n\
          `PGHERD_WRITE_COMPATIBILITY=1 cargo test -p pgherd --test sql`. `ok` is the result of PostgreSQL 15, to the \
          letter.\n*Refused* is a clear error (0A000) instead of it; *skipped* is what could not be run after that. \
          *Failed* is\na bug. Tables are split at small keys, so that a handful of rows lies on every shard.\n\n{comparison}\n"
