@@ -3,8 +3,8 @@
 -- asked the shards: an object of tables and indexes by OID, see pgherd.shown_facts() and the gateway's shown_catalogs.
 
 -- What this shard has of some tables ([schema, name] each) and of their indexes, by name: the OID, which table it is or belongs to, and sums
--- over the ranges.
-CREATE OR REPLACE FUNCTION pgherd.shown_facts(tables jsonb) RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+-- over the ranges, of those that are wanted: class, sizes, activity.
+CREATE OR REPLACE FUNCTION pgherd.shown_facts(tables jsonb, wanted text[]) RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     WITH RECURSIVE named AS (
         SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, t AS table_name FROM jsonb_array_elements(tables) t
         JOIN pg_namespace n ON n.nspname = t ->> 0 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t ->> 1
@@ -19,18 +19,18 @@ CREATE OR REPLACE FUNCTION pgherd.shown_facts(tables jsonb) RETURNS jsonb LANGUA
         SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
     )
     SELECT coalesce(jsonb_object_agg(r.name, jsonb_build_object('oid', r.oid::text, 'table', r.table_name, 'is_index', r.is_index,
-        'class', (SELECT jsonb_build_object('reltuples', coalesce(sum(c.reltuples) FILTER (WHERE c.reltuples >= 0), -1),
+        'class', CASE WHEN 'class' = ANY (wanted) THEN (SELECT jsonb_build_object('reltuples', coalesce(sum(c.reltuples) FILTER (WHERE c.reltuples >= 0), -1),
                 'relpages', coalesce(sum(c.relpages), 0), 'relallvisible', coalesce(sum(c.relallvisible), 0))
-            FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE tree.root = r.oid AND c.relkind IN ('r', 'i')),
-        'sizes', (SELECT jsonb_build_object('main', coalesce(sum(pg_relation_size(c.oid)), 0), 'table', coalesce(sum(pg_table_size(c.oid)), 0),
+            FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE tree.root = r.oid AND c.relkind IN ('r', 'i')) END,
+        'sizes', CASE WHEN 'sizes' = ANY (wanted) THEN (SELECT jsonb_build_object('main', coalesce(sum(pg_relation_size(c.oid)), 0), 'table', coalesce(sum(pg_table_size(c.oid)), 0),
                 'indexes', coalesce(sum(pg_indexes_size(c.oid)), 0), 'total', coalesce(sum(pg_total_relation_size(c.oid)), 0))
-            FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE tree.root = r.oid AND c.relkind IN ('r', 'i')),
+            FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE tree.root = r.oid AND c.relkind IN ('r', 'i')) END,
         -- Counts are added up; of times, the last one counts.
-        'activity', (SELECT coalesce(jsonb_object_agg(field, coalesce(to_jsonb(added), to_jsonb(last))), '{}') FROM (
+        'activity', CASE WHEN 'activity' = ANY (wanted) THEN (SELECT coalesce(jsonb_object_agg(field, coalesce(to_jsonb(added), to_jsonb(last))), '{}') FROM (
             SELECT e.key AS field, max(e.value #>> '{}') FILTER (WHERE jsonb_typeof(e.value) = 'string') AS last,
                 sum((e.value #>> '{}')::numeric) FILTER (WHERE jsonb_typeof(e.value) = 'number') AS added
             FROM tree JOIN pg_stat_all_tables s ON s.relid = tree.oid CROSS JOIN jsonb_each(to_jsonb(s)) e
-            WHERE tree.root = r.oid AND e.key NOT IN ('relid', 'schemaname', 'relname') AND e.value <> 'null' GROUP BY e.key) sums)
+            WHERE tree.root = r.oid AND e.key NOT IN ('relid', 'schemaname', 'relname') AND e.value <> 'null' GROUP BY e.key) sums) END
     )), '{}') FROM relations r
 $$;
 

@@ -119,7 +119,12 @@ impl Session {
     /// What the functions of schema `pgherd` are given: the tables and their indexes by OID.
     async fn shown(&mut self, tables: &[(Value, bool)], wanted: &[Facts]) -> Result<Value, Problem> {
         let names = Value::Array(tables.iter().map(|(name, _)| name.clone()).collect());
-        let asked = format!("SELECT pgherd.shown_facts({})", quote_literal(&names.to_string()));
+        let kinds: Vec<_> = wanted.iter().filter_map(|facts| facts.name()).collect();
+        let asked = format!(
+            "SELECT pgherd.shown_facts({}, '{{{}}}')",
+            quote_literal(&names.to_string()),
+            kinds.join(",")
+        );
         let mut facts = read_facts(&self.ask_home(&asked).await?)?;
         if !wanted.is_empty() {
             let home = self.gateway.shards.home();
