@@ -513,10 +513,7 @@ impl Analysis {
             // The numbers that it draws are remembered for the session.
             Route::Forward(_) | Route::Defaults { .. } => route,
             _ if snapshot.shards.len() > 1 => route,
-            _ => Route::Forward(Part {
-                fences: self.fences(),
-                ..self.unchanged(snapshot)
-            }),
+            _ => Route::Forward(Part::new(snapshot.home(), &self.text, &[], self.fences())),
         }
     }
 
@@ -527,13 +524,7 @@ impl Analysis {
 
     /// The client's text, for the home shard.
     fn unchanged(&self, snapshot: &Snapshot) -> Part {
-        Part {
-            shard: snapshot.home(),
-            text: self.text.clone(),
-            parameters: None,
-            fences: Vec::new(),
-            replaced: Arc::default(),
-        }
+        Part::new(snapshot.home(), &self.text, &[], Vec::new())
     }
 
     fn route_lock(&self, lock: &LockTable, snapshot: &Snapshot) -> Route {

@@ -4,8 +4,9 @@
 //! statements call the functions of schema `pgherd` instead, which give the time of the shard that it began on. They
 //! have the same last names, so a result's columns are called the same.
 
-use crate::lexer::{Token, TokenKind};
-use pgherd_model::quote_identifier;
+use crate::lexer::{Token, TokenKind, depths, tokenize};
+use crate::relations::substitute;
+use pgherd_model::{Column, quote_identifier};
 use std::ops::Range;
 
 /// Key words, and the type that a precision behind them is of.
@@ -58,25 +59,28 @@ fn replacement(text: &str, tokens: &[Token], i: usize) -> Option<(Range<usize>, 
     Some((start..end, format!("pgherd.{name}")))
 }
 
+/// A column's default with the functions of schema `pgherd` in it, where it has the transaction's time.
+pub(crate) fn timed_default(column: &Column) -> Option<String> {
+    let default = column.default.as_deref().filter(|_| !column.generated)?;
+    let tokens = tokenize(default).ok()?;
+    let replaced = replacements(default, &tokens);
+    (!replaced.is_empty()).then(|| substitute(default, &replaced).0)
+}
+
 /// An ALTER TABLE that does nothing but add a column, by whose default the rows that are there get the transaction's time, calling
 /// the functions of schema `pgherd` for it. None for all others.
 pub fn column_of_one_time(text: &str) -> Option<String> {
-    let tokens = crate::lexer::tokenize(text).ok()?;
+    let tokens = tokenize(text).ok()?;
     let has = |word: &str| tokens.iter().any(|t| t.is_word(text, word));
-    let mut depth = 0;
-    let mut lists = false;
-    for token in &tokens {
-        match token.text(text) {
-            "(" | "[" => depth += 1,
-            ")" | "]" => depth -= 1,
-            "," => lists |= depth == 0,
-            _ => {}
-        }
-    }
+    let depths = depths(text, &tokens);
+    let lists = tokens
+        .iter()
+        .zip(depths)
+        .any(|(t, depth)| depth == 0 && t.is(text, ","));
     // In a CHECK or a generated column it would stay.
     let adds = has("add") && has("default") && !has("check") && !has("generated");
     let replaced = replacements(text, &tokens);
-    (adds && !lists && !replaced.is_empty()).then(|| crate::relations::substitute(text, &replaced).0)
+    (adds && !lists && !replaced.is_empty()).then(|| substitute(text, &replaced).0)
 }
 
 /// Whether the text calls the functions of schema `pgherd` that give the transaction's time.

@@ -380,13 +380,7 @@ impl InsertPlan {
     }
 
     fn through_parent(&self, text: &Arc<str>, shard: ShardId) -> Part {
-        Part {
-            shard,
-            text: text.clone(),
-            parameters: None,
-            fences: vec![self.sharded().fence.to_string().into()],
-            replaced: Arc::default(),
-        }
+        Part::new(shard, text, &[], vec![self.sharded().fence.to_string().into()])
     }
 
     /// What the home shard must give for a row.

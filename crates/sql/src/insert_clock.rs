@@ -1,9 +1,8 @@
 //! Defaults that have the transaction's time, written into an INSERT, so that they are the same on every shard of the
 //! transaction.
 
-use crate::clock;
+use crate::clock::timed_default;
 use crate::insert::{CellKind, InsertPlan};
-use crate::relations::substitute;
 use std::ops::Range;
 
 impl InsertPlan {
@@ -14,12 +13,7 @@ impl InsertPlan {
         }
         let columns = self.table.columns.iter().enumerate();
         columns
-            .filter_map(|(i, column)| {
-                let default = column.default.as_deref().filter(|_| !column.generated)?;
-                let tokens = crate::lexer::tokenize(default).ok()?;
-                let replacements = clock::replacements(default, &tokens);
-                (!replacements.is_empty()).then(|| (i, format!("({})", substitute(default, &replacements).0)))
-            })
+            .filter_map(|(i, column)| Some((i, format!("({})", timed_default(column)?))))
             .filter(|(column, _)| match self.columns.iter().position(|c| c == column) {
                 None => true,
                 Some(place) => self.rows.iter().any(|r| is_default(&r.cells[place].kind)),

@@ -361,6 +361,23 @@ fn operator_end(bytes: &[u8], at: usize) -> usize {
     end
 }
 
+/// How many parentheses and brackets are open before each token.
+pub fn depths(text: &str, tokens: &[Token]) -> Vec<i32> {
+    let mut depth = 0;
+    let of = |token: &Token| {
+        let before = depth;
+        if token.kind == TokenKind::Symbol {
+            match token.text(text) {
+                "(" | "[" => depth += 1,
+                ")" | "]" => depth -= 1,
+                _ => {}
+            }
+        }
+        before
+    };
+    tokens.iter().map(of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

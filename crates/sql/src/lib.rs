@@ -27,6 +27,7 @@ pub mod kind;
 pub mod lexer;
 mod literal;
 mod lock_order;
+mod lock_strength;
 mod lock_table;
 mod locking_subqueries;
 pub mod locks;
@@ -57,6 +58,7 @@ pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, DatabaseChange, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName,
     SetValue,
 };
+pub use lock_strength::LockStrength;
 pub use locking_subqueries::{LockingSubquery, locking_subqueries};
 pub use locks::{Locks, ShardLocks};
 pub use parse::{Parsed, parse};

@@ -1,17 +1,12 @@
 //! `FOR UPDATE LIMIT 1`, which PostgreSQL takes in either order: sqlparser wants LIMIT, OFFSET and FETCH first.
 
 use crate::lexer::{Token, TokenKind};
+use crate::lock_strength::LockStrength;
 
 /// The order in which the tree gets the tokens; None where it is that of the text.
 pub(crate) fn limits_first(text: &str, tokens: &[Token]) -> Option<Vec<usize>> {
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
-    let locks = |at: usize| {
-        let strength = |at: usize| word(at, "update") || word(at, "share");
-        word(at, "for")
-            && (strength(at + 1)
-                || word(at + 1, "key") && strength(at + 2)
-                || word(at + 1, "no") && word(at + 2, "key") && strength(at + 3))
-    };
+    let locks = |at: usize| LockStrength::at(text, tokens, at).is_some();
     let limits = |at: usize| ["limit", "offset", "fetch"].iter().any(|w| word(at, w));
     let first = (0..tokens.len()).find(|&at| locks(at))?;
     let mut order: Vec<usize> = (0..first).collect();

@@ -4,7 +4,6 @@ use crate::ObjectName;
 use crate::analysis::Context;
 use crate::lexer::Token;
 use crate::placed::sharded_of;
-use crate::relations::substitute;
 use crate::route::Part;
 use pgherd_model::{RangeId, ServerError, ShardId, Snapshot, Table, TableKind};
 use std::collections::BTreeMap;
@@ -105,21 +104,7 @@ impl LockTable {
             }
         }
         let part = |(shard, (has, fences)): (ShardId, (Vec<bool>, Vec<Arc<str>>))| {
-            let without = self.without(&has);
-            let (text, replaced) = match without.is_empty() {
-                true => (text.clone(), Vec::new()),
-                false => {
-                    let (text, replaced) = substitute(text, &without);
-                    (text.into(), replaced)
-                }
-            };
-            Part {
-                shard,
-                text,
-                parameters: None,
-                fences,
-                replaced: replaced.into(),
-            }
+            Part::new(shard, text, &self.without(&has), fences)
         };
         shards.into_iter().map(part).collect()
     }

@@ -1,6 +1,7 @@
 //! Subqueries and queries of WITH that lock rows: `WHERE id IN (SELECT … FOR UPDATE SKIP LOCKED)`, as queues are written.
 
 use crate::lexer::{Token, TokenKind};
+use crate::lock_strength::LockStrength;
 use crate::with_queries::with_queries;
 use std::ops::Range;
 
@@ -13,21 +14,10 @@ pub struct LockingSubquery {
     pub is_bound: bool,
 }
 
-const STRENGTHS: [&[&str]; 4] = [
-    &["for", "update"],
-    &["for", "no", "key", "update"],
-    &["for", "share"],
-    &["for", "key", "share"],
-];
-
 /// Those of a statement, in the order of the text.
 pub fn locking_subqueries(text: &str, tokens: &[Token]) -> Vec<LockingSubquery> {
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
-    let locks = |at: usize| {
-        STRENGTHS
-            .iter()
-            .any(|words| (0..words.len()).all(|n| word(at + n, words[n])))
-    };
+    let locks = |at: usize| LockStrength::at(text, tokens, at).is_some();
     let (mut open, mut found) = (Vec::<(usize, bool)>::new(), Vec::<Range<usize>>::new());
     for (at, token) in tokens.iter().enumerate() {
         if token.kind == TokenKind::Symbol && token.is(text, "(") {

@@ -3,7 +3,7 @@
 //! The condition gets a subquery beside it that refers to nothing: `WHERE (…) AND (SELECT pgherd.note_markers())`. PostgreSQL
 //! evaluates it once, before it looks for rows, with the statement's snapshot. A MERGE gets it beside its source. Tag, RETURNING, types and rules stay as they are.
 
-use crate::lexer::{Token, TokenKind};
+use crate::lexer::{Token, depths};
 use crate::relations::substitute;
 use crate::route::Part;
 
@@ -12,20 +12,8 @@ const NOTE: &str = "(SELECT pgherd.note_markers())";
 /// The part of a scattered statement with the call in it, positions of errors being the client's still. `text` and `tokens` are
 /// the client's. None for what has no condition that could be added to (`WHERE CURRENT OF`, a source in parentheses).
 pub(crate) fn noting(text: &str, tokens: &[Token], part: &Part) -> Option<Part> {
-    let mut depth = 0;
-    let outside: Vec<usize> = (0..tokens.len())
-        .filter(|&i| {
-            let before = depth;
-            if tokens[i].kind == TokenKind::Symbol {
-                match tokens[i].text(text) {
-                    "(" | "[" => depth += 1,
-                    ")" | "]" => depth -= 1,
-                    _ => {}
-                }
-            }
-            before == 0
-        })
-        .collect();
+    let depths = depths(text, tokens);
+    let outside: Vec<usize> = (0..tokens.len()).filter(|&i| depths[i] == 0).collect();
     // They are reserved: behind a point they are columns' names, and else nothing but key words up to RETURNING.
     let is_key_word = |i: usize, word: &str| tokens[i].is_word(text, word) && (i == 0 || !tokens[i - 1].is(text, "."));
     let find = |word: &str| outside.iter().copied().find(|&i| is_key_word(i, word));

@@ -2,11 +2,11 @@
 //! that can matter lies on one shard, that shard runs the statement whole.
 
 use crate::analysis::Context;
-use crate::clock;
+use crate::clock::timed_default;
 use crate::functions;
 use crate::kind::{Kind, ObjectName};
 use crate::lexer::{Token, TokenKind};
-use crate::relations::{Reference, Role, substitute};
+use crate::relations::{Reference, Role};
 use crate::restriction::{Found, Restriction};
 use crate::route::{Merge, Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
@@ -271,20 +271,7 @@ impl Placed {
             }
         }
         replacements.sort_by_key(|(span, _)| span.start);
-        let (text, replaced) = match replacements.is_empty() {
-            true => (text.clone(), Vec::new()),
-            false => {
-                let (text, replaced) = substitute(text, &replacements);
-                (text.into(), replaced)
-            }
-        };
-        Part {
-            shard,
-            text,
-            parameters: None,
-            fences,
-            replaced: replaced.into(),
-        }
+        Part::new(shard, text, &replacements, fences)
     }
 
     /// Whether it takes rows from one table into another, shard by shard.
@@ -393,16 +380,10 @@ fn rows_that_stay(
         unchanged && inserted.given.contains(&(to_column, Some(from_column)))
     });
     let is_given = |column: usize| inserted.given.iter().any(|(c, _)| *c == column);
-    let timed = (0..to.table.columns.len()).any(|c| !is_given(c) && has_time(&to.table.columns[c]));
+    // The transaction's time is to be one on all shards.
+    let timed = (0..to.table.columns.len()).any(|c| !is_given(c) && timed_default(&to.table.columns[c]).is_some());
     let colocated = to.sharded().colocation == from.sharded().colocation;
     (colocated && kept && !timed).then_some((target, source))
-}
-
-/// Whether its default is the transaction's time, which is to be one on all shards.
-fn has_time(column: &Column) -> bool {
-    let default = column.default.as_deref().filter(|_| !column.generated);
-    let replaced = |text: &str| crate::lexer::tokenize(text).map(|tokens| clock::replacements(text, &tokens).len());
-    default.is_some_and(|text| !matches!(replaced(text), Ok(0)))
 }
 
 /// Whether a child's name may stand in a table's place: PostgreSQL would see another row type and tableoid,

@@ -1,6 +1,8 @@
 //! Where a statement goes: the result of routing, trusted by all later stages.
 
+use crate::relations::substitute;
 use pgherd_model::{ServerError, ShardId};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A bound parameter as the client sent it.
@@ -29,6 +31,31 @@ pub struct Part {
     /// for mapping error positions back: (byte offset in `text`, length there, byte offset in the
     /// client's statement, length there) of each replaced piece, ascending
     pub replaced: Arc<[Replaced]>,
+}
+
+impl Part {
+    /// The client's text, its parameters by their own numbers, with these pieces replaced: bytes, ascending.
+    pub(crate) fn new(
+        shard: ShardId,
+        text: &Arc<str>,
+        replacements: &[(Range<usize>, String)],
+        fences: Vec<Arc<str>>,
+    ) -> Self {
+        let (text, replaced) = match replacements.is_empty() {
+            true => (text.clone(), Vec::new()),
+            false => {
+                let (text, replaced) = substitute(text, replacements);
+                (text.into(), replaced)
+            }
+        };
+        Self {
+            shard,
+            text,
+            parameters: None,
+            fences,
+            replaced: replaced.into(),
+        }
+    }
 }
 
 /// A piece of text that was replaced.

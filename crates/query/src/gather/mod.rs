@@ -32,6 +32,7 @@ use postgres_protocol::message::frontend;
 pub(crate) use reading::Reading;
 use source::Gathered;
 pub(crate) use source::IDENTITY;
+pub(crate) use staged::{select as select_staged, steps};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -215,29 +216,6 @@ pub(crate) async fn select(
     let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
     let plan = plan(statement, reading, &metadata, None, transaction).await?;
     run(statement, plan, transaction).await
-}
-
-/// The same for large tables, leaving as much as can be on the shards; None where [`select`] is to be used. `rows` are those of
-/// [`Reading::rows`].
-pub(crate) async fn select_staged(
-    statement: &Statement<'_>,
-    reading: &Reading,
-    rows: &[f64],
-    transaction: &mut Transaction,
-    engine: &Engine,
-) -> Result<Option<Rows<'static>>, ServerError> {
-    staged::select(statement, reading, rows, transaction, engine).await
-}
-
-/// The steps of [`select_staged`] and what each asks of which shard, for EXPLAIN; None where there are none.
-pub(crate) async fn steps(
-    statement: &Statement<'_>,
-    reading: &Reading,
-    rows: &[f64],
-    transaction: &mut Transaction,
-    engine: &Engine,
-) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
-    staged::steps(statement, reading, rows, transaction, engine).await
 }
 
 /// Runs a SELECT that is not the client's own. The relation named at the byte `target` has a column more: [`IDENTITY`].

@@ -1,17 +1,9 @@
 //! The locking clauses of a SELECT's text, and its LIMIT, found at the key words that stand outside of all parentheses.
 
-use crate::write::shape::{Reader, depths};
-use pgherd_sql::lexer::tokenize;
+use crate::write::shape::Reader;
+use pgherd_sql::LockStrength;
+use pgherd_sql::lexer::{depths, tokenize};
 use std::ops::Range;
-
-/// How rows are locked. Of several clauses for one relation the strongest holds, as in PostgreSQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Strength {
-    KeyShare,
-    Share,
-    NoKeyUpdate,
-    Update,
-}
 
 /// What is done about rows that others have locked. NOWAIT is stronger than SKIP LOCKED, as in PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +16,7 @@ pub(super) enum Policy {
 /// One clause.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Clause {
-    pub strength: Strength,
+    pub strength: LockStrength,
     pub policy: Policy,
     /// OF; empty for all relations
     pub of: Vec<String>,
@@ -43,17 +35,6 @@ pub(super) struct Clauses {
     pub has_list: bool,
 }
 
-impl Strength {
-    pub fn sql(self) -> &'static str {
-        match self {
-            Self::KeyShare => "FOR KEY SHARE",
-            Self::Share => "FOR SHARE",
-            Self::NoKeyUpdate => "FOR NO KEY UPDATE",
-            Self::Update => "FOR UPDATE",
-        }
-    }
-}
-
 impl Policy {
     pub fn sql(self) -> &'static str {
         match self {
@@ -63,13 +44,6 @@ impl Policy {
         }
     }
 }
-
-const STRENGTHS: [(&[&str], Strength); 4] = [
-    (&["for", "update"], Strength::Update),
-    (&["for", "no", "key", "update"], Strength::NoKeyUpdate),
-    (&["for", "share"], Strength::Share),
-    (&["for", "key", "share"], Strength::KeyShare),
-];
 
 /// Reads a statement's text; None for a form that is not known, among them one that locks in a subquery.
 pub(super) fn find(text: &str) -> Option<Clauses> {
@@ -87,12 +61,11 @@ pub(super) fn find(text: &str) -> Option<Clauses> {
         next.unwrap_or(tokens.len())
     };
     for at in from..tokens.len() {
-        let known = STRENGTHS.iter().find(|(words, _)| is(&r, at, words));
-        match known {
+        match LockStrength::at(text, &tokens, at) {
             Some(_) if r.depths[at] > 0 => return None,
-            Some((words, strength)) => {
+            Some(strength) => {
                 let end = ends(at);
-                locks.push(clause(&r, at + words.len()..end, *strength)?);
+                locks.push(clause(&r, at + strength.words()..end, strength)?);
                 blanks.push(r.span(at..end)?);
             }
             None if r.depths[at] == 0 && ["limit", "offset", "fetch"].iter().any(|w| r.word(at, w)) => {
@@ -123,7 +96,7 @@ fn is(r: &Reader<'_>, at: usize, words: &[&str]) -> bool {
 }
 
 /// `[OF a, b] [NOWAIT | SKIP LOCKED]`
-fn clause(r: &Reader<'_>, tokens: Range<usize>, strength: Strength) -> Option<Clause> {
+fn clause(r: &Reader<'_>, tokens: Range<usize>, strength: LockStrength) -> Option<Clause> {
     let mut end = tokens.end;
     let mut policy = Policy::Wait;
     if end > tokens.start && r.word(end - 1, "nowait") {

@@ -20,8 +20,9 @@ use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::views::{self, ParsedQuery};
 use crate::{Fragment, Transaction};
-use clauses::{Clauses, Policy, Strength};
+use clauses::{Clauses, Policy};
 use pgherd_model::{ServerError, ShardId, SqlState, quote_literal};
+use pgherd_sql::LockStrength;
 use postgres_protocol::message::frontend;
 use sqlparser::ast::{Expr, LimitClause, SetExpr, TableFactor, TableWithJoins, Value};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -41,7 +42,7 @@ struct Lock {
     at: usize,
     /// what qualifies its columns
     alias: String,
-    strength: Strength,
+    strength: LockStrength,
     policy: Policy,
 }
 

@@ -39,6 +39,7 @@ pub(crate) use locked::Locked;
 pub(crate) use merge::Merge;
 use pgherd_model::{RangeId, Resolved, ServerError, ShardId, Table};
 use pgherd_shards::ColumnDescription;
+use pgherd_sql::LockStrength;
 use shape::{Context, Output, Shape};
 use sqlparser::ast::{Query, SetExpr, Statement as Ast, TableFactor};
 use std::sync::Arc;
@@ -104,7 +105,7 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
     };
     let mut shape = shape::shape(query, select, &from, &context)?;
     if !shape.lock.is_empty() {
-        shape.lock = format!(" FOR {}{}", strength(statement.text)?, shape.lock);
+        shape.lock = format!(" {}{}", strength(statement.text)?.sql(), shape.lock);
     }
     let wanted = wanted_ranges(statement, &table, select.selection.as_ref(), &from, None)?;
     let places = fragment::places(&table, &wanted)?;
@@ -119,26 +120,11 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
 }
 
 /// How strong the lock of the only locking clause is, which the tree does not say.
-fn strength(text: &str) -> Option<&'static str> {
+fn strength(text: &str) -> Option<LockStrength> {
     let tokens = pgherd_sql::lexer::tokenize(text).ok()?;
-    let word = |i: usize, word: &str| {
-        tokens
-            .get(i)
-            .is_some_and(|t: &pgherd_sql::lexer::Token| t.is_word(text, word))
-    };
-    const STRENGTHS: [(&[&str], &str); 4] = [
-        (&["for", "update"], "UPDATE"),
-        (&["for", "no", "key", "update"], "NO KEY UPDATE"),
-        (&["for", "share"], "SHARE"),
-        (&["for", "key", "share"], "KEY SHARE"),
-    ];
-    let at = |i: usize| {
-        let found = STRENGTHS
-            .iter()
-            .find(|(words, _)| words.iter().enumerate().all(|(n, w)| word(i + n, w)));
-        found.map(|(_, strength)| *strength)
-    };
-    (0..tokens.len()).rev().find_map(at)
+    (0..tokens.len())
+        .rev()
+        .find_map(|at| LockStrength::at(text, &tokens, at))
 }
 
 /// The sharded table of a FROM that names just one, without TABLESAMPLE and the like.

@@ -3,7 +3,7 @@
 //! Pieces keep the client's own words, so that PostgreSQL reads them as it would have read them in the whole.
 
 use pgherd_model::ServerError;
-use pgherd_sql::lexer::{Token, TokenKind, tokenize};
+use pgherd_sql::lexer::{Token, depths, tokenize};
 use std::ops::Range;
 
 /// What a column of SET is given.
@@ -116,23 +116,6 @@ impl Reader<'_> {
         let close = (tokens.start + 1..tokens.end).find(|&i| self.symbol(i, ")") && self.depths[i] == depth + 1)?;
         (self.symbol(tokens.start, "(") && close + 1 == tokens.end).then_some(tokens.start + 1..close)
     }
-}
-
-/// How many parentheses and brackets are open before each token.
-pub(crate) fn depths(text: &str, tokens: &[Token]) -> Vec<i32> {
-    let mut depth = 0;
-    let of = |token: &Token| {
-        let before = depth;
-        if token.kind == TokenKind::Symbol {
-            match token.text(text) {
-                "(" | "[" => depth += 1,
-                ")" | "]" => depth -= 1,
-                _ => {}
-            }
-        }
-        before
-    };
-    tokens.iter().map(of).collect()
 }
 
 fn find(text: &str) -> Option<Shape> {

@@ -105,8 +105,9 @@ fn applies(
         && rows.iter().sum::<f64>() >= engine.staged_from_rows()
 }
 
-/// Runs a SELECT so; None when it should be gathered plainly. Then nothing has been read.
-pub(super) async fn select(
+/// Runs a SELECT over large tables so, leaving as much as can be on the shards; None when it should be gathered plainly: then
+/// nothing has been read. `rows` are those of [`Reading::rows`].
+pub(crate) async fn select(
     statement: &Statement<'_>,
     reading: &Reading,
     rows: &[f64],
@@ -135,7 +136,7 @@ pub(super) async fn select(
 
 /// The steps that [`select`] would take, each with what its shards are asked before anything is known of other steps' rows; None
 /// where it would take none.
-pub(super) async fn steps(
+pub(crate) async fn steps(
     statement: &Statement<'_>,
     reading: &Reading,
     rows: &[f64],

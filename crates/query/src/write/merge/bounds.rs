@@ -1,7 +1,7 @@
 //! Which rows of its target a MERGE can match, where its source reads no tables: `USING (VALUES (1, 'a'), …) AS s (k, v) ON t.k = s.k` matches
 //! rows with these keys only. The source's keys are computed first, and bound what is read of the target.
 
-use super::super::shape::{Reader, depths};
+use super::super::shape::Reader;
 use super::super::target::Target;
 use super::shape::MergeShape;
 use crate::plan::row::{fields, messages};
@@ -10,7 +10,7 @@ use crate::statement::Statement;
 use crate::views;
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_shards::Backend;
-use pgherd_sql::lexer::tokenize;
+use pgherd_sql::lexer::{depths, tokenize};
 use pgherd_sql::locks::names_called;
 use postgres_protocol::message::frontend;
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! A MERGE's text, taken apart at the key words that stand outside of all parentheses and CASEs.
 
-use super::super::shape::{Reader, Shape, Value, assignments, depths};
+use super::super::shape::{Reader, Shape, Value, assignments};
 use pgherd_model::ServerError;
-use pgherd_sql::lexer::{Token, tokenize};
+use pgherd_sql::lexer::{Token, depths, tokenize};
 use std::ops::Range;
 
 /// What a WHEN does.
