@@ -24,12 +24,7 @@ impl Session {
         let made = self.ensure_block();
         let held = self.client.hold_tag();
         let result = self.run_locking_first(unit, &text, &found).await;
-        let tag = self.client.release_tag(held);
-        let result = match result {
-            Ok(()) => Ok(tag),
-            Err(Problem::Error(error)) => Err(error.with_position(None).into()),
-            Err(other) => Err(other),
-        };
+        let result = self.end_as_one(held, result);
         self.finish_statement(made, result).await
     }
 
@@ -80,11 +75,8 @@ impl Session {
         if columns.is_empty() {
             return Err(not_first("A subquery that locks rows has no columns.").into());
         }
-        self.client.capture();
-        let run = Box::pin(self.routed(part)).await;
-        let captured = self.client.captured();
-        run?;
-        let rows = self.constants(&columns, captured.freeze()).await?;
+        let rows = self.rows_of(part).await?;
+        let rows = self.constants(&columns, rows).await?;
         let names: Vec<_> = columns.iter().map(|c| quote_identifier(&c.name)).collect();
         Ok(format!(
             "SELECT * FROM ({rows}) AS pgherd_locked ({})",

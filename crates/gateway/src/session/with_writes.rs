@@ -65,12 +65,7 @@ impl Session {
             let (made, raised) = self.begin_parts(&wants)?;
             let held = self.client.hold_tag();
             let result = self.run_parts(unit, &text, &parts, &wants).await;
-            let tag = self.client.release_tag(held);
-            let result = match result {
-                Ok(()) => Ok(tag),
-                Err(Problem::Error(error)) => Err(error.with_position(None).into()),
-                Err(other) => Err(other),
-            };
+            let result = self.end_as_one(held, result);
             tries += 1;
             match self.finish_statement(made, result).await {
                 Err(Problem::Error(error))
@@ -82,6 +77,28 @@ impl Session {
                 other => return other,
             }
         }
+    }
+
+    /// How a statement ends that ran as several: with the last one's tag. Positions in their texts mean nothing to the client.
+    pub(super) fn end_as_one(
+        &mut self,
+        held: Option<Option<String>>,
+        result: Result<(), Problem>,
+    ) -> Result<Option<String>, Problem> {
+        let tag = self.client.release_tag(held);
+        match result {
+            Ok(()) => Ok(tag),
+            Err(Problem::Error(error)) => Err(error.with_position(None).into()),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Runs a part; its rows, which do not go to the client.
+    pub(super) async fn rows_of(&mut self, part: Unit<'_>) -> Result<Bytes, Problem> {
+        self.client.capture();
+        let run = Box::pin(self.routed(part)).await;
+        let captured = self.client.captured();
+        run.map(|()| captured.freeze())
     }
 
     /// Opens a block where none is open; whether it did, and whether it is for one snapshot where the session has one for each
@@ -251,12 +268,9 @@ impl Session {
             };
             let snapshot = self.present_snapshot();
             let columns = self.description(part, &snapshot).await?.columns.clone();
-            self.client.capture();
-            let run = Box::pin(self.routed(part)).await;
-            let captured = self.client.captured();
-            run?;
+            let rows = self.rows_of(part).await?;
             if let Some(columns) = columns {
-                let entry = self.entry(text, query, &columns, captured.freeze()).await?;
+                let entry = self.entry(text, query, &columns, rows).await?;
                 returned.push((query.name.clone(), entry));
             }
         }
@@ -291,12 +305,9 @@ impl Session {
             .columns
             .clone()
             .unwrap_or_default();
-        self.client.capture();
-        let run = Box::pin(self.routed(part)).await;
-        let captured = self.client.captured();
-        run?;
+        let rows = self.rows_of(part).await?;
         let names: Vec<_> = columns.iter().map(|c| quote_identifier(&c.name)).collect();
-        let rows = self.constants(&columns, captured.freeze()).await?;
+        let rows = self.constants(&columns, rows).await?;
         Ok(format!("{name} ({}) AS ({rows})", names.join(", ")))
     }
 
