@@ -1,5 +1,5 @@
-//! Many clients at once. These take minutes and many file descriptors, so they run only when they are asked for, on a release build:
-//! `cargo test --release --workspace --test limits -- --ignored --nocapture --test-threads=1`. What they gave is in
+//! Many clients at once. These take a minute, both cores and more than ten thousand file descriptors (`ulimit -n`), so they run only when
+//! they are asked for: `cargo test --workspace --test limits -- --ignored --nocapture --test-threads=1`. What they gave is in
 //! docs/operations.md.
 
 use pgherd_testkit::herd::{Gateway, Herd};
