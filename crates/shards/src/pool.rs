@@ -29,6 +29,8 @@ pub const LOGIN_DEFAULTS_SQL: &str = "SELECT pg_catalog.hashtextextended(coalesc
 /// The fingerprint of a backend whose settings are not known: the next checkout brings them in line.
 pub const UNKNOWN_SETTINGS: u64 = u64::MAX;
 
+/// A timer that fires this much too late tells that the process, or its machine, was paused.
+const LATE: Duration = Duration::from_millis(200);
 /// How often a connection is tried again where the server has no room for more.
 const FULL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -383,8 +385,14 @@ impl Shards {
     }
 
     async fn open(&self, shard: ShardId, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Result<Backend, Error> {
-        let opening = Connection::open(&pool.config, &pool.who);
-        match tokio::time::timeout(self.options.connect_timeout, opening).await {
+        let mut opening = std::pin::pin!(Connection::open(&pool.config, &pool.who));
+        let (begun, limit) = (Instant::now(), self.options.connect_timeout);
+        let mut opened = tokio::time::timeout(limit, &mut opening).await;
+        // Then this process stood still itself, and the shard may have answered long ago.
+        if opened.is_err() && begun.elapsed() > limit + LATE {
+            opened = tokio::time::timeout(limit, &mut opening).await;
+        }
+        match opened {
             Ok(connection) => {
                 metrics::counter!("pgherd_shard_connections_opened_total", "shard" => pool.config.name.clone())
                     .increment(1);
@@ -405,7 +413,7 @@ impl Shards {
                 shard,
                 name: pool.config.name.clone(),
                 address: format!("{}:{}", pool.config.host, pool.config.port),
-                cause: format!("no answer within {} ms", self.options.connect_timeout.as_millis()),
+                cause: format!("no answer within {} ms", limit.as_millis()),
             }),
         }
     }
