@@ -27,7 +27,7 @@ pub(crate) struct DataFolder {
     path: PathBuf,
     state: State,
     /// Held for as long as this value lives; the kernel lets go of it however the process ends.
-    _lock: File,
+    lock: File,
 }
 
 /// `local-cluster.toml`.
@@ -80,11 +80,7 @@ impl DataFolder {
             },
             Err(error) => return Err(Error::io("read", file)(error)),
         };
-        let folder = Self {
-            path,
-            state,
-            _lock: lock,
-        };
+        let folder = Self { path, state, lock };
         folder.save(account)?;
         Ok(folder)
     }
@@ -163,6 +159,8 @@ impl Drop for DataFolder {
         if let Ok(outside) = fs::read_link(self.state.storage.join("sockets")) {
             let _ = fs::remove_dir(outside);
         }
+        // Closing the file is not enough: a program that is being started has a copy of it for a moment, with the lock.
+        let _ = self.lock.unlock();
     }
 }
 
