@@ -193,9 +193,11 @@ $$ SELECT pgherd.transaction_timestamp()::pg_catalog.time $$;
 -- What a session asks about itself: the gateway knows, and gives the answer as the argument.
 CREATE OR REPLACE FUNCTION pgherd.pg_backend_pid(pid integer) RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE AS
 $$ SELECT pid $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_terminate_backend(done boolean) RETURNS boolean LANGUAGE sql VOLATILE AS
+-- The client's own arguments stay, so that its parameters have a place and a type.
+DROP FUNCTION IF EXISTS pgherd.pg_terminate_backend(boolean), pgherd.pg_cancel_backend(boolean);
+CREATE OR REPLACE FUNCTION pgherd.pg_terminate_backend(done boolean, pid integer, timeout bigint DEFAULT 0) RETURNS boolean LANGUAGE sql VOLATILE AS
 $$ SELECT done $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_cancel_backend(done boolean) RETURNS boolean LANGUAGE sql VOLATILE AS
+CREATE OR REPLACE FUNCTION pgherd.pg_cancel_backend(done boolean, pid integer) RETURNS boolean LANGUAGE sql VOLATILE AS
 $$ SELECT done $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_prepared_statements(statements jsonb) RETURNS SETOF pg_catalog.pg_prepared_statements
 LANGUAGE sql STABLE SET search_path = pg_catalog AS

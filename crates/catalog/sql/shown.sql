@@ -1,6 +1,11 @@
 -- PostgreSQL's catalogs as clients of a gateway see them: a sharded table whose ranges are pgherd's is one table. Its ranges do
 -- not show, and its numbers are those of all shards. The gateway calls these in the place of PostgreSQL's own, with what it has
--- asked the shards: an object of tables and indexes by OID, see pgherd.shown_facts() and the gateway's shown_catalogs.
+-- asked the shards: an object of tables and indexes by OID, see pgherd.shown_facts() and the gateway's shown_catalogs. `listed`
+-- is true for a statement that lists what there is: it does not see schema pgherd.
+
+-- Earlier forms.
+DROP FUNCTION IF EXISTS pgherd.pg_class(jsonb), pgherd.pg_inherits(jsonb), pgherd.pg_tables(jsonb), pgherd.pg_indexes(jsonb),
+    pgherd.pg_stat_all_tables(jsonb), pgherd.pg_stat_user_tables(jsonb);
 
 -- What this shard has of some tables ([schema, name] each) and of their indexes, by name: the OID, which table it is or belongs to, and sums
 -- over the ranges, of those that are wanted: class, sizes, activity.
@@ -19,6 +24,8 @@ CREATE OR REPLACE FUNCTION pgherd.shown_facts(tables jsonb, wanted text[]) RETUR
         SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
     )
     SELECT coalesce(jsonb_object_agg(r.name, jsonb_build_object('oid', r.oid::text, 'table', r.table_name, 'is_index', r.is_index,
+        -- An empty stand-in of a partition that lies elsewhere has a check of its own.
+        'checks', (SELECT c.relchecks - 1 FROM pg_class c JOIN pg_constraint k ON k.conrelid = c.oid AND k.conname = 'pgherd_elsewhere' WHERE c.oid = r.oid),
         'class', CASE WHEN 'class' = ANY (wanted) THEN (SELECT jsonb_build_object('reltuples', coalesce(sum(c.reltuples) FILTER (WHERE c.reltuples >= 0), -1),
                 'relpages', coalesce(sum(c.relpages), 0), 'relallvisible', coalesce(sum(c.relallvisible), 0))
             FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE tree.root = r.oid AND c.relkind IN ('r', 'i')) END,
@@ -40,32 +47,91 @@ CREATE OR REPLACE FUNCTION pgherd.is_inside(relation oid) RETURNS boolean LANGUA
         WHERE c.oid OPERATOR(pg_catalog.=) relation AND n.nspname OPERATOR(pg_catalog.=) 'pgherd_data')
 $$;
 
-CREATE OR REPLACE FUNCTION pgherd.pg_class(shown jsonb) RETURNS SETOF pg_catalog.pg_class LANGUAGE sql STABLE AS $$
+-- Schemas that a client is not shown.
+CREATE OR REPLACE FUNCTION pgherd.hidden_schemas(listed boolean) RETURNS oid[] LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT ARRAY(SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) 'pgherd_data' OR (listed AND n.nspname OPERATOR(pg_catalog.=) 'pgherd'))
+$$;
+CREATE OR REPLACE FUNCTION pgherd.hidden_schema_names(listed boolean) RETURNS text[] LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
+$$ SELECT CASE WHEN listed THEN '{pgherd,pgherd_data}'::pg_catalog.text[] ELSE '{pgherd_data}' END $$;
+
+CREATE OR REPLACE FUNCTION pgherd.pg_class(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_class LANGUAGE sql STABLE AS $$
     SELECT c.* FROM pg_catalog.pg_class c WHERE NOT (shown OPERATOR(pg_catalog.?) c.oid::pg_catalog.text)
-        AND c.relnamespace OPERATOR(pg_catalog.<>) ALL (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) 'pgherd_data')
+        AND c.relnamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[])
     UNION ALL
     SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(c, shown OPERATOR(pg_catalog.->) c.oid::pg_catalog.text OPERATOR(pg_catalog.->) 'class') AS r
         FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT k::pg_catalog.oid FROM pg_catalog.jsonb_object_keys(shown) k)) OFFSET 0) s
 $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_inherits(shown jsonb) RETURNS SETOF pg_catalog.pg_inherits LANGUAGE sql STABLE AS
+CREATE OR REPLACE FUNCTION pgherd.pg_inherits(listed boolean) RETURNS SETOF pg_catalog.pg_inherits LANGUAGE sql STABLE AS
 $$ SELECT i.* FROM pg_catalog.pg_inherits i WHERE NOT pgherd.is_inside(i.inhrelid) $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_tables(shown jsonb) RETURNS SETOF pg_catalog.pg_tables LANGUAGE sql STABLE AS
-$$ SELECT t.* FROM pg_catalog.pg_tables t WHERE t.schemaname OPERATOR(pg_catalog.<>) 'pgherd_data' $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_indexes(shown jsonb) RETURNS SETOF pg_catalog.pg_indexes LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION pgherd.pg_indexes(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_indexes LANGUAGE sql STABLE AS $$
     SELECT x.schemaname, x.tablename, x.indexname, x.tablespace, CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class c
             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
             WHERE n.nspname OPERATOR(pg_catalog.=) x.schemaname AND c.relname OPERATOR(pg_catalog.=) x.indexname
             AND shown OPERATOR(pg_catalog.->) c.oid::pg_catalog.text OPERATOR(pg_catalog.->>) 'plain' OPERATOR(pg_catalog.=) 'true')
         THEN pg_catalog.regexp_replace(x.indexdef, ' ON ONLY ', ' ON ') ELSE x.indexdef END
-    FROM pg_catalog.pg_indexes x WHERE x.schemaname OPERATOR(pg_catalog.<>) 'pgherd_data'
+    FROM pg_catalog.pg_indexes x WHERE x.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed))
 $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_stat_all_tables(shown jsonb) RETURNS SETOF pg_catalog.pg_stat_all_tables LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION pgherd.pg_stat_all_tables(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_stat_all_tables LANGUAGE sql STABLE AS $$
     SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(s, coalesce(shown OPERATOR(pg_catalog.->) s.relid::pg_catalog.text OPERATOR(pg_catalog.->) 'activity', '{}')) AS r
-        FROM pg_catalog.pg_stat_all_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) 'pgherd_data' OFFSET 0) s
+        FROM pg_catalog.pg_stat_all_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) OFFSET 0) s
 $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_stat_user_tables(shown jsonb) RETURNS SETOF pg_catalog.pg_stat_user_tables LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION pgherd.pg_stat_user_tables(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_stat_user_tables LANGUAGE sql STABLE AS $$
     SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(s, coalesce(shown OPERATOR(pg_catalog.->) s.relid::pg_catalog.text OPERATOR(pg_catalog.->) 'activity', '{}')) AS r
-        FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) 'pgherd_data' OFFSET 0) s
+        FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) OFFSET 0) s
+$$;
+
+-- What is in those schemas, and they themselves.
+CREATE OR REPLACE FUNCTION pgherd.pg_namespace(listed boolean) RETURNS SETOF pg_catalog.pg_namespace LANGUAGE sql STABLE AS
+$$ SELECT n.* FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_proc(listed boolean) RETURNS SETOF pg_catalog.pg_proc LANGUAGE sql STABLE AS
+$$ SELECT p.* FROM pg_catalog.pg_proc p WHERE p.pronamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[]) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_type(listed boolean) RETURNS SETOF pg_catalog.pg_type LANGUAGE sql STABLE AS
+$$ SELECT t.* FROM pg_catalog.pg_type t WHERE t.typnamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[]) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_constraint(listed boolean) RETURNS SETOF pg_catalog.pg_constraint LANGUAGE sql STABLE AS $$
+    SELECT k.* FROM pg_catalog.pg_constraint k WHERE k.conname OPERATOR(pg_catalog.<>) 'pgherd_elsewhere'
+        AND k.connamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[])
+$$;
+CREATE OR REPLACE FUNCTION pgherd.pg_event_trigger(listed boolean) RETURNS SETOF pg_catalog.pg_event_trigger LANGUAGE sql STABLE AS
+$$ SELECT e.* FROM pg_catalog.pg_event_trigger e WHERE NOT (listed AND e.evtname OPERATOR(pg_catalog.~~) 'pgherd\_%') $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_tables(listed boolean) RETURNS SETOF pg_catalog.pg_tables LANGUAGE sql STABLE AS
+$$ SELECT t.* FROM pg_catalog.pg_tables t WHERE t.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_views(listed boolean) RETURNS SETOF pg_catalog.pg_views LANGUAGE sql STABLE AS
+$$ SELECT v.* FROM pg_catalog.pg_views v WHERE v.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_sequences(listed boolean) RETURNS SETOF pg_catalog.pg_sequences LANGUAGE sql STABLE AS
+$$ SELECT s.* FROM pg_catalog.pg_sequences s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+
+-- The views of information_schema likewise: pgherd.information_schema_tables() and so on, by the columns that name a schema.
+DO $do$
+DECLARE
+    shown_view record;
+BEGIN
+    FOR shown_view IN
+        SELECT c.relname, pg_catalog.string_agg(pg_catalog.format(CASE a.attname
+                WHEN 'constraint_name' THEN 'v.%I IS DISTINCT FROM ''pgherd_elsewhere'''
+                ELSE '(v.%I IS NULL OR v.%1$I::pg_catalog.text OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)))' END, a.attname), ' AND ') AS condition
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relnamespace = 'information_schema'::pg_catalog.regnamespace AND a.attname IN ('schema_name', 'table_schema', 'constraint_schema',
+                'sequence_schema', 'routine_schema', 'specific_schema', 'object_schema', 'trigger_schema', 'view_schema', 'constraint_name')
+            AND c.relname IN ('check_constraints', 'column_privileges', 'columns', 'constraint_column_usage', 'constraint_table_usage', 'element_types',
+                'key_column_usage', 'parameters', 'referential_constraints', 'role_column_grants', 'role_routine_grants', 'role_table_grants',
+                'routine_privileges', 'routines', 'schemata', 'sequences', 'table_constraints', 'table_privileges', 'tables', 'triggers',
+                'view_table_usage', 'views')
+        GROUP BY c.relname
+    LOOP
+        EXECUTE pg_catalog.format('CREATE OR REPLACE FUNCTION pgherd.%I(listed boolean) RETURNS SETOF information_schema.%I LANGUAGE sql STABLE AS '
+            '$$ SELECT v.* FROM information_schema.%2$I v WHERE %s $$', 'information_schema_' || shown_view.relname, shown_view.relname, shown_view.condition);
+    END LOOP;
+END $do$;
+
+-- A table that was made as a plain one is no partitioned one; one whose ranges are pgherd's has no partitions.
+CREATE OR REPLACE FUNCTION pgherd.pg_get_partkeydef(shown jsonb, relation oid) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN shown OPERATOR(pg_catalog.->) relation::pg_catalog.text OPERATOR(pg_catalog.->>) 'plain' OPERATOR(pg_catalog.=) 'true'
+        THEN NULL ELSE pg_catalog.pg_get_partkeydef(relation) END
+$$;
+CREATE OR REPLACE FUNCTION pgherd.pg_partition_tree(shown jsonb, relation regclass, OUT relid regclass, OUT parentrelid regclass, OUT isleaf boolean,
+    OUT level integer) RETURNS SETOF record LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT t.relid, t.parentrelid, t.isleaf, t.level FROM pg_catalog.pg_partition_tree(relation) t WHERE NOT pgherd.is_inside(t.relid)
+        AND shown OPERATOR(pg_catalog.->) t.relid::pg_catalog.oid::pg_catalog.text OPERATOR(pg_catalog.->>) 'plain' IS DISTINCT FROM 'true'
 $$;
 
 -- Sizes of all shards together.

@@ -66,6 +66,8 @@ pub(crate) struct Walk<'a> {
     pub items: Vec<Item>,
     pub facts: Facts,
     pub assigned: Vec<Assigned>,
+    /// within SET of ON CONFLICT, where `excluded` is the row that was to be inserted
+    excluded: bool,
     pub row_by_row: Option<RowByRow>,
     /// select-list items `t.*`: whole-row references elsewhere look the same in the tokens
     pub wildcards: usize,
@@ -84,6 +86,7 @@ impl<'a> Walk<'a> {
             items: Vec::new(),
             facts: Facts::default(),
             assigned: Vec::new(),
+            excluded: false,
             row_by_row: None,
             wildcards: 0,
             subqueries: 0,

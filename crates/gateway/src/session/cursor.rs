@@ -7,7 +7,7 @@ use super::forward::{no_block, put_statement, settle};
 use super::relay::{Filter, relay};
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
-use pgherd_sql::{Kind, Part, Route};
+use pgherd_sql::{Instead, Kind, Part, Route};
 use postgres_protocol::message::frontend;
 
 impl Session {
@@ -67,6 +67,11 @@ impl Session {
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
         let entered = self.enter(Unit { statement, ..unit }).await?;
+        if let Some(query) = &entered.analysis.instead {
+            let instead = Instead::new(&text, &[(inner, query.text.to_string())]);
+            drop(entered);
+            return Box::pin(self.run_all_instead(unit, &instead)).await;
+        }
         let route = entered.analysis.route(&entered.snapshot, &[]);
         self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
             .await?;
@@ -259,6 +264,9 @@ impl Session {
             || (self.held_cursors.contains_key(name) && !in_block.is_some_and(|open| open.cursors.contains_key(name)))
         {
             return self.on_gathered(unit, name).await;
+        }
+        if !in_block.is_some_and(|open| open.cursors.contains_key(name)) && self.portals.contains_key(name) {
+            return Box::pin(self.portal_as_cursor(unit, name)).await;
         }
         let home = self.gateway.shards.home();
         let shard = self

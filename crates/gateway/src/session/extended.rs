@@ -44,7 +44,7 @@ pub(crate) struct Told {
 pub(crate) struct Portal {
     prepared: Arc<Prepared>,
     parameters: Vec<(bool, Option<Bytes>)>,
-    formats: Vec<i16>,
+    pub(crate) formats: Vec<i16>,
     pub(crate) state: PortalState,
 }
 
@@ -58,8 +58,18 @@ pub(crate) enum PortalState {
     OnShard(ShardId),
     /// suspended, with the remaining rows here: DataRow messages
     Rows(BytesMut),
-    /// to its end
-    Done,
+    /// to its end; closed there where it is open on a shard still
+    Done(Option<ShardId>),
+}
+
+impl PortalState {
+    /// Where the portal is open.
+    pub(crate) fn shard(&self) -> Option<ShardId> {
+        match self {
+            Self::OnShard(shard) | Self::Done(Some(shard)) => Some(*shard),
+            _ => None,
+        }
+    }
 }
 
 /// The name on a backend of a portal that may be suspended.
@@ -286,20 +296,14 @@ impl Session {
                 self.prepared.remove(&name);
             }
             _ => {
-                if let Some(Portal {
-                    state: PortalState::OnShard(shard),
-                    ..
-                }) = self.portals.remove(&name)
-                {
-                    self.close_on_shard(shard, &name).await?;
-                }
+                self.close_portal(&name).await?;
             }
         }
         self.client.put(b'3', &[]);
         Ok(())
     }
 
-    async fn describe(&mut self, describe: &Describe) -> Result<(), Problem> {
+    pub(super) async fn describe(&mut self, describe: &Describe) -> Result<(), Problem> {
         let name = describe.name.clone().unwrap_or_default();
         if describe.target_type == b'P' && !self.portals.contains_key(&name) && self.describe_cursor(&name).await? {
             return Ok(());
@@ -369,7 +373,7 @@ impl Session {
         Ok(())
     }
 
-    async fn execute(&mut self, execute: &Execute, describe: bool, shared: bool) -> Result<(), Problem> {
+    pub(super) async fn execute(&mut self, execute: &Execute, describe: bool, shared: bool) -> Result<(), Problem> {
         let name = execute.name.clone().unwrap_or_default();
         let portal = self.portals.get_mut(&name).ok_or_else(|| no_portal(&name))?;
         let Some(statement) = portal.prepared.statement.clone() else {
@@ -379,22 +383,24 @@ impl Session {
             self.client.put(b'I', &[]);
             return Ok(());
         };
-        match std::mem::replace(&mut portal.state, PortalState::Done) {
+        match std::mem::replace(&mut portal.state, PortalState::Done(None)) {
             PortalState::Ready => {}
             PortalState::OnShard(shard) => {
+                portal.state = PortalState::Done(Some(shard));
                 let result = self.resume_on_shard(&name, shard, execute.max_rows).await;
                 return self.end_statement(result).await;
             }
             PortalState::Rows(rows) => return self.resume_rows(&name, rows, execute.max_rows).await,
             // A query that has come to its end has no more rows; anything else is not done twice.
-            PortalState::Done if matches!(statement.parsed.kind, Kind::Select { .. }) => {
+            PortalState::Done(shard) if matches!(statement.parsed.kind, Kind::Select { .. }) => {
+                portal.state = PortalState::Done(shard);
                 if describe {
                     self.describe(&Describe::new(b'P', Some(name))).await?;
                 }
                 self.client.put_tag("SELECT 0");
                 return Ok(());
             }
-            PortalState::Done => {
+            PortalState::Done(_) => {
                 let error = ServerError::new(
                     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
                     format!("portal \"{name}\" cannot be run"),
@@ -464,8 +470,7 @@ impl Session {
             };
             let before = (types(&told.description), &told.description.parameter_types);
             if before != (types(&now), &now.parameter_types) {
-                let message = "cached plan must not change result type";
-                return Err(ServerError::new(SqlState::FEATURE_NOT_SUPPORTED, message).into());
+                return Err(changed_result_type().into());
             }
             told.version = version;
         }
@@ -498,6 +503,16 @@ impl Session {
             .map(decode)
             .collect::<Result<_, _>>()?)
     }
+}
+
+/// Drivers that keep prepared statements know the error by the routine that reports it, and prepare anew: asyncpg, JDBC.
+fn changed_result_type() -> ServerError {
+    let message = "cached plan must not change result type";
+    let mut error = ServerError::new(SqlState::FEATURE_NOT_SUPPORTED, message);
+    let reported = [(b'F', "plancache.c"), (b'L', "718"), (b'R', "RevalidateCachedQuery")];
+    let fields = reported.map(|(letter, value)| (letter, value.to_owned()));
+    error.fields_mut().other.extend(fields);
+    error
 }
 
 /// Statements that the gateway answers itself, always without rows.

@@ -121,10 +121,16 @@ impl Session {
         if let Some(error) = reply.error {
             return Err(self.shard_error(part, unit, error).into());
         }
-        if let (true, Mode::Extended { portal, .. }) = (reply.suspended, unit.mode) {
-            self.suspend(portal, PortalState::OnShard(part.shard));
-            self.client.put(b's', &[]);
-            return Ok(None);
+        if let Mode::Extended {
+            portal, max_rows: 1.., ..
+        } = unit.mode
+        {
+            if reply.suspended {
+                self.suspend(portal, PortalState::OnShard(part.shard));
+                self.client.put(b's', &[]);
+                return Ok(None);
+            }
+            self.suspend(portal, PortalState::Done(Some(part.shard)));
         }
         Ok(reply.tag)
     }

@@ -34,6 +34,16 @@ struct Call {
     span: Range<usize>,
 }
 
+impl Call {
+    fn arguments<'t>(&self, text: &'t str, tokens: &[Token]) -> &'t str {
+        match &tokens[self.inside.clone()] {
+            [first, .., last] => &text[first.start as usize..last.end as usize],
+            [only] => only.text(text),
+            [] => "",
+        }
+    }
+}
+
 impl Session {
     /// What to run in the statement's place; None where nothing in it is about this session. Sessions that it ends are
     /// told here.
@@ -46,7 +56,8 @@ impl Session {
                     continue;
                 };
                 if self.signal(process_id, why).await? {
-                    replacements.push((call.span, format!("pgherd.{name}(true)")));
+                    let arguments = call.arguments(text, tokens);
+                    replacements.push((call.span, format!("pgherd.{name}(true, {arguments})")));
                 }
             }
         }

@@ -6,41 +6,35 @@
 //! tables and indexes these are, and, if the statement reads numbers, their sums. A table that
 //! `pgherd.default_distribution` has made sharded was made as a plain one, and is shown as that.
 //!
-//! Declared partitions are the user's own, and stay as they are. What a function or a view of a user reads, PostgreSQL answers alone.
+//! Declared partitions are the user's own, and stay as they are, with the numbers of the shard where their rows are. What a function
+//! or a view of a user reads, PostgreSQL answers alone.
+//!
+//! The schemas of the cluster's own catalog are there in every database, and are not the user's: a statement that lists what there is
+//! does not see them. One that names schema `pgherd`, or asks for an object by its OID, does: `\d pgherd.ranges` works.
+
+mod places;
 
 use super::{Problem, Session, Unit};
-use pgherd_model::{ServerError, Snapshot, quote_literal};
+use pgherd_model::{Name, ServerError, Sharded, Snapshot, quote_literal};
 use pgherd_shards::SimpleResult;
 use pgherd_sql::lexer::{Token, TokenKind};
 use pgherd_sql::{Instead, Kind};
+pub(crate) use places::reads_catalogs;
+use places::{Place, places};
 use serde_json::{Map, Value, json};
-use std::ops::Range;
 
-/// Relations, and what of the tables' facts each of them needs.
-const RELATIONS: [(&str, Facts); 6] = [
-    ("pg_class", Facts::Class),
-    ("pg_inherits", Facts::Names),
-    ("pg_tables", Facts::Names),
-    ("pg_indexes", Facts::Names),
-    ("pg_stat_all_tables", Facts::Activity),
-    ("pg_stat_user_tables", Facts::Activity),
-];
-/// Functions likewise.
-const FUNCTIONS: [(&str, Facts); 5] = [
-    ("pg_relation_size", Facts::Sizes),
-    ("pg_table_size", Facts::Sizes),
-    ("pg_indexes_size", Facts::Sizes),
-    ("pg_total_relation_size", Facts::Sizes),
-    ("pg_get_indexdef", Facts::Names),
-];
 /// Columns of `pg_class` that count something.
 const COUNTS: [&str; 3] = ["reltuples", "relpages", "relallvisible"];
+/// The first OID that PostgreSQL gives to objects of users.
+const FIRST_OF_USERS: u32 = 16384;
 /// Columns that PostgreSQL's relations have and functions have not.
 const ROW_PLACES: [&str; 5] = ["ctid", "xmin", "xmax", "cmin", "cmax"];
 
 /// What is to be known of tables and indexes, by its name in pgherd.shown_facts().
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Facts {
+    /// nothing
+    None,
     /// which they are
     Names,
     /// `pg_class`
@@ -52,29 +46,12 @@ enum Facts {
 impl Facts {
     fn name(self) -> Option<&'static str> {
         match self {
-            Self::Names => None,
+            Self::None | Self::Names => None,
             Self::Class => Some("class"),
             Self::Sizes => Some("sizes"),
             Self::Activity => Some("activity"),
         }
     }
-}
-
-/// Whether a statement may have to be run in other words.
-pub(crate) fn reads_catalogs(lower: &str) -> bool {
-    lower.contains("pg_") && RELATIONS.iter().chain(&FUNCTIONS).any(|(name, _)| lower.contains(name))
-}
-
-/// Where a statement names one of these.
-#[derive(Debug, PartialEq, Eq)]
-struct Place {
-    name: &'static str,
-    facts: Facts,
-    /// a relation's name (with schema); a function's with its parenthesis
-    span: Range<usize>,
-    is_function: bool,
-    /// a relation without an alias
-    is_bare: bool,
 }
 
 impl Session {
@@ -84,17 +61,17 @@ impl Session {
         if !matches!(unit.statement.parsed.kind, Kind::Select { .. }) {
             return Ok(None);
         }
-        let overlay = self.block.open().and_then(|open| open.overlay.clone());
-        let snapshot = overlay.unwrap_or_else(|| self.catalog().snapshot());
-        let tables = whole_tables(&snapshot);
         let places = places(text, tokens);
-        if tables.is_empty() || places.is_empty() {
+        if places.is_empty() || locks_rows(text, tokens) {
             return Ok(None);
         }
         let mentions = |word: &str| tokens.iter().any(|t| t.identifier(text).is_some_and(|n| n == word));
         if ROW_PLACES.iter().any(|column| mentions(column)) {
             return Ok(None);
         }
+        let overlay = self.block.open().and_then(|open| open.overlay.clone());
+        let snapshot = overlay.unwrap_or_else(|| self.catalog().snapshot());
+        let tables = whole_tables(&snapshot);
         let with_oid = mentions("tableoid");
         // The `tableoid` of rows may be a range's, and is looked up here.
         if with_oid && tables.iter().any(|(name, _)| name[1].as_str().is_some_and(mentions)) {
@@ -105,15 +82,27 @@ impl Session {
         let wanted: Vec<Facts> = places
             .iter()
             .map(|place| place.facts)
-            .filter(|facts| *facts != Facts::Names && (*facts != Facts::Class || counts))
+            .filter(|facts| facts.name().is_some() && (*facts != Facts::Class || counts))
             .collect();
-        let shown = self.shown(&tables, &wanted).await?;
+        let shown = match places.iter().all(|place| place.facts == Facts::None) || tables.is_empty() {
+            true => json!({}),
+            false => self.shown(&tables, &wanted).await?,
+        };
         let literal = format!("{}::pg_catalog.jsonb", quote_literal(&shown.to_string()));
-        let replacements: Vec<_> = places
-            .iter()
-            .map(|p| (p.span.clone(), p.instead(&literal, with_oid)))
-            .collect();
-        Ok(Some(Instead::new(text, &replacements)))
+        let listed = !names_our_schema(unit) && !names_an_object(unit);
+        let replacement = |p: &Place| (p.span.clone(), p.instead(&literal, listed, with_oid));
+        let instead = Instead::new(text, &places.iter().map(replacement).collect::<Vec<_>>());
+        let groups = tokens.iter().any(|t| t.is_word(text, "group"));
+        if groups && !self.may_group(unit, &instead).await? {
+            return Ok(None);
+        }
+        Ok(Some(instead))
+    }
+
+    /// A catalog's primary key stands for all its columns in GROUP BY; a function has none, and 42803 is what comes of it.
+    async fn may_group(&mut self, unit: Unit<'_>, instead: &Instead) -> Result<bool, Problem> {
+        let described = pgherd_query::describe(&mut self.home_backend().await?, &instead.text, unit.types).await;
+        Ok(described.map_or_else(|e| e.sqlstate().code() != "42803", |_| true))
     }
 
     /// What the functions of schema `pgherd` are given: the tables and their indexes by OID.
@@ -152,15 +141,59 @@ impl Session {
     }
 }
 
-/// The sharded tables whose ranges are pgherd's: `[schema, name]`, and whether it was made as a plain table.
+/// The tables of which a shard sees a part: sharded ones whose ranges are pgherd's, and declared partitions, which the home shard
+/// has an empty one of. `[schema, name]`, and whether it was made as a plain table.
 fn whole_tables(snapshot: &Snapshot) -> Vec<(Value, bool)> {
     let sharded = snapshot
         .sharded()
         .filter_map(|table| Some((&table.name, table.sharded()?)));
-    let whole = sharded.filter(|(_, sharded)| sharded.automatic);
-    whole
-        .map(|(name, sharded)| (json!([&*name.schema, &*name.name]), sharded.by_default))
-        .collect()
+    let named = |name: &Name| json!([&*name.schema, &*name.name]);
+    let of_table = |(name, sharded): (_, &Sharded)| match sharded.automatic {
+        true => vec![(named(name), sharded.by_default)],
+        false => {
+            let declared = sharded.ranges.ranges().iter().filter(|range| range.declared);
+            declared.map(|range| (named(&range.child), false)).collect()
+        }
+    };
+    sharded.flat_map(of_table).collect()
+}
+
+/// FOR UPDATE and its kin, which functions have not.
+fn locks_rows(text: &str, tokens: &[Token]) -> bool {
+    let strengths = ["update", "share", "no", "key"];
+    tokens
+        .windows(2)
+        .any(|two| two[0].is_word(text, "for") && strengths.iter().any(|word| two[1].is_word(text, word)))
+}
+
+/// Whether the statement or one of its parameters has the name of pgherd's schema.
+fn names_our_schema(unit: Unit<'_>) -> bool {
+    let within = |bytes: &[u8]| bytes.windows(6).any(|part| part.eq_ignore_ascii_case(b"pgherd"));
+    let mut values = unit.parameters.iter().filter_map(|(_, value)| value.as_deref());
+    within(unit.statement.text.as_bytes()) || values.any(within)
+}
+
+/// Whether it asks for objects by their OIDs: a constant or parameter that can be one of a user's object, or a list of them.
+fn names_an_object(unit: Unit<'_>) -> bool {
+    let is_oid = |text: &str| {
+        let first = text.trim().trim_start_matches('{').split(',').next();
+        first
+            .and_then(|number| number.parse::<u32>().ok())
+            .is_some_and(|number| number >= FIRST_OF_USERS)
+    };
+    let text = &unit.statement.text;
+    let mut constants = unit
+        .statement
+        .parsed
+        .tokens
+        .iter()
+        .filter_map(|token| match token.kind {
+            TokenKind::String => token.string(text),
+            TokenKind::Number => Some(token.text(text).to_owned()),
+            _ => None,
+        });
+    let mut values = unit.parameters.iter().filter_map(|(_, value)| value.as_deref());
+    constants.any(|constant| is_oid(&constant)) || values.any(|value| std::str::from_utf8(value).is_ok_and(is_oid))
 }
 
 fn read_facts(results: &[SimpleResult]) -> Result<Map<String, Value>, ServerError> {
@@ -208,6 +241,12 @@ fn shown_relation(facts: &Value, plain: bool, wanted: &[Facts]) -> Value {
         shown.insert(name.to_owned(), facts[name].clone());
     }
     let class = shown.entry("class").or_insert_with(|| json!({}));
+    if class.is_null() {
+        *class = json!({});
+    }
+    if !facts["checks"].is_null() {
+        class["relchecks"] = facts["checks"].clone();
+    }
     // No ranges, so no children.
     class["relhassubclass"] = false.into();
     if plain {
@@ -221,170 +260,9 @@ fn shown_relation(facts: &Value, plain: bool, wanted: &[Facts]) -> Value {
     Value::Object(shown)
 }
 
-impl Place {
-    fn instead(&self, literal: &str, with_oid: bool) -> String {
-        let name = self.name;
-        match (self.is_function, with_oid) {
-            (true, _) => format!("pgherd.{name}({literal}, "),
-            (false, false) => format!("pgherd.{name}({literal})"),
-            (false, true) => format!(
-                "(SELECT 'pg_catalog.{name}'::pg_catalog.regclass::pg_catalog.oid AS tableoid, f.* FROM pgherd.{name}({literal}) f){}",
-                if self.is_bare {
-                    format!(" AS {name}")
-                } else {
-                    String::new()
-                }
-            ),
-        }
-    }
-}
-
-/// All places, ascending. None at all where a column is named with its relation and schema, which a function has not.
-fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
-    const CLAUSES: [&str; 14] = [
-        "select",
-        "from",
-        "join",
-        "where",
-        "group",
-        "order",
-        "having",
-        "limit",
-        "union",
-        "except",
-        "intersect",
-        "window",
-        "returning",
-        "offset",
-    ];
-    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
-    let mut found = Vec::new();
-    // In which clause each open parenthesis stands, and the present one.
-    let (mut around, mut clause) = (Vec::new(), "");
-    for (i, token) in tokens.iter().enumerate() {
-        if token.is(text, "(") {
-            // `FROM (a JOIN b)`: still FROM, until a SELECT says otherwise.
-            around.push(clause);
-        } else if token.is(text, ")") {
-            clause = around.pop().unwrap_or_default();
-        } else if let Some(word) = CLAUSES.iter().find(|word| token.is_word(text, word)) {
-            clause = word;
-        }
-        let Some(name) = token.identifier(text) else { continue };
-        let schema = i > 0 && is(i - 1, ".");
-        if schema && !(i > 1 && tokens[i - 2].is_word(text, "pg_catalog")) {
-            continue;
-        }
-        let first = if schema { i - 2 } else { i };
-        let start = tokens[first].start as usize;
-        let function = FUNCTIONS.iter().find(|(known, _)| *known == name);
-        if let Some((name, facts)) = function.filter(|_| is(i + 1, "(")) {
-            found.push(Place {
-                name,
-                facts: *facts,
-                span: start..tokens[i + 1].end as usize,
-                is_function: true,
-                is_bare: false,
-            });
-        }
-        let Some((name, facts)) = RELATIONS.iter().find(|(known, _)| *known == name) else {
-            continue;
-        };
-        if schema && is(i + 1, ".") {
-            return Vec::new();
-        }
-        let begins = first > 0
-            && (["from", "join", "lateral"]
-                .iter()
-                .any(|word| tokens[first - 1].is_word(text, word))
-                || is(first - 1, ",")
-                || is(first - 1, "("));
-        if begins && matches!(clause, "from" | "join") && !is(i + 1, ".") && !is(i + 1, "(") {
-            found.push(Place {
-                name,
-                facts: *facts,
-                span: start..token.end as usize,
-                is_function: false,
-                is_bare: !tokens.get(i + 1).is_some_and(|t| is_alias(text, t)),
-            });
-        }
-    }
-    found
-}
-
-/// Whether the token behind a relation's name begins an alias.
-fn is_alias(text: &str, token: &Token) -> bool {
-    const OTHERS: [&str; 22] = [
-        "where",
-        "join",
-        "left",
-        "right",
-        "full",
-        "inner",
-        "cross",
-        "natural",
-        "on",
-        "using",
-        "group",
-        "order",
-        "having",
-        "limit",
-        "offset",
-        "fetch",
-        "for",
-        "union",
-        "except",
-        "intersect",
-        "window",
-        "tablesample",
-    ];
-    matches!(token.kind, TokenKind::Word | TokenKind::Quoted) && !OTHERS.iter().any(|word| token.is_word(text, word))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn found(text: &str) -> Vec<(String, bool)> {
-        let tokens = pgherd_sql::lexer::tokenize(text).expect("tokens");
-        let places = places(text, &tokens).into_iter();
-        places
-            .map(|place| (text[place.span].to_owned(), place.is_bare))
-            .collect()
-    }
-
-    fn place(text: &str, bare: bool) -> (String, bool) {
-        (text.to_owned(), bare)
-    }
-
-    #[test]
-    fn relations_are_found_where_rows_come_from() {
-        assert_eq!(
-            found(
-                "SELECT c.oid, pg_class FROM pg_catalog.pg_class c JOIN pg_inherits ON inhparent = c.oid, pg_tables AS t"
-            ),
-            [
-                place("pg_catalog.pg_class", false),
-                place("pg_inherits", true),
-                place("pg_tables", false)
-            ]
-        );
-        assert_eq!(found("SELECT 'pg_class'::regclass, pg_class.x FROM t AS pg_class"), []);
-        assert_eq!(found("SELECT 1 FROM mine.pg_class, x"), []);
-        assert_eq!(
-            found("SELECT (SELECT 1 FROM (pg_class CROSS JOIN t)) FROM u"),
-            [place("pg_class", true)]
-        );
-        assert_eq!(found("SELECT 1 FROM pg_class WHERE pg_catalog.pg_class.oid = 1"), []);
-    }
-
-    #[test]
-    fn functions_are_found_with_their_parenthesis() {
-        assert_eq!(
-            found("SELECT pg_catalog.pg_table_size(c.oid), mine.pg_table_size(1), pg_table_size FROM t"),
-            [place("pg_catalog.pg_table_size(", false)]
-        );
-    }
 
     #[test]
     fn numbers_of_shards_are_added() {

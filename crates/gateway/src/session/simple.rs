@@ -9,7 +9,7 @@ use pgherd_sql::Kind;
 impl Session {
     /// Runs a Query message and ends with ReadyForQuery.
     pub(crate) async fn simple_query(&mut self, text: &str) -> Result<(), Problem> {
-        self.portals.remove("");
+        self.close_portal("").await?;
         match self.run_text(text).await {
             Ok(()) => {}
             Err(Problem::Error(error)) => self.fail(error).await?,

@@ -1,11 +1,15 @@
-//! Portals that a row limit has suspended: open on the shard that runs them, or as the rows that are left.
+//! Portals that a row limit has suspended: open on the shard that runs them, or as the rows that are left. SQL may use
+//! them as cursors.
 
 use super::extended::{PortalState, backend_portal};
 use super::forward::{no_block, settle};
 use super::relay::{Filter, relay};
-use super::{Problem, Session};
-use bytes::BytesMut;
-use pgherd_model::ShardId;
+use super::{Mode, Problem, Session, Unit};
+use bytes::{Bytes, BytesMut};
+use pgherd_model::{ServerError, ShardId};
+use pgherd_sql::Kind;
+use pgherd_sql::lexer::Token;
+use pgwire::messages::extendedquery::{Describe, Execute};
 use postgres_protocol::message::frontend;
 
 impl Session {
@@ -71,9 +75,10 @@ impl Session {
         Some(count)
     }
 
-    /// Closes a suspended portal on its shard.
-    pub(crate) async fn close_on_shard(&mut self, shard: ShardId, name: &str) -> Result<(), Problem> {
-        if let Some(open) = self.block.open_mut()
+    /// Forgets a portal, and closes it where it is open.
+    pub(crate) async fn close_portal(&mut self, name: &str) -> Result<(), Problem> {
+        if let Some(shard) = self.portals.remove(name).and_then(|portal| portal.state.shard())
+            && let Some(open) = self.block.open_mut()
             && open.transaction.enlisted(shard)
         {
             let backend = open.transaction.participant(shard).await?;
@@ -84,5 +89,114 @@ impl Session {
             backend.drain().await?;
         }
         Ok(())
+    }
+
+    /// FETCH, MOVE and CLOSE in SQL of a portal that the protocol has opened, which is a cursor like any other.
+    pub(crate) async fn portal_as_cursor(&mut self, unit: Unit<'_>, name: &str) -> Result<(), Problem> {
+        let moves = match unit.statement.parsed.kind {
+            Kind::Fetch { moves, .. } => moves,
+            _ => {
+                self.close_portal(name).await?;
+                self.client.put_tag("CLOSE CURSOR");
+                return Ok(());
+            }
+        };
+        let Some(count) = forward_count(&unit.statement.text, &unit.statement.parsed.tokens) else {
+            return Err(ServerError::unsupported(
+                "FETCH and MOVE of a portal of the protocol are supported only forward, by a positive number of rows or ALL",
+                "Use DECLARE to make a cursor for other directions.",
+            )
+            .into());
+        };
+        if moves {
+            if matches!(unit.mode, Mode::Extended { describe: true, .. }) {
+                self.client.put(b'n', &[]);
+            }
+        } else {
+            let binary = self.portals.get(name).is_some_and(|p| p.formats.contains(&1));
+            if binary {
+                return Err(ServerError::unsupported(
+                    "FETCH from a portal that was bound with binary columns is not supported",
+                    "Use Execute, or DECLARE to make a cursor.",
+                )
+                .into());
+            }
+            if !matches!(unit.mode, Mode::Extended { describe: false, .. }) {
+                self.describe(&Describe::new(b'P', Some(name.to_owned()))).await?;
+            }
+        }
+        self.client.capture();
+        let run = Box::pin(self.execute(&Execute::new(Some(name.to_owned()), count), false, false)).await;
+        let replies = self.client.captured().freeze();
+        run?;
+        let rows = self.put_rows(replies, moves);
+        self.client
+            .put_tag(&format!("{} {rows}", if moves { "MOVE" } else { "FETCH" }));
+        Ok(())
+    }
+
+    /// Puts a portal's rows, or only counts them; notices go to the client in any case.
+    fn put_rows(&mut self, mut replies: Bytes, only_count: bool) -> usize {
+        let mut rows = 0;
+        while let [tag, a, b, c, d, ..] = replies[..] {
+            let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
+            let message = replies.split_to(whole.min(replies.len()));
+            rows += usize::from(tag == b'D');
+            if tag == b'N' || (tag == b'D' && !only_count) {
+                self.client.out.extend_from_slice(&message);
+            }
+        }
+        rows
+    }
+}
+
+/// How far FETCH or MOVE goes on, 0 for all that is left; None for another direction, and for no row.
+fn forward_count(text: &str, tokens: &[Token]) -> Option<i32> {
+    // Behind the verb: direction, count, FROM or IN, the cursor.
+    let mut words = &tokens[1..tokens.len() - 1];
+    if let [rest @ .., last] = words
+        && (last.is_word(text, "from") || last.is_word(text, "in"))
+    {
+        words = rest;
+    }
+    if let [first, rest @ ..] = words
+        && (first.is_word(text, "forward") || (rest.is_empty() && first.is_word(text, "next")))
+    {
+        words = rest;
+    }
+    match words {
+        [] => Some(1),
+        [all] if all.is_word(text, "all") => Some(0),
+        [count] => count.text(text).parse().ok().filter(|count| *count > 0),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::forward_count;
+
+    #[test]
+    fn only_forward_has_a_count() {
+        let count = |text: &str| {
+            let parsed = pgherd_sql::parse(text).expect("SQL").remove(0);
+            forward_count(text, &parsed.tokens)
+        };
+        for (text, expected) in [
+            ("FETCH c", Some(1)),
+            ("MOVE FORWARD 5 c", Some(5)),
+            ("fetch next from c", Some(1)),
+            ("MOVE FORWARD ALL IN c", Some(0)),
+            ("FETCH 7 FROM \"next\"", Some(7)),
+            ("FETCH all c", Some(0)),
+            ("FETCH FORWARD c", Some(1)),
+            ("FETCH BACKWARD 2 FROM c", None),
+            ("FETCH 0 c", None),
+            ("FETCH -1 c", None),
+            ("MOVE ABSOLUTE 3 c", None),
+            ("FETCH LAST c", None),
+        ] {
+            assert_eq!(count(text), expected, "{text}");
+        }
     }
 }

@@ -55,6 +55,41 @@ async def read(connection):
     print(len(ids), ids[0], ids[-1])
 
 
+async def portals(connection):
+    """A portal of the protocol is a cursor for SQL."""
+    for query in ["SELECT generate_series(0, 20)", "SELECT id FROM customer ORDER BY id", "SELECT id FROM customer WHERE id = 5"]:
+        async with connection.transaction():
+            cursor = await connection.cursor(query)
+            seen = [await cursor.forward(2), await cursor.fetchrow(), await cursor.fetch(3), await cursor.forward(5), await cursor.fetchrow()]
+            print(query, [tuple(row) if isinstance(row, asyncpg.Record) else row for row in seen])
+            await cursor.fetch(200)
+            print(await cursor.forward(1), await cursor.fetchrow())
+    async with connection.transaction():
+        await connection.execute("CREATE TABLE once (id int); INSERT INTO once VALUES (0), (1)")
+        print([row["id"] async for row in connection.cursor("SELECT * FROM once")])
+        # It was closed at its end.
+        await connection.execute("DROP TABLE once")
+
+
+async def prepare_anew(connection, another):
+    """asyncpg prepares a statement of its own again when it hears that its columns are others now."""
+    await connection.execute("CREATE TABLE changing (a int PRIMARY KEY, b int); INSERT INTO changing VALUES (1, 2)")
+    for who in [connection, another]:
+        print(tuple(await who.fetchrow("SELECT * FROM changing")))
+    await connection.execute("ALTER TABLE changing ALTER COLUMN b SET DATA TYPE text")
+    for who in [connection, another]:
+        print(tuple(await who.fetchrow("SELECT * FROM changing")))
+    await connection.execute("DROP TABLE changing")
+    process = await another.fetchval("SELECT pg_backend_pid()")
+    sleeping = asyncio.create_task(another.execute("SELECT pg_sleep(20)"))
+    await asyncio.sleep(0.2)
+    print(await connection.fetchval("SELECT pg_terminate_backend($1)", process))
+    try:
+        await sleeping
+    except Exception as error:
+        print(type(error).__name__)
+
+
 async def change(connection):
     async with connection.transaction():
         print(await connection.execute("UPDATE purchase SET paid = true WHERE customer = $1", 7))
@@ -96,6 +131,8 @@ async def main():
     await connection.execute(SCHEMA)
     await fill(connection)
     await read(connection)
+    await portals(connection)
+    await prepare_anew(connection, await asyncpg.connect())
     await change(connection)
     await errors(connection)
     await connection.close()

@@ -86,7 +86,10 @@ impl Walk<'_> {
             let Some(column) = table.columns.iter().position(|c| Some(&c.name) == first.as_ref()) else {
                 continue;
             };
-            if value.and_then(|v| self.column(v)) != Some(Column { item, column }) {
+            let same = value.and_then(|v| self.column(v)) == Some(Column { item, column })
+                // The row that was found is equal in every column of the unique index, and each has the shard key's.
+                || (self.excluded && value.is_some_and(|v| is_excluded(v, &table.columns[column].name)));
+            if !same {
                 self.assigned.push(Assigned {
                     item,
                     column,
@@ -166,9 +169,11 @@ impl Walk<'_> {
         {
             self.within(&update.assignments);
             self.within(&update.selection);
+            self.excluded = true;
             for assignment in &update.assignments {
                 self.assign(item, &assignment.target, &assignment.value);
             }
+            self.excluded = false;
         }
         self.returning(insert.returning.as_deref());
         self.scopes.pop();
@@ -234,6 +239,16 @@ impl Walk<'_> {
             }
         }
         Some(values)
+    }
+}
+
+/// `excluded.column`.
+fn is_excluded(value: &Expr, column: &str) -> bool {
+    match strip(value) {
+        Expr::CompoundIdentifier(parts) => {
+            matches!(&parts[..], [row, name] if identifier(row) == "excluded" && identifier(name) == column)
+        }
+        _ => false,
     }
 }
 

@@ -1,0 +1,284 @@
+//! Where a statement names catalogs that are shown in other words, and what stands there instead.
+
+use super::Facts;
+use pgherd_sql::lexer::{Token, TokenKind};
+use std::ops::Range;
+
+/// Relations of `pg_catalog`, and what of the tables' facts each of them needs.
+const RELATIONS: [(&str, Facts); 13] = [
+    ("pg_class", Facts::Class),
+    ("pg_constraint", Facts::None),
+    ("pg_event_trigger", Facts::None),
+    ("pg_indexes", Facts::Names),
+    ("pg_inherits", Facts::None),
+    ("pg_namespace", Facts::None),
+    ("pg_proc", Facts::None),
+    ("pg_sequences", Facts::None),
+    ("pg_stat_all_tables", Facts::Activity),
+    ("pg_stat_user_tables", Facts::Activity),
+    ("pg_tables", Facts::None),
+    ("pg_type", Facts::None),
+    ("pg_views", Facts::None),
+];
+/// Functions likewise.
+const FUNCTIONS: [(&str, Facts); 7] = [
+    ("pg_relation_size", Facts::Sizes),
+    ("pg_table_size", Facts::Sizes),
+    ("pg_indexes_size", Facts::Sizes),
+    ("pg_total_relation_size", Facts::Sizes),
+    ("pg_get_indexdef", Facts::Names),
+    ("pg_get_partkeydef", Facts::Names),
+    ("pg_partition_tree", Facts::Names),
+];
+/// Views of `information_schema` that list what is in schemas; `shown.sql` has a function for each.
+const STANDARD_VIEWS: [&str; 22] = [
+    "check_constraints",
+    "column_privileges",
+    "columns",
+    "constraint_column_usage",
+    "constraint_table_usage",
+    "element_types",
+    "key_column_usage",
+    "parameters",
+    "referential_constraints",
+    "role_column_grants",
+    "role_routine_grants",
+    "role_table_grants",
+    "routine_privileges",
+    "routines",
+    "schemata",
+    "sequences",
+    "table_constraints",
+    "table_privileges",
+    "tables",
+    "triggers",
+    "view_table_usage",
+    "views",
+];
+const STANDARD: &str = "information_schema";
+
+/// Whether a statement may have to be run in other words.
+pub(crate) fn reads_catalogs(lower: &str) -> bool {
+    let named = || RELATIONS.iter().chain(&FUNCTIONS).any(|(name, _)| lower.contains(name));
+    (lower.contains("pg_") && named()) || lower.contains(STANDARD)
+}
+
+/// Where a statement names one of these.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    name: &'static str,
+    pub(super) facts: Facts,
+    /// a relation's name (with schema); a function's with its parenthesis
+    pub(super) span: Range<usize>,
+    of: Of,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Of {
+    Function,
+    /// `bare`: without an alias
+    Relation {
+        bare: bool,
+        standard: bool,
+    },
+}
+
+impl Place {
+    /// `shown`: the facts as a constant; `listed`: the statement is one that lists what there is, so that pgherd's own schema is left
+    /// out; `with_oid`: it asks for the relation's `tableoid`.
+    pub(super) fn instead(&self, shown: &str, listed: bool, with_oid: bool) -> String {
+        let name = self.name;
+        let arguments = match self.facts {
+            Facts::None => listed.to_string(),
+            _ => format!("{shown}, {listed}"),
+        };
+        match self.of {
+            Of::Function => format!("pgherd.{name}({shown}, "),
+            Of::Relation { bare, standard: true } => {
+                format!("pgherd.information_schema_{name}({arguments}){}", self.alias(bare))
+            }
+            Of::Relation { .. } if !with_oid => format!("pgherd.{name}({arguments})"),
+            Of::Relation { bare, .. } => format!(
+                "(SELECT 'pg_catalog.{name}'::pg_catalog.regclass::pg_catalog.oid AS tableoid, f.* FROM pgherd.{name}({arguments}) f){}",
+                self.alias(bare)
+            ),
+        }
+    }
+
+    fn alias(&self, bare: bool) -> String {
+        match bare {
+            true => format!(" AS {}", self.name),
+            false => String::new(),
+        }
+    }
+}
+
+/// All places, ascending. None at all where a column is named with its relation and schema, which a function has not.
+pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
+    const CLAUSES: [&str; 14] = [
+        "select",
+        "from",
+        "join",
+        "where",
+        "group",
+        "order",
+        "having",
+        "limit",
+        "union",
+        "except",
+        "intersect",
+        "window",
+        "returning",
+        "offset",
+    ];
+    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+    let mut found = Vec::new();
+    // In which clause each open parenthesis stands, and the present one.
+    let (mut around, mut clause) = (Vec::new(), "");
+    for (i, token) in tokens.iter().enumerate() {
+        if token.is(text, "(") {
+            // `FROM (a JOIN b)`: still FROM, until a SELECT says otherwise.
+            around.push(clause);
+        } else if token.is(text, ")") {
+            clause = around.pop().unwrap_or_default();
+        } else if let Some(word) = CLAUSES.iter().find(|word| token.is_word(text, word)) {
+            clause = word;
+        }
+        let Some(name) = token.identifier(text) else { continue };
+        let has_schema = i > 1 && is(i - 1, ".");
+        let standard = has_schema && tokens[i - 2].is_word(text, STANDARD);
+        if i > 0 && is(i - 1, ".") && !standard && !(has_schema && tokens[i - 2].is_word(text, "pg_catalog")) {
+            continue;
+        }
+        let first = if has_schema { i - 2 } else { i };
+        let start = tokens[first].start as usize;
+        let function = FUNCTIONS.iter().find(|(known, _)| *known == name);
+        if let Some((name, facts)) = function.filter(|_| is(i + 1, "(") && !standard) {
+            found.push(Place {
+                name,
+                facts: *facts,
+                span: start..tokens[i + 1].end as usize,
+                of: Of::Function,
+            });
+        }
+        let Some((name, facts)) = relation(&name, standard) else {
+            continue;
+        };
+        if has_schema && is(i + 1, ".") {
+            return Vec::new();
+        }
+        let begins = first > 0
+            && (["from", "join", "lateral"]
+                .iter()
+                .any(|word| tokens[first - 1].is_word(text, word))
+                || is(first - 1, ",")
+                || is(first - 1, "("));
+        if begins && matches!(clause, "from" | "join") && !is(i + 1, ".") && !is(i + 1, "(") {
+            let bare = !tokens.get(i + 1).is_some_and(|t| is_alias(text, t));
+            found.push(Place {
+                name,
+                facts,
+                span: start..token.end as usize,
+                of: Of::Relation { bare, standard },
+            });
+        }
+    }
+    found
+}
+
+fn relation(name: &str, standard: bool) -> Option<(&'static str, Facts)> {
+    if standard {
+        let view = STANDARD_VIEWS.iter().find(|view| **view == name)?;
+        return Some((view, Facts::None));
+    }
+    RELATIONS.iter().find(|(known, _)| *known == name).copied()
+}
+
+/// Whether the token behind a relation's name begins an alias.
+fn is_alias(text: &str, token: &Token) -> bool {
+    const OTHERS: [&str; 22] = [
+        "where",
+        "join",
+        "left",
+        "right",
+        "full",
+        "inner",
+        "cross",
+        "natural",
+        "on",
+        "using",
+        "group",
+        "order",
+        "having",
+        "limit",
+        "offset",
+        "fetch",
+        "for",
+        "union",
+        "except",
+        "intersect",
+        "window",
+        "tablesample",
+    ];
+    matches!(token.kind, TokenKind::Word | TokenKind::Quoted) && !OTHERS.iter().any(|word| token.is_word(text, word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str) -> Vec<(String, bool)> {
+        let tokens = pgherd_sql::lexer::tokenize(text).expect("tokens");
+        let places = places(text, &tokens).into_iter();
+        places
+            .map(|place| {
+                (
+                    text[place.span].to_owned(),
+                    matches!(place.of, Of::Relation { bare: true, .. }),
+                )
+            })
+            .collect()
+    }
+
+    fn place(text: &str, bare: bool) -> (String, bool) {
+        (text.to_owned(), bare)
+    }
+
+    #[test]
+    fn relations_are_found_where_rows_come_from() {
+        assert_eq!(
+            found(
+                "SELECT c.oid, pg_class FROM pg_catalog.pg_class c JOIN pg_inherits ON inhparent = c.oid, pg_tables AS t"
+            ),
+            [
+                place("pg_catalog.pg_class", false),
+                place("pg_inherits", true),
+                place("pg_tables", false)
+            ]
+        );
+        assert_eq!(found("SELECT 'pg_class'::regclass, pg_class.x FROM t AS pg_class"), []);
+        assert_eq!(found("SELECT 1 FROM mine.pg_class, x"), []);
+        assert_eq!(
+            found(
+                "SELECT * FROM information_schema.tables JOIN information_schema.columns c USING (table_name), tables"
+            ),
+            [
+                place("information_schema.tables", true),
+                place("information_schema.columns", false)
+            ]
+        );
+        assert_eq!(
+            found("SELECT (SELECT 1 FROM (pg_class CROSS JOIN t)) FROM u"),
+            [place("pg_class", true)]
+        );
+        assert_eq!(found("SELECT 1 FROM pg_class WHERE pg_catalog.pg_class.oid = 1"), []);
+    }
+
+    #[test]
+    fn functions_are_found_with_their_parenthesis() {
+        assert_eq!(
+            found("SELECT pg_catalog.pg_table_size(c.oid), mine.pg_table_size(1), pg_table_size FROM t"),
+            [place("pg_catalog.pg_table_size(", false)]
+        );
+    }
+}
