@@ -16,30 +16,43 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 
-CREATE OR REPLACE FUNCTION pgherd.table_json(t pgherd.sharded_table) RETURNS json
+-- All sharded tables. One query over sets: every schema change reads this, also in a database of many tables.
+CREATE OR REPLACE FUNCTION pgherd.tables_json() RETURNS json
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    SELECT json_build_object(
-        'id', t.id, 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname,
+    WITH t AS MATERIALIZED (
+        SELECT s.*, c.oid, n.nspname, c.relname, c.relrowsecurity, p.partattrs::int2[] AS key
+        FROM pgherd.sharded_table s JOIN pg_class c ON c.oid = s.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_partitioned_table p ON p.partrelid = c.oid
+    ), keys AS (
+        SELECT t.oid, json_agg(json_build_object('name', a.attname, 'type', a.atttypid::bigint) ORDER BY k.n) AS list
+        FROM t CROSS JOIN unnest(t.key) WITH ORDINALITY AS k(attnum, n)
+        JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.attnum
+        GROUP BY t.oid
+    ), ranges AS (
+        SELECT r.table_id, json_agg(json_build_object('id', r.id, 'from', r.lower, 'to', r.upper, 'shard', r.shard,
+            'schema', r.child_schema, 'name', r.child, 'declared', r.declared)) AS list
+        FROM pgherd.table_range r GROUP BY r.table_id
+    ), uniques AS (
+        SELECT x.indrelid, json_agg(json_build_object('name', i.relname, 'primary', x.indisprimary, 'columns',
+                (SELECT json_agg(a.attname ORDER BY k.n) FROM unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)
+                    JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum WHERE k.n <= x.indnkeyatts))
+                ORDER BY x.indisprimary DESC, i.relname) AS list
+        FROM t JOIN pg_index x ON x.indrelid = t.oid JOIN pg_class i ON i.oid = x.indexrelid
+        WHERE x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL
+        GROUP BY x.indrelid
+    )
+    SELECT coalesce(json_agg(json_build_object(
+        'id', t.id, 'oid', t.oid::bigint, 'schema', t.nspname, 'name', t.relname,
         'automatic', t.automatic, 'by_default', t.by_default, 'colocation', t.colocation, 'fence', t.fence,
         'next_range', t.next_range,
-        'columns', pgherd.columns_of(c.oid),
-        'key', (SELECT json_agg(json_build_object('name', a.attname, 'type', a.atttypid::bigint) ORDER BY k.n)
-            FROM unnest(p.partattrs::int2[]) WITH ORDINALITY AS k(attnum, n)
-            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum),
-        'ranges', (SELECT coalesce(json_agg(json_build_object('id', r.id, 'from', r.lower, 'to', r.upper, 'shard', r.shard,
-                'schema', r.child_schema, 'name', r.child, 'declared', r.declared)), '[]')
-            FROM pgherd.table_range r WHERE r.table_id = t.id),
-        'unique', (SELECT coalesce(json_agg(json_build_object('name', i.relname, 'primary', x.indisprimary, 'columns',
-                (SELECT json_agg(a.attname ORDER BY k.n) FROM unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)
-                    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.n <= x.indnkeyatts))
-                ORDER BY x.indisprimary DESC, i.relname), '[]')
-            FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
-            WHERE x.indrelid = c.oid AND x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL),
-        'direct', NOT c.relrowsecurity
-            AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid)
-            AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 0))
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_partitioned_table p ON p.partrelid = c.oid
-    WHERE c.oid = t.relation
+        'columns', pgherd.columns_of(t.oid), 'key', keys.list, 'ranges', coalesce(ranges.list, '[]'),
+        'unique', coalesce(uniques.list, '[]'),
+        'direct', NOT t.relrowsecurity
+            AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = t.oid)
+            AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 0))
+        ORDER BY t.id), '[]')
+    FROM t LEFT JOIN keys ON keys.oid = t.oid LEFT JOIN ranges ON ranges.table_id = t.id
+    LEFT JOIN uniques ON uniques.indrelid = t.oid
 $$;
 
 -- Whether a function's body names a local relation behind FROM, INTO and the like: it needs the home shard.
@@ -115,8 +128,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
         json_build_object('epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', EXISTS (SELECT FROM pgherd.ever_sharded))::text
     ELSE json_build_object(
         'epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', true,
-        'tables', (SELECT coalesce(json_agg(j), '[]') FROM (SELECT pgherd.table_json(t) AS j FROM pgherd.sharded_table t) s
-            WHERE j IS NOT NULL),
+        'tables', pgherd.tables_json(),
         -- Views and materialised views, with the relations and functions that their queries use.
         'views', (SELECT coalesce(json_agg(json_build_object(
                 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'materialized', c.relkind = 'm',

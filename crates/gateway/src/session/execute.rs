@@ -513,10 +513,15 @@ impl Session {
         self.temporary.is_empty() && self.block.open().is_none_or(|o| o.overlay.is_none())
     }
 
+    /// The catalog as the session sees it: with what its open transaction has changed.
+    pub(super) fn present_snapshot(&self) -> Arc<Snapshot> {
+        let overlay = self.block.open().and_then(|open| open.overlay.clone());
+        overlay.unwrap_or_else(|| self.catalog().snapshot())
+    }
+
     /// An error with the user's names for things.
     pub(crate) fn as_client_sees(&self, mut error: ServerError) -> ServerError {
-        let overlay = self.block.open().and_then(|open| open.overlay.clone());
-        let snapshot = overlay.unwrap_or_else(|| self.catalog().snapshot());
+        let snapshot = self.present_snapshot();
         pgherd_catalog::restore_parent_names(&mut error, &snapshot);
         pgherd_catalog::restore_not_null(&mut error, &snapshot);
         error

@@ -69,8 +69,7 @@ impl Session {
         if ROW_PLACES.iter().any(|column| mentions(column)) {
             return Ok(None);
         }
-        let overlay = self.block.open().and_then(|open| open.overlay.clone());
-        let snapshot = overlay.unwrap_or_else(|| self.catalog().snapshot());
+        let snapshot = self.present_snapshot();
         let tables = whole_tables(&snapshot);
         let with_oid = mentions("tableoid");
         // The `tableoid` of rows may be a range's, and is looked up here.

@@ -120,11 +120,6 @@ impl Session {
         Ok((true, true))
     }
 
-    pub(super) fn present_snapshot(&self) -> Arc<pgherd_model::Snapshot> {
-        let overlay = self.block.open().and_then(|open| open.overlay.clone());
-        overlay.unwrap_or_else(|| self.catalog().snapshot())
-    }
-
     /// Finds what the parts want of each other, and refuses what cannot be had.
     async fn check_parts(&mut self, unit: Unit<'_>, text: &str, parts: &WithQueries) -> Result<Wants, Problem> {
         let mut steps = Vec::new();
