@@ -89,6 +89,10 @@ struct Plan<'a> {
     stages: Vec<Stage>,
 }
 
+/// With so many relations, the tables have to be twice as large as a single one: steps follow one another, and each costs its round
+/// trips, however few rows it reads.
+const RELATIONS: f64 = 20.0;
+
 /// Whether a SELECT is one that is gathered so: in one snapshot, over large tables.
 fn applies(
     statement: &Statement<'_>,
@@ -102,7 +106,7 @@ fn applies(
     (alone || level == Some(Isolation::RepeatableRead))
         && matches!(statement.ast, Ast::Query(_))
         && !reading.resolutions.is_empty()
-        && rows.iter().sum::<f64>() >= engine.staged_from_rows()
+        && rows.iter().sum::<f64>() >= engine.staged_from_rows() * (1.0 + rows.len() as f64 / RELATIONS)
 }
 
 /// Runs a SELECT over large tables so, leaving as much as can be on the shards; None when it should be gathered plainly: then
