@@ -11,8 +11,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// How many texts are kept.
 const CAPACITY: usize = 4096;
-/// How many prepared texts are known by number.
+/// How many bytes of texts are kept. With its tokens, tree and analysis, a statement takes some 100 times as much as its text.
+const MOST_TEXT_BYTES: usize = 2 << 20;
+/// How many prepared texts are known by number, and of how many bytes.
 const MOST_IDS: usize = 65_536;
+const MOST_ID_BYTES: usize = 16 << 20;
 /// Longer texts (bulk INSERTs) are not kept.
 const LONGEST_CACHED: usize = 16 * 1024;
 
@@ -183,6 +186,29 @@ pub(crate) type Statements = Arc<[Arc<Statement>]>;
 #[derive(Default)]
 struct Ids {
     known: AHashMap<(Arc<str>, Vec<u32>, u64), u64>,
+    /// of the texts among them
+    bytes: usize,
+}
+
+/// Texts with their statements, the least used one first to go.
+struct Texts {
+    kept: lru::LruCache<Arc<str>, Statements, ahash::RandomState>,
+    /// of all texts
+    bytes: usize,
+}
+
+impl Texts {
+    fn put(&mut self, text: &str, statements: Statements) {
+        self.bytes += text.len();
+        if let Some((gone, _)) = self.kept.push(text.into(), statements) {
+            self.bytes -= gone.len();
+        }
+        while self.bytes > MOST_TEXT_BYTES
+            && let Some((gone, _)) = self.kept.pop_lru()
+        {
+            self.bytes -= gone.len();
+        }
+    }
 }
 
 /// The last number given. None is used again, also not for a database that is dropped and made anew.
@@ -190,7 +216,7 @@ static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 /// The cache.
 pub(crate) struct StatementCache {
-    texts: Mutex<lru::LruCache<Arc<str>, Statements, ahash::RandomState>>,
+    texts: Mutex<Texts>,
     ids: Mutex<Ids>,
 }
 
@@ -198,7 +224,10 @@ impl Default for StatementCache {
     fn default() -> Self {
         let capacity = std::num::NonZeroUsize::new(CAPACITY).expect("not zero");
         Self {
-            texts: Mutex::new(lru::LruCache::with_hasher(capacity, ahash::RandomState::new())),
+            texts: Mutex::new(Texts {
+                kept: lru::LruCache::with_hasher(capacity, ahash::RandomState::new()),
+                bytes: 0,
+            }),
             ids: Mutex::default(),
         }
     }
@@ -208,7 +237,7 @@ impl StatementCache {
     /// The text's statements, parsed now or earlier.
     pub(crate) fn parse(&self, text: &str) -> Result<Statements, ServerError> {
         if text.len() <= LONGEST_CACHED
-            && let Some(statements) = self.texts.lock().get(text)
+            && let Some(statements) = self.texts.lock().kept.get(text)
         {
             return Ok(statements.clone());
         }
@@ -234,7 +263,7 @@ impl StatementCache {
             statements.into()
         };
         if text.len() <= LONGEST_CACHED {
-            self.texts.lock().put(text.into(), statements.clone());
+            self.texts.lock().put(text, statements.clone());
         }
         Ok(statements)
     }
@@ -247,9 +276,11 @@ impl StatementCache {
         if let Some(id) = ids.known.get(&key) {
             return *id;
         }
-        if ids.known.len() >= MOST_IDS {
+        if ids.known.len() >= MOST_IDS || ids.bytes > MOST_ID_BYTES {
             ids.known.clear();
+            ids.bytes = 0;
         }
+        ids.bytes += text.len();
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         ids.known.insert(key, id);
         id
