@@ -139,10 +139,14 @@ impl InsertPlan {
                 _ => make(),
             });
         }
-        let mut shards: Vec<_> = ranges.iter().map(|&r| shard_of(r)).collect();
-        let by_row = shards.clone();
-        shards.sort();
-        shards.dedup();
+        let by_row: Vec<_> = ranges.iter().map(|&r| shard_of(r)).collect();
+        // In the order of their first rows: of several errors the client gets that of the first part.
+        let mut shards: Vec<ShardId> = Vec::new();
+        for shard in &by_row {
+            if !shards.contains(shard) {
+                shards.push(*shard);
+            }
+        }
         let parts: Vec<_> = shards
             .iter()
             .map(|&shard| {

@@ -77,9 +77,15 @@ pub fn object_name(name: &AstName) -> Option<ObjectName> {
     })
 }
 
-/// Puts other text in the place of `replacements` (bytes in `text`, ascending, not overlapping), and says
-/// where what was put.
+/// Puts other text in the place of `replacements` (bytes in `text`, not overlapping), and says where what was put, ascending.
 pub fn substitute(text: &str, replacements: &[(Range<usize>, String)]) -> (String, Vec<Replaced>) {
+    // A tree is not walked in the order of its text: relations of subqueries come before those of FROM.
+    let start = |(span, _): &(Range<usize>, String)| (span.start, span.end);
+    if !replacements.is_sorted_by_key(start) {
+        let mut sorted = replacements.to_vec();
+        sorted.sort_by_key(start);
+        return substitute(text, &sorted);
+    }
     let grown: usize = replacements.iter().map(|(_, with)| with.len()).sum();
     let mut out = String::with_capacity(text.len() + grown);
     let mut replaced = Vec::with_capacity(replacements.len());

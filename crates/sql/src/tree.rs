@@ -10,7 +10,8 @@ use crate::lock_order::limits_first;
 use crate::nested_joins::{NestedJoins, nested_joins};
 use crate::set_targets::subscripts;
 use sqlparser::ast::{
-    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Statement, Value, VisitMut, VisitorMut,
+    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Statement, Value, VisitMut,
+    VisitorMut,
 };
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -39,6 +40,8 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         nested: nested_joins(text, tokens),
         subscripts: subscripts(text, tokens),
         symmetric: Vec::new(),
+        collation_end: None,
+        rows_from: rows_from(text, tokens),
         marked: false,
     };
     match limits_first(text, tokens) {
@@ -147,6 +150,10 @@ const NOT_DISTINCT: &str = "pgherd is not distinct from";
 /// knows, which says nothing about where rows are.
 const SYMMETRIC: &str = "pgherd symmetric";
 
+/// sqlparser has COLLATE behind names and constants only. Behind a cast it gets `a::text AT TIME ZONE mark(b)`, which binds as tightly
+/// but to another AT TIME ZONE, and [`Unmark`] puts the meaning back.
+const COLLATION: &str = "pgherd collate";
+
 /// Functions without parentheses, which are names like others behind a schema.
 const VALUE_FUNCTIONS: [&str; 5] = [
     "current_user",
@@ -175,6 +182,17 @@ impl VisitorMut for Unmark {
     type Break = ();
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if let Expr::AtTimeZone { timestamp, time_zone } = expr
+            && let Some(collation) = marked_collation(time_zone)
+        {
+            let nothing = Box::new(Expr::Value(Value::Null.into()));
+            let expr_of = std::mem::replace(timestamp, nothing);
+            *expr = Expr::Collate {
+                expr: expr_of,
+                collation,
+            };
+            return ControlFlow::Continue(());
+        }
         if let Expr::BinaryOp {
             left,
             op: BinaryOperator::Spaceship,
@@ -201,6 +219,25 @@ impl VisitorMut for Unmark {
     }
 }
 
+/// The name in `mark(name)`.
+fn marked_collation(expr: &Expr) -> Option<ObjectName> {
+    let Expr::Function(function) = expr else { return None };
+    let name = function.name.0.first().and_then(|part| part.as_ident())?;
+    let FunctionArguments::List(list) = &function.args else {
+        return None;
+    };
+    let [FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))] = &list.args[..] else {
+        return None;
+    };
+    let parts = match argument {
+        _ if name.value != COLLATION => return None,
+        Expr::Identifier(part) => vec![part.clone()],
+        Expr::CompoundIdentifier(parts) => parts.clone(),
+        _ => return None,
+    };
+    Some(ObjectName::from(parts))
+}
+
 struct Conversion<'a> {
     text: &'a str,
     tokens: &'a [Token],
@@ -217,7 +254,11 @@ struct Conversion<'a> {
     subscripts: Vec<usize>,
     /// the depths at which the first bound of BETWEEN SYMMETRIC is open
     symmetric: Vec<usize>,
-    /// there was an operand of IS DISTINCT FROM
+    /// the last part of a collation's name behind a cast
+    collation_end: Option<usize>,
+    /// words and parentheses of ROWS FROM
+    rows_from: Vec<usize>,
+    /// something has a meaning that [`Unmark`] puts back
     marked: bool,
 }
 
@@ -347,7 +388,8 @@ impl Conversion<'_> {
         if self.word(i, "only") && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
             return None;
         }
-        if self.subscripts.contains(&i) || self.left_out(i) || self.redundant.get(i) == Some(&true) {
+        let left_out = self.subscripts.contains(&i) || self.rows_from.contains(&i) || self.left_out(i);
+        if left_out || self.redundant.get(i) == Some(&true) {
             return Some(());
         }
         if let Some(instead) = self.merge_action(i) {
@@ -377,6 +419,16 @@ impl Conversion<'_> {
                 return Some(());
             }
         }
+        if self.word(i, "collate") && self.is_behind_cast(i) {
+            return self.collation(i);
+        }
+        // A bare column's name it cannot be: that is an operator, which sqlparser lacks.
+        let named = i > 0 && (self.word(i - 1, "as") || self.tokens[i - 1].is(self.text, "."));
+        if self.word(i, "isnull") && !named && !self.tokens.get(i + 1).is_some_and(|t| t.is(self.text, "(")) {
+            self.push(sp::Token::make_word("IS", None), token);
+            self.push(sp::Token::make_word("NULL", None), token);
+            return Some(());
+        }
         // ORDER BY a USING > is what DESC means.
         if let Some(word) = self.direction(i) {
             self.push(sp::Token::make_word(word, None), token);
@@ -404,6 +456,10 @@ impl Conversion<'_> {
             _ => {}
         }
         self.push(converted, token);
+        if self.collation_end == Some(i) {
+            self.collation_end = None;
+            self.push(sp::Token::RParen, token);
+        }
         if self.symmetric.last() == Some(&self.depth) && self.word(i, "and") {
             self.symmetric.pop();
             self.open_operand(SYMMETRIC, token);
@@ -411,6 +467,37 @@ impl Conversion<'_> {
         if self.nested.is_open_behind(i) {
             self.push(sp::Token::LParen, token);
         }
+        Some(())
+    }
+
+    /// Whether nothing but a type's name stands between a cast and token `i`.
+    fn is_behind_cast(&self, i: usize) -> bool {
+        let before = self.tokens[..i].iter().rev().take(10);
+        let of_type = |t: &&Token| {
+            let symbols = [".", "(", ")", "[", "]", ","];
+            matches!(t.kind, TokenKind::Word | TokenKind::Quoted | TokenKind::Number)
+                || symbols.iter().any(|symbol| t.is(self.text, symbol))
+        };
+        before.skip_while(of_type).next().is_some_and(|t| t.is(self.text, "::"))
+    }
+
+    /// COLLATE behind a cast.
+    fn collation(&mut self, i: usize) -> Option<()> {
+        let at = &self.tokens[i];
+        if (0..self.tokens.len()).any(|zone| self.words(zone, &["at", "time", "zone"])) {
+            return None;
+        }
+        for word in ["AT", "TIME", "ZONE"] {
+            self.push(sp::Token::make_word(word, None), at);
+        }
+        self.push(sp::Token::make_word(COLLATION, Some('"')), at);
+        self.push(sp::Token::LParen, at);
+        let mut end = i + 1;
+        while self.tokens.get(end + 1).is_some_and(|t| t.is(self.text, ".")) {
+            end += 2;
+        }
+        self.collation_end = Some(end);
+        self.marked = true;
         Some(())
     }
 
@@ -446,6 +533,27 @@ impl Conversion<'_> {
 fn place(token: &Token) -> sp::Span {
     let column = |offset: u32| sp::Location::new(1, u64::from(offset) + 1);
     sp::Span::new(column(token.start), column(token.end))
+}
+
+/// The tokens of `ROWS FROM (f(…))` around its one function: without them it is the function alone, which is the same. With several
+/// functions there is no tree.
+fn rows_from(text: &str, tokens: &[Token]) -> Vec<usize> {
+    let mut found = Vec::new();
+    for i in 0..tokens.len().saturating_sub(3) {
+        if !tokens[i].is_word(text, "rows") || !tokens[i + 1].is_word(text, "from") || !tokens[i + 2].is(text, "(") {
+            continue;
+        }
+        let (mut depth, mut several) = (0, false);
+        let close = (i + 2..tokens.len()).find(|&at| {
+            depth += i32::from(tokens[at].is(text, "(")) - i32::from(tokens[at].is(text, ")"));
+            several |= depth == 1 && tokens[at].is(text, ",");
+            depth == 0
+        });
+        if let Some(close) = close.filter(|_| !several) {
+            found.extend([i, i + 1, i + 2, close]);
+        }
+    }
+    found
 }
 
 /// Whether a query can begin at token `i`.

@@ -84,9 +84,9 @@ fn several_shards() {
     check(&[
         (
             "insert into t (k, v) values (5, 'a'), (1, 'b'), (6, 'c') returning v",
-            "1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (k, v) values (1, 'b') returning v\n\
-          2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (k, v) values (5, 'a'), (6, 'c') returning v\n\
-          interleave [1, 0, 1]",
+            "2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (k, v) values (5, 'a'), (6, 'c') returning v\n\
+          1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (k, v) values (1, 'b') returning v\n\
+          interleave [0, 1, 0]",
         ),
         (
             "insert into t values (8), (1), (2)",
@@ -100,9 +100,9 @@ fn several_shards() {
         ),
         (
             "insert into t (k) values (5), (1) on conflict do nothing returning k",
-            "1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (k) values (1) on conflict do nothing returning k\n\
-          2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (k) values (5) on conflict do nothing returning k\n\
-          interleave [1, 0]",
+            "2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (k) values (5) on conflict do nothing returning k\n\
+          1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (k) values (1) on conflict do nothing returning k\n\
+          interleave [0, 1]",
         ),
     ]);
     assert_eq!(
@@ -110,9 +110,9 @@ fn several_shards() {
             "insert into t (v, k) values ($1, $2), ($3, $4) returning $5::int",
             &[text("a"), text("5"), text("b"), text("1"), text("9")]
         ),
-        "1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (v, k) values ($1, $2) returning $3::int [2, 3, 4]\n\
-         2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (v, k) values ($1, $2) returning $3::int [0, 1, 4]\n\
-         interleave [1, 0]"
+        "2: insert into \"pgherd_data\".\"t1_r2\" AS \"t\" (v, k) values ($1, $2) returning $3::int [0, 1, 4]\n\
+         1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (v, k) values ($1, $2) returning $3::int [2, 3, 4]\n\
+         interleave [0, 1]"
     );
 }
 

@@ -59,7 +59,7 @@ fn lists_references() {
 
 #[test]
 fn substitutes() {
-    let (out, replaced) = substitute("abcdef", &[(1..2, "XYZ".into()), (4..4, "-".into())]);
+    let (out, replaced) = substitute("abcdef", &[(4..4, "-".into()), (1..2, "XYZ".into())]);
     assert_eq!(out, "aXYZcd-ef");
     assert_eq!(
         (
