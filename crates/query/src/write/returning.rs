@@ -5,7 +5,7 @@ use super::shape::Shape;
 use crate::carrier::Carrier;
 use crate::refusal::SYSTEM_COLUMNS;
 use pgherd_model::{ServerError, quote_identifier};
-use sqlparser::ast::{Expr, Ident, Query, SelectItem, Visit, Visitor};
+use sqlparser::ast::{AccessExpr, Expr, Ident, Query, SelectItem, Visit, Visitor};
 use std::ops::{ControlFlow, Range};
 
 /// What comes along with each row.
@@ -200,6 +200,8 @@ pub(super) fn value_sql(carrier: &Carrier, number: usize) -> String {
 #[derive(Default)]
 struct Names {
     found: Vec<Vec<(String, Range<usize>)>>,
+    /// where names of fields stand: `(pair).a`
+    fields: Vec<Range<usize>>,
     subquery: bool,
 }
 
@@ -214,6 +216,14 @@ impl Visitor for Names {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         let part = |ident: &Ident| (crate::relations::fold(ident), pgherd_sql::relations::ident_span(ident));
         match expr {
+            Expr::CompoundFieldAccess { access_chain, .. } => {
+                let field = |access: &AccessExpr| match access {
+                    AccessExpr::Dot(Expr::Identifier(ident)) => Some(part(ident).1),
+                    _ => None,
+                };
+                self.fields.extend(access_chain.iter().filter_map(field));
+            }
+            Expr::Identifier(ident) if self.fields.contains(&part(ident).1) => {}
             Expr::Identifier(ident) => self.found.push(vec![part(ident)]),
             Expr::CompoundIdentifier(idents) => self.found.push(idents.iter().map(part).collect()),
             _ => {}

@@ -64,6 +64,9 @@ impl Target {
         }
         let metadata = metadata::read(home, &[lookup], &[]).await?;
         let relation = metadata.relations.into_iter().next().flatten();
+        if relation.as_ref().is_some_and(crate::metadata::Relation::is_system) {
+            return Err(not_exact(&shape.name, "it is one of PostgreSQL's own tables"));
+        }
         let any_shard = match table.as_ref().map(|t| &t.kind) {
             Some(TableKind::Partition { parent, range }) => {
                 let parent = statement.snapshot.table(parent).and_then(|t| t.sharded());
