@@ -84,6 +84,34 @@ pub(super) const AGGREGATES: &[Aggregate] = &[
     exact("mode() WITHIN GROUP (ORDER BY {0})", &[Int8], Int8),
     exact("rank(3) WITHIN GROUP (ORDER BY {0})", &[Int4], Int8),
     exact("percent_rank('b') WITHIN GROUP (ORDER BY {0})", &[Text], Float8),
+    exact(
+        "dense_rank(2, 'a') WITHIN GROUP (ORDER BY {0} DESC, {1})",
+        &[Int4, Text],
+        Int8,
+    ),
+    inexact("cume_dist(1.5) WITHIN GROUP (ORDER BY {0})", &[Numeric], Float8),
+    exact(
+        "percentile_disc(ARRAY[0, 0.5, 1]) WITHIN GROUP (ORDER BY {0})",
+        &[Int4],
+        Int4Array,
+    ),
+    exact("array_agg({0} ORDER BY {0})", &[Numeric], NumericArray),
+    exact("array_agg({0} ORDER BY {0})", &[Pair], PairArray),
+    exact("array_agg(DISTINCT {0})", &[Date], DateArray),
+    exact(
+        "jsonb_object_agg(coalesce({0}, ''), {1} ORDER BY {1}, {0})",
+        &[Text, Int4],
+        Jsonb,
+    ),
+    exact("json_agg({0} ORDER BY {0})", &[Wide], Json),
+    exact("string_agg({0}, {1} ORDER BY {0}, {1})", &[Text, Text], Text),
+    exact("count(DISTINCT ({0}, {1}))", &[Int4, Text], Int8),
+    exact("count(ALL {0})", &[Jsonb], Int8),
+    exact("range_agg({0})", &[Int4Multirange], Int4Multirange),
+    exact("sum(DISTINCT {0})", &[Numeric], Numeric),
+    exact("avg({0})", &[Interval], Interval),
+    exact("var_samp({0})", &[Int8], Numeric),
+    inexact("covar_pop({0}, {1})", &[Float8, Float8], Float8),
 ];
 
 /// What a window function needs to have one result only.
@@ -121,6 +149,14 @@ pub(super) const WINDOW_FUNCTIONS: &[WindowFunction] = &[
     ("nth_value({0}, 2)", &[Numeric], Numeric, Needs::TotalOrder),
     ("array_agg({0})", &[Int4], Int4Array, Needs::TotalOrder),
     ("string_agg({0}, ',')", &[Text], Text, Needs::TotalOrder),
+    ("count(*) FILTER (WHERE {0})", &[Bool], Int8, Needs::Peers),
+    ("sum({0}) FILTER (WHERE {1})", &[Int4, Bool], Int8, Needs::Peers),
+    ("max({0})", &[Numeric], Numeric, Needs::Peers),
+    ("bit_or({0})", &[Int4], Int4, Needs::Peers),
+    ("lead({0}, {1} % 3, {0})", &[Int8, Int4], Int8, Needs::TotalOrder),
+    ("first_value({0})", &[Pair], Pair, Needs::TotalOrder),
+    ("last_value({0})", &[MoodArray], MoodArray, Needs::TotalOrder),
+    ("jsonb_agg({0})", &[Date], Jsonb, Needs::TotalOrder),
 ];
 
 /// Frames for any order.
@@ -130,6 +166,17 @@ pub(super) const PEER_FRAMES: &[&str] = &[
     " RANGE UNBOUNDED PRECEDING",
     " GROUPS BETWEEN 1 PRECEDING AND 1 FOLLOWING",
     " GROUPS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING EXCLUDE GROUP",
+];
+
+/// Frames that reach so far from a value, for one column to order by: numbers, and times.
+pub(super) const NUMBER_FRAMES: &[&str] = &[
+    " RANGE BETWEEN 2 PRECEDING AND 3 FOLLOWING",
+    " RANGE BETWEEN CURRENT ROW AND 1 FOLLOWING EXCLUDE CURRENT ROW",
+    " RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING",
+];
+pub(super) const TIME_FRAMES: &[&str] = &[
+    " RANGE BETWEEN '1 mon' PRECEDING AND '1 day' FOLLOWING",
+    " RANGE BETWEEN '10 days' FOLLOWING AND UNBOUNDED FOLLOWING",
 ];
 
 /// Frames that count rows.

@@ -57,6 +57,10 @@ pub(super) fn compare(
 }
 
 fn errors(statement: &Statement, plain: &ServerError, herd: &ServerError) -> Verdict {
+    let of_data = |error: &ServerError| error.code().starts_with("22") || error.code().starts_with("23");
+    if plain.code() != herd.code() && statement.writes_rows && of_data(plain) && of_data(herd) {
+        return Verdict::Open;
+    }
     if plain.code() != herd.code() {
         return failed(statement, &format!("PostgreSQL fails: {plain}"), herd);
     }
@@ -176,10 +180,6 @@ fn show(rows: &[Vec<String>]) -> String {
 /// A value's text, the same for all values that PostgreSQL may show in its place.
 fn canonical(statement: &Statement, carrier: Carrier, of: &str, cell: &str) -> String {
     let binary = carrier == Carrier::Binary;
-    if binary && of.starts_with('_') && cell.len() >= 24 {
-        // An array names its elements' type, by an OID of the user's own.
-        return format!("{}{}", &cell[..16], &cell[24..]);
-    }
     if statement.inexact && (of == FLOAT4 || of == FLOAT8) {
         return rounded(cell, binary, if of == FLOAT4 { 4 } else { 9 });
     }
@@ -238,10 +238,13 @@ mod tests {
     fn statement(ambiguous: bool, inexact: bool) -> Statement {
         Statement {
             node: text(""),
+            before: Vec::new(),
+            isolation: "READ COMMITTED",
             writes: None,
             ambiguous,
             inexact,
             picks_rows: false,
+            writes_rows: false,
             may_collide: false,
         }
     }

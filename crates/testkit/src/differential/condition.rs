@@ -108,7 +108,9 @@ impl Grammar<'_> {
 
     fn null_test(&mut self, scope: &Scope) -> Node {
         let (_, value) = self.any_column(scope);
-        let test = *self.chance.pick(&[" IS NULL", " IS NOT NULL", " IS NOT NULL"]);
+        let test = *self
+            .chance
+            .pick(&[" IS NULL", " IS NOT NULL", " IS NOT NULL", " ISNULL", " NOTNULL"]);
         all([value, text(test)])
     }
 

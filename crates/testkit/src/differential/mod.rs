@@ -12,7 +12,7 @@
 //! | `functions`, `aggregates` | what can be called, as tables of templates |
 //! | `schema` | tables, split points, rows |
 //! | `node` | a statement as a tree that can be made smaller |
-//! | `expression`, `condition`, `source`, `query`, `write` | the grammar, by clause |
+//! | `expression`, `condition`, `source`, `query`, `write`, `merge` | the grammar, by clause |
 //! | `side` | a server, and what it answers to a statement by each protocol |
 //! | `compare` | whether two answers are the same |
 //! | `round` | one schema's statements on both sides |
@@ -30,6 +30,7 @@ mod compare;
 mod condition;
 mod expression;
 mod functions;
+mod merge;
 mod node;
 mod query;
 mod report;
@@ -56,8 +57,10 @@ use source::Source;
 pub enum Kind {
     /// SELECT.
     Query,
-    /// INSERT, UPDATE, DELETE.
+    /// INSERT, UPDATE, DELETE, MERGE, WITH that writes.
     Write,
+    /// A transaction block: something is written, and then a query, or more is written.
+    Block,
     /// Statements that fail: on some values, or in their names and types.
     Error,
 }
@@ -66,6 +69,10 @@ pub enum Kind {
 #[derive(Debug, Clone)]
 struct Statement {
     node: Node,
+    /// What runs before it in the same transaction block, which is rolled back.
+    before: Vec<Node>,
+    /// The block's isolation level.
+    isolation: &'static str,
     /// The table whose rows are compared afterwards.
     writes: Option<String>,
     /// PostgreSQL may show another one of several equal values.
@@ -74,8 +81,36 @@ struct Statement {
     inexact: bool,
     /// Which rows are written may depend on their order: only how many, and the table's keys, are compared.
     picks_rows: bool,
+    /// Several rows are written: which of them fails first may be anybody's choice.
+    writes_rows: bool,
     /// Keys change: whether a new one meets an old one that is about to change depends on the order of rows.
     may_collide: bool,
+}
+
+impl Statement {
+    /// Its text, behind what runs before it.
+    fn sql(&self) -> String {
+        let texts: Vec<_> = self
+            .before
+            .iter()
+            .chain([&self.node])
+            .map(|node| node.render(false).sql)
+            .collect();
+        texts.join("; ")
+    }
+
+    /// The same with one thing less in one of its nodes, or without that node; None behind the last place.
+    fn smaller(&self, part: usize, site: usize) -> Option<Statement> {
+        let mut smaller = self.clone();
+        if part == self.before.len() {
+            smaller.node = self.node.smaller(site)?;
+        } else if site == 0 {
+            smaller.before.remove(part);
+        } else {
+            smaller.before[part] = self.before[part].smaller(site - 1)?;
+        }
+        Some(smaller)
+    }
 }
 
 /// What makes one statement.
@@ -91,6 +126,7 @@ struct Grammar<'a> {
     ambiguous: bool,
     inexact: bool,
     picks_rows: bool,
+    writes_rows: bool,
     may_collide: bool,
 }
 
@@ -106,6 +142,7 @@ impl<'a> Grammar<'a> {
             ambiguous: false,
             inexact: false,
             picks_rows: false,
+            writes_rows: false,
             may_collide: false,
         }
     }
@@ -120,11 +157,29 @@ impl<'a> Grammar<'a> {
         let kind = match self.chance.below(20) {
             0 => Kind::Error,
             1..=5 => Kind::Write,
+            6..=8 => Kind::Block,
             _ => Kind::Query,
         };
         let kind = if kinds.contains(&kind) { kind } else { kinds[0] };
         let mut writes = None;
+        let mut before = Vec::new();
         let node = match kind {
+            Kind::Block => {
+                for _ in 0..self.chance.between(1, 2) {
+                    let (node, _) = self.write();
+                    // What is left to chance would be read again.
+                    if !std::mem::take(&mut self.picks_rows) && !std::mem::take(&mut self.may_collide) {
+                        before.push(node);
+                    }
+                }
+                if self.chance.one_in(4) {
+                    let (node, table) = self.write();
+                    writes = Some(table);
+                    node
+                } else {
+                    self.statement()
+                }
+            }
             Kind::Query => self.statement(),
             Kind::Error if self.chance.one_in(3) => self.wrong_statement(),
             Kind::Error => self.failing_statement(),
@@ -134,12 +189,18 @@ impl<'a> Grammar<'a> {
                 node
             }
         };
+        let isolation = *self
+            .chance
+            .pick(&["READ COMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]);
         Statement {
             node,
+            before,
+            isolation,
             writes,
             ambiguous: self.ambiguous,
             inexact: self.inexact,
             picks_rows: self.picks_rows,
+            writes_rows: self.writes_rows,
             may_collide: self.may_collide,
         }
     }

@@ -1,7 +1,7 @@
 //! SELECT: its clauses put together so that the result is fixed by the standard's words, or by PostgreSQL's.
 
 use super::Grammar;
-use super::aggregates::{Needs, PEER_FRAMES, ROW_FRAMES, WINDOW_FUNCTIONS};
+use super::aggregates::{NUMBER_FRAMES, Needs, PEER_FRAMES, ROW_FRAMES, TIME_FRAMES, WINDOW_FUNCTIONS};
 use super::expression::{Scope, places};
 use super::node::{Node, all, list, text};
 use super::source::{From, Source, grouped, numbered};
@@ -138,11 +138,18 @@ impl Grammar<'_> {
             items.push(self.expression(of, &from.scope, 2));
             types.push(of);
         }
+        let returns_sets = wanted.is_none() && self.chance.one_in(20);
+        if returns_sets {
+            let (of, set) = self.set_of_values(&from.scope);
+            items.push(set);
+            types.push(of);
+        }
         let select = list("SELECT ", as_numbered(items), "");
         Select {
             node: all([select, from.node, filter, named_window]),
             columns: types,
-            unique,
+            // One of the keys stands in several rows then.
+            unique: unique.filter(|_| !returns_sets),
             scope: from.scope,
         }
     }
@@ -195,10 +202,24 @@ impl Grammar<'_> {
             }
         }
         let nodes: Vec<_> = keys.iter().map(|(_, node)| node.clone()).collect();
-        let sets = nodes.len() > 1 && self.chance.one_in(4) || !nodes.is_empty() && self.chance.one_in(12);
+        let sets = nodes.len() > 1 && self.chance.one_in(3) || !nodes.is_empty() && self.chance.one_in(12);
         let group = match (nodes.is_empty(), sets) {
             (true, _) => all([]),
             (false, false) => list(" GROUP BY ", nodes.clone(), ""),
+            (false, true) if nodes.len() > 1 && self.chance.one_in(3) => {
+                let distinct = *self.chance.pick(&["", "DISTINCT "]);
+                let sets = *self.chance.pick(&[", ROLLUP (", ", CUBE ("]);
+                let rest = nodes[1..].iter().map(|node| all([node.clone()])).collect();
+                let first = all([text(format!(" GROUP BY {distinct}")), nodes[0].clone()]);
+                let second = Node::List {
+                    before: sets,
+                    items: rest,
+                    between: ", ",
+                    after: ")",
+                    least: 1,
+                };
+                all([first, second])
+            }
             (false, true) => match self.chance.below(3) {
                 0 => list(" GROUP BY ROLLUP (", nodes.clone(), ")"),
                 1 => list(" GROUP BY CUBE (", nodes.clone(), ")"),
@@ -283,13 +304,20 @@ impl Grammar<'_> {
         let (words, arguments, of, needs) = **self.chance.pick(&usable);
         let arguments: Vec<_> = arguments.iter().map(|of| self.leaf(*of, scope)).collect();
         let call = places(words, &arguments);
-        let (frames, mut order) = match (needs, unique) {
+        let (mut frames, mut order) = match (needs, unique) {
             (Needs::TotalOrder, Some(unique)) => (ROW_FRAMES, unique.to_vec()),
             _ => (PEER_FRAMES, Vec::new()),
         };
         if order.is_empty() || self.chance.one_in(2) {
-            let (_, by) = self.ordered_column(scope);
+            let (by_type, by) = self.ordered_column(scope);
             let direction = *self.chance.pick(&["", " DESC", " NULLS FIRST"]);
+            if order.is_empty() && self.chance.one_in(2) {
+                frames = match by_type {
+                    Type::Int4 | Type::Int8 | Type::Numeric => NUMBER_FRAMES,
+                    Type::Date | Type::Timestamp | Type::Timestamptz => TIME_FRAMES,
+                    _ => frames,
+                };
+            }
             order.insert(0, all([by, text(direction)]));
         }
         let partition = if self.chance.one_in(2) {

@@ -55,7 +55,7 @@ impl<'a> Round<'a> {
         let statement = Grammar::new(&self.schema, chance).any(&self.options.kinds);
         for carrier in Carrier::ALL {
             let verdict = self.check(&statement, carrier).await?;
-            report.count(number, carrier, &statement.node.render(false).sql, &verdict);
+            report.count(number, carrier, &statement.sql(), &verdict);
             if let Verdict::Differs(what) = verdict {
                 let (statement, what) = self.shrink(statement, carrier, what).await?;
                 let rendered = statement.node.render(carrier.has_parameters());
@@ -63,7 +63,7 @@ impl<'a> Round<'a> {
                     number,
                     carrier,
                     what,
-                    script: self.script(&rendered),
+                    script: self.script(&statement, &rendered),
                 };
                 if self.options.show {
                     eprintln!("{difference}");
@@ -83,6 +83,11 @@ impl<'a> Round<'a> {
     }
 
     async fn check(&mut self, statement: &Statement, carrier: Carrier) -> Result<Verdict> {
+        if !statement.before.is_empty() {
+            let verdict = self.check_in_block(statement, carrier).await?;
+            self.both_simple("ROLLBACK").await?;
+            return Ok(verdict);
+        }
         let rendered = statement.node.render(carrier.has_parameters());
         let Some(table) = &statement.writes else {
             let (plain, herd) = self.both(&rendered, carrier).await?;
@@ -106,6 +111,28 @@ impl<'a> Round<'a> {
         match in_block {
             true => self.both_simple("ROLLBACK").await?,
             false => self.put_back(&table).await?,
+        }
+        Ok(verdict)
+    }
+
+    /// One after the other in one transaction, as far as both sides say the same.
+    async fn check_in_block(&mut self, statement: &Statement, carrier: Carrier) -> Result<Verdict> {
+        let begin = format!("BEGIN ISOLATION LEVEL {}", statement.isolation);
+        self.both_simple(&begin).await?;
+        let mut verdict = Verdict::Same(0);
+        for node in statement.before.iter().chain([&statement.node]) {
+            let rendered = node.render(carrier.has_parameters());
+            let (plain, herd) = self.both(&rendered, carrier).await?;
+            verdict = compare(statement, &rendered, carrier, &plain, &herd);
+            if !matches!(verdict, Verdict::Same(_)) {
+                return Ok(verdict);
+            }
+        }
+        if let Some(table) = &statement.writes {
+            let table = self.table(table)?;
+            if let Verdict::Differs(what) = self.contents(statement, &table).await? {
+                verdict = Verdict::Differs(format!("afterwards, in {}: {what}", table.name));
+            }
         }
         Ok(verdict)
     }
@@ -172,20 +199,22 @@ impl<'a> Round<'a> {
         mut what: String,
     ) -> Result<(Statement, String)> {
         let start = Instant::now();
-        let mut site = 0;
+        // Which of the nodes is being made smaller, and where.
+        let (mut part, mut site) = (0, 0);
         // Each look at something that does not answer takes as long as waiting for it did.
         let answers = !what.starts_with(super::compare::LOST);
-        while self.options.shrink
-            && answers
-            && start.elapsed() < SHRINK_LIMIT
-            && let Some(node) = statement.node.smaller(site)
-        {
-            let smaller = Statement {
-                node,
-                ..statement.clone()
+        while self.options.shrink && answers && start.elapsed() < SHRINK_LIMIT && part <= statement.before.len() {
+            let Some(smaller) = statement.smaller(part, site) else {
+                (part, site) = (part + 1, 0);
+                continue;
             };
             match self.check(&smaller, carrier).await? {
-                Verdict::Differs(still) => (statement, what) = (smaller, still),
+                Verdict::Differs(still) => {
+                    if smaller.before.len() < statement.before.len() {
+                        (part, site) = (0, 0);
+                    }
+                    (statement, what) = (smaller, still);
+                }
                 _ => site += 1,
             }
         }
@@ -193,18 +222,23 @@ impl<'a> Round<'a> {
     }
 
     /// What shows the difference in psql, on pgherd and (but for unknown settings) on PostgreSQL.
-    fn script(&self, rendered: &Rendered) -> String {
+    fn script(&self, statement: &Statement, rendered: &Rendered) -> String {
+        let whole = statement.sql();
         let is_word = |at: usize, len: usize| {
             let outside = |c: Option<char>| !c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
-            outside(rendered.sql[..at].chars().next_back()) && outside(rendered.sql[at + len..].chars().next())
+            outside(whole[..at].chars().next_back()) && outside(whole[at + len..].chars().next())
         };
         let used = |table: &&Table| {
             let name = table.name.as_str();
-            rendered.sql.match_indices(name).any(|(at, _)| is_word(at, name.len()))
+            whole.match_indices(name).any(|(at, _)| is_word(at, name.len()))
         };
         let tables: Vec<&Table> = self.schema.tables.iter().filter(used).collect();
         let mut script = self.schema.script(true, &tables).join(";\n");
         script.push_str(";\n");
+        if !statement.before.is_empty() {
+            script += &format!("BEGIN ISOLATION LEVEL {};\n", statement.isolation);
+            script.extend(statement.before.iter().map(|node| node.render(false).sql + ";\n"));
+        }
         if rendered.parameters.is_empty() {
             return script + &rendered.sql + ";\n";
         }
@@ -229,6 +263,7 @@ mod tests {
             let kinds = [
                 super::super::Kind::Query,
                 super::super::Kind::Write,
+                super::super::Kind::Block,
                 super::super::Kind::Error,
             ];
             Grammar::new(&schema, Chance::new(3, number)).any(&kinds).node

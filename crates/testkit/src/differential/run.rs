@@ -48,7 +48,7 @@ impl Options {
             first: 0,
             statements,
             time: None,
-            kinds: vec![Kind::Query, Kind::Write, Kind::Error],
+            kinds: vec![Kind::Query, Kind::Write, Kind::Block, Kind::Error],
             jobs: 2,
             shrink: true,
             show: false,

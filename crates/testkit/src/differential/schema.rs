@@ -24,7 +24,7 @@ pub(super) struct Column {
     pub(super) name: String,
     pub(super) of: Type,
     not_null: bool,
-    /// A CHECK or DEFAULT, with a blank before it.
+    /// A CHECK, DEFAULT or COLLATE, with a blank before it.
     extra: &'static str,
 }
 
@@ -75,8 +75,8 @@ impl Schema {
             tables.push(table(&mut chance, number, like.as_ref(), is_local));
         }
         let zones = ["UTC", "America/New_York", "Asia/Kolkata", "Europe/Berlin"];
-        // Values that travel between shards as text are read back wrongly where a style writes zones as abbreviations, or floats
-        // with fewer digits than they have: those settings stay out until that is right.
+        // Where a style writes zones as abbreviations, or floats with fewer digits than they have, values cannot travel between shards
+        // as text: those settings would only be refused.
         let styles = ["ISO, MDY", "ISO, DMY", "ISO, YMD"];
         let intervals = ["postgres", "postgres", "iso_8601", "sql_standard"];
         let settings = vec![
@@ -102,6 +102,8 @@ impl Schema {
             "CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy', 'it''s fine')".to_owned(),
             "CREATE DOMAIN small AS int CHECK (VALUE BETWEEN 0 AND 99)".to_owned(),
             "CREATE TYPE pair AS (a int, b text)".to_owned(),
+            "CREATE TYPE wide AS (m mood, n numeric[], t timestamptz)".to_owned(),
+            "CREATE TYPE spread AS RANGE (subtype = float8)".to_owned(),
         ];
         script.extend(self.settings.iter().map(|setting| format!("SET {setting}")));
         for table in tables {
@@ -151,10 +153,10 @@ fn table(chance: &mut Chance, number: usize, like: Option<&Table>, is_local: boo
             name: format!("c{position}"),
             of,
             not_null,
-            extra: if of == Type::Int4 && chance.one_in(3) {
-                " DEFAULT 7 CHECK (VALUE <> 13)"
-            } else {
-                ""
+            extra: match of {
+                Type::Int4 if chance.one_in(3) => " DEFAULT 7 CHECK (VALUE <> 13)",
+                Type::Text if chance.one_in(8) => " COLLATE \"en-x-icu\"",
+                _ => "",
             },
         });
     }
@@ -227,7 +229,7 @@ impl Table {
             .map(|column| {
                 let not_null = if column.not_null { " NOT NULL" } else { "" };
                 let extra = column.extra.replace("VALUE", &column.name);
-                format!("{} {}{not_null}{extra}", column.name, column.of.sql())
+                format!("{} {}{extra}{not_null}", column.name, column.of.sql())
             })
             .collect();
         if self.key > 0 {

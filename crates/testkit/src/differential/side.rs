@@ -57,6 +57,16 @@ pub(super) struct Table {
     pub(super) tag: String,
 }
 
+/// What a binary value has OIDs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Nothing,
+    /// Its elements.
+    Elements,
+    /// Its fields.
+    Fields,
+}
+
 /// A session with one of the servers.
 pub(super) struct Side {
     target: Target,
@@ -64,8 +74,8 @@ pub(super) struct Side {
     limit: Duration,
     /// What a new session runs first.
     settings: Vec<String>,
-    /// Names of the types that users made, whose OIDs nobody fixes.
-    types: HashMap<u32, String>,
+    /// Names of the types that users made, whose OIDs nobody fixes, and whether binary values of them have OIDs in them.
+    types: HashMap<u32, (String, Holds)>,
 }
 
 impl Side {
@@ -88,12 +98,17 @@ impl Side {
                 self.settings.push(sql.clone());
             }
         }
-        let types = "SELECT oid, typname FROM pg_catalog.pg_type WHERE oid >= 16384";
+        let types = "SELECT oid, typname, typtype, typcategory FROM pg_catalog.pg_type WHERE oid >= 16384";
         for row in self.session.execute(types, self.limit).await?.remove(0).rows {
-            if let [Some(oid), Some(name)] = &row[..]
+            if let [Some(oid), Some(name), Some(kind), Some(category)] = &row[..]
                 && let Ok(oid) = oid.parse()
             {
-                self.types.insert(oid, name.clone());
+                let holds = match (kind.as_str(), category.as_str()) {
+                    (_, "A") => Holds::Elements,
+                    ("c", _) => Holds::Fields,
+                    _ => Holds::Nothing,
+                };
+                self.types.insert(oid, (name.clone(), holds));
             }
         }
         Ok(())
@@ -108,7 +123,7 @@ impl Side {
             Carrier::Binary => self.session.run_with(sql, &statement.parameters, true, limit).await,
         };
         match reply {
-            Ok(reply) => Ok(self.read(reply)),
+            Ok(reply) => Ok(self.read(reply, carrier == Carrier::Binary)),
             Err(error) => {
                 // Whoever is alone with a dead server has nothing to compare: that error is the run's.
                 self.session = self.target.connect().await?;
@@ -129,22 +144,88 @@ impl Side {
         self.answer(&statement, Carrier::Simple).await
     }
 
-    fn read(&self, reply: Reply) -> Answer {
+    fn read(&self, reply: Reply, binary: bool) -> Answer {
         if let Some(error) = reply.error {
             return Answer::Failed(error);
         }
         let Some(result) = reply.results.into_iter().last() else {
             return Answer::Done(Table::default());
         };
-        let name = |oid: u32| self.types.get(&oid).cloned().unwrap_or_else(|| oid.to_string());
+        let mut rows = result.rows;
+        if let Some(columns) = result.columns.as_ref().filter(|_| binary) {
+            for (position, column) in columns.iter().enumerate() {
+                if !matches!(
+                    self.types.get(&column.type_oid),
+                    Some((_, Holds::Elements | Holds::Fields))
+                ) {
+                    continue;
+                }
+                for cell in rows.iter_mut().filter_map(|row| row[position].as_mut()) {
+                    *cell = self.with_names(column.type_oid, cell);
+                }
+            }
+        }
         let columns = result.columns.map(|columns| {
-            let named = columns.into_iter().map(|column| (column.name, name(column.type_oid)));
+            let named = columns
+                .into_iter()
+                .map(|column| (column.name, self.name(column.type_oid)));
             named.collect()
         });
         Answer::Done(Table {
             columns,
-            rows: result.rows,
+            rows,
             tag: result.tag,
         })
+    }
+
+    fn name(&self, oid: u32) -> String {
+        self.types
+            .get(&oid)
+            .map_or_else(|| oid.to_string(), |(name, _)| name.clone())
+    }
+
+    /// A binary value's digits, with the names of types in place of their OIDs: of an array's elements (array_send), of a
+    /// composite's fields (record_send), at any depth.
+    fn with_names(&self, of: u32, cell: &str) -> String {
+        let holds = match self.types.get(&of) {
+            Some((_, holds)) => *holds,
+            None => Holds::Nothing,
+        };
+        let number = |at: usize| {
+            cell.get(at..at + 8)
+                .and_then(|digits| u32::from_str_radix(digits, 16).ok())
+        };
+        let (mut out, mut at, element) = match (holds, number(0), number(16)) {
+            // Dimensions, whether it has NULLs, the type, and a length and a lower bound for each dimension.
+            (Holds::Elements, Some(dimensions), Some(element)) => {
+                let at = 24 + dimensions as usize * 16;
+                let Some(head) = cell.get(24..at) else {
+                    return cell.to_owned();
+                };
+                let out = format!("{}{}{head}", &cell[..16], self.name(element));
+                (out, at, Some(element))
+            }
+            (Holds::Fields, Some(_), _) => (cell[..8].to_owned(), 8, None),
+            _ => return cell.to_owned(),
+        };
+        while at < cell.len() {
+            let of = match element {
+                Some(element) => element,
+                None => {
+                    let of = number(at).unwrap_or_default();
+                    out.push_str(&self.name(of));
+                    at += 8;
+                    of
+                }
+            };
+            let length = number(at).unwrap_or_default();
+            let digits = if length == u32::MAX { 0 } else { length as usize * 2 };
+            let Some(value) = cell.get(at + 8..at + 8 + digits) else {
+                return cell.to_owned();
+            };
+            out.push_str(&format!("({length}){}", self.with_names(of, value)));
+            at += 8 + digits;
+        }
+        out
     }
 }

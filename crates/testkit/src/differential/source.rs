@@ -241,7 +241,7 @@ impl Grammar<'_> {
 
     fn function(&mut self, lateral: &Scope) -> (Node, Source) {
         let alias = self.alias('f');
-        let (call, of) = match self.chance.below(4) {
+        let (call, of) = match self.chance.below(9) {
             0 => (text("generate_series(1, 5)"), Type::Int4),
             1 => {
                 let argument = self.leaf(Type::Int4, lateral);
@@ -250,6 +250,36 @@ impl Grammar<'_> {
             }
             2 => (
                 all([text("unnest("), self.leaf(Type::TextArray, lateral), text(")")]),
+                Type::Text,
+            ),
+            3 => (
+                text("generate_series(timestamp '2024-01-01', '2024-03-01', '20 days')"),
+                Type::Timestamp,
+            ),
+            4 => (
+                all([text("string_to_table("), self.leaf(Type::Text, lateral), text(", 'a')")]),
+                Type::Text,
+            ),
+            5 => (
+                all([text("unnest("), self.leaf(Type::MoodArray, lateral), text(")")]),
+                Type::Mood,
+            ),
+            6 => (
+                all([
+                    text("jsonb_array_elements(jsonb_build_array("),
+                    self.leaf(Type::Int4, lateral),
+                    text(", "),
+                    self.leaf(Type::Jsonb, lateral),
+                    text("))"),
+                ]),
+                Type::Jsonb,
+            ),
+            7 => (
+                all([
+                    text("ROWS FROM (regexp_split_to_table("),
+                    self.leaf(Type::Text, lateral),
+                    text(", '')) "),
+                ]),
                 Type::Text,
             ),
             _ => (
@@ -263,6 +293,21 @@ impl Grammar<'_> {
             unique: vec!["n".to_owned()],
         };
         (all([call, text(format!(" WITH ORDINALITY AS {alias}(a, n)"))]), source)
+    }
+
+    /// A set of values of one type, for the list of a SELECT.
+    pub(super) fn set_of_values(&mut self, scope: &Scope) -> (Type, Node) {
+        match self.chance.below(3) {
+            0 => (Type::Int4, text("generate_series(1, 3)").typed(Type::Int4)),
+            1 => {
+                let array = self.leaf(Type::TextArray, scope);
+                (Type::Text, all([text("unnest("), array, text(")")]))
+            }
+            _ => {
+                let words = self.leaf(Type::Text, scope);
+                (Type::Text, all([text("string_to_table("), words, text(", 'b')")]))
+            }
+        }
     }
 
     fn cte(&mut self) -> (Node, Source) {

@@ -39,6 +39,21 @@ pub(super) enum Type {
     MoodArray,
     Small,
     Pair,
+    Wide,
+    PairArray,
+    SmallArray,
+    Spread,
+    TstzRange,
+    DateMultirange,
+    DateArray,
+    Timetz,
+    Cidr,
+    Macaddr,
+    Tsvector,
+    Point,
+    Box,
+    Circle,
+    Name,
 }
 
 struct Traits {
@@ -410,6 +425,69 @@ const TRAITS: &[Traits] = &[
     ),
     row(Type::Small, "small", "o", &["1", "2", "3", "99", "0"]),
     row(Type::Pair, "pair", "o", &["(1,a)", "(2,)", "(,b)", "(1,\"x, y\")"]),
+    row(
+        Type::Wide,
+        "wide",
+        "oa",
+        &[
+            "(ok,\"{1.50,NULL}\",\"2024-07-01 12:00+02\")",
+            "(,,)",
+            "(sad,{},infinity)",
+        ],
+    ),
+    row(
+        Type::PairArray,
+        "pair[]",
+        "o",
+        &["{\"(1,a)\",NULL}", "{}", "{\"(2,)\"}"],
+    ),
+    row(Type::SmallArray, "small[]", "o", &["{1,2}", "{}", "{99,NULL}"]),
+    row(Type::Spread, "spread", "oa", &["[1,2.5)", "empty", "(,0]", "[-0.5,)"]),
+    row(
+        Type::TstzRange,
+        "tstzrange",
+        "o",
+        &[
+            "[2024-01-01 00:00+00,2024-07-01 00:00+00)",
+            "empty",
+            "(,2024-03-31 01:30+00]",
+        ],
+    ),
+    row(
+        Type::DateMultirange,
+        "datemultirange",
+        "o",
+        &["{}", "{[2024-01-01,2024-02-01)}", "{(,1999-12-31),[2024-07-01,)}"],
+    ),
+    row(
+        Type::DateArray,
+        "date[]",
+        "ox",
+        &["{2024-01-01}", "{}", "{infinity,NULL}"],
+    ),
+    row(
+        Type::Timetz,
+        "timetz",
+        "ox",
+        &["12:30+00", "12:30+02", "23:59:59.5-06", "00:00+00"],
+    ),
+    row(Type::Cidr, "cidr", "o", &["10.0.0.0/8", "192.168.1.0/24", "::/0"]),
+    row(
+        Type::Macaddr,
+        "macaddr",
+        "o",
+        &["08:00:2b:01:02:03", "00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"],
+    ),
+    row(
+        Type::Tsvector,
+        "tsvector",
+        "o",
+        &["'cat':3 'fat':2", "", "'a':1A 'b':2", "'it''s'"],
+    ),
+    row(Type::Point, "point", "", &["(1,2)", "(0,-0.5)", "(1e10,3)"]),
+    row(Type::Box, "box", "", &["(1,2),(0,0)", "(3,3),(3,3)"]),
+    row(Type::Circle, "circle", "", &["<(0,0),1>", "<(1,2),0>"]),
+    row(Type::Name, "name", "o", &["a", "pg_class", "", "Ü"]),
 ];
 
 impl Type {

@@ -11,18 +11,27 @@ impl Grammar<'_> {
     /// A statement that writes, and the table that it writes to.
     pub(super) fn write(&mut self) -> (Node, String) {
         let table = self.chance.pick(&self.schema.tables).clone();
-        let node = match self.chance.below(10) {
+        let kind = self.chance.below(14);
+        self.writes_rows |= kind > 2;
+        let node = match kind {
             0..=2 => self.insert_values(&table),
             3 | 4 => self.insert_select(&table),
             5..=7 => self.update(&table),
-            _ => self.delete(&table),
+            8 | 9 => self.delete(&table),
+            10 | 11 => match self.merge(&table) {
+                Some(merge) => merge,
+                None => self.delete(&table),
+            },
+            _ => self.with_write(&table),
         };
         (node, table.name)
     }
 
     fn insert_values(&mut self, table: &Table) -> Node {
         let columns = self.some_columns(table);
-        let rows = (0..*self.chance.pick(&[1, 1, 2, 3, 5]))
+        let count = *self.chance.pick(&[1, 1, 2, 3, 5]);
+        self.writes_rows |= count > 1;
+        let rows = (0..count)
             .map(|_| {
                 let values = columns.iter().map(|column| self.inserted(column)).collect();
                 list("(", values, ")")
@@ -35,6 +44,34 @@ impl Grammar<'_> {
             list("VALUES ", rows, ""),
             conflict,
             returning,
+        ])
+    }
+
+    /// INSERT with all that the new row has.
+    pub(super) fn insert_returning(&mut self, table: &Table) -> Node {
+        let columns = self.some_columns(table);
+        let values = columns.iter().map(|column| self.inserted(column)).collect();
+        let row = list("VALUES (", values, ")");
+        all([insert_into(table, &columns), row, text(" RETURNING *")])
+    }
+
+    /// UPDATE of rows that stay where they are, with all that they have then.
+    pub(super) fn update_returning(&mut self, table: &Table) -> Node {
+        let inner = scope(&Scope::default(), &[Source::of_table(table, &table.name)]);
+        let set = self.assignments(table, &inner, false);
+        let filter = self.conditions(" WHERE ", &inner);
+        let head = text(format!("UPDATE {}", table.name));
+        all([head, list(" SET ", set, ""), filter, text(" RETURNING *")])
+    }
+
+    /// DELETE with all that the rows had.
+    pub(super) fn delete_returning(&mut self, table: &Table) -> Node {
+        let inner = scope(&Scope::default(), &[Source::of_table(table, &table.name)]);
+        let filter = self.conditions(" WHERE ", &inner);
+        all([
+            text(format!("DELETE FROM {}", table.name)),
+            filter,
+            text(" RETURNING *"),
         ])
     }
 
@@ -146,7 +183,7 @@ impl Grammar<'_> {
     }
 
     /// Another table of which each row of the target meets one row at most, and how.
-    fn one_row_each(&mut self, own: &Source) -> Option<(Node, Source, Node)> {
+    pub(super) fn one_row_each(&mut self, own: &Source) -> Option<(Node, Source, Node)> {
         let (other, source) = self.table_source();
         let of = |source: &Source, name: &str| source.columns.iter().find(|(has, _)| has == name).map(|(_, of)| *of);
         let mut links = Vec::new();
@@ -169,7 +206,7 @@ impl Grammar<'_> {
         (!links.is_empty()).then_some((other, source, link))
     }
 
-    fn assignments(&mut self, table: &Table, scope: &Scope, moves: bool) -> Vec<Node> {
+    pub(super) fn assignments(&mut self, table: &Table, scope: &Scope, moves: bool) -> Vec<Node> {
         let mut assignments = Vec::new();
         if moves && let Some(column) = table.key_columns().first() {
             let value = match column.of {
@@ -186,7 +223,14 @@ impl Grammar<'_> {
             assignments.push(all([text(format!("{} = ", column.name)), value]));
         }
         let others = &table.columns[table.key..];
-        if assignments.is_empty() || self.chance.one_in(2) {
+        if assignments.is_empty() && others.len() > 1 && self.chance.one_in(8) {
+            let values = others[..2]
+                .iter()
+                .map(|column| self.expression(column.of, scope, 1))
+                .collect();
+            let names = format!("({}, {}) = ", others[0].name, others[1].name);
+            assignments.push(all([text(names), list("ROW(", values, ")")]));
+        } else if assignments.is_empty() || self.chance.one_in(2) {
             let column = self.chance.pick(others).clone();
             let value = match self.chance.one_in(12) {
                 true => text("DEFAULT"),
@@ -218,7 +262,7 @@ impl Grammar<'_> {
     }
 
     /// The key's columns and some others, in any order.
-    fn some_columns(&mut self, table: &Table) -> Vec<Column> {
+    pub(super) fn some_columns(&mut self, table: &Table) -> Vec<Column> {
         let must = table.key.max(1);
         let mut columns = table.columns[..must].to_vec();
         for column in &table.columns[must..] {
