@@ -2,18 +2,20 @@
 //! it returns stand in its place in what comes behind, as constants of their types.
 //!
 //! PostgreSQL runs all of them in one snapshot, in which none sees what another does. Where several parts read tables, they want
-//! one snapshot: a statement by itself then runs at REPEATABLE READ, unseen, and again where others have changed its rows. What one
-//! part reads and another writes is read before anything is written, whole, and stands in the reader's text as constants too. Two
+//! one snapshot: a statement by itself then runs at REPEATABLE READ, unseen, and again where others have changed its rows. In a block
+//! at READ COMMITTED, which has no snapshot to share, what the parts read is locked against writers first, and stays as it is until
+//! the transaction ends, so that the newest state is the same for all parts. What one part reads and another writes is read before anything is written, whole, and stands in the reader's text as constants too. Two
 //! parts never write the same table.
 
+use super::forward::no_block;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
 use bytes::Bytes;
-use pgherd_model::{ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal};
+use pgherd_model::{ServerError, ShardId, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_shards::{ColumnDescription, Row, parse_data_row};
 use pgherd_sql::{WithQueries, WithQuery, relations::Role, with_queries};
 use pgherd_transaction::Isolation;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// The returned rows of one part are kept in memory, and become text.
@@ -29,6 +31,8 @@ struct Step {
     writes: HashSet<String>,
     /// what it reads by a name with a schema
     qualified: HashSet<String>,
+    /// what it reads as SQL names it, and as the catalog knows it
+    relations: Vec<(String, Option<Arc<Table>>)>,
     /// what it reads and writes that the catalog does not know: the home shard's own
     homely: Vec<String>,
     writes_home: bool,
@@ -40,8 +44,10 @@ struct Wants {
     old: Vec<String>,
     /// what each part writes, the statement behind WITH last
     written: Vec<HashSet<String>>,
-    /// why all must see one snapshot
-    one_snapshot: Option<&'static str>,
+    /// what all of them read, by shards, as SQL names it
+    read: BTreeMap<ShardId, BTreeSet<String>>,
+    /// whether all must see one snapshot
+    one_snapshot: bool,
 }
 
 impl Session {
@@ -62,7 +68,7 @@ impl Session {
         let mut tries = 0;
         loop {
             let mark = self.client.out.len();
-            let (made, raised) = self.begin_parts(&wants)?;
+            let (made, raised) = self.begin_parts(&wants).await?;
             let held = self.client.hold_tag();
             let result = self.run_parts(unit, &text, &parts, &wants).await;
             let result = self.end_as_one(held, result);
@@ -103,21 +109,43 @@ impl Session {
 
     /// Opens a block where none is open; whether it did, and whether it is for one snapshot where the session has one for each
     /// statement.
-    fn begin_parts(&mut self, wants: &Wants) -> Result<(bool, bool), Problem> {
+    async fn begin_parts(&mut self, wants: &Wants) -> Result<(bool, bool), Problem> {
         let open = self.block.open();
         let isolation = match open {
             Some(open) => open.transaction.mode().isolation,
             None => self.settings.default_isolation,
         };
         let has_one = isolation.is_some_and(Isolation::is_one_snapshot) || self.is_strict();
-        let Some(reason) = wants.one_snapshot.filter(|_| !has_one) else {
+        if has_one || !wants.one_snapshot {
             return Ok((self.ensure_block(), false));
-        };
+        }
         if open.is_some() {
-            return Err(not_in_parts(reason).into());
+            self.lock_against_writers(&wants.read).await?;
+            return Ok((false, false));
         }
         self.begin_in_one_snapshot();
         Ok((true, true))
+    }
+
+    /// Locks what is read, in the order of shards, so that nobody else changes it until the transaction ends.
+    async fn lock_against_writers(&mut self, read: &BTreeMap<ShardId, BTreeSet<String>>) -> Result<(), Problem> {
+        for (shard, names) in read {
+            let names: Vec<_> = names
+                .iter()
+                .map(|name| format!("{}::pg_catalog.regclass", quote_literal(name)))
+                .collect();
+            let sql = format!(
+                "SELECT pgherd.lock_reads(ARRAY[{}]::pg_catalog.regclass[], '{{}}', '{{}}', false, true)",
+                names.join(", ")
+            );
+            let open = self.block.open_mut().ok_or_else(no_block)?;
+            let backend = open.transaction.participant_to_lock(*shard).await?;
+            self.cancel.slot.start(backend.cancel_token());
+            let locked = backend.simple(&sql).await;
+            self.cancel.slot.clear();
+            locked.map_err(|error| self.as_client_sees(ServerError::from(error).with_position(None)))?;
+        }
+        Ok(())
     }
 
     /// Finds what the parts want of each other, and refuses what cannot be had.
@@ -152,14 +180,23 @@ impl Session {
             }
         }
         let reading = steps.iter().filter(|s| !s.reads.is_empty()).count();
-        let one_snapshot = match (old.is_empty(), reading) {
-            (false, _) => {
-                Some("One part of it reads what another part writes, which PostgreSQL would do in one snapshot.")
+        let one_snapshot = !old.is_empty() || reading > 1;
+        let home = self.gateway.shards.home();
+        let mut read: BTreeMap<ShardId, BTreeSet<String>> = BTreeMap::new();
+        for (name, table) in steps.iter().flat_map(|step| &step.relations) {
+            match table.as_ref().and_then(|table| table.sharded()) {
+                Some(sharded) => {
+                    for range in sharded.ranges.ranges() {
+                        read.entry(range.shard).or_default().insert(name.clone());
+                    }
+                }
+                None => {
+                    read.entry(home).or_default().insert(name.clone());
+                }
             }
-            (true, 2..) => Some("Several parts of it read tables, which PostgreSQL would do in one snapshot."),
-            _ => None,
-        };
+        }
         Ok(Wants {
+            read,
             old,
             written: steps.into_iter().map(|step| step.writes).collect(),
             one_snapshot,
@@ -194,6 +231,7 @@ impl Session {
         let analysis = self.analysis(Unit { statement, ..unit }, &snapshot)?;
         let (mut reads, mut writes) = (HashSet::new(), HashSet::new());
         let (mut qualified, mut homely, mut writes_home) = (HashSet::new(), Vec::new(), false);
+        let mut relations = Vec::new();
         for reference in analysis.references().ok_or_else(unclear)? {
             let name = reference.name.name.clone();
             let returned = queries.iter().any(|q| q.writes && q.name == name) && reference.name.schema.is_none();
@@ -206,6 +244,14 @@ impl Session {
                 (Role::Read, None) => homely.push(name.clone()),
                 (_, None) => writes_home = true,
                 _ => {}
+            }
+            if !returned && reference.role != Role::Insert {
+                let named = match (&reference.table, &reference.name.schema) {
+                    (Some(table), _) => table.name.to_string(),
+                    (None, Some(schema)) => format!("{}.{}", quote_identifier(schema), quote_identifier(&name)),
+                    (None, None) => quote_identifier(&name).to_string(),
+                };
+                relations.push((named, reference.table.clone()));
             }
             if reference.role == Role::Read && reference.name.schema.is_some() {
                 qualified.insert(name.clone());
@@ -229,6 +275,7 @@ impl Session {
         }
         Ok(Step {
             statement: statement.clone(),
+            relations,
             reads,
             writes,
             qualified,
