@@ -176,7 +176,7 @@ END $$;
 -- What a statement calls in place of now() and its kin where its transaction has several shards: the time of the first one,
 -- which the gateway sets before the statement. The names are PostgreSQL's, since they become names of columns.
 CREATE OR REPLACE FUNCTION pgherd.transaction_timestamp() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS
-$$ SELECT pg_catalog.current_setting('pgherd.transaction_time')::pg_catalog.timestamptz $$;
+$$ SELECT COALESCE(pg_catalog.current_setting('pgherd.transaction_time', true)::pg_catalog.timestamptz, pg_catalog.now()) $$;
 CREATE OR REPLACE FUNCTION pgherd.now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS
 $$ SELECT pgherd.transaction_timestamp() $$;
 CREATE OR REPLACE FUNCTION pgherd."current_timestamp"() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS
@@ -193,6 +193,14 @@ $$ SELECT pgherd.transaction_timestamp()::pg_catalog.time $$;
 -- What a session asks about itself: the gateway knows, and gives the answer as the argument.
 CREATE OR REPLACE FUNCTION pgherd.pg_backend_pid(pid integer) RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE AS
 $$ SELECT pid $$;
+CREATE OR REPLACE FUNCTION pgherd.inet_client_addr(address inet) RETURNS inet LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT address $$;
+CREATE OR REPLACE FUNCTION pgherd.inet_client_port(port integer) RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT port $$;
+CREATE OR REPLACE FUNCTION pgherd.inet_server_addr(address inet) RETURNS inet LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT address $$;
+CREATE OR REPLACE FUNCTION pgherd.inet_server_port(port integer) RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT port $$;
 -- The client's own arguments stay, so that its parameters have a place and a type.
 DROP FUNCTION IF EXISTS pgherd.pg_terminate_backend(boolean), pgherd.pg_cancel_backend(boolean);
 CREATE OR REPLACE FUNCTION pgherd.pg_terminate_backend(done boolean, pid integer, timeout bigint DEFAULT 0) RETURNS boolean LANGUAGE sql VOLATILE AS

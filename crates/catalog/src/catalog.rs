@@ -242,6 +242,11 @@ impl Catalog {
         self.inner.lease.is_valid()
     }
 
+    /// The same, where there is time to take a lease again that has lapsed.
+    pub async fn has_lease(&self) -> bool {
+        self.inner.lease.is_valid() || self.inner.lease.holds(self.inner.lease.generation()).await
+    }
+
     /// Looks for a newer catalog now: a shard said that the route was stale.
     pub async fn refresh(&self) -> Result<Arc<Snapshot>, Error> {
         self.inner.refresh().await?;

@@ -158,6 +158,11 @@ impl StatementGuard {
     pub fn is_valid(&self) -> bool {
         self.lease.is_valid() && self.lease.generation() == self.generation
     }
+
+    /// The same, where there is time to take a lease again that has lapsed: it holds if nothing has changed meanwhile.
+    pub async fn holds(&self) -> bool {
+        self.lease.holds(self.generation).await
+    }
 }
 
 impl std::fmt::Debug for StatementGuard {

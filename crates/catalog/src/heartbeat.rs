@@ -3,7 +3,8 @@
 //! A lease counts on this machine's monotonic clock from *before* its renewal was sent, and a tenth shorter than on the
 //! home shard, so that it is over here before it is over there. After a lapse, the first renewal only tells the home
 //! shard that this gateway lives; statements run again after a second one, which has read the changes that
-//! were announced while nobody waited for this gateway.
+//! were announced while nobody waited for this gateway. If that shows the same catalog as before, and no change under way, then
+//! nothing has changed while the lease was over: the lapse counts for nothing, and statements that were under way are right.
 
 use crate::catalog::Inner;
 use crate::flight::ALL_NAMES;
@@ -22,13 +23,16 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(15);
 /// Between two looks at what dead gateways left.
 const CLEARING_INTERVAL: Duration = Duration::from_millis(700);
 
+/// How long an answer waits for a lease that has lapsed while it was made.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Whether this gateway may serve.
 #[derive(Debug)]
 pub(crate) struct Lease {
     base: Instant,
     /// nanoseconds after `base`
     valid_until: AtomicU64,
-    /// how often the lease was over and taken again
+    /// how often the lease was over, and the catalog may have changed meanwhile
     generation: AtomicU64,
 }
 
@@ -59,12 +63,33 @@ impl Lease {
         self.generation.fetch_add(1, SeqCst);
     }
 
+    /// Whether the lease has held since it had this generation, or had lapsed for nothing; waits while it is lapsed.
+    pub(crate) async fn holds(&self, generation: u64) -> bool {
+        let started = Instant::now();
+        loop {
+            let valid = self.is_valid();
+            if self.generation() != generation {
+                return false;
+            }
+            if valid {
+                return true;
+            }
+            if started.elapsed() >= ANSWER_PATIENCE {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Notes a renewal that was sent at `sent` and has come back. False after a lapse: then the caller has to
-    /// renew once more before statements may run.
-    fn renewed(&self, sent: Instant, lease: Duration, confirms: bool) -> bool {
-        if !self.is_valid() && !confirms {
-            self.generation.fetch_add(1, SeqCst);
-            return false;
+    /// renew once more before statements may run, and says with that whether nothing had changed meanwhile.
+    fn renewed(&self, sent: Instant, lease: Duration, confirmed: Option<bool>) -> bool {
+        if !self.is_valid() {
+            match confirmed {
+                None => return false,
+                Some(true) => {}
+                Some(false) => drop(self.generation.fetch_add(1, SeqCst)),
+            }
         }
         let until = sent.saturating_duration_since(self.base) + lease * 9 / 10;
         self.valid_until.fetch_max(until.as_nanos() as u64, SeqCst);
@@ -101,6 +126,8 @@ struct Heart {
     /// others' changes that are being drained or were acknowledged
     known: HashSet<i64>,
     pending: bool,
+    /// the catalog's epoch while the lease was last known to be valid
+    served: Option<Epoch>,
 }
 
 /// Registers the gateway and beats until the lease is valid; then the caller spawns [`run`].
@@ -111,6 +138,7 @@ pub(crate) async fn start(inner: &Arc<Inner>) -> Result<impl Future<Output = ()>
         cleared_at: Instant::now(),
         known: HashSet::new(),
         pending: false,
+        served: None,
     };
     heart.register(inner).await?;
     heart.beat(inner).await?;
@@ -170,14 +198,18 @@ impl Heart {
         if due || !inner.lease.is_valid() {
             let sent = Instant::now();
             self.exchange(inner, true).await?;
-            if !inner.lease.renewed(sent, inner.options.lease, false) {
+            if !inner.lease.renewed(sent, inner.options.lease, None) {
                 let sent = Instant::now();
                 self.exchange(inner, true).await?;
-                inner.lease.renewed(sent, inner.options.lease, true);
+                let unchanged = self.served == Some(inner.snapshot.load().epoch) && !self.pending;
+                inner.lease.renewed(sent, inner.options.lease, Some(unchanged));
             }
             self.renewed_at = Some(sent);
         } else {
             self.exchange(inner, false).await?;
+        }
+        if inner.lease.is_valid() {
+            self.served = Some(inner.snapshot.load().epoch);
         }
         if self.cleared_at.elapsed() >= CLEARING_INTERVAL {
             self.cleared_at = Instant::now();

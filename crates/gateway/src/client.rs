@@ -7,6 +7,7 @@ use pgherd_model::{ServerError, SqlState};
 use pgwire::error::PgWireError;
 use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +34,14 @@ impl Stream {
             Self::Plain(stream) => stream.read_buf(into).await,
             Self::Tls(stream) => stream.read_buf(into).await,
             Self::None => Ok(0),
+        }
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::None => None,
         }
     }
 
@@ -128,6 +137,12 @@ pub(crate) enum Gone {
 }
 
 impl Client {
+    /// The client's end of the connection and this gateway's.
+    pub(crate) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let socket = self.stream.socket()?;
+        Some((socket.peer_addr().ok()?, socket.local_addr().ok()?))
+    }
+
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self {
             stream: Stream::Plain(stream),

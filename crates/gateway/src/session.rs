@@ -145,6 +145,8 @@ pub(crate) enum Mode<'a> {
     Extended {
         formats: &'a [i16],
         describe: bool,
+        /// a shard describes the rows all the same, since their binary values may have OIDs of types in them
+        looks: bool,
         max_rows: i32,
         /// a prepared statement's text is worth keeping prepared on backends
         named: bool,
@@ -158,6 +160,7 @@ impl Mode<'_> {
     pub(crate) const HIDDEN: Mode<'static> = Mode::Extended {
         formats: &[],
         describe: false,
+        looks: false,
         max_rows: 0,
         named: false,
         portal: "",
@@ -168,6 +171,11 @@ impl Mode<'_> {
             Mode::Simple | Mode::SimplePrepared => &[],
             Mode::Extended { formats, .. } => formats,
         }
+    }
+
+    /// Whether the shard describes rows that the client has had described.
+    pub(crate) fn looks(&self) -> bool {
+        matches!(self, Mode::Extended { looks: true, .. })
     }
 
     pub(crate) fn describes(&self) -> bool {

@@ -1,13 +1,18 @@
 //! Types that users made have other OIDs on every shard. Clients know those of the home shard: what they declare is translated
-//! for the shard that gets it, and what a shard describes is translated back.
+//! for the shard that gets it, and what a shard describes is translated back, as are the OIDs inside of binary values ([`values`]).
+//! Those inside of values that clients send stay as they are: PostgreSQL goes by the type that it expects there.
 //!
 //! Where the same type is elsewhere is asked once and remembered: an OID never comes to mean another type while its own exists,
 //! and a type that is made anew has new ones everywhere.
 
+mod values;
+
+use self::values::{Found, Holds, Reader, may_hold};
 use crate::databases::Database;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use pgherd_model::{ServerError, ShardId};
+use pgherd_query::{Description, RowBatch};
 use pgherd_shards::Identity;
 use pgherd_transaction::Coordinator;
 use std::collections::{BTreeSet, HashMap};
@@ -24,7 +29,12 @@ type Key = (ShardId, ShardId, u32);
 #[derive(Default)]
 pub(crate) struct UserTypes {
     known: Mutex<HashMap<Key, u32>>,
+    /// what their binary values hold
+    held: Mutex<HashMap<ShardId, HashMap<u32, Holds>>>,
 }
+
+/// Columns whose binary values may have OIDs in them: the position, and the type's OID on the shard that answers; ascending.
+pub(crate) type Holding = Vec<(usize, u32)>;
 
 /// Who asks, and which shard's OIDs clients know.
 pub(crate) struct Asking<'a> {
@@ -73,6 +83,127 @@ impl<'a> Asking<'a> {
             if let Some(oid) = known.get(&oid_at(body, at)) {
                 body[at..at + 4].copy_from_slice(&oid.to_be_bytes());
             }
+        }
+        Ok(())
+    }
+
+    /// Gives the binary values of these columns in a DataRow's body the OIDs that clients know.
+    pub(crate) async fn translate_row(
+        &self,
+        shard: ShardId,
+        columns: &[(usize, u32)],
+        body: &mut [u8],
+    ) -> Result<(), ServerError> {
+        let found = loop {
+            let found = self.find(shard, columns, body)?;
+            if found.unknown.is_empty() {
+                break found;
+            }
+            self.learn_held(shard, &found.unknown).await?;
+        };
+        if found.places.is_empty() {
+            return Ok(());
+        }
+        let oids = found.places.iter().map(|at| oid_at(body, *at));
+        let known = self.translated(shard, self.home, oids).await?;
+        for at in found.places {
+            if let Some(oid) = known.get(&oid_at(body, at)) {
+                body[at..at + 4].copy_from_slice(&oid.to_be_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for rows that several shards have returned, which the home shard describes so; in these formats.
+    pub(crate) async fn translate_returned(
+        &self,
+        batch: &mut RowBatch,
+        description: &Description,
+        formats: &[i16],
+    ) -> Result<(), ServerError> {
+        if batch.origins.is_empty() || !formats.contains(&1) {
+            return Ok(());
+        }
+        let is_binary = |position: usize| match formats {
+            [format] => *format == 1,
+            formats => formats.get(position) == Some(&1),
+        };
+        let columns = description.columns.iter().flatten().map(|column| column.type_oid);
+        let columns: Holding = columns
+            .enumerate()
+            .filter(|(position, oid)| is_binary(*position) && may_hold(*oid))
+            .collect();
+        if columns.is_empty() {
+            return Ok(());
+        }
+        let mut start = 0;
+        for (end, shard) in std::mem::take(&mut batch.origins) {
+            let oids: Vec<u32> = columns.iter().map(|(_, oid)| *oid).collect();
+            let there = self.on_shard(shard, &oids).await?;
+            let columns: Holding = match (self.foreign(shard), there) {
+                (None, _) => Holding::new(),
+                (_, there) => {
+                    let positions = columns.iter().map(|(position, _)| *position);
+                    positions.zip(there.unwrap_or(oids)).collect()
+                }
+            };
+            while start < end {
+                let length = oid_at(&batch.bytes, start + 1) as usize;
+                let body = start + 5..start + 1 + length;
+                start = body.end;
+                if !columns.is_empty() {
+                    self.translate_row(shard, &columns, &mut batch.bytes[body]).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, shard: ShardId, columns: &[(usize, u32)], body: &[u8]) -> Result<Found, ServerError> {
+        let mut held = self.types.held.lock();
+        let mut reader = Reader {
+            bytes: body,
+            known: held.entry(shard).or_default(),
+            found: Found::default(),
+        };
+        let whole = reader.row(columns);
+        whole.ok_or_else(|| ServerError::internal("a shard's row is not what it was described as"))?;
+        Ok(reader.found)
+    }
+
+    /// Asks a shard what values of its types hold.
+    async fn learn_held(&self, shard: ShardId, oids: &BTreeSet<u32>) -> Result<(), ServerError> {
+        let listed: Vec<_> = oids.iter().map(u32::to_string).collect();
+        let sql = format!(
+            "SELECT t.oid::pg_catalog.text, CASE WHEN t.typtype IN ('c', 'd', 'r', 'm') THEN t.typtype::pg_catalog.text \
+             WHEN t.typsubscript = 'pg_catalog.array_subscript_handler'::pg_catalog.regproc THEN 'a' ELSE '' END, \
+             CASE t.typtype WHEN 'd' THEN t.typbasetype WHEN 'r' THEN r.rngsubtype ELSE m.rngtypid END::pg_catalog.text \
+             FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid \
+             LEFT JOIN pg_catalog.pg_range m ON m.rngmultitypid = t.oid WHERE t.oid IN ({})",
+            listed.join(", ")
+        );
+        let told = self.coordinator.autocommit(shard, self.who).await?.simple(&sql).await?;
+        let mut held = self.types.held.lock();
+        let held = held.entry(shard).or_default();
+        if held.len() > MOST_REMEMBERED {
+            held.clear();
+        }
+        // What is not there any more holds nothing.
+        held.extend(oids.iter().map(|oid| (*oid, Holds::Nothing)));
+        for (row, told) in told.iter().flat_map(|t| (0..t.rows.len()).map(move |row| (row, t))) {
+            let number = |column| told.text(row, column).and_then(|n| n.parse().ok());
+            let (Some(oid), of) = (number(0), number(2)) else {
+                continue;
+            };
+            let holds = match (told.text(row, 1), of) {
+                (Some("a"), _) => Holds::Elements,
+                (Some("c"), _) => Holds::Fields,
+                (Some("d"), Some(of)) => Holds::Same(of),
+                (Some("r"), Some(of)) => Holds::Bounds(of),
+                (Some("m"), Some(of)) => Holds::Ranges(of),
+                _ => Holds::Nothing,
+            };
+            held.insert(oid, holds);
         }
         Ok(())
     }
@@ -150,9 +281,30 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// Whether a RowDescription's body has a type that a user made.
+/// Whether a RowDescription's body has a type that a user made, or that may be made of such.
 pub(crate) fn has_user_types(body: &[u8]) -> bool {
-    type_places(body).iter().any(|at| oid_at(body, *at) >= FIRST_OF_USERS)
+    type_places(body).iter().any(|at| may_hold(oid_at(body, *at)))
+}
+
+/// Whether a column of this description, which is the home shard's, may have OIDs in its binary values.
+pub(crate) fn may_be_held(description: &Description) -> bool {
+    description
+        .columns
+        .iter()
+        .flatten()
+        .any(|column| may_hold(column.type_oid))
+}
+
+/// The columns that a RowDescription's body shows in binary, and whose values may have OIDs in them.
+pub(crate) fn holding(body: &[u8]) -> Holding {
+    // Behind the type's OID, its size and its modifier.
+    const FORMAT: usize = 10;
+    let places = type_places(body).into_iter().enumerate();
+    places
+        .filter(|(_, at)| body[at + FORMAT..at + FORMAT + 2] == [0, 1])
+        .map(|(position, at)| (position, oid_at(body, at)))
+        .filter(|(_, oid)| may_hold(*oid))
+        .collect()
 }
 
 /// Where the types' OIDs stand in a RowDescription's body: behind each name, the table's OID and the column's number.

@@ -2,7 +2,7 @@
 
 use crate::{Fragment, Transaction};
 use bytes::{Buf, BytesMut};
-use pgherd_model::ServerError;
+use pgherd_model::{ServerError, ShardId};
 use pgherd_shards::Backend;
 use postgres_protocol::message::frontend;
 
@@ -16,6 +16,27 @@ pub struct RowBatch {
     pub rows: usize,
     /// whole DataRow messages: `D`, length, column count, values in the formats that were asked for
     pub bytes: BytesMut,
+    /// the shards whose own OIDs are in binary values of users' types, each up to that byte; all rows are the home shard's where there
+    /// is none
+    pub origins: Vec<(usize, ShardId)>,
+}
+
+impl RowBatch {
+    /// Adds a row, from its DataRow's body.
+    pub(crate) fn add(&mut self, body: &[u8]) {
+        self.rows += 1;
+        self.bytes.extend_from_slice(b"D");
+        self.bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+        self.bytes.extend_from_slice(body);
+    }
+
+    /// All rows that were added since the last time are that shard's.
+    pub(crate) fn came_from(&mut self, shard: ShardId) {
+        let end = self.bytes.len();
+        if self.origins.last().map_or(0, |(last, _)| *last) < end {
+            self.origins.push((end, shard));
+        }
+    }
 }
 
 /// What comes next in a statement's reply.
@@ -44,7 +65,11 @@ pub(crate) async fn next_rows_or_pause(backend: &mut Backend) -> Result<Next, Se
         let (bytes, rows) = whole_rows(backend.inbox());
         if rows > 0 {
             let bytes = backend.inbox().split_to(bytes);
-            return Ok(Next::Rows(RowBatch { rows, bytes }));
+            return Ok(Next::Rows(RowBatch {
+                rows,
+                bytes,
+                origins: Vec::new(),
+            }));
         }
         if backend.inbox().first().is_none_or(|tag| *tag == b'D') {
             backend.fill().await?;

@@ -10,7 +10,7 @@ mod out_of;
 
 use super::execute::{Entered, names_missing_child, stale_route};
 use super::forward::{lock_fences, lost_lease, no_block};
-use super::relay::{End, Failure, Filter, Reply, relay};
+use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::client::{Client, FLUSH_AT, Gone};
 use pgherd_model::{Resolved, ServerError, ShardId, SqlState, Table, TableKind};
@@ -196,7 +196,7 @@ impl Session {
         entered: &Entered,
         part: &Part,
     ) -> Result<String, Problem> {
-        let fresh = || entered.guard.is_valid();
+        let fresh = Fresh::Statement(&entered.guard);
         let mark = self.client.out.len();
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());
@@ -207,7 +207,7 @@ impl Session {
             hold_tag: true,
             ..Filter::default()
         };
-        let mut end = relay(backend, &mut self.client, filter, &fresh).await;
+        let mut end = relay(backend, &mut self.client, filter, fresh).await;
         let mut began = false;
         while let Ok(End::Copy(tag)) = end {
             began = true;
@@ -223,7 +223,7 @@ impl Session {
                     return Err(problem);
                 }
             }
-            end = relay(backend, &mut self.client, filter, &fresh).await;
+            end = relay(backend, &mut self.client, filter, fresh).await;
         }
         let reply = match end {
             Ok(End::Ready(reply)) => reply,

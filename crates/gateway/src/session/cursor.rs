@@ -4,7 +4,7 @@
 
 use super::execute::{Entered, names_missing_child};
 use super::forward::{no_block, put_statement, settle};
-use super::relay::{Filter, relay};
+use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::{Instead, Kind, Part, Route};
@@ -161,7 +161,7 @@ impl Session {
             .into());
         }
         let catalog = self.database.catalog.clone();
-        let fresh = || catalog.lease_is_valid();
+        let fresh = Fresh::Lease(&catalog);
         let in_block = self
             .block
             .open_mut()
@@ -185,9 +185,10 @@ impl Session {
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
+            hide_description: unit.mode.looks(),
             ..Filter::default()
         };
-        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let end = relay(backend, &mut self.client, filter, fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
         let closes = matches!(unit.statement.parsed.kind, Kind::Close(_));
@@ -231,8 +232,8 @@ impl Session {
         backend.expect_ready();
         backend.flush().await?;
         let catalog = self.database.catalog.clone();
-        let fresh = || catalog.lease_is_valid();
-        let end = relay(backend, &mut self.client, Filter::default(), &fresh).await;
+        let fresh = Fresh::Lease(&catalog);
+        let end = relay(backend, &mut self.client, Filter::default(), fresh).await;
         match settle(backend, None, end)?.error {
             Some(error) => Err(self.as_client_sees(error).into()),
             None => Ok(true),

@@ -358,6 +358,7 @@ impl Session {
                 // What SERIALIZABLE is may just be changing, with the first sharded table.
                 catalog.try_enter(names).ok_or_else(changed_under_transaction)?
             } else if touched && !names.is_empty() {
+                catalog.has_lease().await;
                 catalog.enter_touched(names, snapshot.clone())?
             } else if let Some(guard) = catalog.try_enter(names) {
                 guard

@@ -7,6 +7,7 @@
 use super::simple::at_semicolon;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
+use crate::user_types::{Holding, may_be_held};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use pgherd_model::{ServerError, ShardId, SqlState};
@@ -54,8 +55,8 @@ pub(crate) enum PortalState {
     /// not yet
     #[default]
     Ready,
-    /// suspended, open on that shard
-    OnShard(ShardId),
+    /// suspended, open on that shard, with the columns whose values are translated
+    OnShard(ShardId, Holding),
     /// suspended, with the remaining rows here: DataRow messages
     Rows(BytesMut),
     /// to its end; closed there where it is open on a shard still
@@ -66,7 +67,7 @@ impl PortalState {
     /// Where the portal is open.
     pub(crate) fn shard(&self) -> Option<ShardId> {
         match self {
-            Self::OnShard(shard) | Self::Done(Some(shard)) => Some(*shard),
+            Self::OnShard(shard, _) | Self::Done(Some(shard)) => Some(*shard),
             _ => None,
         }
     }
@@ -334,6 +335,7 @@ impl Session {
         let mode = Mode::Extended {
             formats: &formats,
             describe: true,
+            looks: false,
             max_rows: 0,
             named: prepared.named,
             portal: &name,
@@ -385,9 +387,9 @@ impl Session {
         };
         match std::mem::replace(&mut portal.state, PortalState::Done(None)) {
             PortalState::Ready => {}
-            PortalState::OnShard(shard) => {
+            PortalState::OnShard(shard, holding) => {
                 portal.state = PortalState::Done(Some(shard));
-                let result = self.resume_on_shard(&name, shard, execute.max_rows).await;
+                let result = self.resume_on_shard(&name, (shard, holding), execute.max_rows).await;
                 return self.end_statement(result).await;
             }
             PortalState::Rows(rows) => return self.resume_rows(&name, rows, execute.max_rows).await,
@@ -421,9 +423,19 @@ impl Session {
         if silent {
             self.client.put(b'n', &[]);
         }
+        let described = describe && !silent;
+        // A client that has had the rows described knows whether there is anything to translate.
+        let looks = !described
+            && formats.contains(&1)
+            && prepared
+                .told
+                .lock()
+                .as_ref()
+                .is_none_or(|told| may_be_held(&told.description));
         let mode = Mode::Extended {
             formats: &formats,
-            describe: describe && !silent,
+            describe: described,
+            looks,
             max_rows: execute.max_rows.max(0),
             named: prepared.named,
             portal: &name,

@@ -2,7 +2,7 @@
 
 use super::execute::Entered;
 use super::extended::{PortalState, backend_portal};
-use super::relay::{End, Failure, Filter, Reply, relay};
+use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::StatementCache;
 use crate::template::Template;
@@ -64,7 +64,7 @@ impl Session {
 
     /// Autocommit on one shard: PostgreSQL's own behaviour at PostgreSQL's own price.
     async fn forward_alone(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
-        let fresh = || entered.guard.is_valid();
+        let fresh = Fresh::Statement(&entered.guard);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         let types = asking.on_shard(part.shard, unit.types).await?;
         let unit = unit.with_types(types.as_deref());
@@ -76,9 +76,11 @@ impl Session {
             hide_preparation: true,
             hold_tag: false,
             hide_no_data: matches!(unit.mode, Mode::SimplePrepared),
+            hide_description: unit.mode.looks(),
             foreign: asking.foreign(part.shard),
+            holding: &[],
         };
-        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let end = relay(backend, &mut self.client, filter, fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
         match reply.error {
@@ -126,7 +128,7 @@ impl Session {
         } = unit.mode
         {
             if reply.suspended {
-                self.suspend(portal, PortalState::OnShard(part.shard));
+                self.suspend(portal, PortalState::OnShard(part.shard, reply.holding));
                 self.client.put(b's', &[]);
                 return Ok(None);
             }
@@ -144,7 +146,7 @@ impl Session {
         clock: Option<&str>,
         again: bool,
     ) -> Result<Reply, Problem> {
-        let fresh = || entered.guard.is_valid();
+        let fresh = Fresh::Statement(&entered.guard);
         let keep = self.keep(unit, entered);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         let types = asking.on_shard(part.shard, unit.types).await?;
@@ -160,9 +162,11 @@ impl Session {
             hide_preparation: true,
             hold_tag: true,
             hide_no_data: again || matches!(unit.mode, Mode::SimplePrepared),
+            hide_description: unit.mode.looks(),
             foreign: asking.foreign(part.shard),
+            holding: &[],
         };
-        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let end = relay(backend, &mut self.client, filter, fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
         Ok(reply)
@@ -290,10 +294,11 @@ pub(crate) fn put_statement(
         Mode::Extended {
             formats,
             describe,
+            looks,
             max_rows,
             portal,
             ..
-        } => (formats, describe, max_rows, portal),
+        } => (formats, describe || looks, max_rows, portal),
     };
     let chosen: Option<Vec<TypedParameter>> = part.parameters.as_ref().map(|numbers| {
         let of = |n: &u16| {

@@ -64,6 +64,7 @@ impl Session {
             mode: Mode::Extended {
                 formats: &[call.format],
                 describe: false,
+                looks: call.format == 1,
                 max_rows: 0,
                 named: false,
                 portal: "",

@@ -1,5 +1,5 @@
-//! What SQL asks about the session itself and no shard knows: its process id, its prepared statements, and the end of
-//! other sessions. The calls are replaced by calls of functions of schema `pgherd` that are given the answer, and have
+//! What SQL asks about the session itself and no shard knows: its process id, the ends of its connection, its prepared
+//! statements, and the end of other sessions. The calls are replaced by calls of functions of schema `pgherd` that are given the answer, and have
 //! PostgreSQL's names, since they become names of columns.
 //!
 //! A session's process id is the gateway's: what BackendKeyData says, beyond any operating system's. The statistics views
@@ -12,6 +12,7 @@ use pgherd_model::{ServerError, SqlState, quote_literal};
 use pgherd_sql::Instead;
 use pgherd_sql::lexer::{Token, TokenKind};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
@@ -20,11 +21,23 @@ const PREPARED_STATEMENTS: &str = "pg_prepared_statements";
 const TERMINATE: &str = "pg_terminate_backend";
 const CANCEL: &str = "pg_cancel_backend";
 
+const CLIENT_ADDRESS: &str = "inet_client_addr";
+const CLIENT_PORT: &str = "inet_client_port";
+const SERVER_ADDRESS: &str = "inet_server_addr";
+const SERVER_PORT: &str = "inet_server_port";
+
 /// Whether a statement may have to be run in other words.
 pub(crate) fn asks_session(lower: &str) -> bool {
-    [BACKEND_PID, PREPARED_STATEMENTS, TERMINATE, CANCEL]
-        .iter()
-        .any(|name| lower.contains(name))
+    [
+        BACKEND_PID,
+        PREPARED_STATEMENTS,
+        TERMINATE,
+        CANCEL,
+        "inet_client_",
+        "inet_server_",
+    ]
+    .iter()
+    .any(|name| lower.contains(name))
 }
 
 /// A call in the text: its first token, the tokens inside of its parentheses, and the bytes from the name (with schema)
@@ -70,6 +83,18 @@ impl Session {
                 if !within(&call.span, &replacements) {
                     replacements.push((call.span, format!("pgherd.{BACKEND_PID}({own})")));
                 }
+            }
+        }
+        if let Some((client, server)) = self.client.ends() {
+            let address = |ip: IpAddr| format!("{}::pg_catalog.inet", quote_literal(&ip.to_canonical().to_string()));
+            for (name, answer) in [
+                (CLIENT_ADDRESS, address(client.ip())),
+                (CLIENT_PORT, client.port().to_string()),
+                (SERVER_ADDRESS, address(server.ip())),
+                (SERVER_PORT, server.port().to_string()),
+            ] {
+                replacements
+                    .extend(calls(text, tokens, name).map(|call| (call.span, format!("pgherd.{name}({answer})"))));
             }
         }
         for span in relations(unit) {

@@ -4,6 +4,7 @@ use super::execute::{Entered, names_missing_child};
 use super::explain::Used;
 use super::forward::{lost_lease, no_block};
 use super::{Mode, Problem, Session, Unit};
+use crate::user_types::Asking;
 use bytes::BytesMut;
 use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_sql::Kind;
@@ -105,10 +106,14 @@ impl Session {
         if slot.requested().is_some() {
             return Err(canceled().into());
         }
-        while let Some(batch) = rows.next().await? {
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        while let Some(mut batch) = rows.next().await? {
             if slot.requested().is_some() {
                 return Err(canceled().into());
             }
+            asking
+                .translate_returned(&mut batch, description, unit.mode.formats())
+                .await?;
             seen += batch.rows;
             if limit > 0 {
                 kept.unsplit(batch.bytes);
@@ -116,7 +121,7 @@ impl Session {
             }
             self.client.out.extend_from_slice(&batch.bytes);
             if self.client.out.len() >= crate::client::FLUSH_AT {
-                if !entered.guard.is_valid() {
+                if !entered.guard.holds().await {
                     return Err(lost_lease().into());
                 }
                 self.client.flush().await?;
@@ -133,7 +138,7 @@ impl Session {
             }
             self.used = Some(Used { received, statistics });
         }
-        if !entered.guard.is_valid() {
+        if !entered.guard.holds().await {
             return Err(lost_lease().into());
         }
         if limit > 0 {

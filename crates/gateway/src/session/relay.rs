@@ -5,8 +5,9 @@
 //! PostgreSQL sends it: the statement may wait for long behind it.
 
 use crate::client::{Client, FLUSH_AT};
-use crate::user_types::{Asking, has_user_types};
+use crate::user_types::{Asking, Holding, has_user_types, holding};
 use bytes::BytesMut;
+use pgherd_catalog::{Catalog, StatementGuard};
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
 
@@ -19,8 +20,31 @@ pub(crate) struct Filter<'a> {
     pub(crate) hold_tag: bool,
     /// NoData, which the simple protocol does not have
     pub(crate) hide_no_data: bool,
+    /// RowDescription and NoData, which only the gateway asked for
+    pub(crate) hide_description: bool,
     /// who translates the OIDs of users' types, where it is not the home shard that answers
     pub(crate) foreign: Option<&'a Asking<'a>>,
+    /// what of the rows has such OIDs, where they were described before
+    pub(crate) holding: &'a [(usize, u32)],
+}
+
+/// What must hold before bytes become visible to the client: else they may come from where the cluster was before a change.
+#[derive(Clone, Copy)]
+pub(crate) enum Fresh<'a> {
+    /// this gateway's view since the statement began
+    Statement(&'a StatementGuard),
+    /// its lease, for what was routed by earlier statements
+    Lease(&'a Catalog),
+}
+
+impl Fresh<'_> {
+    /// Waits for a lease that has lapsed: it holds if nothing has changed meanwhile.
+    pub(crate) async fn holds(&self) -> bool {
+        match self {
+            Self::Statement(guard) => guard.holds().await,
+            Self::Lease(catalog) => catalog.has_lease().await,
+        }
+    }
 }
 
 /// How a reply ended.
@@ -47,6 +71,8 @@ pub(crate) struct Reply {
     pub(crate) prepared: bool,
     /// a notice was put into the client's buffer, and not sent yet
     noticed: bool,
+    /// columns whose values are translated
+    pub(crate) holding: Holding,
 }
 
 /// Why relaying stopped.
@@ -77,7 +103,7 @@ pub(crate) async fn relay(
     backend: &mut Backend,
     client: &mut Client,
     filter: Filter<'_>,
-    fresh: &(dyn Fn() -> bool + Sync),
+    fresh: Fresh<'_>,
 ) -> Result<End, Failure> {
     match backend.skip_silent().await {
         // The statement behind the failed one failed with it (25P02); its reply is read all the same.
@@ -93,14 +119,18 @@ pub(crate) async fn relay(
         }
         other => other?,
     }
-    let mut reply = Reply::default();
+    let mut reply = Reply {
+        holding: filter.holding.to_vec(),
+        ..Reply::default()
+    };
     let before = client.out.len();
     loop {
         let step = take_messages(backend, client, filter, &mut reply);
         reply.delivered |= client.out.len() > before;
+        let is_row = matches!(step, Step::Row(_));
         match step {
             Step::Ready => {
-                if !fresh() {
+                if !fresh.holds().await {
                     return Err(Failure::Stale);
                 }
                 return Ok(End::Ready(reply));
@@ -109,24 +139,37 @@ pub(crate) async fn relay(
             Step::Types(mut message) => {
                 if let Some(asking) = filter.foreign {
                     let mut body = message.split_off(HEADER);
+                    reply.holding = holding(&body);
                     let described = asking.describe(backend.shard(), &mut body).await;
-                    if let Err(error) = described {
-                        // Its rows are not read.
-                        backend.taint();
-                        return Err(Failure::Shard(error.into()));
-                    }
+                    told(backend, described)?;
                     message.unsplit(body);
                 }
-                client.out.extend_from_slice(&message);
+                if !filter.hide_description {
+                    client.out.extend_from_slice(&message);
+                }
                 continue;
+            }
+            Step::Row(mut message) => {
+                if let Some(asking) = filter.foreign {
+                    let body = &mut message[HEADER..];
+                    let translated = asking.translate_row(backend.shard(), &reply.holding, body).await;
+                    told(backend, translated)?;
+                }
+                client.out.extend_from_slice(&message);
+                if client.out.len() < FLUSH_AT {
+                    continue;
+                }
             }
             Step::More => {}
         }
         if client.out.len() >= FLUSH_AT || std::mem::take(&mut reply.noticed) {
-            if !fresh() {
+            if !fresh.holds().await {
                 return Err(Failure::Stale);
             }
             client.flush().await?;
+        }
+        if is_row {
+            continue;
         }
         match (backend.fill().await, &reply.error) {
             // The shard said why it ends the connection.
@@ -136,6 +179,14 @@ pub(crate) async fn relay(
     }
 }
 
+/// What could not be translated ends the reply, whose rows are not read.
+fn told(backend: &mut Backend, asked: Result<(), ServerError>) -> Result<(), Failure> {
+    asked.map_err(|error| {
+        backend.taint();
+        Failure::Shard(error.into())
+    })
+}
+
 /// Bytes before a message's body: its letter and its length.
 const HEADER: usize = 5;
 
@@ -143,6 +194,8 @@ enum Step {
     More,
     /// a RowDescription with OIDs that are that shard's own
     Types(BytesMut),
+    /// a DataRow that may have such OIDs in it
+    Row(BytesMut),
     Ready,
     Copy(u8),
 }
@@ -165,9 +218,10 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
         }
         let tag = rest[0];
         let passes = match tag {
-            b'T' => filter.foreign.is_none() || !has_user_types(&rest[HEADER..whole]),
-            b'D' | b't' | b'I' | b'd' | b'c' => true,
-            b'n' => !filter.hide_no_data,
+            b'T' => !filter.hide_description && (filter.foreign.is_none() || !has_user_types(&rest[HEADER..whole])),
+            b'D' => reply.holding.is_empty(),
+            b't' | b'I' | b'd' | b'c' => true,
+            b'n' => !filter.hide_no_data && !filter.hide_description,
             b'C' => {
                 if filter.hold_tag {
                     reply.tag = Some(String::from_utf8_lossy(&rest[5..whole - 1]).into_owned());
@@ -205,6 +259,7 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
                 reply.error.get_or_insert_with(|| ServerError::from_body(body));
             }
             b'T' => return Step::Types(message),
+            b'D' => return Step::Row(message),
             b'S' => {
                 backend.note(tag, body);
                 client.out.extend_from_slice(&message);

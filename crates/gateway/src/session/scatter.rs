@@ -6,7 +6,7 @@ use super::plan::canceled;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::CancelSlot;
 use crate::statements::StatementCache;
-use crate::user_types::Asking;
+use crate::user_types::{Asking, holding};
 use bytes::{BufMut, BytesMut};
 use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_shards::{Backend, Row, SimpleResult, parse_data_row};
@@ -32,11 +32,22 @@ struct Answer {
 }
 
 impl Answer {
-    /// Gives its description the OIDs that clients know.
-    async fn describe(&mut self, asking: &Asking<'_>, shard: ShardId) -> Result<(), ServerError> {
+    /// Gives its description and its binary values the OIDs that clients know.
+    async fn translate(&mut self, asking: &Asking<'_>, shard: ShardId) -> Result<(), ServerError> {
+        // Behind a message's letter and its length.
+        const BODY: usize = 5;
         if let Some(foreign) = asking.foreign(shard)
             && let Some(description) = self.description.take()
         {
+            let columns = holding(&description);
+            if !columns.is_empty() {
+                let mut start = 0;
+                for end in &self.row_ends {
+                    let body = &mut self.rows[start + BODY..*end];
+                    foreign.translate_row(shard, &columns, body).await?;
+                    start = *end;
+                }
+            }
             let mut body = BytesMut::from(&description[..]);
             foreign.describe(shard, &mut body).await?;
             self.description = Some(body.freeze());
@@ -215,12 +226,12 @@ impl Session {
             }
         }
         self.cancel.slot.clear();
-        if !entered.guard.is_valid() {
+        if !entered.guard.holds().await {
             return Err(lost_lease().into());
         }
-        if let (Some(part), Some(answer)) = (parts.first(), answers.first_mut()) {
-            let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
-            answer.describe(&asking, part.shard).await?;
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        for (part, answer) in parts.iter().zip(&mut answers) {
+            answer.translate(&asking, part.shard).await?;
         }
         self.put_answers(unit, &answers, merge);
         Ok(Some(sum_tags(&answers)))

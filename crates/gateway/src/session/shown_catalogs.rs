@@ -61,7 +61,7 @@ impl Session {
         if !matches!(unit.statement.parsed.kind, Kind::Select { .. }) {
             return Ok(None);
         }
-        let places = places(text, tokens);
+        let mut places = places(text, tokens);
         if places.is_empty() || locks_rows(text, tokens) {
             return Ok(None);
         }
@@ -71,6 +71,15 @@ impl Session {
         }
         let snapshot = self.present_snapshot();
         let tables = whole_tables(&snapshot);
+        let is_sampled = |place: &Place| place.is_sampled && place.facts != Facts::None;
+        if !tables.is_empty() && places.iter().any(is_sampled) {
+            return Err(ServerError::unsupported(
+                "TABLESAMPLE of a catalog is not supported where there are sharded tables",
+                "Read the catalog whole.",
+            )
+            .into());
+        }
+        places.retain(|place| !place.is_sampled);
         let with_oid = mentions("tableoid");
         // The `tableoid` of rows may be a range's, and is looked up here.
         if with_oid && tables.iter().any(|(name, _)| name[1].as_str().is_some_and(mentions)) {

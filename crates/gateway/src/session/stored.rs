@@ -299,6 +299,7 @@ pub(crate) struct StoredQuery {
 const BOUND: super::Mode<'static> = super::Mode::Extended {
     formats: &[],
     describe: true,
+    looks: false,
     max_rows: 0,
     named: true,
     portal: "",

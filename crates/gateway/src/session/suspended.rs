@@ -3,8 +3,9 @@
 
 use super::extended::{PortalState, backend_portal};
 use super::forward::{no_block, settle};
-use super::relay::{Filter, relay};
+use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
+use crate::user_types::{Asking, Holding};
 use bytes::{Bytes, BytesMut};
 use pgherd_model::{ServerError, ShardId};
 use pgherd_sql::Kind;
@@ -20,10 +21,16 @@ impl Session {
         }
     }
 
-    /// Runs on a portal that is open on a shard.
-    pub(crate) async fn resume_on_shard(&mut self, name: &str, shard: ShardId, max_rows: i32) -> Result<(), Problem> {
+    /// Runs on a portal that is open on a shard; OIDs in the values of some of its columns are translated.
+    pub(crate) async fn resume_on_shard(
+        &mut self,
+        name: &str,
+        (shard, holding): (ShardId, Holding),
+        max_rows: i32,
+    ) -> Result<(), Problem> {
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         let catalog = self.database.catalog.clone();
-        let fresh = || catalog.lease_is_valid();
+        let fresh = Fresh::Lease(&catalog);
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let backend = open.transaction.participant(shard).await?;
         self.cancel.slot.start(backend.cancel_token());
@@ -33,13 +40,15 @@ impl Session {
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
+            foreign: asking.foreign(shard),
+            holding: &holding,
             ..Filter::default()
         };
-        let end = relay(backend, &mut self.client, filter, &fresh).await;
+        let end = relay(backend, &mut self.client, filter, fresh).await;
         let reply = settle(backend, None, end)?;
         self.cancel.slot.clear();
         if reply.suspended {
-            self.suspend(name, PortalState::OnShard(shard));
+            self.suspend(name, PortalState::OnShard(shard, holding));
         }
         reply
             .error

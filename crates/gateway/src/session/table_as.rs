@@ -200,7 +200,7 @@ impl Session {
         self.cancel.slot.start_all(open.transaction.cancel_tokens());
         let filled = pgherd_query::insert_select(statement, None, &mut open.transaction, &gateway.engine).await;
         let (count, _) = filled.map_err(|error| error.with_position(None))?;
-        if !entered.guard.is_valid() {
+        if !entered.guard.holds().await {
             return Err(lost_lease().into());
         }
         Ok(count)

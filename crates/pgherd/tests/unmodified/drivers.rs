@@ -68,6 +68,11 @@ async fn asyncpg() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn asyncpg_with_types_of_users() {
+    play("asyncpg", "with_user_types.py", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn psycopg_with_what_a_session_keeps() {
     play("psycopg", "with_session_state.py", &["words"]).await;
 }

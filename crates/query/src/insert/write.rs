@@ -243,16 +243,13 @@ impl Writer<'_> {
         loop {
             let message = backend.next_message().await?;
             match message.tag {
-                b'D' => {
-                    self.returned.rows += 1;
-                    let out = &mut self.returned.bytes;
-                    out.extend_from_slice(b"D");
-                    out.extend_from_slice(&(message.body.len() as u32 + 4).to_be_bytes());
-                    out.extend_from_slice(&message.body);
-                }
+                b'D' => self.returned.add(&message.body),
                 b'C' => self.count += inserted(&message.body),
                 b'E' => failed = Some(ServerError::from_body(&message.body).with_position(None)),
-                b'Z' => return failed.map_or(Ok(()), Err),
+                b'Z' => {
+                    self.returned.came_from(shard);
+                    return failed.map_or(Ok(()), Err);
+                }
                 _ => {}
             }
         }

@@ -472,6 +472,7 @@ pub(crate) fn result_rows(batch: &arrow::array::RecordBatch) -> Result<RowBatch,
     let mut out = RowBatch {
         rows: column.len(),
         bytes: BytesMut::with_capacity(column.value_data().len()),
+        origins: Vec::new(),
     };
     for result in column.iter() {
         let row = result.and_then(row_of).ok_or_else(merge::garbled)?;

@@ -315,19 +315,16 @@ async fn read_reply(backend: &mut Backend, returns: bool, returned: &mut RowBatc
     loop {
         let message = backend.next_message().await?;
         match message.tag {
-            b'D' if returns => {
-                returned.rows += 1;
-                let out = &mut returned.bytes;
-                out.extend_from_slice(b"D");
-                out.extend_from_slice(&(message.body.len() as u32 + 4).to_be_bytes());
-                out.extend_from_slice(&message.body);
-            }
+            b'D' if returns => returned.add(&message.body),
             b'C' => {
                 let tag = String::from_utf8_lossy(message.body.strip_suffix(&[0]).unwrap_or(&message.body));
                 count = tag.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
             }
             b'E' => failed = Some(ServerError::from_body(&message.body).with_position(None)),
-            b'Z' => return failed.map_or(Ok(count), Err),
+            b'Z' => {
+                returned.came_from(backend.shard());
+                return failed.map_or(Ok(count), Err);
+            }
             _ => {}
         }
     }

@@ -193,7 +193,7 @@ impl Session {
         let result = running.run().await;
         running.evaluator.finish().await;
         self.cancel.slot.clear();
-        if !entered.guard.is_valid() {
+        if !entered.guard.holds().await {
             return Err(lost_lease().into());
         }
         result.map_err(|problem| match problem {

@@ -157,13 +157,13 @@ impl Session {
             count += batch.rows;
             writer.write(batch.bytes, &mut client.out);
             if client.out.len() >= crate::client::FLUSH_AT {
-                if !entered.guard.is_valid() {
+                if !entered.guard.holds().await {
                     return Err(lost_lease().into());
                 }
                 client.flush().await?;
             }
         }
-        if !entered.guard.is_valid() {
+        if !entered.guard.holds().await {
             return Err(lost_lease().into());
         }
         writer.finish(&mut client.out);

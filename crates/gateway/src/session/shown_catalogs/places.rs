@@ -71,6 +71,8 @@ pub(super) struct Place {
     /// a relation's name (with schema); a function's with its parenthesis
     pub(super) span: Range<usize>,
     of: Of,
+    /// a relation of whose rows a sample is taken: there is none of what a function returns
+    pub(super) is_sampled: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -159,6 +161,7 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
                 facts: *facts,
                 span: start..tokens[i + 1].end as usize,
                 of: Of::Function,
+                is_sampled: false,
             });
         }
         let Some((name, facts)) = relation(&name, standard) else {
@@ -180,6 +183,7 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
                 facts,
                 span: start..token.end as usize,
                 of: Of::Relation { bare, standard },
+                is_sampled: is_sampled(text, &tokens[i + 1..]),
             });
         }
     }
@@ -192,6 +196,17 @@ fn relation(name: &str, standard: bool) -> Option<(&'static str, Facts)> {
         return Some((view, Facts::None));
     }
     RELATIONS.iter().find(|(known, _)| *known == name).copied()
+}
+
+/// Whether these tokens, which stand behind a relation's name, are an alias, if any, and TABLESAMPLE.
+fn is_sampled(text: &str, behind: &[Token]) -> bool {
+    let is = |i: usize, word: &str| behind.get(i).is_some_and(|t| t.is_word(text, word));
+    let alias = match behind.first() {
+        _ if is(0, "as") => 2,
+        Some(token) if is_alias(text, token) => 1,
+        _ => 0,
+    };
+    is(alias, "tablesample")
 }
 
 /// Whether the token behind a relation's name begins an alias.
@@ -238,6 +253,18 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[test]
+    fn samples_are_seen_behind_any_alias() {
+        let sampled = |text: &str| {
+            let tokens = pgherd_sql::lexer::tokenize(text).expect("tokens");
+            places(text, &tokens).iter().any(|place| place.is_sampled)
+        };
+        assert!(sampled("SELECT 1 FROM pg_class TABLESAMPLE system (1)"));
+        assert!(sampled("SELECT 1 FROM t, pg_class AS c tablesample bernoulli (1)"));
+        assert!(sampled("SELECT 1 FROM pg_class c TABLESAMPLE system (1)"));
+        assert!(!sampled("SELECT 1 FROM pg_class c, t TABLESAMPLE system (1)"));
     }
 
     fn place(text: &str, bare: bool) -> (String, bool) {
