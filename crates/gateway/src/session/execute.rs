@@ -249,7 +249,7 @@ impl Session {
             Route::Scatter { parts, merge } => Box::pin(self.scatter(unit, entered, &parts, &merge)).await,
             Route::Plan | Route::GatherWrite => Box::pin(self.plan(unit, entered)).await,
             Route::Refuse(error) => {
-                if is_doubtful(&unit.statement.parsed.kind) {
+                if is_doubtful(&unit.statement.parsed) {
                     self.check_syntax(&unit.statement.text).await?;
                 }
                 Err(self.refused(unit, entered, error).await)

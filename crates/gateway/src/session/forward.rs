@@ -383,6 +383,6 @@ fn close_statement(backend: &mut Backend, id: u64) -> Result<(), Problem> {
     Ok(())
 }
 
-fn too_large(error: std::io::Error) -> Problem {
+pub(super) fn too_large(error: std::io::Error) -> Problem {
     ServerError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, error.to_string()).into()
 }

@@ -72,15 +72,7 @@ impl Session {
             return Ok(());
         }
         let several = statements.len() > 1;
-        // A text that ends transactions itself would get out of the failed one in which it is checked, and run.
-        let ends = |kind: &Kind| {
-            matches!(
-                kind,
-                Kind::Commit { .. } | Kind::Rollback { .. } | Kind::RollbackTo(_) | Kind::PrepareTransaction(_)
-            )
-        };
-        let checkable = several && !statements.iter().any(|s| ends(&s.parsed.kind));
-        if checkable && statements.iter().any(|s| is_doubtful(&s.parsed.kind)) {
+        if several && statements.iter().any(|s| is_doubtful(&s.parsed)) {
             self.check_syntax(text).await?;
         }
         for statement in statements.iter() {

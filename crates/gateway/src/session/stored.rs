@@ -47,6 +47,7 @@ impl Session {
         text: &Arc<str>,
     ) -> Result<(), Problem> {
         if self.prepared.contains_key(name) {
+            self.check_syntax(text).await?;
             return Err(ServerError::new(
                 SqlState::DUPLICATE_PREPARED_STATEMENT,
                 format!("prepared statement \"{name}\" already exists"),
@@ -105,7 +106,10 @@ impl Session {
     }
 
     async fn execute_stored(&mut self, name: &str, unit: Unit<'_>) -> Result<(), Problem> {
-        let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
+        let Some(prepared) = self.prepared.get(name).cloned() else {
+            self.check_syntax(&unit.statement.text).await?;
+            return Err(no_statement(name).into());
+        };
         let Some(statement) = &prepared.statement else {
             self.client.put(b'I', &[]);
             return Ok(());
