@@ -93,6 +93,10 @@ CREATE OR REPLACE FUNCTION pgherd.pg_constraint(listed boolean) RETURNS SETOF pg
 $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_event_trigger(listed boolean) RETURNS SETOF pg_catalog.pg_event_trigger LANGUAGE sql STABLE AS
 $$ SELECT e.* FROM pg_catalog.pg_event_trigger e WHERE NOT (listed AND e.evtname OPERATOR(pg_catalog.~~) 'pgherd\_%') $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_rewrite(listed boolean) RETURNS SETOF pg_catalog.pg_rewrite LANGUAGE sql STABLE AS $$
+    SELECT w.* FROM pg_catalog.pg_rewrite w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) w.ev_class
+        AND c.relnamespace OPERATOR(pg_catalog.=) ANY ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[]))
+$$;
 CREATE OR REPLACE FUNCTION pgherd.pg_tables(listed boolean) RETURNS SETOF pg_catalog.pg_tables LANGUAGE sql STABLE AS
 $$ SELECT t.* FROM pg_catalog.pg_tables t WHERE t.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_views(listed boolean) RETURNS SETOF pg_catalog.pg_views LANGUAGE sql STABLE AS

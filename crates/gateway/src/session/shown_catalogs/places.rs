@@ -5,7 +5,7 @@ use pgherd_sql::lexer::{Token, TokenKind};
 use std::ops::Range;
 
 /// Relations of `pg_catalog`, and what of the tables' facts each of them needs.
-const RELATIONS: [(&str, Facts); 13] = [
+const RELATIONS: [(&str, Facts); 14] = [
     ("pg_class", Facts::Class),
     ("pg_constraint", Facts::None),
     ("pg_event_trigger", Facts::None),
@@ -13,6 +13,7 @@ const RELATIONS: [(&str, Facts); 13] = [
     ("pg_inherits", Facts::None),
     ("pg_namespace", Facts::None),
     ("pg_proc", Facts::None),
+    ("pg_rewrite", Facts::None),
     ("pg_sequences", Facts::None),
     ("pg_stat_all_tables", Facts::Activity),
     ("pg_stat_user_tables", Facts::Activity),
