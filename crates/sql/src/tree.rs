@@ -472,13 +472,13 @@ impl Conversion<'_> {
 
     /// Whether nothing but a type's name stands between a cast and token `i`.
     fn is_behind_cast(&self, i: usize) -> bool {
-        let before = self.tokens[..i].iter().rev().take(10);
-        let of_type = |t: &&Token| {
+        let mut before = self.tokens[..i].iter().rev().take(10);
+        let is_of_type = |t: &Token| {
             let symbols = [".", "(", ")", "[", "]", ","];
             matches!(t.kind, TokenKind::Word | TokenKind::Quoted | TokenKind::Number)
                 || symbols.iter().any(|symbol| t.is(self.text, symbol))
         };
-        before.skip_while(of_type).next().is_some_and(|t| t.is(self.text, "::"))
+        before.find(|t| !is_of_type(t)).is_some_and(|t| t.is(self.text, "::"))
     }
 
     /// COLLATE behind a cast.

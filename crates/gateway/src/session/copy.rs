@@ -6,7 +6,11 @@ mod client_errors;
 mod evaluate;
 mod format;
 mod into;
+mod on_shard;
 mod out_of;
+mod outflow;
+mod plan;
+mod running;
 
 use super::execute::{Entered, names_missing_child, stale_route};
 use super::forward::{lock_fences, lost_lease, no_block};

@@ -46,7 +46,11 @@ impl Session {
 
 /// Whether an error was raised in this function of PostgreSQL's.
 fn is_from(error: &ServerError, function: &str) -> bool {
-    error.fields().other.iter().any(|(letter, name)| *letter == b'R' && name == function)
+    error
+        .fields()
+        .other
+        .iter()
+        .any(|(letter, name)| *letter == b'R' && name == function)
 }
 
 /// Whether PostgreSQL's parser might refuse a statement: it was not read to its end here.
