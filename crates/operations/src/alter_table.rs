@@ -43,9 +43,12 @@ async fn alter_sharded(
     let shards = work.shards();
     work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
         .await?;
+    if let Some(action) = text.storage_action(name).filter(|_| is_by_default(&table)) {
+        return change_storage(work, &table, action).await;
+    }
     let sql = text.without_only(name);
     let home = work.home();
-    let by_default = table.sharded().is_some_and(|s| s.by_default);
+    let by_default = is_by_default(&table);
     work.attempt(home).await?;
     let tag = match work.on_home(&sql).await {
         Ok(tag) => match foreign_key_of(work, &table).await? {
@@ -84,6 +87,21 @@ async fn alter_sharded(
         work.close_sequences(&[now.to_string()]).await?;
     }
     Ok(tag)
+}
+
+/// Its user made it a plain table.
+fn is_by_default(table: &Table) -> bool {
+    table.sharded().is_some_and(|s| s.by_default)
+}
+
+/// What PostgreSQL does to plain tables and not to partitioned ones: each range has its own storage.
+async fn change_storage(work: &mut Work<'_, '_>, table: &Table, action: &str) -> Result<String, ServerError> {
+    let ranges = table.sharded().map(|s| s.ranges.ranges()).unwrap_or_default();
+    for range in ranges {
+        work.on(range.shard, &format!("ALTER TABLE {} {action}", range.child))
+            .await?;
+    }
+    Ok("ALTER TABLE".into())
 }
 
 /// What the home shard has done. A new column's default fills the rows that are there: where it is the time, with the home shard's.

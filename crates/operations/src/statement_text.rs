@@ -181,6 +181,21 @@ impl<'a> StatementText<'a> {
         found
     }
 
+    /// `ALTER TABLE name SET (…)`, `RESET (…)` or `SET WITHOUT CLUSTER`, from behind the name; None for all others.
+    pub fn storage_action(&self, name: &ObjectName) -> Option<&'a str> {
+        let first = self.tokens.iter().position(|t| t.start as usize >= name.span.end)?;
+        let is = |at: usize, word: &str| self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word));
+        let opens = self.tokens.get(first + 1).is_some_and(|t| t.is(self.text, "("));
+        let parameters = (is(first, "set") || is(first, "reset")) && opens && {
+            let all = self.parenthesis(name.span.end)?;
+            self.tokens.last()?.end as usize == all.end
+        };
+        let clusters =
+            is(first, "set") && is(first + 1, "without") && is(first + 2, "cluster") && self.tokens.len() == first + 3;
+        let from = self.tokens[first].start as usize;
+        (parameters || clusters).then(|| &self.text[from..])
+    }
+
     /// The name behind `RENAME TO`.
     pub fn new_name(&self) -> Option<String> {
         let at = self.find(&["rename", "to"])?;
@@ -231,6 +246,28 @@ mod tests {
             |t, _| t.with_index_name("\"x\"").unwrap(),
             "create unique index \"x\" on a (id)",
         );
+    }
+
+    #[test]
+    fn storage_is_told_from_other_actions() {
+        let of = |sql: &str| {
+            let parsed = pgherd_sql::parse(sql).unwrap().remove(0);
+            let pgherd_sql::Kind::Ddl(ddl) = &parsed.kind else {
+                panic!("{sql} is no schema change");
+            };
+            let text = StatementText::new(&parsed, sql);
+            text.storage_action(&ddl.relations[0]).map(str::to_owned)
+        };
+        for (sql, action) in [
+            ("alter table a set (fillfactor = 70)", Some("set (fillfactor = 70)")),
+            ("alter table only s.a Reset (fillfactor)", Some("Reset (fillfactor)")),
+            ("alter table a set without cluster", Some("set without cluster")),
+            ("alter table a set (fillfactor = 70), add b int", None),
+            ("alter table a set schema b", None),
+            ("alter table a alter b set (n_distinct = 5)", None),
+        ] {
+            assert_eq!(of(sql).as_deref(), action, "{sql}");
+        }
     }
 
     #[test]

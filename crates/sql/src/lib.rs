@@ -66,7 +66,7 @@ pub use point::Point;
 pub use position::map_position;
 pub use prune::ranges_of;
 pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Route};
-pub use table_as::{TableAs, table_as};
+pub use table_as::{TableAs, table_as, with_constants};
 pub use with_queries::{WithQueries, WithQuery, with_queries};
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! wherever the tables' columns are known, and the query.
 
 use crate::kind::ObjectName;
-use crate::lexer::{Token, TokenKind};
+use crate::lexer::{Token, TokenKind, tokenize};
+use crate::relations::substitute;
 
 /// The two statements.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +80,33 @@ pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<Table
     })
 }
 
+/// A query with constants, as SQL, in place of its parameters. Where a parameter is a column of the result, the column keeps the name that
+/// PostgreSQL gives it. None where the text cannot be read, or has other parameters.
+pub fn with_constants(text: &str, constants: &[String]) -> Option<String> {
+    let tokens = tokenize(text).ok()?;
+    let mut replacements = Vec::new();
+    for (i, token) in tokens
+        .iter()
+        .enumerate()
+        .filter(|(_, t)| t.kind == TokenKind::Parameter)
+    {
+        let number: usize = token.text(text).get(1..)?.parse().ok()?;
+        let constant = constants.get(number.checked_sub(1)?)?;
+        let begins = |t: &Token| t.is(text, ",") || ["select", "distinct", "all"].iter().any(|w| t.is_word(text, w));
+        let ends = |t: &Token| {
+            let words = ["from", "where", "union", "order", "limit", "group"];
+            t.is(text, ",") || t.is(text, ")") || words.iter().any(|w| t.is_word(text, w))
+        };
+        let is_column = i > 0 && begins(&tokens[i - 1]) && tokens.get(i + 1).is_none_or(ends);
+        let with = match is_column {
+            true => format!("(SELECT {constant} AS \"?column?\")"),
+            false => constant.clone(),
+        };
+        replacements.push((token.start as usize..token.end as usize, with));
+    }
+    Some(substitute(text, &replacements).0)
+}
+
 struct Reader<'a> {
     text: &'a str,
     tokens: &'a [Token],
@@ -133,6 +161,16 @@ mod tests {
         let parts = table_as(text, &parsed.tokens, &ddl.relations[0]).expect(text);
         let whole = parts.with_query("select 1");
         assert_eq!(whole.as_deref(), Some("create table t (a) as select 1 WITH NO DATA"));
+    }
+
+    #[test]
+    fn constants_stand_for_parameters() {
+        let constants = ["CAST('1' AS integer)".to_owned(), "CAST(NULL AS text)".to_owned()];
+        assert_eq!(
+            with_constants("select $2, a from t where b > $1", &constants).as_deref(),
+            Some("select (SELECT CAST(NULL AS text) AS \"?column?\"), a from t where b > CAST('1' AS integer)")
+        );
+        assert_eq!(with_constants("select $3", &constants), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::serializable::{Strict, level_for};
 use super::settings::Settings;
-use super::{Problem, Session};
+use super::{Problem, Session, Unit};
 use pgherd_catalog::{Change, ChangeId};
 use pgherd_model::{ServerError, ShardId, Snapshot, SqlState};
 use pgherd_sql::Kind;
@@ -251,7 +251,7 @@ impl Session {
     }
 
     /// Transaction control. `Ok(false)`: not a statement of that kind.
-    pub(crate) async fn control(&mut self, kind: &Kind) -> Result<bool, Problem> {
+    pub(crate) async fn control(&mut self, kind: &Kind, unit: Unit<'_>) -> Result<bool, Problem> {
         match kind {
             Kind::Begin {
                 isolation,
@@ -265,7 +265,9 @@ impl Session {
                     implicit: false,
                 };
                 self.begin(mode).await?;
-                self.client.put_tag("BEGIN");
+                let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+                let starts = tokens.first().is_some_and(|word| word.is_word(text, "start"));
+                self.client.put_tag(if starts { "START TRANSACTION" } else { "BEGIN" });
             }
             Kind::Commit { chain } => self.commit(*chain).await?,
             Kind::Rollback { chain } => self.rollback(*chain).await?,

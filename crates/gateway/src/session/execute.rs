@@ -69,7 +69,7 @@ impl Session {
 
     pub(super) async fn run_by_kind(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let kind = &unit.statement.parsed.kind;
-        if self.control(kind).await? || Box::pin(self.two_phases(unit)).await? {
+        if self.control(kind, unit).await? || Box::pin(self.two_phases(unit)).await? {
             return Ok(());
         }
         if self.block.is_failed() {

@@ -10,7 +10,7 @@ use crate::client::Discarded;
 use crate::explain_text::{Actual, Distributed, ShardPlan};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_query::Explained;
-use pgherd_sql::{ExplainFormat, ExplainOptions, Kind, Part, Route};
+use pgherd_sql::{Ddl, DdlKind, ExplainFormat, ExplainOptions, Kind, Part, Route};
 use std::time::Instant;
 
 /// What a statement used while EXPLAIN ANALYZE ran it.
@@ -56,6 +56,13 @@ impl Session {
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
+        if let Kind::Ddl(ddl) = &statement.parsed.kind
+            && ddl.kind == DdlKind::CreateTableAs
+        {
+            return self
+                .explain_table_as(unit, Unit { statement, ..unit }, ddl, *analyze)
+                .await;
+        }
         let entered = self.enter(Unit { statement, ..unit }).await?;
         if let Some(instead) = entered.analysis.instead.clone() {
             drop(entered);
@@ -67,6 +74,44 @@ impl Session {
             return self.explain_inner(unit, Unit { statement, ..unit }, entered).await;
         }
         self.explain_inner(unit, Unit { statement, ..unit }, entered).await
+    }
+
+    /// EXPLAIN of CREATE TABLE AS shows the query's plan, as PostgreSQL does. With ANALYZE the table is made, and then the query runs for
+    /// its plan.
+    async fn explain_table_as(
+        &mut self,
+        unit: Unit<'_>,
+        inner: Unit<'_>,
+        ddl: &Ddl,
+        analyze: bool,
+    ) -> Result<(), Problem> {
+        let (text, tokens) = (&inner.statement.text, &inner.statement.parsed.tokens);
+        let parts = ddl
+            .relations
+            .first()
+            .and_then(|name| pgherd_sql::table_as(text, tokens, name));
+        let Some(parts) = parts.filter(|p| p.with_data || !analyze) else {
+            return Err(ServerError::unsupported(
+                "EXPLAIN ANALYZE of this form of CREATE TABLE AS is not supported on sharded tables",
+                "Explain its query.",
+            )
+            .into());
+        };
+        if analyze {
+            self.client.discard();
+            let made = Box::pin(self.change_schema(inner)).await;
+            self.client.keep();
+            made?;
+        }
+        let Kind::Explain { inner: span, .. } = &unit.statement.parsed.kind else {
+            return Err(ServerError::internal("EXPLAIN without its parts").into());
+        };
+        let head = unit.statement.text.get(..span.start).unwrap_or_default();
+        let statements = self.database.cache.parse(&format!("{head}{}", parts.query))?;
+        let statement = statements
+            .first()
+            .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
+        Box::pin(self.explain(Unit { statement, ..unit })).await
     }
 
     async fn explain_inner(&mut self, unit: Unit<'_>, inner: Unit<'_>, entered: Entered) -> Result<(), Problem> {

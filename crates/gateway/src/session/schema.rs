@@ -85,7 +85,8 @@ impl Session {
         self.finish_statement(made, result).await
     }
 
-    /// CREATE and DROP INDEX CONCURRENTLY for a sharded table, which PostgreSQL does not do to partitioned ones: the same
+    /// CREATE and DROP INDEX CONCURRENTLY for a sharded table, which PostgreSQL does not do to partitioned ones, and DETACH
+    /// PARTITION CONCURRENTLY, which it does in two transactions: the same
     /// without it, on all shards in one transaction. None for other tables, and in a block, where PostgreSQL refuses it.
     async fn without_concurrently(&mut self, unit: Unit<'_>, ddl: &Ddl) -> Result<Option<String>, Problem> {
         if !self.block.is_none() {
@@ -94,7 +95,7 @@ impl Session {
         let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
         let snapshot = self.catalog().snapshot();
         let is_sharded = match ddl.kind {
-            DdlKind::CreateIndex => ddl.relations.first().is_some_and(|name| {
+            DdlKind::CreateIndex | DdlKind::AlterTable => ddl.relations.first().is_some_and(|name| {
                 let resolved = snapshot.resolve(name.schema.as_deref(), &name.name, &self.settings.search_path);
                 matches!(resolved, Resolved::Known(table) if table.sharded().is_some())
             }),

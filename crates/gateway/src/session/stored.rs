@@ -162,6 +162,35 @@ impl Session {
         })
     }
 
+    /// A prepared query with its parameters' values in its text.
+    pub(crate) async fn with_values(&mut self, query: &StoredQuery) -> Result<String, Problem> {
+        if query.parameters.is_empty() {
+            return Ok(query.text.clone());
+        }
+        let names = self.type_names(&query.types).await?;
+        let values = query.parameters.iter().zip(&names).map(|((_, value), name)| {
+            let value = value.as_ref().map(|v| String::from_utf8_lossy(v));
+            let literal = value.map_or_else(|| "NULL".to_owned(), |v| pgherd_model::quote_literal(&v));
+            format!("CAST({literal} AS {name})")
+        });
+        let values: Vec<String> = values.collect();
+        pgherd_sql::with_constants(&query.text, &values).ok_or_else(|| {
+            let hint = "Write the query into the statement.";
+            ServerError::unsupported("the values of this prepared query cannot be put in its text", hint).into()
+        })
+    }
+
+    /// How SQL writes these types.
+    async fn type_names(&mut self, types: &[u32]) -> Result<Vec<String>, Problem> {
+        let asked: Vec<_> = types
+            .iter()
+            .map(|oid| format!("pg_catalog.format_type({oid}, NULL)"))
+            .collect();
+        let results = self.ask_home(&format!("SELECT {}", asked.join(", "))).await?;
+        let name = |i| results.first().and_then(|r| r.text(0, i)).unwrap_or("text").to_owned();
+        Ok((0..types.len()).map(name).collect())
+    }
+
     /// EXPLAIN EXECUTE: explains the prepared query, with the values. Its positions mean nothing to the client.
     pub(crate) async fn explain_stored(&mut self, unit: Unit<'_>, name: &str, head: &str) -> Result<(), Problem> {
         let query = self.stored_query(name, unit).await?;
@@ -225,13 +254,7 @@ impl Session {
         if count != types.len() {
             return Err(wrong_count(name, count, types.len()));
         }
-        let asked: Vec<_> = types
-            .iter()
-            .map(|oid| format!("pg_catalog.format_type({oid}, NULL)"))
-            .collect();
-        let results = self.ask_home(&format!("SELECT {}", asked.join(", "))).await?;
-        let type_of = |i| results.first().and_then(|r| r.text(0, i)).unwrap_or("text");
-        let names: Vec<_> = (0..types.len()).map(type_of).collect();
+        let names = self.type_names(types).await?;
         let numbers: Vec<_> = (1..=types.len()).map(|n| format!("${n}")).collect();
         // Where a failed block is in the way, it stays until the connection is closed; the next one has another name.
         let own = format!("pgherd_arguments_{}", NEXT_NAME.fetch_add(1, Ordering::Relaxed));

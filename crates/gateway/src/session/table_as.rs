@@ -76,15 +76,8 @@ impl Session {
         parts: &TableAs,
     ) -> Result<(), Problem> {
         let query = self.stored_query(name, execute).await?;
-        if !query.parameters.is_empty() {
-            return Err(ServerError::unsupported(
-                "CREATE TABLE AS EXECUTE with parameters is not supported through a gateway yet",
-                "Write the query into the statement.",
-            )
-            .into());
-        }
         let whole = parts
-            .with_query(&query.text)
+            .with_query(&self.with_values(&query).await?)
             .ok_or_else(|| ServerError::internal("CREATE TABLE AS EXECUTE has another form"))?;
         let statements = self.database.cache.parse(&whole)?;
         let statement = statements
