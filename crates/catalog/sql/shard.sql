@@ -173,6 +173,110 @@ BEGIN
     END LOOP;
 END $$;
 
+-- For the transaction that fills a materialized view: locks tables that its owner may only read, and makes and drops copies of other
+-- shards' ranges on the home shard, which has an empty stand-in of each declared partition.
+-- payload: {"lock": ["public.t"], "makes": true where copies are made}, or {"make": [{"name": "t1_copy_2", "parent": "public.t", "values": "FOR VALUES …",
+-- "instead": "public.t_x"}, …]}, or the same under "drop"
+CREATE OR REPLACE FUNCTION pgherd.change_copies(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
+DECLARE
+    item record;
+BEGIN
+    PERFORM pgherd.check_signature('change_copies ' || payload, signature);
+    FOR item IN SELECT name FROM json_array_elements_text(payload::json -> 'lock') AS l(name) LOOP
+        IF payload::json ->> 'makes' = 'true' THEN
+            -- What adds and drops partitions wants this in the end; a weaker one first would invite deadlocks.
+            EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', item.name::regclass);
+        END IF;
+        EXECUTE format('LOCK TABLE %s IN SHARE MODE', item.name::regclass);
+    END LOOP;
+    FOR item IN SELECT * FROM json_to_recordset(payload::json -> 'make') AS c(name text, parent text, "values" text, instead text) LOOP
+        IF item.instead IS NOT NULL THEN
+            EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', item.parent::regclass, item.instead::regclass);
+        END IF;
+        EXECUTE format('CREATE UNLOGGED TABLE pgherd_data.%I PARTITION OF %s %s', item.name, item.parent::regclass, item.values);
+        -- The rows have been written before; nothing happens to them here.
+        EXECUTE format('ALTER TABLE pgherd_data.%I DISABLE TRIGGER ALL', item.name);
+        -- No other transaction will ever see it.
+        EXECUTE format('GRANT INSERT ON pgherd_data.%I TO PUBLIC', item.name);
+    END LOOP;
+    FOR item IN SELECT * FROM json_to_recordset(payload::json -> 'drop') AS c(name text, parent text, "values" text, instead text) LOOP
+        EXECUTE format('DROP TABLE pgherd_data.%I', item.name);
+        IF item.instead IS NOT NULL THEN
+            EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s %s', item.parent::regclass, item.instead::regclass, item.values);
+        END IF;
+    END LOOP;
+END $$;
+
+-- Whether a view is a user's, and not an extension's.
+CREATE OR REPLACE FUNCTION pgherd.is_users_view(view oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT c.relkind = 'v' AND c.relpersistence = 'p' AND n.nspname NOT IN ('information_schema', 'pgherd', 'pgherd_data') AND n.nspname !~ '^pg_'
+        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = view AND d.deptype = 'e')
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = view
+$$;
+
+-- The statements that make a view with all that belongs to it: the same text on all servers on which it is the same view.
+CREATE OR REPLACE FUNCTION pgherd.view_text(view oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT concat_ws('; ',
+        format('CREATE VIEW %s (%s)%s AS %s', v.name,
+            (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0),
+            ' WITH (' || array_to_string(c.reloptions, ', ') || ')', rtrim(pg_get_viewdef(view), ';')),
+        (SELECT string_agg(format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', v.name, a.attname, pg_get_expr(d.adbin, view)), '; ' ORDER BY a.attnum)
+            FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = view AND a.attnum = d.adnum WHERE d.adrelid = view),
+        format('ALTER VIEW %s OWNER TO %I', v.name, pg_get_userbyid(c.relowner)),
+        CASE WHEN c.relacl IS NOT NULL THEN format('REVOKE ALL ON %s FROM %I', v.name, pg_get_userbyid(c.relowner)) END,
+        (SELECT string_agg(text, '; ' ORDER BY text) FROM (
+            SELECT DISTINCT format('GRANT %s ON %s TO %s%s', g.privilege_type, v.name,
+                CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
+                CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) AS text FROM aclexplode(c.relacl) g
+            UNION SELECT format('GRANT %s (%I) ON %s TO %s%s', g.privilege_type, a.attname, v.name,
+                CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
+                CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+            FROM pg_attribute a, aclexplode(a.attacl) g WHERE a.attrelid = view AND a.attacl IS NOT NULL) grants))
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (SELECT format('%I.%I', n.nspname, c.relname) AS name) v
+    WHERE c.oid = view
+$$;
+
+-- Whether this shard's views of users are those of the list, for `keep_views`.
+CREATE OR REPLACE FUNCTION pgherd.has_views(payload text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH wanted AS (SELECT w.schema, w.name, w.text FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)),
+    here AS (SELECT n.nspname::text AS schema, c.relname::text AS name, pgherd.view_text(c.oid) AS text
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid))
+    SELECT NOT EXISTS (SELECT FROM wanted w FULL JOIN here h ON h.schema = w.schema AND h.name = w.name AND h.text = w.text
+        WHERE h.name IS NULL OR w.name IS NULL)
+$$;
+
+-- Makes the views of users on this shard, which is not the home shard, those of the list.
+-- payload: [{"schema": "public", "name": "v", "text": "CREATE VIEW …"}, …], a view behind those that it reads
+CREATE OR REPLACE FUNCTION pgherd.keep_views(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
+DECLARE
+    item record;
+BEGIN
+    PERFORM pgherd.check_signature('keep_views ' || payload, signature);
+    FOR item IN
+        SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid) AND NOT EXISTS (
+            SELECT FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)
+            WHERE w.schema = n.nspname AND w.name = c.relname AND w.text = pgherd.view_text(c.oid))
+    LOOP
+        EXECUTE format('DROP VIEW IF EXISTS %s CASCADE', item.name);
+    END LOOP;
+    FOR item IN SELECT * FROM json_to_recordset(payload::json) AS w(schema text, name text, text text) LOOP
+        IF to_regclass(format('%I.%I', item.schema, item.name)) IS NULL THEN
+            BEGIN
+                EXECUTE item.text;
+            EXCEPTION
+                -- It calls what only the home shard has: no statement is sent here for it.
+                WHEN undefined_function OR undefined_object OR undefined_table THEN NULL;
+            END;
+        END IF;
+    END LOOP;
+END $$;
+
 -- What a statement calls in place of now() and its kin where its transaction has several shards: the time of the first one,
 -- which the gateway sets before the statement. The names are PostgreSQL's, since they become names of columns.
 CREATE OR REPLACE FUNCTION pgherd.transaction_timestamp() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS

@@ -55,6 +55,40 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     LEFT JOIN uniques ON uniques.indrelid = t.oid
 $$;
 
+-- Where a view has the rows of one relation, row by row, and nothing stands between: that relation, and for each column of the
+-- view that shows one of its columns unchanged, which one. PostgreSQL itself says whether a view is of that kind; sub-queries, an order,
+-- whole rows and system columns are left to gateways.
+CREATE OR REPLACE FUNCTION pgherd.view_source(view oid) RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT json_build_object('relation', source.oid, 'columns', (
+        SELECT json_object_agg(t[1], t[3]::int) FROM regexp_matches(w.action, '\{VAR [^{}]*\} :resno (\d+) :resname [^{}]*'
+            ':ressortgroupref \d+ :resorigtbl (\d+) :resorigcol (\d+) :resjunk false', 'g') t WHERE t[2]::bigint = source.oid))
+    FROM (SELECT oid, ev_action::text AS action FROM pg_rewrite WHERE ev_class = view AND rulename = '_RETURN') w
+    CROSS JOIN LATERAL (SELECT min(d.refobjid::bigint) AS oid FROM pg_depend d
+        WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> view
+        HAVING count(DISTINCT d.refobjid) = 1) source
+    -- 1 << CMD_DELETE
+    WHERE pg_relation_is_updatable(view, false) & 16 <> 0
+      AND length(w.action) - length(replace(w.action, '{QUERY ', '')) = 7 AND w.action !~ ':varattno (-|0 )'
+      AND w.action ~ ':sortClause <>' AND pg_get_viewdef(view) !~ '\mONLY\M'
+      AND NOT EXISTS (SELECT FROM pg_rewrite o WHERE o.ev_class = view AND o.oid <> w.oid)
+      AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = view)
+$$;
+
+-- The views that every shard has, those that others read first: those over sharded tables that have a source.
+CREATE OR REPLACE FUNCTION pgherd.twin_views() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    WITH RECURSIVE source AS MATERIALIZED (
+        SELECT c.oid, (pgherd.view_source(c.oid) ->> 'relation')::oid AS relation FROM pg_class c
+        WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid)),
+    twin(oid, depth) AS (
+        SELECT t.relation::oid, 0 FROM pgherd.sharded_table t
+        UNION ALL SELECT s.oid, twin.depth + 1 FROM twin JOIN source s ON s.relation = twin.oid)
+    SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname, 'text', pgherd.view_text(c.oid))
+        ORDER BY twin.depth, n.nspname, c.relname), '[]')::text
+    FROM twin JOIN pg_class c ON c.oid = twin.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE twin.depth > 0
+$$;
+
 -- Whether a function's body names a local relation behind FROM, INTO and the like: it needs the home shard.
 CREATE OR REPLACE FUNCTION pgherd.mentions_local(body text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -137,7 +171,9 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
                     WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
                       AND d.refobjid <> c.oid),
                 'functions', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
-                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_proc'::regclass))), '[]')
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_proc'::regclass),
+                'source', CASE WHEN c.relkind = 'v' THEN pgherd.view_source(c.oid) END,
+                'read_only', pg_relation_is_updatable(c.oid, true) = 0)), '[]')
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN'
             WHERE c.relkind IN ('v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),

@@ -2,6 +2,7 @@
 
 mod home;
 mod reach;
+mod stand_in;
 
 use crate::Error;
 use pgherd_model::functions::READ_WHAT_IS_NAMED;
@@ -122,7 +123,8 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
     let roots = document.tables.iter().map(|t| (t.oid, t.name.clone())).collect();
     let reach = reach::Reach::compute(&tables, roots, &document);
     refuse_unsafe_defaults(&mut tables, &reach.functions);
-    tables.extend(reach.relations(&document.views));
+    let views = reach.relations(&document.views);
+    tables.extend(stand_in::with_stand_ins(views, &tables, &document, &reach.home));
     for table in tables {
         add(&mut snapshot, table);
     }
@@ -195,6 +197,7 @@ fn sharded(entry: &TableEntry) -> Result<Table, Error> {
                 .iter()
                 .map(|u| (u.name.clone(), u.columns.clone()))
                 .collect(),
+            through_view: None,
         }),
         name,
     })

@@ -89,6 +89,11 @@ pub enum TableKind {
     View {
         /// the defining SELECT
         definition: String,
+        /// a sharded table with the view's columns, where every shard has the view and its rows are those of one sharded table,
+        /// row by row; statements are routed by it, and name the view
+        stand_in: Option<Arc<Table>>,
+        /// PostgreSQL refuses all changes through it
+        read_only: bool,
     },
     /// a declared partition of a sharded table, usable under its own name
     Partition {
@@ -135,6 +140,17 @@ pub struct Sharded {
     pub relation: u32,
     /// unique constraints' and the primary key's names and columns
     pub unique: Vec<(String, Vec<String>)>,
+    /// it is no table, but stands for a view of one
+    pub through_view: Option<ThroughView>,
+}
+
+/// What a view shows of a sharded table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThroughView {
+    /// the table
+    pub table: Name,
+    /// why rows that are inserted through it would not be placed or filled in exactly, if so
+    pub no_insert: Option<String>,
 }
 
 impl Table {
@@ -143,6 +159,16 @@ impl Table {
         match &self.kind {
             TableKind::Sharded(sharded) => Some(sharded),
             _ => None,
+        }
+    }
+
+    /// What is routed as a table: the table itself, or what stands for a view.
+    pub fn placed(self: Arc<Self>) -> Arc<Self> {
+        match &self.kind {
+            TableKind::View {
+                stand_in: Some(table), ..
+            } => table.clone(),
+            _ => self,
         }
     }
 

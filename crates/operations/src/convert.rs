@@ -278,8 +278,10 @@ async fn take_old_away(
 ) -> Result<(), ServerError> {
     work.on_home(&format!("DROP TABLE {old}")).await?;
     if sharded {
-        let others = work.others();
-        work.on_each(&others, &format!("DROP TABLE {name}")).await?;
+        // Its views on other shards go along; the home shard's follow to the new table.
+        let (others, before) = (work.others(), work.notice_count());
+        work.on_each(&others, &format!("DROP TABLE {name} CASCADE")).await?;
+        work.truncate_notices(before);
     }
     Ok(())
 }

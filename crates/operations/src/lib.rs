@@ -10,6 +10,7 @@
 //! [`pgherd_catalog::Change`], which the caller finishes when the transaction has ended. No rows of a SELECT pass here.
 
 mod alter_table;
+mod attach;
 mod bounds;
 mod convert;
 mod copy_rows;
@@ -19,6 +20,7 @@ mod everywhere;
 mod index;
 mod inspect;
 mod maintenance;
+mod materialized;
 mod on_table;
 mod partition;
 mod procedures;

@@ -53,23 +53,34 @@ pub(crate) async fn create(
         ));
     };
     let shard = least_used(&sharded, &shards);
-    if shard == work.home() {
-        // It is the real one.
-    } else {
-        work.on(
-            work.home(),
-            &format!("ALTER TABLE {full} ADD CONSTRAINT {ELSEWHERE} CHECK (false)"),
-        )
-        .await?;
+    if shard != work.home() {
+        stand_in(work, &full).await?;
         work.on(shard, text.text).await?;
     }
+    declare(work, &sharded, &full, (from, to, shard)).await?;
+    Ok(tag)
+}
+
+/// What the home shard has is not the real one.
+pub(crate) async fn stand_in(work: &mut Work<'_, '_>, full: &Name) -> Result<(), ServerError> {
+    let sql = format!("ALTER TABLE {full} ADD CONSTRAINT {ELSEWHERE} CHECK (false)");
+    work.on_home(&sql).await.map(drop)
+}
+
+/// Writes a declared partition into the catalog.
+pub(crate) async fn declare(
+    work: &mut Work<'_, '_>,
+    sharded: &Sharded,
+    full: &Name,
+    (from, to, shard): (KeyBound, KeyBound, ShardId),
+) -> Result<(), ServerError> {
     let range = NewRange {
         id: RangeId(sharded.next_range),
         from,
         to,
         shard,
     };
-    write_range(work, sharded.id, &range, &full, true);
+    write_range(work, sharded.id, &range, full, true);
     let mut placed: Vec<_> = sharded
         .ranges
         .ranges()
@@ -80,11 +91,10 @@ pub(crate) async fn create(
     placed.sort_by(|a, b| a.0.cmp(&b.0));
     let number = colocation(&work.snapshot, sharded.id, &sharded.key_types, &placed);
     work.write(json!({"do": "set", "id": sharded.id.0, "automatic": false, "colocation": number}));
-    work.renew_fence(&sharded).await?;
-    Ok(tag)
+    work.renew_fence(sharded).await
 }
 
-fn changed(name: &ObjectName) -> ServerError {
+pub(crate) fn changed(name: &ObjectName) -> ServerError {
     ServerError::new(
         SqlState::UNDEFINED_TABLE,
         format!("relation \"{}\" does not exist", name.name),
@@ -92,7 +102,7 @@ fn changed(name: &ObjectName) -> ServerError {
 }
 
 /// The shard that owns the fewest of this table's ranges, so that partitions spread evenly.
-fn least_used(sharded: &Sharded, shards: &[ShardId]) -> ShardId {
+pub(crate) fn least_used(sharded: &Sharded, shards: &[ShardId]) -> ShardId {
     let used = |shard: ShardId| sharded.ranges.ranges().iter().filter(|r| r.shard == shard).count();
     shards
         .iter()
@@ -102,7 +112,11 @@ fn least_used(sharded: &Sharded, shards: &[ShardId]) -> ShardId {
 }
 
 /// From the first declared partition on, only declared bounds exist: pgherd's own ranges go, if they are empty.
-async fn drop_automatic(work: &mut Work<'_, '_>, parent: &Name, sharded: &mut Sharded) -> Result<(), ServerError> {
+pub(crate) async fn drop_automatic(
+    work: &mut Work<'_, '_>,
+    parent: &Name,
+    sharded: &mut Sharded,
+) -> Result<(), ServerError> {
     for range in sharded.ranges.ranges().to_vec() {
         let sql = format!("SELECT EXISTS (SELECT FROM {})", range.child);
         let results = work.on(range.shard, &sql).await?;
@@ -232,10 +246,7 @@ pub(crate) async fn detach(
         return Err(ServerError::internal("DETACH PARTITION without a partition"));
     };
     if text.has(&["attach", "partition"]) {
-        return Err(ServerError::unsupported(
-            format!("cannot attach a table to sharded table \"{}\"", parent.name),
-            "Create the partition with CREATE TABLE … PARTITION OF, and insert the rows.",
-        ));
+        return crate::attach::attach(work, parent, name, text).await;
     }
     if ddl.concurrently || text.has(&["concurrently"]) || text.has(&["finalize"]) {
         return Err(ServerError::unsupported(

@@ -123,6 +123,11 @@ pub(crate) fn for_values(from: &KeyBound, to: &KeyBound) -> String {
     format!("FOR VALUES FROM ({}) TO ({})", text(from), text(to))
 }
 
+/// The same of a range of the catalog.
+pub(crate) fn for_values_of(range: &Range) -> String {
+    for_values(&range.from, &range.to)
+}
+
 /// Makes children under their parents, with the parents' owner and grants. `options` are storage options.
 pub(crate) async fn make_children(
     work: &mut Work<'_, '_>,

@@ -11,7 +11,9 @@
 
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use crate::{Failure, Outcome, Session, alter_table, create_table, drop, everywhere, index, on_table, view};
+use crate::{
+    Failure, Outcome, Session, alter_table, create_table, drop, everywhere, index, materialized, on_table, view,
+};
 use pgherd_catalog::Change;
 use pgherd_model::{ServerError, SqlState, TableKind};
 use pgherd_sql::{Ddl, DdlKind, Kind, Parsed};
@@ -60,7 +62,7 @@ async fn run(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Re
         CreateIndex if !ddl.relations.is_empty() => index::create_index(work, ddl, text).await,
         AlterIndex | DropIndex => index::change_indexes(work, ddl, text).await,
         CreateView | CreateMaterializedView | AlterView | DropView => view::change_views(work, ddl, text).await,
-        RefreshMaterializedView => view::refresh(work, ddl, text).await,
+        RefreshMaterializedView => materialized::refresh(work, ddl, text).await,
         CreateTrigger | AlterTrigger | DropTrigger | CreateRule | AlterRule | DropRule | CreatePolicy | AlterPolicy
         | DropPolicy | CreateStatistics => on_table::change(work, ddl, text).await,
         Grant | Revoke => everywhere::grant(work, ddl, text).await,

@@ -1,5 +1,5 @@
-//! Views, materialised views and CREATE TABLE AS. They exist on the home shard; a view that reaches sharded tables is
-//! expanded by gateways, so it needs no twin elsewhere.
+//! Views, materialised views and CREATE TABLE AS. They are made on the home shard. A view that has the rows of one sharded table, row by
+//! row, is then made on the other shards as well (`Work::finish`); others over sharded tables are expanded by gateways.
 
 use crate::drop::forget_vanished;
 use crate::statement_text::StatementText;
@@ -21,10 +21,7 @@ pub(crate) async fn change_views(
 ) -> Result<String, ServerError> {
     let reaches = reaches(work, text);
     if reaches && ddl.kind == DdlKind::CreateMaterializedView {
-        return Err(ServerError::unsupported(
-            "materialized views cannot be made of sharded tables yet",
-            "Use a view, or a table that is filled with INSERT … SELECT.",
-        ));
+        return crate::materialized::create(work, text).await;
     }
     if ddl.temporary && reaches {
         return Err(ServerError::unsupported(
@@ -46,20 +43,6 @@ pub(crate) async fn change_views(
         forget_vanished(work).await?;
     }
     Ok(tag)
-}
-
-/// REFRESH MATERIALIZED VIEW.
-pub(crate) async fn refresh(
-    work: &mut Work<'_, '_>,
-    ddl: &Ddl,
-    text: &StatementText<'_>,
-) -> Result<String, ServerError> {
-    for name in &ddl.relations {
-        if let Some(table) = work.resolve(name) {
-            work.refuse_refused(&table)?;
-        }
-    }
-    work.on_home(text.text).await
 }
 
 /// CREATE TABLE AS and SELECT INTO from what is local; the new table is local. WITH NO DATA it may name sharded tables: the

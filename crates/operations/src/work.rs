@@ -135,12 +135,18 @@ impl<'w, 's> Work<'w, 's> {
 
     /// Calls one of the functions that only gateways may use.
     pub async fn signed(&mut self, shard: ShardId, function: &str, payload: &str) -> Result<(), ServerError> {
+        let called = self.signed_reading(shard, function, payload).await;
+        self.transaction.wrote(shard);
+        called
+    }
+
+    /// The same where it writes nothing.
+    pub async fn signed_reading(&mut self, shard: ShardId, function: &str, payload: &str) -> Result<(), ServerError> {
         let secret = self.session.catalog.secret().to_owned();
         let backend = self.transaction.participant(shard).await?;
         let proof = sign(&secret, function, payload, backend.process_id());
         let sql = format!("SELECT pgherd.{function}($1, $2)");
         let called = backend.query(&sql, &[Some(payload), Some(&proof)]).await;
-        self.transaction.wrote(shard);
         called.map_err(|e| self.worded(e.into())).map(drop)
     }
 
@@ -286,6 +292,33 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
+    /// The other shards get the views that every shard has, as the home shard has them now.
+    async fn keep_views(&mut self) -> Result<(), ServerError> {
+        let known = self.snapshot.relations.values().flatten();
+        let mut views = known.filter_map(|(_, t)| t.as_ref().map(|t| &t.kind));
+        let had_any = views.any(|kind| matches!(kind, TableKind::View { .. }));
+        let others = self.others();
+        if others.is_empty() || !(self.catalog_changed || had_any) {
+            return Ok(());
+        }
+        let wanted = self.value("SELECT pgherd.twin_views()").await?.unwrap_or_default();
+        if !had_any && wanted == "[]" {
+            return Ok(());
+        }
+        for shard in others {
+            let backend = self.transaction.participant(shard).await?;
+            let asked = backend
+                .query("SELECT pgherd.has_views($1)::text", &[Some(&wanted)])
+                .await;
+            let asked = asked.map_err(|e| self.worded(e.into()))?;
+            let is_same = asked.first().and_then(|row| row.first()?.as_deref()) == Some(&b"true"[..]);
+            if !is_same {
+                self.signed(shard, "keep_views", &wanted).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// On all shards but the home shard, these tables' sequences give no values.
     pub async fn close_sequences(&mut self, names: &[String]) -> Result<(), ServerError> {
         let payload = json!(names).to_string();
@@ -335,6 +368,7 @@ impl<'w, 's> Work<'w, 's> {
     /// The end: writes the catalog.
     pub async fn finish(mut self, tag: String) -> Result<Outcome, ServerError> {
         self.write_catalog().await?;
+        self.keep_views().await?;
         Ok(Outcome {
             tag,
             notices: self.notices,

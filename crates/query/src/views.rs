@@ -51,7 +51,7 @@ pub(crate) fn parse_query(text: &str) -> Result<ParsedQuery, ServerError> {
     })
 }
 
-/// A statement without views over sharded tables.
+/// A statement without those views over sharded tables that were to be replaced.
 pub(crate) struct Expanded {
     pub parsed: ParsedQuery,
     pub has_views: bool,
@@ -59,16 +59,24 @@ pub(crate) struct Expanded {
     pub at: Option<usize>,
 }
 
+/// Which views are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    All,
+    /// the shards have the others, and let the role read through them
+    NotEverywhere,
+}
+
 /// Deeper nesting of views is refused; PostgreSQL itself ends at its stack's depth.
 const DEEPEST: usize = 50;
 
 /// Replaces views over sharded tables by their definitions, until none is left, and says where the byte `at` is then, which is in no
 /// view's name.
-pub(crate) fn expand(statement: &Statement<'_>, at: Option<usize>) -> Result<Expanded, ServerError> {
+pub(crate) fn expand(statement: &Statement<'_>, at: Option<usize>, which: Which) -> Result<Expanded, ServerError> {
     let mut parsed = parse_query(statement.text)?;
     let (mut has_views, mut at) = (false, at);
     for _ in 0..DEEPEST {
-        let edits = definitions(&parsed, statement.snapshot, statement.search_path);
+        let edits = definitions(&parsed, statement.snapshot, statement.search_path, which);
         if edits.is_empty() {
             return Ok(Expanded { parsed, has_views, at });
         }
@@ -88,13 +96,19 @@ pub(crate) fn expand(statement: &Statement<'_>, at: Option<usize>) -> Result<Exp
 }
 
 /// What stands in place of each view that a statement names, and of the schema before its columns.
-fn definitions(parsed: &ParsedQuery, snapshot: &Snapshot, search_path: &[Arc<str>]) -> Vec<(Range<usize>, String)> {
+fn definitions(
+    parsed: &ParsedQuery,
+    snapshot: &Snapshot,
+    search_path: &[Arc<str>],
+    which: Which,
+) -> Vec<(Range<usize>, String)> {
     let mut edits = Vec::new();
     let definition = |mention: &Mention| {
         let resolved = snapshot.resolve(mention.schema.as_deref(), &mention.name, search_path);
         match resolved {
             Resolved::Known(table) => match &table.kind {
-                TableKind::View { definition } => Some(definition.trim().trim_end_matches(';').to_owned()),
+                TableKind::View { stand_in: Some(_), .. } if which == Which::NotEverywhere => None,
+                TableKind::View { definition, .. } => Some(definition.trim().trim_end_matches(';').to_owned()),
                 _ => None,
             },
             Resolved::Home => None,

@@ -19,7 +19,7 @@ use crate::relations::{Reference, Role};
 use crate::route::{Merge, ParameterValue, Part, Route};
 use crate::scalar::Parameters;
 use crate::walk::Walk;
-use pgherd_model::{Resolved, ServerError, Snapshot, Table, TableKind};
+use pgherd_model::{Resolved, ServerError, Sharded, Snapshot, Table, TableKind, ThroughView};
 use sqlparser::ast::{SetExpr, Statement};
 use std::sync::Arc;
 
@@ -102,7 +102,7 @@ impl Context<'_> {
             return None;
         }
         match self.snapshot.resolve(schema, name, self.search_path) {
-            Resolved::Known(table) => Some(table),
+            Resolved::Known(table) => Some(table.placed()),
             Resolved::Home => None,
         }
     }
@@ -323,6 +323,7 @@ impl Analysis {
         }
         self.decision = match refused(&walk.references) {
             Some(error) => Decision::Refuse(error),
+            None if judged_at_home(&walk.references) => Decision::Home,
             None if reads_view(&walk.references) => match parsed.kind {
                 Kind::Select { writes: false, .. } => Decision::Plan,
                 Kind::Insert
@@ -628,11 +629,38 @@ fn refused(references: &[Reference]) -> Option<ServerError> {
                 )
                 .with_detail(reason.clone()),
             ),
-            TableKind::View { .. } if reference.role != Role::Read => Some(ServerError::unsupported(
+            TableKind::View { read_only: false, .. } if reference.role != Role::Read => Some(ServerError::unsupported(
                 format!("view \"{}\" over a sharded table cannot be changed", table.name.name),
                 "Change the table itself.",
             )),
+            TableKind::Sharded(Sharded {
+                through_view:
+                    Some(ThroughView {
+                        no_insert: Some(reason),
+                        ..
+                    }),
+                ..
+            }) if reference.role == Role::Insert => Some(
+                ServerError::unsupported(
+                    format!("rows cannot be inserted through view \"{}\" yet", table.name.name),
+                    "Insert into the table itself.",
+                )
+                .with_detail(reason.clone()),
+            ),
             _ => None,
+        }
+    })
+}
+
+/// Whether PostgreSQL refuses the statement for what it would change a view: before it reads a row, on any shard.
+fn judged_at_home(references: &[Reference]) -> bool {
+    references.iter().any(|reference| {
+        let kind = reference.table.as_ref().map(|table| &table.kind);
+        match (kind, reference.role) {
+            (_, Role::Read) => false,
+            (Some(TableKind::View { read_only, .. }), _) => *read_only,
+            (Some(TableKind::Sharded(sharded)), Role::Merge) => sharded.through_view.is_some(),
+            _ => false,
         }
     })
 }

@@ -132,7 +132,7 @@ pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<In
     }
     let [reference] = references else { return None };
     let table = reference.table.as_ref()?;
-    let sharded = table.sharded().filter(|s| s.automatic)?;
+    let sharded = table.sharded().filter(|s| s.automatic && s.through_view.is_none())?;
     let exposed = reference.alias.as_deref().unwrap_or(&reference.name.name);
     let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
     let mut replacements = Vec::new();

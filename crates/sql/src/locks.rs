@@ -37,8 +37,11 @@ pub struct Locks {
 
 impl Locks {
     /// Notes that rows of these ranges (by their places; None for all) are read.
-    pub fn read_ranges(&mut self, table: &Table, ranges: Option<&[usize]>) {
+    pub fn read_ranges(&mut self, table: &Table, ranges: Option<&[usize]>, home: ShardId) {
         let Some(sharded) = table.sharded() else { return };
+        if sharded.through_view.is_some() {
+            return self.read_view(&table.name, home);
+        }
         for (place, range) in sharded.ranges.ranges().iter().enumerate() {
             if ranges.is_none_or(|ranges| ranges.contains(&place)) {
                 let locks = self.by_shard.entry(range.shard).or_default();
@@ -53,17 +56,19 @@ impl Locks {
         match table.map(|table| (table, &table.kind)) {
             Some((table, TableKind::Sharded(_) | TableKind::Partition { .. })) => {
                 if let Some((parent, range)) = sharded_of(table, snapshot) {
-                    self.read_ranges(&parent, range.as_ref().map(std::slice::from_ref));
+                    self.read_ranges(&parent, range.as_ref().map(std::slice::from_ref), snapshot.home());
                 }
             }
-            Some((view, TableKind::View { .. })) => {
-                self.views.push(view.name.clone());
-                self.at(snapshot.home()).reads.insert(view.name.to_string());
-            }
+            Some((view, TableKind::View { .. })) => self.read_view(&view.name, snapshot.home()),
             Some((_, TableKind::Refused { .. })) | None => {
                 self.at(snapshot.home()).reads.insert(sql_name(name));
             }
         }
+    }
+
+    fn read_view(&mut self, view: &Name, home: ShardId) {
+        self.views.push(view.clone());
+        self.at(home).reads.insert(view.to_string());
     }
 
     /// Notes that a relation is written; `shard` has it, or has its table's parent.
@@ -104,7 +109,7 @@ impl Analysis {
                     types: &self.types,
                 };
                 for (table, _, ranges) in placed.ranges_read(parameters).filter(|(_, role, _)| reads(*role)) {
-                    locks.read_ranges(table, Some(&ranges));
+                    locks.read_ranges(table, Some(&ranges), snapshot.home());
                 }
                 true
             }

@@ -15,14 +15,18 @@ use std::collections::{HashMap, HashSet};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct View {
-    oid: u32,
-    schema: String,
-    name: String,
+    pub(super) oid: u32,
+    pub(super) schema: String,
+    pub(super) name: String,
     materialized: bool,
     definition: Option<String>,
     columns: Vec<ColumnEntry>,
     relations: Vec<u32>,
     functions: Vec<u32>,
+    /// what it shows, where its rows are those of one relation
+    pub(super) source: Option<super::stand_in::Source>,
+    #[serde(default)]
+    read_only: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -309,7 +313,8 @@ impl Reach {
         for view in views {
             let calls_unsafe = view.functions.iter().any(|f| unsafe_oids.contains(f));
             let reaches = view.relations.iter().any(|r| relations.contains(r));
-            if !calls_unsafe && !reaches {
+            // A materialized view's rows are its own, and the home shard's.
+            if !calls_unsafe && (!reaches || view.materialized) {
                 continue;
             }
             relations.insert(view.oid);
@@ -317,8 +322,8 @@ impl Reach {
             if calls_unsafe {
                 let reason = "It calls a function that may read a sharded table.".to_owned();
                 self.refuse(&view.schema, &view.name, reason, names);
-            } else if view.materialized || view.definition.is_none() {
-                let reason = "It is a materialized view over a sharded table.".to_owned();
+            } else if view.definition.is_none() {
+                let reason = "Its definition cannot be read.".to_owned();
                 self.refuse(&view.schema, &view.name, reason, names);
             } else {
                 self.expanded.insert(view.oid);
@@ -336,6 +341,8 @@ impl Reach {
                 columns: view.columns.iter().map(column).collect(),
                 kind: TableKind::View {
                     definition: view.definition.clone().unwrap_or_default(),
+                    stand_in: None,
+                    read_only: view.read_only,
                 },
             })
             .collect();

@@ -61,8 +61,84 @@ fn views_are_expanded_and_what_cannot_be_is_refused() {
     let kind = |name: &str| snapshot.table(&Name::new("public", name)).map(|t| t.kind.clone());
     assert!(matches!(kind("v"), Some(TableKind::View { .. })));
     assert!(matches!(kind("w"), Some(TableKind::View { .. })));
-    assert!(matches!(kind("m"), Some(TableKind::Refused { .. })));
+    assert!(kind("m").is_none(), "its rows are its own");
     assert!(matches!(kind("plain"), Some(TableKind::Refused { .. })));
+}
+
+#[test]
+fn views_of_one_table_row_by_row_have_stand_ins() {
+    let column = |number: i16, name: &str, default: Option<&str>| {
+        serde_json::json!({"name": name, "number": number, "type_oid": 23,
+        "type_modifier": -1, "type_name": "integer", "not_null": false, "default": default, "generated": false, "identity": null})
+    };
+    let view = |oid: u32,
+                name: &str,
+                definition: &str,
+                columns: serde_json::Value,
+                relation: u32,
+                shows: serde_json::Value| {
+        serde_json::json!({"oid": oid, "schema": "public", "name": name, "materialized": false, "definition": definition,
+            "columns": columns, "relations": [relation], "functions": [], "read_only": false,
+            "source": {"relation": relation, "columns": shows}})
+    };
+    let (id, own) = (column(1, "key", None), column(2, "x", Some("7")));
+    let views = serde_json::json!([
+        view(
+            201,
+            "over",
+            "SELECT",
+            serde_json::json!([column(1, "k", None)]),
+            200,
+            serde_json::json!({"1": 1})
+        ),
+        view(
+            200,
+            "v",
+            "SELECT",
+            serde_json::json!([id, own]),
+            100,
+            serde_json::json!({"1": 1, "2": 2})
+        ),
+        view(
+            202,
+            "hides",
+            "SELECT",
+            serde_json::json!([column(1, "x", None)]),
+            100,
+            serde_json::json!({"1": 2})
+        ),
+        view(
+            203,
+            "timed",
+            "SELECT Now()",
+            serde_json::json!([column(1, "key", None)]),
+            100,
+            serde_json::json!({"1": 1})
+        ),
+    ]);
+    let table_columns = serde_json::json!([column(1, "id", None), column(2, "n", Some("nextval('s'::regclass)"))]);
+    let head = HEAD.replace("\"columns\": []", &format!("\"columns\": {table_columns}"));
+    let json = format!("{{{head}, \"views\": {views}}}");
+    let snapshot = snapshot_from_json(&json, [ShardId(1), ShardId(2)].into_iter()).unwrap();
+    let stand_in = |name: &str| {
+        let view = snapshot.table(&Name::new("public", name)).unwrap().clone();
+        view.placed()
+    };
+    for (name, key) in [("v", "key"), ("over", "k"), ("hides", "")] {
+        let table = stand_in(name);
+        let sharded = table.sharded().expect(name);
+        assert_eq!((&*table.name.name, sharded.key[0].as_str()), (name, key));
+        assert!(!sharded.direct && sharded.fence.name.ends_with("_2"));
+    }
+    let no_insert = |name: &str| {
+        let through = stand_in(name).sharded().unwrap().through_view.clone();
+        through.unwrap().no_insert.is_some()
+    };
+    assert!(!no_insert("v") && !no_insert("over") && !no_insert("hides"));
+    let default = |name: &str, column: &str| stand_in(name).column(column).unwrap().default.clone();
+    assert_eq!(default("v", "x").as_deref(), Some("7"), "the view's own comes first");
+    assert_eq!(default("hides", "x").as_deref(), Some("nextval('s'::regclass)"));
+    assert!(stand_in("timed").sharded().is_none());
 }
 
 #[test]

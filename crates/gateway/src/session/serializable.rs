@@ -507,7 +507,7 @@ impl Session {
                 result.text(row, 1).unwrap_or_default(),
             );
             if let Some(table) = snapshot.table(&Name::new(schema, name)) {
-                locks.read_ranges(table, None);
+                locks.read_ranges(table, None, home);
             }
         }
         Ok(())

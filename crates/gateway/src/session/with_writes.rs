@@ -235,7 +235,11 @@ impl Session {
         for reference in analysis.references().ok_or_else(unclear)? {
             let name = reference.name.name.clone();
             let returned = queries.iter().any(|q| q.writes && q.name == name) && reference.name.schema.is_none();
-            let is_view = |t: &Arc<Table>| matches!(t.kind, TableKind::View { .. });
+            let is_view = |t: &Arc<Table>| match &t.kind {
+                TableKind::View { .. } => true,
+                TableKind::Sharded(sharded) => sharded.through_view.is_some(),
+                _ => false,
+            };
             if reference.table.as_ref().is_some_and(is_view) {
                 return Err(not_in_parts("A part of it reads a view over sharded tables.").into());
             }

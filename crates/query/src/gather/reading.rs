@@ -5,7 +5,7 @@ use super::staged;
 use crate::metadata::{self, Metadata};
 use crate::plan::engine::Engine;
 use crate::statement::Statement;
-use crate::views::{self, ParsedQuery};
+use crate::views::{self, ParsedQuery, Which};
 use crate::{Transaction, refusal};
 use pgherd_model::{ServerError, Table};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl Reading {
     /// Reads it. `target` is the byte at which a relation is named that is to have a column more. Errors: 0A000 for what no gather can
     /// answer.
     pub fn of(statement: &Statement<'_>, target: Option<usize>) -> Result<Self, ServerError> {
-        let expanded = views::expand(statement, target)?;
+        let expanded = views::expand(statement, target, Which::NotEverywhere)?;
         refusal::check(&expanded.parsed)?;
         Ok(Self {
             resolutions: source::resolve(statement, &expanded.parsed)?,

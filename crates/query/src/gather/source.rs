@@ -77,6 +77,7 @@ pub(super) fn resolve(statement: &Statement<'_>, parsed: &ParsedQuery) -> Result
             let (lookup, table) = match resolved {
                 Resolved::Home => (home_name(mention), None),
                 Resolved::Known(table) => {
+                    let table = table.placed();
                     let lookup = match &table.kind {
                         TableKind::Refused { reason } => {
                             return Err(ServerError::unsupported(

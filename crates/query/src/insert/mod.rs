@@ -114,8 +114,8 @@ fn plan(statement: &Statement<'_>, target: Target) -> Result<Plan, ServerError> 
         .resolve(target.schema.as_deref(), &target.name, statement.search_path);
     let table = match resolved {
         Resolved::Home => None,
-        Resolved::Known(table) => match &table.kind {
-            TableKind::Sharded(_) => Some(table),
+        Resolved::Known(table) => match &table.clone().placed().kind {
+            TableKind::Sharded(_) => Some(table.placed()),
             _ => {
                 return Err(ServerError::unsupported(
                     format!(
@@ -163,7 +163,7 @@ impl Plan {
             None => table.columns.iter().take(given).collect(),
         };
         let omitted = table.columns.iter().filter(|c| !given.iter().any(|g| g.name == c.name));
-        let defaults: Vec<_> = omitted.filter_map(|c| Some((c, default_sql(&table, c)?))).collect();
+        let defaults: Vec<_> = omitted.filter_map(|c| Some((c, default_sql(c)?))).collect();
         let all = || given.iter().copied().chain(defaults.iter().map(|(c, _)| *c));
         self.columns = all().map(|c| c.name.clone()).collect();
         self.types = all()
@@ -207,16 +207,9 @@ fn unknown_column(name: &str, table: &Table) -> ServerError {
 
 /// A default that must be computed once for the whole cluster: a sequence's next value, or what a shard might compute
 /// differently. Constants are left to the shards.
-pub(crate) fn default_sql(table: &Table, column: &Column) -> Option<String> {
+pub(crate) fn default_sql(column: &Column) -> Option<String> {
     if column.generated {
         return None;
-    }
-    if column.identity.is_some() {
-        let name = pgherd_model::quote_literal(&table.name.to_string());
-        let column = pgherd_model::quote_literal(&column.name);
-        return Some(format!(
-            "pg_catalog.nextval(pg_catalog.pg_get_serial_sequence({name}, {column}))"
-        ));
     }
     let default = column.default.as_ref()?;
     let computes =

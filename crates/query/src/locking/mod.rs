@@ -18,7 +18,7 @@ use crate::plan::row::{RowWriter, fields, messages};
 use crate::relay::{self, RowBatch};
 use crate::rows::Rows;
 use crate::statement::Statement;
-use crate::views::{self, ParsedQuery};
+use crate::views::{self, ParsedQuery, Which};
 use crate::{Fragment, Transaction};
 use clauses::{Clauses, Policy};
 use pgherd_model::{ServerError, ShardId, SqlState, quote_literal};
@@ -84,7 +84,7 @@ impl Locking {
             text: &found.text,
             ..*statement
         };
-        if views::expand(&unlocked, None)?.has_views {
+        if views::expand(&unlocked, None, Which::All)?.has_views {
             return Err(not_supported("It reads a view over sharded tables."));
         }
         let parsed = views::parse_query(&found.text)?;

@@ -125,8 +125,8 @@ fn sharded_table(statement: &Statement<'_>, factor: &TableFactor) -> Option<(usi
         .snapshot
         .resolve(schema.as_deref(), &name, statement.search_path)
     {
-        Resolved::Known(table) if table.sharded().is_some() => Some((at, table)),
-        _ => None,
+        Resolved::Known(table) => Some((at, table.placed())).filter(|(_, t)| t.sharded().is_some()),
+        Resolved::Home => None,
     }
 }
 

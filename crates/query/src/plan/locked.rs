@@ -37,7 +37,10 @@ const FOLLOW_LIMIT: u32 = 100;
 
 /// Whether the rows have to be locked one by one.
 pub(crate) fn is_needed(shape: &Shape) -> bool {
-    !shape.lock.is_empty() && (!shape.order.is_empty() || shape.limit.is_some() || shape.offset > 0)
+    let limited = shape.limit.is_some() || shape.offset > 0;
+    // In an order alone, only that in which locks are taken is another one on several shards.
+    let ordered = !shape.order.is_empty() && !shape.through_view;
+    !shape.lock.is_empty() && (ordered || limited)
 }
 
 /// The columns that say where a row is, behind those of the shape.

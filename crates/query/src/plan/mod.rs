@@ -107,6 +107,10 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
     if !shape.lock.is_empty() {
         shape.lock = format!(" {}{}", strength(statement.text)?.sql(), shape.lock);
     }
+    // A view does not tell where its rows are.
+    if locked::is_needed(&shape) && shape.through_view {
+        return None;
+    }
     let wanted = wanted_ranges(statement, &table, select.selection.as_ref(), &from, None)?;
     let places = fragment::places(&table, &wanted)?;
     let fragments = fragments(statement, &places, &shape);
@@ -160,8 +164,8 @@ fn the_table(statement: &Statement<'_>, query: &Query) -> Option<Arc<Table>> {
         .snapshot
         .resolve(schema.as_deref(), &name, statement.search_path)
     {
-        Resolved::Known(table) if table.sharded().is_some() => Some(table),
-        _ => None,
+        Resolved::Known(table) => Some(table.placed()).filter(|t| t.sharded().is_some()),
+        Resolved::Home => None,
     }
 }
 

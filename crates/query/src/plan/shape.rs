@@ -90,6 +90,8 @@ pub(crate) struct Shape {
     pub offset: u64,
     /// FOR UPDATE …, as SQL; empty for none
     pub lock: String,
+    /// its rows come through a view, which does not tell where they are
+    pub through_view: bool,
 }
 
 /// What the planner knows beside the tree.
@@ -172,6 +174,7 @@ pub(crate) fn shape<'a>(
             limit: None,
             offset: 0,
             lock: String::new(),
+            through_view: context.table.sharded().is_some_and(|s| s.through_view.is_some()),
         },
         plain: Vec::new(),
     };

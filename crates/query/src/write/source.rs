@@ -157,10 +157,10 @@ pub(super) fn value_sql(
 ) -> Result<Option<String>, ServerError> {
     let sql = match value {
         Value::Expression(sql) => return Ok(Some(sql.clone())),
-        Value::Default => target.table.as_ref().and_then(|t| Some((t, t.column(name)?))),
+        Value::Default => target.table.as_ref().and_then(|t| t.column(name)),
     };
-    let Some((table, column)) = sql else { return Ok(None) };
-    let computed = default_sql(table, column);
+    let Some(column) = sql else { return Ok(None) };
+    let computed = default_sql(column);
     if computed.is_some() || !keyed || column.generated {
         return Ok(computed);
     }

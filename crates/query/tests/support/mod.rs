@@ -145,6 +145,7 @@ impl Fixture {
             colocation: id,
             direct: true,
             automatic: true,
+            through_view: None,
             unique: Vec::new(),
             by_default: false,
             fence_number: 1,
@@ -197,7 +198,15 @@ impl Fixture {
             .text(0, 0)
             .expect("definition")
             .to_owned();
-        self.known(name, TableKind::View { definition }).await;
+        self.known(
+            name,
+            TableKind::View {
+                definition,
+                stand_in: None,
+                read_only: false,
+            },
+        )
+        .await;
     }
 
     async fn known(&mut self, name: &str, kind: TableKind) {

@@ -2,7 +2,7 @@
 
 use pgherd_model::{
     Bound, Column, Epoch, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot, Table,
-    TableId, TableKind,
+    TableId, TableKind, ThroughView,
 };
 use std::sync::Arc;
 
@@ -93,6 +93,7 @@ pub fn sharded(
             fence_number: 5,
             next_range: 100,
             relation: 0,
+            through_view: None,
             unique: Vec::new(),
         }),
     }
@@ -278,9 +279,41 @@ pub fn snapshot() -> Snapshot {
     }));
     tables.extend(declared());
     let view = TableKind::View {
+        stand_in: None,
+        read_only: false,
         definition: "SELECT t.k, t.v FROM t".into(),
     };
     tables.push(other("tv", &[("k", 23), ("v", 25)], view));
+    let shows = |name: &str, no_insert: Option<&str>| {
+        let shown = sharded(1, name, &[("kk", 23), ("v", 25)], &["kk"], b, &[1, 2, 3]);
+        let through_view = ThroughView {
+            table: Name::new("public", "t"),
+            no_insert: no_insert.map(str::to_owned),
+        };
+        let table = change(shown, |t| {
+            placed(t, |s| {
+                s.direct = false;
+                s.through_view = Some(through_view.clone());
+            })
+        });
+        TableKind::View {
+            stand_in: Some(Arc::new(table)),
+            read_only: false,
+            definition: "SELECT t.k AS kk, t.v FROM t".into(),
+        }
+    };
+    tables.push(other("sv", &[("kk", 23), ("v", 25)], shows("sv", None)));
+    tables.push(other(
+        "sv_closed",
+        &[("kk", 23), ("v", 25)],
+        shows("sv_closed", Some("Why.")),
+    ));
+    let sums = TableKind::View {
+        stand_in: None,
+        read_only: true,
+        definition: "SELECT sum(t.k) AS k FROM t".into(),
+    };
+    tables.push(other("sums", &[("k", 20)], sums));
     let reason = "It was made from one shard's rows.".to_owned();
     tables.push(other("mat", &[("k", 23)], TableKind::Refused { reason }));
     let mut snapshot = Snapshot {

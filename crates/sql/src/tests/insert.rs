@@ -90,8 +90,8 @@ fn several_shards() {
         ),
         (
             "insert into t values (8), (1), (2)",
-            "1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (\"k\") values (1), (2)\n\
-          3: insert into \"pgherd_data\".\"t1_r3\" AS \"t\" (\"k\") values (8)",
+            "3: insert into \"pgherd_data\".\"t1_r3\" AS \"t\" (\"k\") values (8)\n\
+             1: insert into \"pgherd_data\".\"t1_r1\" AS \"t\" (\"k\") values (1), (2)",
         ),
         (
             "insert into two (k) values (1), (5), (8)",

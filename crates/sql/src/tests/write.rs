@@ -32,6 +32,43 @@ fn one_range() {
 }
 
 #[test]
+fn views_with_stand_ins_are_named_where_the_rows_are() {
+    check(&[
+        (
+            "update sv set v = 'x' where kk = 5",
+            "2: update sv set v = 'x' where kk = 5 [fence_1_5]",
+        ),
+        (
+            "delete from sv where kk = 8 returning v",
+            "3: delete from sv where kk = 8 returning v [fence_1_5]",
+        ),
+        (
+            "select v from sv where kk = 1",
+            "1: select v from sv where kk = 1 [fence_1_5]",
+        ),
+        (
+            "insert into sv values (5, 'x')",
+            "2: insert into sv values (5, 'x') [fence_1_5]",
+        ),
+        ("update sums set k = 1", "1: update sums set k = 1"),
+        (
+            "merge into sv using loc on kk = loc.x when matched then delete",
+            "1: merge into sv using loc on kk = loc.x when matched then delete",
+        ),
+        (
+            "insert into sv_closed values (5, 'x')",
+            "refuse: rows cannot be inserted through view \"sv_closed\" yet",
+        ),
+    ]);
+    check_places(&[
+        ("update sv set v = 'x'", "1 fenced,2 fenced,3 fenced"),
+        ("insert into sv values (1, 'x'), (5, 'y')", "1 fenced,2 fenced"),
+        ("select * from sv", "plan"),
+        ("update sv set kk = 9 where kk = 1", "gather write"),
+    ]);
+}
+
+#[test]
 fn several_shards() {
     check(&[(
         "update t set v = 'x' where k > 4",

@@ -6,7 +6,7 @@ use crate::Transaction;
 use crate::gather::source::{Gathered, Resolution};
 use crate::plan::engine::Engine;
 use futures::future::try_join_all;
-use pgherd_model::{ServerError, ShardId, quote_literal};
+use pgherd_model::{ServerError, ShardId, Table, quote_literal};
 use std::collections::BTreeMap;
 
 /// Rows of all sharded tables that are mentioned, each counted once.
@@ -21,7 +21,7 @@ pub(in crate::gather) async fn total_rows(
             && engine.rows_of(table).is_none()
         {
             let shards = sharded.ranges.ranges().iter().map(|r| r.shard);
-            unknown.insert(table.name.to_string(), shards.collect());
+            unknown.insert(rows_are_in(table), shards.collect());
         }
     }
     if !unknown.is_empty() {
@@ -41,7 +41,7 @@ pub(in crate::gather) async fn total_rows(
         for (i, name) in names.iter().enumerate() {
             let rows: f64 = per_shard.iter().map(|lines| number(lines, i)).sum();
             for table in resolutions.iter().filter_map(|r| r.table.as_ref()) {
-                if table.name.to_string() == **name {
+                if rows_are_in(table) == **name {
                     engine.learn_rows(table, rows);
                 }
             }
@@ -49,6 +49,12 @@ pub(in crate::gather) async fn total_rows(
     }
     let rows = |r: &Resolution| r.table.as_ref().and_then(|t| engine.rows_of(t)).unwrap_or(1000.0);
     Ok(resolutions.iter().map(rows).collect())
+}
+
+/// The name of the table that has the rows of a table, or of what stands for a view.
+fn rows_are_in(table: &Table) -> String {
+    let view = table.sharded().and_then(|s| s.through_view.as_ref());
+    view.map_or(&table.name, |view| &view.table).to_string()
 }
 
 fn number(lines: &[Vec<String>], place: usize) -> f64 {

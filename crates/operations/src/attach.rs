@@ -1,0 +1,156 @@
+//! `ALTER TABLE parent ATTACH PARTITION table FOR VALUES …`: a local table becomes a declared partition of a sharded table. Its rows go to the
+//! shard that owns the new range. PostgreSQL judges columns, constraints, bounds and rows on the home shard first.
+
+use crate::convert::undistribute;
+use crate::copy_rows::copy_rows;
+use crate::partition::{changed, declare, drop_automatic, least_used, parse_for_values, stand_in};
+use crate::statement_text::StatementText;
+use crate::work::Work;
+use pgherd_model::{Name, ServerError, ShardId, TableKind, quote_identifier, quote_literal};
+use pgherd_sql::ObjectName;
+
+/// Runs it and returns its tag.
+pub(crate) async fn attach(
+    work: &mut Work<'_, '_>,
+    parent: &ObjectName,
+    name: &ObjectName,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    work.announce([name.name.as_str(), parent.name.as_str()], text.text)
+        .await?;
+    make_local(work, name).await?;
+    let table = work.sharded(parent).ok_or_else(|| changed(parent))?;
+    let shards = work.shards();
+    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
+        .await?;
+    let mut sharded = table.sharded().ok_or_else(|| changed(parent))?.clone();
+    let before = work.inspect(text.written(name)).await?;
+    if sharded.automatic && before.as_ref().is_some_and(|t| t.kind == 'r' && !t.is_partition) {
+        drop_automatic(work, &table.name, &mut sharded).await?;
+    }
+    let differs = match &before {
+        Some(before) => differences(work, &table.name, &before.full_name(), before).await?,
+        None => None,
+    };
+    let tag = work.on_home(text.text).await?;
+    let made = work.inspect(text.written(name)).await?.ok_or_else(|| changed(name))?;
+    let full = made.full_name();
+    let bounds = made.bound.as_deref();
+    let bounds = bounds.and_then(|b| parse_for_values(b, &sharded.key_types));
+    let refused = match &bounds {
+        _ if made.kind != 'r' => Some("it is no plain table".to_owned()),
+        None => Some("a sharded table cannot have a DEFAULT partition".to_owned()),
+        Some(_) => differs,
+    };
+    if let Some(why) = refused {
+        return Err(ServerError::unsupported(
+            format!(
+                "cannot attach \"{}\" to sharded table \"{}\": {why}",
+                name.name, table.name.name
+            ),
+            "Create the partition with CREATE TABLE … PARTITION OF, and insert the rows.",
+        ));
+    }
+    let shard = least_used(&sharded, &shards);
+    if shard != work.home() {
+        take_to(work, &full, shard, text).await?;
+    }
+    if let Some((from, to)) = bounds {
+        declare(work, &sharded, &full, (from, to, shard)).await?;
+    }
+    Ok(tag)
+}
+
+/// What `pgherd.default_distribution` has made sharded is a table of its own again.
+async fn make_local(work: &mut Work<'_, '_>, name: &ObjectName) -> Result<(), ServerError> {
+    let Some(child) = work.resolve(name) else {
+        return Ok(());
+    };
+    match &child.kind {
+        TableKind::Sharded(sharded) if sharded.by_default => {
+            undistribute(work, &child.name).await?;
+            work.reload().await
+        }
+        TableKind::Sharded(_) => Err(ServerError::unsupported(
+            format!("sharded table \"{}\" cannot become a partition", child.name.name),
+            "Make it local first with CALL pgherd.undistribute(…).",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// In what a table differs from the one that it is to be a partition of, where statements that name its range could tell.
+async fn differences(
+    work: &mut Work<'_, '_>,
+    parent: &Name,
+    child: &Name,
+    relation: &crate::inspect::Relation,
+) -> Result<Option<String>, ServerError> {
+    let own = [
+        (!relation.triggers.is_empty(), "it has triggers"),
+        (!relation.rules.is_empty(), "it has rules"),
+        (
+            relation.row_security || !relation.policies.is_empty(),
+            "it has row level security",
+        ),
+        (relation.persistence != 'p', "it is temporary or unlogged"),
+    ];
+    if let Some((_, why)) = own.iter().find(|(holds, _)| *holds) {
+        return Ok(Some((*why).to_owned()));
+    }
+    // Identity belongs to the parent.
+    let columns = |name: &Name| {
+        format!(
+            "(SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', pg_catalog.quote_ident(a.attname), \
+             pg_catalog.format_type(a.atttypid, a.atttypmod), a.attcollation, a.attgenerated, \
+             pg_catalog.pg_get_expr(d.adbin, d.adrelid)), ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
+             LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+             WHERE a.attrelid = {}::pg_catalog.regclass AND a.attnum > 0 AND NOT a.attisdropped)",
+            quote_literal(&name.to_string())
+        )
+    };
+    let sql = format!(
+        "SELECT ({} IS NOT DISTINCT FROM {})::pg_catalog.text",
+        columns(parent),
+        columns(child)
+    );
+    let same = work.value(&sql).await?;
+    Ok((same.as_deref() != Some("true"))
+        .then(|| "its columns or their defaults are not the same, in the same order".to_owned()))
+}
+
+/// Makes the partition on another shard, with its rows, and leaves an empty one on the home shard.
+async fn take_to(
+    work: &mut Work<'_, '_>,
+    full: &Name,
+    shard: ShardId,
+    text: &StatementText<'_>,
+) -> Result<(), ServerError> {
+    let definition = work.definition(full).await?;
+    let mut statements = definition.create_sequences();
+    statements.extend(definition.create(full, None));
+    statements.extend(definition.own_sequences(full));
+    statements.extend(definition.grants.iter().cloned());
+    let role = work.transaction.who().role.clone();
+    if *role != *definition.owner {
+        statements.push(format!(
+            "ALTER TABLE {full} OWNER TO {}",
+            quote_identifier(&definition.owner)
+        ));
+    }
+    work.on(shard, &statements.join("; ")).await?;
+    let columns = definition.copied_columns();
+    let (home, target) = (work.home(), full.to_string());
+    let query = format!("SELECT {columns} FROM {full}");
+    copy_rows(
+        work,
+        (home, &query),
+        (shard, &target, &columns),
+        definition.builtin_types,
+    )
+    .await?;
+    work.on(shard, text.text).await?;
+    work.on_home(&format!("TRUNCATE {full}")).await?;
+    stand_in(work, full).await?;
+    work.close_sequences(&[target]).await
+}
