@@ -36,7 +36,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
             WHERE x.indrelid = c.oid AND (x.indisunique OR x.indisexclusion)),
         'foreign_keys', (SELECT coalesce(json_agg(json_build_object('name', k.conname, 'relation', k.conrelid::bigint,
-                'referenced', k.confrelid::bigint, 'referenced_name', k.confrelid::regclass::text, 'relation_name', k.conrelid::regclass::text)), '[]')
+                'referenced', k.confrelid::bigint, 'referenced_name', k.confrelid::regclass::text, 'relation_name', k.conrelid::regclass::text,
+                'columns', pgherd.column_names(k.conrelid, k.conkey), 'referenced_columns', pgherd.column_names(k.confrelid, k.confkey),
+                'valid', k.convalidated,
+                'draws', 'd' IN (k.confdeltype, k.confupdtype) AND EXISTS (SELECT FROM pg_attribute a LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid
+                    AND f.adnum = a.attnum LEFT JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
+                        AND d.refclassid = 'pg_class'::regclass LEFT JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S'
+                    WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) AND (a.attidentity <> '' OR s.oid IS NOT NULL)),
+                 'definition', pg_get_constraintdef(k.oid), 'comment', obj_description(k.oid, 'pg_constraint'))
+                ORDER BY k.oid), '[]')
             FROM pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = c.oid OR k.confrelid = c.oid)),
         'triggers', (SELECT coalesce(json_agg(t.tgname), '[]') FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
         'rules', (SELECT coalesce(json_agg(r.rulename), '[]') FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
@@ -111,7 +119,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
                 JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = o.objsubid
                 WHERE o.classoid = 'pg_class'::regclass AND o.objoid = relation AND o.objsubid > 0
             UNION ALL SELECT format('COMMENT ON CONSTRAINT %I ON %I.%I IS %L', k.conname, n.nspname, c.relname, o.description) FROM pg_description o
-                JOIN pg_constraint k ON k.oid = o.objoid AND k.conrelid = relation WHERE o.classoid = 'pg_constraint'::regclass
+                JOIN pg_constraint k ON k.oid = o.objoid AND k.conrelid = relation AND k.contype <> 'f' WHERE o.classoid = 'pg_constraint'::regclass
             UNION ALL SELECT format('COMMENT ON INDEX %I.%I IS %L', n.nspname, i.relname, o.description) FROM pg_description o
                 JOIN pg_index x ON x.indexrelid = o.objoid AND x.indrelid = relation JOIN pg_class i ON i.oid = x.indexrelid
                 WHERE o.classoid = 'pg_class'::regclass) comments),

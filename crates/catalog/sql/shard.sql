@@ -85,6 +85,37 @@ BEGIN
 END $$;
 REVOKE ALL ON FUNCTION pgherd.copy_grants(regclass, aclitem[], name) FROM PUBLIC;
 
+-- PostgreSQL makes a constraint for each child on either side of a foreign key, and an error names that one: one of the
+-- referencing child, which gets the key's own name, or one of the referencing table towards a child of the referenced one, for which
+-- PostgreSQL takes a name that is free, so that the user's own names may not be. That gets a name of the form t1_r2$key. They
+-- cannot be renamed with ALTER TABLE, and a name is all that is changed here.
+CREATE OR REPLACE FUNCTION pgherd.name_foreign_keys(relation oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    item record;
+BEGIN
+    FOR item IN
+        WITH RECURSIVE tree AS (
+            SELECT k.oid AS root, k.oid, k.conname AS key, k.conrelid FROM pg_constraint k
+            WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = relation OR k.confrelid = relation)
+            UNION ALL
+            SELECT t.root, k.oid, t.key, t.conrelid FROM tree t JOIN pg_constraint k ON k.conparentid = t.oid AND k.contype = 'f'
+        )
+        SELECT k.oid, k.conname AS has, CASE
+            WHEN k.conrelid <> t.conrelid THEN t.key::text
+            WHEN octet_length(c.relname || '$' || t.key) < 64 THEN c.relname || '$' || t.key
+            ELSE c.relname || '$#' || left(md5(t.key), 16) END AS wants
+        FROM tree t JOIN pg_constraint k ON k.oid = t.oid AND k.conparentid <> 0
+        JOIN pg_class c ON c.oid = CASE WHEN k.conrelid <> t.conrelid THEN k.conrelid ELSE k.confrelid END
+            AND c.relnamespace = 'pgherd_data'::regnamespace
+    LOOP
+        IF item.has <> item.wants THEN
+            UPDATE pg_constraint SET conname = item.wants WHERE oid = item.oid;
+        END IF;
+    END LOOP;
+END $$;
+REVOKE ALL ON FUNCTION pgherd.name_foreign_keys(oid) FROM PUBLIC;
+
 -- Gives the children in pgherd_data the owner and the grants of their parents, and their indexes names from which an
 -- error's parent index can be told: t1_r2$t_pkey, or t1_r2$#<start of the name's md5> where that would be too long.
 -- Where the parent has row level security, the children get no grants: statements go through the parent.
@@ -144,6 +175,9 @@ BEGIN
                 EXECUTE format('ALTER INDEX %s RENAME TO %I', attribute.index, attribute.wants);
             END IF;
         END LOOP;
+    END LOOP;
+    FOR item IN SELECT to_regclass(n.name)::oid AS oid FROM json_array_elements_text(payload::json) AS n(name) LOOP
+        PERFORM pgherd.name_foreign_keys(item.oid);
     END LOOP;
 END $$;
 

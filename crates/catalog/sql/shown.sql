@@ -89,6 +89,8 @@ CREATE OR REPLACE FUNCTION pgherd.pg_type(listed boolean) RETURNS SETOF pg_catal
 $$ SELECT t.* FROM pg_catalog.pg_type t WHERE t.typnamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[]) $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_constraint(listed boolean) RETURNS SETOF pg_catalog.pg_constraint LANGUAGE sql STABLE AS $$
     SELECT k.* FROM pg_catalog.pg_constraint k WHERE k.conname OPERATOR(pg_catalog.<>) 'pgherd_elsewhere'
+        -- Of a foreign key PostgreSQL has one for each range on either side.
+        AND (k.conparentid OPERATOR(pg_catalog.=) 0 OR k.confrelid OPERATOR(pg_catalog.=) 0 OR NOT pgherd.is_inside(k.confrelid))
         AND k.connamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[])
 $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_event_trigger(listed boolean) RETURNS SETOF pg_catalog.pg_event_trigger LANGUAGE sql STABLE AS
@@ -104,6 +106,12 @@ $$ SELECT v.* FROM pg_catalog.pg_views v WHERE v.schemaname OPERATOR(pg_catalog.
 CREATE OR REPLACE FUNCTION pgherd.pg_sequences(listed boolean) RETURNS SETOF pg_catalog.pg_sequences LANGUAGE sql STABLE AS
 $$ SELECT s.* FROM pg_catalog.pg_sequences s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
 
+CREATE OR REPLACE FUNCTION pgherd.is_part_of_key(schema text, name text) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) k.connamespace
+        WHERE k.conname OPERATOR(pg_catalog.=) name AND n.nspname OPERATOR(pg_catalog.=) schema
+          AND k.contype OPERATOR(pg_catalog.=) 'f' AND k.conparentid OPERATOR(pg_catalog.<>) 0 AND pgherd.is_inside(k.confrelid))
+$$;
+
 -- The views of information_schema likewise: pgherd.information_schema_tables() and so on, by the columns that name a schema.
 DO $do$
 DECLARE
@@ -111,7 +119,7 @@ DECLARE
 BEGIN
     FOR shown_view IN
         SELECT c.relname, pg_catalog.string_agg(pg_catalog.format(CASE a.attname
-                WHEN 'constraint_name' THEN 'v.%I IS DISTINCT FROM ''pgherd_elsewhere'''
+                WHEN 'constraint_name' THEN 'v.%I IS DISTINCT FROM ''pgherd_elsewhere'' AND NOT pgherd.is_part_of_key(v.constraint_schema::pg_catalog.text, v.constraint_name::pg_catalog.text)'
                 ELSE '(v.%I IS NULL OR v.%1$I::pg_catalog.text OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)))' END, a.attname), ' AND ') AS condition
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'information_schema'::pg_catalog.regnamespace AND a.attname IN ('schema_name', 'table_schema', 'constraint_schema',

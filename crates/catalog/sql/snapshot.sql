@@ -16,6 +16,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 
+CREATE OR REPLACE FUNCTION pgherd.column_names(relation oid, numbers smallint[]) RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT coalesce(json_agg(a.attname ORDER BY u.n), '[]') FROM unnest(numbers) WITH ORDINALITY AS u(number, n)
+    JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = u.number
+$$;
+
 -- All sharded tables. One query over sets: every schema change reads this, also in a database of many tables.
 CREATE OR REPLACE FUNCTION pgherd.tables_json() RETURNS json
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -40,19 +46,27 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         FROM t JOIN pg_index x ON x.indrelid = t.oid JOIN pg_class i ON i.oid = x.indexrelid
         WHERE x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL
         GROUP BY x.indrelid
+    ), foreign_keys AS (
+        SELECT k.conrelid, json_agg(json_build_object('name', k.conname, 'digest', left(md5(k.conname), 16),
+                'referenced', k.confrelid::bigint, 'on_delete', k.confdeltype, 'on_update', k.confupdtype, 'deferrable', k.condeferrable,
+                'columns', pgherd.column_names(k.conrelid, k.conkey), 'referenced_columns', pgherd.column_names(k.confrelid, k.confkey))
+                ORDER BY k.oid) AS list
+        FROM t JOIN pg_constraint k ON k.conrelid = t.oid
+        WHERE k.contype = 'f' AND k.conparentid = 0
+        GROUP BY k.conrelid
     )
     SELECT coalesce(json_agg(json_build_object(
         'id', t.id, 'oid', t.oid::bigint, 'schema', t.nspname, 'name', t.relname,
         'automatic', t.automatic, 'by_default', t.by_default, 'colocation', t.colocation, 'fence', t.fence,
         'next_range', t.next_range,
         'columns', pgherd.columns_of(t.oid), 'key', keys.list, 'ranges', coalesce(ranges.list, '[]'),
-        'unique', coalesce(uniques.list, '[]'),
+        'unique', coalesce(uniques.list, '[]'), 'foreign_keys', coalesce(foreign_keys.list, '[]'),
         'direct', NOT t.relrowsecurity
             AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = t.oid)
             AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 0))
         ORDER BY t.id), '[]')
     FROM t LEFT JOIN keys ON keys.oid = t.oid LEFT JOIN ranges ON ranges.table_id = t.id
-    LEFT JOIN uniques ON uniques.indrelid = t.oid
+    LEFT JOIN uniques ON uniques.indrelid = t.oid LEFT JOIN foreign_keys ON foreign_keys.conrelid = t.oid
 $$;
 
 -- Where a view has the rows of one relation, row by row, and nothing stands between: that relation, and for each column of the
@@ -189,9 +203,10 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
         'foreign_keys', (SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'table', c.relname,
                 'name', k.conname, 'relation', k.conrelid::bigint, 'referenced', k.confrelid::bigint)), '[]')
             FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+            -- Between sharded tables they hold on each shard, and are these tables' own.
             WHERE k.contype = 'f' AND k.conparentid = 0
-              AND (k.conrelid IN (SELECT relation FROM pgherd.sharded_table)
-                OR k.confrelid IN (SELECT relation FROM pgherd.sharded_table))),
+              AND (k.conrelid IN (SELECT relation FROM pgherd.sharded_table))
+                <> (k.confrelid IN (SELECT relation FROM pgherd.sharded_table))),
         'functions', (SELECT coalesce(json_agg(json_build_object('oid', p.oid::bigint, 'name', p.proname, 'language', l.lanname,
                 'body', coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc,
                 'immutable', p.provolatile = 'i',

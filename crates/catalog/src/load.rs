@@ -7,8 +7,8 @@ mod stand_in;
 use crate::Error;
 use pgherd_model::functions::READ_WHAT_IS_NAMED;
 use pgherd_model::{
-    Bound, Column, Epoch, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot, Table,
-    TableId, TableKind,
+    Bound, Column, Epoch, ForeignKey, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot,
+    Table, TableId, TableKind,
 };
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
@@ -52,6 +52,8 @@ struct TableEntry {
     key: Vec<KeyEntry>,
     ranges: Vec<RangeEntry>,
     unique: Vec<UniqueEntry>,
+    #[serde(default)]
+    foreign_keys: Vec<ForeignKeyEntry>,
     direct: bool,
 }
 
@@ -92,6 +94,20 @@ struct UniqueEntry {
     columns: Vec<String>,
 }
 
+/// A foreign key of a sharded table.
+#[derive(Debug, Deserialize)]
+struct ForeignKeyEntry {
+    name: String,
+    digest: String,
+    /// the referenced table's OID
+    referenced: u32,
+    columns: Vec<String>,
+    referenced_columns: Vec<String>,
+    on_delete: char,
+    on_update: char,
+    deferrable: bool,
+}
+
 #[derive(Debug, Deserialize)]
 struct Shadow {
     schema: String,
@@ -120,6 +136,7 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
         tables.extend(partitions(&table));
         tables.push(table);
     }
+    link(&mut tables, &document);
     let roots = document.tables.iter().map(|t| (t.oid, t.name.clone())).collect();
     let reach = reach::Reach::compute(&tables, roots, &document);
     refuse_unsafe_defaults(&mut tables, &reach.functions);
@@ -198,6 +215,9 @@ fn sharded(entry: &TableEntry) -> Result<Table, Error> {
                 .map(|u| (u.name.clone(), u.columns.clone()))
                 .collect(),
             through_view: None,
+            foreign_keys: Vec::new(),
+            is_linked: false,
+            acts_on: Vec::new(),
         }),
         name,
     })
@@ -252,6 +272,66 @@ fn partitions(table: &Table) -> Vec<Table> {
             },
         })
         .collect()
+}
+
+/// The foreign keys between sharded tables, and what their actions write. Those to other tables are refused elsewhere.
+fn link(tables: &mut [Table], document: &Document) {
+    let name = |t: &TableEntry| (t.oid, Name::new(&t.schema, &t.name));
+    let names: ByOid<Name> = document.tables.iter().map(name).collect();
+    let entries: ByOid<&TableEntry> = document.tables.iter().map(|t| (t.oid, t)).collect();
+    let mut actions: HashMap<Name, Vec<Name>> = HashMap::new();
+    let mut linked: HashSet<Name> = HashSet::new();
+    for table in tables.iter_mut() {
+        let TableKind::Sharded(sharded) = &mut table.kind else {
+            continue;
+        };
+        let own = entries.get(&sharded.relation).map_or(&[][..], |t| &t.foreign_keys[..]);
+        let keys = own
+            .iter()
+            .filter_map(|key| Some(foreign_key(key, names.get(&key.referenced)?)));
+        sharded.foreign_keys = keys.collect();
+        if !sharded.foreign_keys.is_empty() {
+            linked.insert(table.name.clone());
+            linked.extend(sharded.foreign_keys.iter().map(|key| key.referenced.clone()));
+        }
+        for key in sharded.foreign_keys.iter().filter(|key| key.writes()) {
+            actions
+                .entry(key.referenced.clone())
+                .or_default()
+                .push(table.name.clone());
+        }
+    }
+    if linked.is_empty() {
+        return;
+    }
+    for table in tables.iter_mut() {
+        let TableKind::Sharded(sharded) = &mut table.kind else {
+            continue;
+        };
+        sharded.is_linked = linked.contains(&table.name);
+        let mut from = vec![&table.name];
+        while let Some(at) = from.pop() {
+            for name in actions.get(at).into_iter().flatten() {
+                if !sharded.acts_on.contains(name) {
+                    sharded.acts_on.push(name.clone());
+                    from.push(name);
+                }
+            }
+        }
+    }
+}
+
+fn foreign_key(entry: &ForeignKeyEntry, referenced: &Name) -> ForeignKey {
+    ForeignKey {
+        name: entry.name.clone(),
+        digest: entry.digest.clone(),
+        referenced: referenced.clone(),
+        columns: entry.columns.clone(),
+        referenced_columns: entry.referenced_columns.clone(),
+        on_delete: entry.on_delete,
+        on_update: entry.on_update,
+        deferrable: entry.deferrable,
+    }
 }
 
 /// A default that calls an unsafe function would compute from one shard's part.

@@ -101,8 +101,8 @@ fn restore(text: &str, snapshot: &Snapshot) -> Option<String> {
         {
             Some((table, index)) => {
                 out.push_str(&rest[..at]);
-                out.push_str(&index.unwrap_or_else(|| table.name.name.to_string()));
-                rest = &candidate[end..];
+                let name = index.unwrap_or_else(|| table.name.name.to_string());
+                rest = put_without_schema(&mut out, &name, &candidate[end..]);
                 changed = true;
             }
             None => {
@@ -113,6 +113,25 @@ fn restore(text: &str, snapshot: &Snapshot) -> Option<String> {
     }
     out.push_str(rest);
     changed.then_some(out)
+}
+
+/// Puts a name behind what is there, without the schema in front of it (`pgherd_data."t1_r2$t_pkey"`, where PostgreSQL lists what
+/// depends on something), and with quotes then only where it needs them. Returns the rest without a quote that was its own.
+fn put_without_schema<'r>(out: &mut String, name: &str, rest: &'r str) -> &'r str {
+    let bare = out.trim_end_matches('"').len();
+    if !out[..bare].ends_with(&format!("{DATA_SCHEMA}.")) {
+        out.push_str(name);
+        return rest;
+    }
+    let behind = if bare < out.len() { rest.strip_prefix('"') } else { None };
+    out.truncate(bare - DATA_SCHEMA.len() - 1);
+    let first = |c: char| c.is_ascii_lowercase() || c == '_';
+    let is_plain = name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit() || c == '$');
+    match is_plain {
+        true => out.push_str(name),
+        false => out.push_str(&pgherd_model::quote_identifier(name)),
+    }
+    behind.unwrap_or(rest)
 }
 
 fn is_word(c: char) -> bool {
@@ -144,7 +163,7 @@ fn parent<'s>(name: &str, snapshot: &'s Snapshot) -> Option<(&'s Arc<Table>, Opt
     let index = index.map(|i| match i.strip_prefix('#') {
         Some(digest) => table
             .sharded()
-            .and_then(|s| by_digest(s, digest))
+            .and_then(|s| key_by_digest(table, digest, snapshot).or_else(|| by_digest(s, digest)))
             .unwrap_or_else(|| i.to_owned()),
         None => i.to_owned(),
     });
@@ -159,6 +178,12 @@ fn by_digest(sharded: &Sharded, digest: &str) -> Option<String> {
         (Some(name), None, false) => Some(name.clone()),
         _ => None,
     }
+}
+
+/// A foreign key that refers to the table, whose name was too long to be part of another.
+fn key_by_digest(table: &Table, digest: &str, snapshot: &Snapshot) -> Option<String> {
+    let mut keys = snapshot.referencing(&table.name).map(|(_, key)| key);
+    keys.find(|key| key.digest == digest).map(|key| key.name.clone())
 }
 
 #[cfg(test)]

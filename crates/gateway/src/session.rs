@@ -15,6 +15,7 @@ mod encoding_setting;
 mod execute;
 pub(crate) mod explain;
 mod extended;
+mod first_violation;
 mod for_query;
 mod forward;
 mod function_call;

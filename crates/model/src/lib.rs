@@ -14,7 +14,9 @@ pub use key::{Bound, Key, KeyBound, KeyInterval, KeyType, KeyValue, Numeric};
 pub use range::{Range, RangeMap};
 pub use snapshot::{Resolved, Snapshot};
 pub use sqlstate::SqlState;
-pub use table::{Column, Name, Sharded, Table, TableKind, ThroughView, quote_identifier, quote_literal};
+pub use table::{
+    Column, ForeignKey, Name, Sharded, Table, TableKind, ThroughView, columns_for, quote_identifier, quote_literal,
+};
 
 use std::fmt;
 

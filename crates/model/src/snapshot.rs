@@ -1,6 +1,6 @@
 //! The catalog at one epoch, as routing sees it.
 
-use crate::{Epoch, Name, ShardId, Table};
+use crate::{Epoch, ForeignKey, Name, ShardId, Table};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -78,5 +78,32 @@ impl Snapshot {
             .flatten()
             .filter_map(|(_, t)| t.as_ref())
             .filter(|t| t.sharded().is_some())
+    }
+
+    /// The foreign keys that refer to this table, each with the table that has it.
+    pub fn referencing<'s>(&'s self, name: &'s Name) -> impl Iterator<Item = (&'s Arc<Table>, &'s ForeignKey)> {
+        let keys = |table: &'s Arc<Table>| table.sharded().map_or(&[][..], |s| &s.foreign_keys[..]);
+        let all = self.sharded().flat_map(move |t| keys(t).iter().map(move |k| (t, k)));
+        all.filter(move |(_, key)| key.referenced == *name)
+    }
+
+    /// The sharded tables that foreign keys link with this one, directly or through others, in the order of their numbers;
+    /// the table itself is the first of them.
+    pub fn linked(&self, name: &Name) -> Vec<Arc<Table>> {
+        let mut found: Vec<Arc<Table>> = self.table(name).cloned().into_iter().collect();
+        let mut at = 0;
+        while let Some(table) = found.get(at).cloned() {
+            at += 1;
+            let own = table.sharded().map_or(&[][..], |s| &s.foreign_keys[..]);
+            let referenced = own.iter().filter_map(|key| self.table(&key.referenced));
+            for other in referenced.chain(self.referencing(&table.name).map(|(t, _)| t)) {
+                if other.sharded().is_some() && !found.iter().any(|t| t.name == other.name) {
+                    found.push(other.clone());
+                }
+            }
+        }
+        let own = found.len().min(1);
+        found[own..].sort_by_key(|t| t.sharded().map(|s| s.id));
+        found
     }
 }

@@ -39,6 +39,8 @@ states! {
     NOT_NULL_VIOLATION = b"23502";
     /// unique_violation
     UNIQUE_VIOLATION = b"23505";
+    /// foreign_key_violation
+    FOREIGN_KEY_VIOLATION = b"23503";
     /// check_violation; also «no partition of relation found for row»
     CHECK_VIOLATION = b"23514";
     /// active_sql_transaction

@@ -140,8 +140,75 @@ pub struct Sharded {
     pub relation: u32,
     /// unique constraints' and the primary key's names and columns
     pub unique: Vec<(String, Vec<String>)>,
+    /// its foreign keys, all of them to sharded tables whose rows of the same key are on the same shard
+    pub foreign_keys: Vec<ForeignKey>,
+    /// it has foreign keys, or some refer to it
+    pub is_linked: bool,
+    /// the tables that a DELETE or UPDATE of this one may write through foreign keys' actions, at any depth
+    pub acts_on: Vec<Name>,
     /// it is no table, but stands for a view of one
     pub through_view: Option<ThroughView>,
+}
+
+/// A foreign key between two sharded tables. Each shard's PostgreSQL checks it among that shard's rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// the constraint's name
+    pub name: String,
+    /// the start of the name's md5, which stands for it where names of the shards' own would be too long
+    pub digest: String,
+    /// the table that it refers to
+    pub referenced: Name,
+    /// the referencing columns
+    pub columns: Vec<String>,
+    /// the columns that these refer to, in the same order
+    pub referenced_columns: Vec<String>,
+    /// ON DELETE, as pg_constraint has it: `a` NO ACTION, `r` RESTRICT, `c` CASCADE, `n` SET NULL, `d` SET DEFAULT
+    pub on_delete: char,
+    /// ON UPDATE likewise
+    pub on_update: char,
+    /// DEFERRABLE
+    pub deferrable: bool,
+}
+
+impl ForeignKey {
+    /// Whether its actions write rows of the referencing table.
+    pub fn writes(&self) -> bool {
+        [self.on_delete, self.on_update]
+            .iter()
+            .any(|action| matches!(action, 'c' | 'n' | 'd'))
+    }
+
+    /// The referencing columns that stand for these referenced ones, in their order; None where one is not part of the key.
+    pub fn standing_for(&self, referenced: &[String]) -> Option<Vec<String>> {
+        columns_for(&self.columns, &self.referenced_columns, referenced)
+    }
+}
+
+/// Those of `columns` whose fellows in `others` are `wanted`, in that order.
+pub fn columns_for(columns: &[String], others: &[String], wanted: &[String]) -> Option<Vec<String>> {
+    let fellow = |name: &String| columns.get(others.iter().position(|o| o == name)?).cloned();
+    wanted.iter().map(fellow).collect()
+}
+
+impl Sharded {
+    /// Whether rows of equal keys are on the same shard, and stay there: in tables whose ranges are pgherd's, because these are
+    /// split together; else because ranges that overlap have one owner.
+    pub fn lies_with(&self, other: &Self) -> bool {
+        if self.key_types != other.key_types {
+            return false;
+        }
+        if self.automatic && other.automatic {
+            return self.colocation == other.colocation;
+        }
+        let theirs = other.ranges.ranges();
+        let mut ours = self.ranges.ranges().iter();
+        ours.all(|a| {
+            theirs
+                .iter()
+                .all(|b| a.shard == b.shard || a.to <= b.from || b.to <= a.from)
+        })
+    }
 }
 
 /// What a view shows of a sharded table.

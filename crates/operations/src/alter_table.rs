@@ -3,11 +3,13 @@
 use crate::bounds::Automatic;
 use crate::convert::{self, Target, distributable};
 use crate::create_table::{first_key_column, refuse_foreign_keys};
-use crate::partition;
-use crate::statement_text::StatementText;
+use crate::foreign_keys::Member;
+use crate::statement_text::{ForeignKeyClause, StatementText};
 use crate::work::Work;
+use crate::{align, foreign_keys, partition};
 use pgherd_model::{Name, ServerError, SqlState, Table, TableKind, quote_identifier};
 use pgherd_sql::{Ddl, ObjectName};
+use std::sync::Arc;
 
 /// Runs the statement and returns its tag.
 pub(crate) async fn alter_table(
@@ -16,12 +18,14 @@ pub(crate) async fn alter_table(
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
     let name = &ddl.relations[0];
-    convert::free_referenced(work, text).await?;
     match work.resolve(name).map(|t| t.kind.clone()) {
         Some(TableKind::Sharded(_)) if ddl.partition.is_some() => partition::detach(work, ddl, text).await,
         Some(TableKind::Sharded(_)) => alter_sharded(work, name, text).await,
         Some(TableKind::Partition { .. }) => partition::alter(work, ddl, text).await,
-        _ => alter_local(work, name, text).await,
+        _ => {
+            convert::free_referenced(work, text).await?;
+            alter_local(work, name, text).await
+        }
     }
 }
 
@@ -38,51 +42,81 @@ async fn alter_sharded(
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
     let renamed = text.new_name();
-    work.announce(names(name, &renamed), text.text).await?;
+    let mut announced: Vec<String> = names(name, &renamed).into_iter().map(str::to_owned).collect();
+    announced.extend(concerned(work, name, text).iter().map(|t| t.name.name.to_string()));
+    work.announce(announced.iter().map(String::as_str), text.text).await?;
     let table = still_sharded(work, name)?;
+    let concerned = concerned(work, name, text);
     let shards = work.shards();
-    work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
-        .await?;
-    if let Some(action) = text.storage_action(name).filter(|_| is_by_default(&table)) {
+    lock_concerned(work, &table, &concerned).await?;
+    let by_default = is_by_default(&table);
+    if let Some(action) = text.storage_action(name).filter(|_| by_default) {
         return change_storage(work, &table, action).await;
     }
-    let sql = text.without_only(name);
+    let clauses = text.foreign_keys();
+    for clause in &clauses {
+        align::beside_referenced(work, name, clause).await?;
+    }
+    let table = still_sharded(work, name)?;
+    let mut sql = text.without_only(name);
+    if by_default {
+        // PostgreSQL has no such keys on partitioned tables: it is checked at once, and is valid from the start.
+        let unchecked = clauses.iter().filter_map(|c| c.not_valid.clone());
+        sql = text.over(&text.blanked(unchecked)).without_only(name);
+    }
     let home = work.home();
-    let by_default = is_by_default(&table);
     work.attempt(home).await?;
-    let tag = match work.on_home(&sql).await {
-        Ok(tag) => match foreign_key_of(work, &table).await? {
-            None => {
-                work.keep(home).await?;
-                tag
-            }
-            Some(_) if by_default => {
-                work.undo(home).await?;
-                let why = ServerError::unsupported("a foreign key cannot be checked across ranges yet", "");
-                return as_local(work, &table, &why, text.text).await;
-            }
-            Some(key) => {
-                return Err(ServerError::unsupported(
-                    format!(
-                        "foreign key \"{key}\" of sharded table \"{}\" cannot be checked across ranges",
-                        table.name.name
-                    ),
-                    "Leave the foreign key out, or make the table local with CALL pgherd.undistribute(…).",
-                ));
-            }
-        },
-        Err(e) if by_default && cannot_hold(&e) => {
-            work.undo(home).await?;
-            return as_local(work, &table, &e, text.text).await;
-        }
+    let judged = match work.on_home(&sql).await {
+        Ok(tag) => foreign_keys_hold(work, &table).await?.map(|()| tag),
+        // The rows may be on other shards.
+        Err(e) if e.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION && !align::all_hold(work, &table, text) => Err(
+            "a foreign key does not match the shard keys of both tables, and cannot be checked across ranges".into(),
+        ),
+        Err(e) if by_default && (cannot_hold(&e) || is_unchecked(&e, &clauses)) => Err(e.fields().message.clone()),
         Err(e) => return Err(e),
     };
-    on_other_shards(work, &table, &sql).await?;
+    let tag = match judged {
+        Ok(tag) => tag,
+        Err(why) if by_default => {
+            work.undo(home).await?;
+            return as_local(work, &table, &why, text).await;
+        }
+        Err(why) => {
+            return Err(ServerError::unsupported(
+                format!(
+                    "sharded table \"{}\" cannot have this foreign key: {why}",
+                    table.name.name
+                ),
+                "Leave the foreign key out, or make the table local with CALL pgherd.undistribute(…).",
+            ));
+        }
+    };
+    // Rows that break a key which was to be unchecked may be on any shard.
+    let unchecked = by_default && clauses.iter().any(|c| c.not_valid.is_some());
+    let attempted: Vec<_> = work.others().into_iter().filter(|_| unchecked).collect();
+    for shard in &attempted {
+        work.attempt(*shard).await?;
+    }
+    match on_other_shards(work, &table, &sql).await {
+        Err(e) if unchecked && is_unchecked(&e, &clauses) => {
+            for shard in &shards {
+                work.undo(*shard).await?;
+            }
+            return as_local(work, &table, &e.fields().message, text).await;
+        }
+        done => done?,
+    }
+    for shard in attempted.iter().chain([&home]) {
+        work.keep(*shard).await?;
+    }
     let now = work
         .snapshot
         .sharded()
         .find(|t| t.sharded().map(|s| s.id) == table.sharded().map(|s| s.id));
     if let Some(now) = now.map(|t| t.name.clone()) {
+        if !clauses.is_empty() || text.has(&["references"]) {
+            foreign_keys::name_as_on_home(work, &now).await?;
+        }
         work.keep_children(&shards, std::slice::from_ref(&now)).await?;
         work.close_sequences(&[now.to_string()]).await?;
     }
@@ -102,6 +136,44 @@ async fn change_storage(work: &mut Work<'_, '_>, table: &Table, action: &str) ->
             .await?;
     }
     Ok("ALTER TABLE".into())
+}
+
+/// The other sharded tables whose ranges, rows or foreign keys the statement may change: those that it refers to, and those that
+/// are linked with them or with its own table.
+fn concerned(work: &Work<'_, '_>, name: &ObjectName, text: &StatementText<'_>) -> Vec<Arc<Table>> {
+    let referenced = text.referenced();
+    if referenced.is_empty() && !text.has(&["drop"]) && !text.has(&["unique"]) && !text.has(&["constraint"]) {
+        return Vec::new();
+    }
+    let roots: Vec<_> = std::iter::once(name)
+        .chain(&referenced)
+        .filter_map(|n| work.sharded(n))
+        .collect();
+    let own = roots.first().map(|t| t.name.clone());
+    let mut all = foreign_keys::with_linked(&work.snapshot, &roots);
+    all.retain(|t| Some(&t.name) != own.as_ref());
+    all
+}
+
+/// The table itself for everything; the others too, where the role may: PostgreSQL locks them by itself as far as it has to.
+async fn lock_concerned(work: &mut Work<'_, '_>, table: &Table, others: &[Arc<Table>]) -> Result<(), ServerError> {
+    let shards = work.shards();
+    let own = table.name.to_string();
+    if !others.is_empty() {
+        let all: Vec<_> = std::iter::once(own.clone())
+            .chain(others.iter().map(|t| t.name.to_string()))
+            .collect();
+        match work.lock(&shards, &all, "ACCESS EXCLUSIVE").await {
+            Err(e) if e.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE => {}
+            locked => return locked,
+        }
+    }
+    work.lock(&shards, &[own], "ACCESS EXCLUSIVE").await
+}
+
+/// Whether a key that was to be added without a check is broken by the rows that are there.
+fn is_unchecked(error: &ServerError, clauses: &[ForeignKeyClause]) -> bool {
+    error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION && clauses.iter().any(|c| c.not_valid.is_some())
 }
 
 /// What the home shard has done. A new column's default fills the rows that are there: where it is the time, with the home shard's.
@@ -161,29 +233,30 @@ pub(crate) fn cannot_hold(error: &ServerError) -> bool {
 pub(crate) async fn as_local(
     work: &mut Work<'_, '_>,
     table: &Table,
-    why: &ServerError,
-    sql: &str,
+    why: &str,
+    text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
+    convert::refuse_to_free(work, table)?;
     let before = work.notice_count();
-    convert::undistribute(work, &table.name).await?;
+    let linked = convert::undistribute(work, &table.name).await?;
     work.truncate_notices(before);
-    let tag = work.on_home(sql).await?;
-    work.notice(format!(
-        "table \"{}\" is local: {}",
-        table.name.name,
-        why.fields().message
-    ));
+    work.reload().await?;
+    convert::free_referenced(work, text).await?;
+    let tag = work.on_home(text.text).await?;
+    work.notice(format!("table \"{}\" is local: {why}", table.name.name));
+    convert::notice_linked(work, &linked, &table.name);
     Ok(tag)
 }
 
-/// The name of a foreign key that the statement has given the table, which PostgreSQL would check on each shard's part.
-async fn foreign_key_of(work: &mut Work<'_, '_>, table: &Table) -> Result<Option<String>, ServerError> {
-    let oid = table.sharded().map_or(0, |s| s.relation);
+/// Whether the foreign keys that the table has now can be checked on each shard.
+async fn foreign_keys_hold(work: &mut Work<'_, '_>, table: &Table) -> Result<Result<(), String>, ServerError> {
+    let Some(sharded) = table.sharded() else {
+        return Ok(Ok(()));
+    };
+    let oid = sharded.relation;
     let name = work.value(&format!("SELECT {oid}::pg_catalog.regclass::text")).await?;
     let relation = work.inspect(&name.unwrap_or_default()).await?;
-    Ok(relation
-        .and_then(|r| r.foreign_keys.into_iter().next())
-        .map(|key| key.name))
+    Ok(relation.map_or(Ok(()), |r| foreign_keys::check(&work.snapshot, sharded, &r)))
 }
 
 async fn alter_local(
@@ -212,17 +285,24 @@ async fn alter_local(
         return Ok(tag);
     }
     let key = first_key_column(&relation);
-    match distributable(&relation, &key) {
+    let possible = match relation.foreign_keys.first() {
+        None => distributable(&relation, &key),
+        Some(link) => Err(format!("foreign key \"{}\" links it with a local table", link.name)),
+    };
+    match possible {
         Ok(key_types) => {
             let full: Name = relation.full_name();
             work.announce([&*full.name], text.text).await?;
-            let target = Target {
-                key: &key,
+            let member = Member {
+                relation,
+                key,
                 key_types,
+            };
+            let target = Target {
                 like: None,
                 by_default: true,
             };
-            convert::distribute(work, &relation, target).await?;
+            convert::distribute(work, &[member], target).await?;
         }
         Err(why) => {
             if relation.persistence == 'p' && !relation.is_partition && !relation.inherits {

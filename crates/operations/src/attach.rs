@@ -24,6 +24,15 @@ pub(crate) async fn attach(
     work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
         .await?;
     let mut sharded = table.sharded().ok_or_else(|| changed(parent))?.clone();
+    if sharded.is_linked {
+        return Err(ServerError::unsupported(
+            format!(
+                "cannot attach \"{}\" while foreign keys link \"{}\" with other tables",
+                name.name, table.name.name
+            ),
+            "Attach it first, and add the foreign keys then.",
+        ));
+    }
     let before = work.inspect(text.written(name)).await?;
     if sharded.automatic && before.as_ref().is_some_and(|t| t.kind == 'r' && !t.is_partition) {
         drop_automatic(work, &table.name, &mut sharded).await?;
@@ -94,6 +103,7 @@ async fn differences(
             "it has row level security",
         ),
         (relation.persistence != 'p', "it is temporary or unlogged"),
+        (!relation.foreign_keys.is_empty(), "it has foreign keys"),
     ];
     if let Some((_, why)) = own.iter().find(|(holds, _)| *holds) {
         return Ok(Some((*why).to_owned()));

@@ -1,12 +1,13 @@
 //! Local to sharded and back: a new table under the same name with all that the old one had, rows copied within the
-//! transaction, the old one dropped.
+//! transaction, the old one dropped. Tables that foreign keys link go together; the keys are put on when all rows are there.
 
-use crate::bounds;
 use crate::copy_rows::copy_rows;
+use crate::foreign_keys::Member;
 use crate::inspect::{Definition, Relation};
 use crate::ranges::{NewRange, NewTable, automatic_ranges, condition, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
+use crate::{bounds, foreign_keys};
 use pgherd_catalog::child_name;
 use pgherd_model::{KeyType, Name, ServerError, Sharded, Table, TableKind, quote_identifier};
 use serde_json::json;
@@ -25,10 +26,6 @@ pub(crate) fn distributable(relation: &Relation, key: &[String]) -> Result<Vec<K
         (
             relation.method.as_deref().is_some_and(|m| m != "heap"),
             "its access method is not heap",
-        ),
-        (
-            !relation.foreign_keys.is_empty(),
-            "a foreign key cannot be checked across ranges yet",
         ),
         (!relation.triggers.is_empty(), "it has triggers"),
         (!relation.rules.is_empty(), "it has rules"),
@@ -58,51 +55,74 @@ pub(crate) fn distributable(relation: &Relation, key: &[String]) -> Result<Vec<K
     Ok(key_types)
 }
 
-/// What a conversion needs besides the table.
+/// Where a conversion puts its tables.
 pub(crate) struct Target<'a> {
-    /// the key columns
-    pub key: &'a [String],
-    pub key_types: Vec<KeyType>,
     /// split as this table is
     pub like: Option<&'a Table>,
     pub by_default: bool,
 }
 
-/// Makes a local table sharded, rows and all. Its name is announced and it is locked.
+/// Makes local tables sharded, rows, foreign keys and all: one table with those that foreign keys link with it. Their names are
+/// announced and they are locked.
 pub(crate) async fn distribute(
     work: &mut Work<'_, '_>,
-    relation: &Relation,
+    members: &[Member],
     target: Target<'_>,
 ) -> Result<(), ServerError> {
-    let name = relation.full_name();
-    let definition = work.definition(&name).await?;
-    refuse_dependents(&name, &definition)?;
-    let id = work.session.catalog.new_table_number().await?;
-    let quoted: Vec<_> = target.key.iter().map(|c| quote_identifier(c)).collect();
-    let partition_key = format!("RANGE ({})", quoted.join(", "));
-    let old = set_aside(work, &name, &definition, id.0).await?;
-    remake_on_home(work, &name, &definition, Some(&partition_key), &old).await?;
-    let ranges = match target.like.and_then(|t| t.sharded()) {
-        Some(like) => as_in(like),
-        None => {
-            let splits = work.session.distribution.splits(target.key_types[0]);
-            let covering = bounds::covering(&splits, target.key_types.len());
+    let names: Vec<Name> = members.iter().map(|m| m.relation.full_name()).collect();
+    let keys = foreign_keys::of(work, &names).await?;
+    let ranges = match (target.like.and_then(|t| t.sharded()), members) {
+        (Some(like), _) => as_in(like),
+        (None, [first, ..]) => {
+            let splits = work.session.distribution.splits(first.key_types[0]);
+            let covering = bounds::covering(&splits, first.key_types.len());
             automatic_ranges(covering, &work.snapshot, &work.shards())
         }
+        (None, []) => Vec::new(),
     };
-    let table = NewTable {
-        id,
-        name: name.clone(),
-        key_types: target.key_types.clone(),
+    let mut olds = Vec::new();
+    let mut table = NewTable {
+        id: pgherd_model::TableId(0),
+        name: names[0].clone(),
+        key_types: members[0].key_types.clone(),
         ranges,
         by_default: target.by_default,
-        options: &relation.options,
+        options: &[],
+        beside: target.like.and_then(|t| t.sharded()).map(|s| s.colocation),
     };
-    establish(work, &table, &definition, &partition_key).await?;
+    for (member, name) in members.iter().zip(&names) {
+        table.id = work.session.catalog.new_table_number().await?;
+        table.name = name.clone();
+        table.options = &member.relation.options;
+        olds.push(distribute_one(work, member, &table).await?);
+        work.reload().await?;
+        // The others stay beside the first one.
+        let made = work.snapshot.table(name).and_then(|t| t.sharded());
+        table.beside = made.map(|s| s.colocation).or(table.beside);
+    }
+    drop_old(work, &olds).await?;
+    let shards = work.shards();
+    foreign_keys::put_on(work, &keys, &shards).await?;
+    for name in &names {
+        work.on_each(&shards, &format!("ANALYZE {name}")).await?;
+    }
+    work.keep_children(&shards, &names).await
+}
+
+/// One table without its foreign keys. Returns the name of the old one, which is still there.
+async fn distribute_one(work: &mut Work<'_, '_>, member: &Member, table: &NewTable<'_>) -> Result<Name, ServerError> {
+    let (id, name) = (table.id, &table.name);
+    let definition = work.definition(name).await?;
+    refuse_dependents(name, &definition)?;
+    let quoted: Vec<_> = member.key.iter().map(|c| quote_identifier(c)).collect();
+    let partition_key = format!("RANGE ({})", quoted.join(", "));
+    let old = set_aside(work, name, &definition, id.0).await?;
+    remake_on_home(work, name, &definition, Some(&partition_key), &old).await?;
+    establish(work, table, &definition, &partition_key).await?;
     let columns = definition.copied_columns();
     let mut moved = 0;
     for range in &table.ranges {
-        let condition = condition(&quoted, &target.key_types, &range.from, &range.to);
+        let condition = condition(&quoted, &member.key_types, &range.from, &range.to);
         let query = format!("SELECT {columns} FROM {old} WHERE {condition}");
         let child = child_name(id, range.id).to_string();
         let home = work.home();
@@ -122,33 +142,70 @@ pub(crate) async fn distribute(
         )
         .with_detail("A row's key is null or lies outside of the ranges."));
     }
-    take_old_away(work, &name, &definition, &old, false).await?;
-    let shards = work.shards();
-    work.on_each(&shards, &format!("ANALYZE {name}")).await?;
-    work.keep_children(&shards, &[name]).await
+    Ok(old)
 }
 
-fn as_in(like: &Sharded) -> Vec<NewRange> {
+/// Ranges like another table's, numbered from 1.
+pub(crate) fn as_in(like: &Sharded) -> Vec<NewRange> {
     let ranges = like.ranges.ranges().iter().enumerate();
     ranges
         .map(|(i, r)| crate::ranges::renumbered(r, pgherd_model::RangeId(i as u32 + 1)))
         .collect()
 }
 
-/// Makes a sharded table local, rows and all. Announces it, and locks it.
-pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result<(), ServerError> {
-    work.announce([&*name.name], &format!("undistribute {name}")).await?;
-    let table = work.snapshot.table(name).cloned();
-    let Some((table, sharded)) = table.as_ref().and_then(|t| Some((t, t.sharded()?))) else {
+/// Makes a sharded table local, rows and all, with those that foreign keys link with it. Announces them, and locks them. Returns
+/// the others' names.
+pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result<Vec<Name>, ServerError> {
+    let linked = work.snapshot.linked(name);
+    let announced: Vec<_> = std::iter::once(name.name.to_string())
+        .chain(linked.iter().map(|t| t.name.name.to_string()))
+        .collect();
+    work.announce(announced.iter().map(String::as_str), &format!("undistribute {name}"))
+        .await?;
+    let tables = work.snapshot.linked(name);
+    if !tables.first().is_some_and(|t| t.sharded().is_some()) {
         return Err(ServerError::new(
             pgherd_model::SqlState::WRONG_OBJECT_TYPE,
             format!("\"{}\" is not a sharded table", name.name),
         ));
-    };
+    }
+    let names: Vec<Name> = tables.iter().map(|t| t.name.clone()).collect();
     let shards = work.shards();
-    work.lock(&shards, &[name.to_string()], "ACCESS EXCLUSIVE").await?;
+    let locked: Vec<_> = names.iter().map(Name::to_string).collect();
+    work.lock(&shards, &locked, "ACCESS EXCLUSIVE").await?;
+    for table in &tables {
+        refuse_to_undistribute(work, table).await?;
+    }
+    let keys = foreign_keys::of(work, &names).await?;
+    let mut olds = Vec::new();
+    for table in &tables {
+        olds.extend(undistribute_one(work, table).await?);
+    }
+    drop_old(work, &olds).await?;
+    // Their views on other shards go along; the home shard's follow to the new tables.
+    let (others, before) = (work.others(), work.notice_count());
+    let all: Vec<_> = names.iter().map(Name::to_string).collect();
+    work.on_each(&others, &format!("DROP TABLE {} CASCADE", all.join(", ")))
+        .await?;
+    work.truncate_notices(before);
+    foreign_keys::put_on(work, &keys, &[work.home()]).await?;
+    for sharded in tables.iter().filter_map(|t| t.sharded()) {
+        work.write(json!({"do": "drop_table", "id": sharded.id.0}));
+        let fences = json!({"create": [], "drop": [*sharded.fence.name]}).to_string();
+        for shard in &shards {
+            work.signed(*shard, "change_fences", &fences).await?;
+        }
+    }
+    for name in &names {
+        work.on_home(&format!("ANALYZE {name}")).await?;
+    }
+    Ok(names.into_iter().skip(1).collect())
+}
+
+async fn refuse_to_undistribute(work: &mut Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
+    let name = &table.name;
     let relation = work.inspect(&name.to_string()).await?;
-    let Some(relation) = relation.filter(|r| r.triggers.is_empty() && r.policies.is_empty()) else {
+    if !relation.is_some_and(|r| r.triggers.is_empty() && r.policies.is_empty()) {
         return Err(ServerError::unsupported(
             format!(
                 "table \"{}\" has triggers or policies and cannot be made local yet",
@@ -156,8 +213,11 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
             ),
             "Drop them, and create them again afterwards.",
         ));
-    };
-    if !sharded.automatic && !sharded.ranges.ranges().is_empty() {
+    }
+    let declared = table
+        .sharded()
+        .is_some_and(|s| !s.automatic && !s.ranges.ranges().is_empty());
+    if declared {
         return Err(ServerError::unsupported(
             format!(
                 "table \"{}\" has declared partitions and cannot be made local",
@@ -166,6 +226,15 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
             "Detach its partitions first.",
         ));
     }
+    Ok(())
+}
+
+/// One table without its foreign keys. Returns the name of the old one on the home shard, which is still there.
+async fn undistribute_one(work: &mut Work<'_, '_>, table: &Table) -> Result<Option<Name>, ServerError> {
+    let Some(sharded) = table.sharded() else {
+        return Ok(None);
+    };
+    let name = &table.name;
     let definition = work.definition(name).await?;
     let old = set_aside(work, name, &definition, sharded.id.0).await?;
     remake_on_home(work, name, &definition, None, &old).await?;
@@ -182,15 +251,15 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
         )
         .await?;
     }
-    take_old_away(work, name, &definition, &old, true).await?;
-    work.write(json!({"do": "drop_table", "id": sharded.id.0}));
-    let fences = json!({"create": [], "drop": [*sharded.fence.name]}).to_string();
-    for shard in shards {
-        work.signed(shard, "change_fences", &fences).await?;
-    }
-    work.on_home(&format!("ANALYZE {name}")).await?;
-    debug_assert!(table.sharded().is_some() && relation.kind == 'p');
-    Ok(())
+    Ok(Some(old))
+}
+
+/// Drops what was set aside; these tables may refer to each other.
+async fn drop_old(work: &mut Work<'_, '_>, names: &[Name]) -> Result<(), ServerError> {
+    let names: Vec<_> = names.iter().map(Name::to_string).collect();
+    work.on_home(&format!("DROP TABLE {}", names.join(", ")))
+        .await
+        .map(drop)
 }
 
 /// Views can follow to another table of the same columns; these cannot.
@@ -268,24 +337,6 @@ async fn remake_on_home(
     work.on_home(&statements.join("; ")).await.map(drop)
 }
 
-/// Drops the old table: everywhere when it was sharded.
-async fn take_old_away(
-    work: &mut Work<'_, '_>,
-    name: &Name,
-    _definition: &Definition,
-    old: &Name,
-    sharded: bool,
-) -> Result<(), ServerError> {
-    work.on_home(&format!("DROP TABLE {old}")).await?;
-    if sharded {
-        // Its views on other shards go along; the home shard's follow to the new table.
-        let (others, before) = (work.others(), work.notice_count());
-        work.on_each(&others, &format!("DROP TABLE {name} CASCADE")).await?;
-        work.truncate_notices(before);
-    }
-    Ok(())
-}
-
 /// Tables that were sharded by default become local again when a foreign key is to reference them; others refuse.
 pub(crate) async fn free_referenced(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
     for referenced in text.referenced() {
@@ -294,17 +345,19 @@ pub(crate) async fn free_referenced(work: &mut Work<'_, '_>, text: &StatementTex
         };
         match &table.kind {
             TableKind::Sharded(sharded) if sharded.by_default => {
-                undistribute(work, &table.name).await?;
+                refuse_to_free(work, &table)?;
+                let linked = undistribute(work, &table.name).await?;
                 work.notice(format!(
-                    "table \"{}\" is local: a foreign key that references it cannot be checked across ranges yet",
+                    "table \"{}\" is local: a foreign key that references it cannot be checked across ranges",
                     table.name.name
                 ));
+                notice_linked(work, &linked, &table.name);
                 work.reload().await?;
             }
             TableKind::Sharded(_) | TableKind::Partition { .. } => {
                 return Err(ServerError::unsupported(
                     format!(
-                        "a foreign key cannot be checked across the ranges of table \"{}\"",
+                        "this foreign key cannot be checked across the ranges of table \"{}\"",
                         table.name.name
                     ),
                     "Leave the foreign key out, or make that table local with CALL pgherd.undistribute(…).",
@@ -314,4 +367,29 @@ pub(crate) async fn free_referenced(work: &mut Work<'_, '_>, text: &StatementTex
         }
     }
     Ok(())
+}
+
+/// Only what `pgherd.default_distribution` has made sharded becomes local by itself; tables that are linked with it too.
+pub(crate) fn refuse_to_free(work: &Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
+    let linked = work.snapshot.linked(&table.name);
+    match linked.iter().find(|t| t.sharded().is_some_and(|s| !s.by_default)) {
+        Some(explicit) => Err(ServerError::unsupported(
+            format!(
+                "table \"{}\" cannot be made local for this, since foreign keys link it with sharded table \"{}\"",
+                table.name.name, explicit.name.name
+            ),
+            "Make them local with CALL pgherd.undistribute(…), or drop the foreign keys first.",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Says of tables that have become local along with another one why they have.
+pub(crate) fn notice_linked(work: &mut Work<'_, '_>, linked: &[Name], with: &Name) {
+    for name in linked {
+        work.notice(format!(
+            "table \"{}\" is local: foreign keys link it with table \"{}\"",
+            name.name, with.name
+        ));
+    }
 }

@@ -6,9 +6,10 @@ use crate::inspect::Relation;
 use crate::ranges::{NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use crate::{bounds, convert, partition};
-use pgherd_model::{KeyType, Name, ServerError, quote_identifier};
+use crate::{bounds, convert, foreign_keys, partition};
+use pgherd_model::{KeyType, Name, ServerError, Sharded, SqlState, Table, TableKind, quote_identifier};
 use pgherd_sql::{Ddl, ObjectName};
+use std::sync::Arc;
 
 /// Runs the statement and returns its tag.
 pub(crate) async fn create_table(
@@ -33,7 +34,7 @@ pub(crate) async fn create_table(
     if text.has(&["if", "not", "exists"]) && work.inspect(&full.to_string()).await?.is_some() {
         return work.on_home(text.text).await;
     }
-    convert::free_referenced(work, text).await?;
+    let shadows = announce_referenced(work, name, text).await? || shadows;
     let (home, notices) = (work.home(), work.notice_count());
     work.attempt(home).await?;
     let tag = work.on_home(text.text).await?;
@@ -44,34 +45,76 @@ pub(crate) async fn create_table(
     };
     match placement(work, &made) {
         Placement::Local(why) => {
-            work.keep(home).await?;
-            refuse_foreign_keys(work, &made)?;
+            if text.referenced().iter().any(|n| is_placed(work, n)) {
+                work.undo(home).await?;
+                work.truncate_notices(notices);
+                convert::free_referenced(work, text).await?;
+                work.on_home(text.text).await?;
+                let made = work.inspect(&full.to_string()).await?;
+                made.map_or(Ok(()), |made| refuse_foreign_keys(work, &made))?;
+            } else {
+                work.keep(home).await?;
+            }
             if let Some(why) = why {
                 work.notice(format!("table \"{}\" is local: {why}", name.name));
             }
         }
-        Placement::Declared(key_types) => {
+        Placement::Declared(place) => {
             work.keep(home).await?;
             if !shadows {
                 work.announce([name.name.as_str()], text.text).await?;
             }
-            make_ranges(work, &made, key_types, false, &[]).await?;
+            make_ranges(work, &made, place, false, &[]).await?;
         }
-        Placement::ByPrimaryKey(column, key_type) => {
+        Placement::ByPrimaryKey(place) => {
             work.undo(home).await?;
             work.truncate_notices(notices);
             if !shadows {
                 work.announce([name.name.as_str()], text.text).await?;
             }
-            let by = format!("RANGE ({})", quote_identifier(&column));
+            let quoted: Vec<_> = place.key.iter().map(|c| quote_identifier(c)).collect();
+            let by = format!("RANGE ({})", quoted.join(", "));
             let rewritten = text
                 .partitioned(name, &by)
                 .ok_or_else(|| ServerError::internal("CREATE TABLE without a list of columns"))?;
             work.on_home(&rewritten).await?;
-            make_ranges(work, &made, vec![key_type], true, &made.options).await?;
+            make_ranges(work, &made, place, true, &made.options).await?;
         }
     }
     Ok(tag)
+}
+
+/// Whether the name is that of a sharded table, or of one of its partitions.
+fn is_placed(work: &Work<'_, '_>, name: &ObjectName) -> bool {
+    let kind = work.resolve(name).map(|t| t.kind.clone());
+    matches!(kind, Some(TableKind::Sharded(_) | TableKind::Partition { .. }))
+}
+
+/// A foreign key to a sharded table changes that one too, and wants its ranges to stay where they are. Returns whether
+/// anything was announced.
+async fn announce_referenced(
+    work: &mut Work<'_, '_>,
+    name: &ObjectName,
+    text: &StatementText<'_>,
+) -> Result<bool, ServerError> {
+    let referenced = text.referenced();
+    let sharded = |work: &Work<'_, '_>| -> Vec<Name> {
+        let found = referenced.iter().filter_map(|n| work.sharded(n));
+        found.map(|t| t.name.clone()).collect()
+    };
+    let names: Vec<_> = sharded(work).iter().map(|n| n.name.to_string()).collect();
+    if names.is_empty() {
+        return Ok(false);
+    }
+    let names = names.iter().map(String::as_str).chain([name.name.as_str()]);
+    work.announce(names, text.text).await?;
+    let locked: Vec<_> = sharded(work).iter().map(Name::to_string).collect();
+    let shards = work.shards();
+    match work.lock(&shards, &locked, "SHARE ROW EXCLUSIVE").await {
+        // PostgreSQL asks for REFERENCES only, and waits for the lock by itself.
+        Err(e) if e.sqlstate() != SqlState::INSUFFICIENT_PRIVILEGE => Err(e),
+        _ => Ok(true),
+    }
 }
 
 /// Where a new table goes.
@@ -79,9 +122,17 @@ enum Placement {
     /// with the reason, where one was to be expected elsewhere
     Local(Option<String>),
     /// PARTITION BY RANGE
-    Declared(Vec<KeyType>),
+    Declared(Place),
     /// a plain table that becomes one
-    ByPrimaryKey(String, KeyType),
+    ByPrimaryKey(Place),
+}
+
+/// A sharded table's key, and whose ranges it gets.
+struct Place {
+    key: Vec<String>,
+    key_types: Vec<KeyType>,
+    /// a table that it refers to
+    like: Option<Arc<Table>>,
 }
 
 fn placement(work: &Work<'_, '_>, made: &Relation) -> Placement {
@@ -90,18 +141,58 @@ fn placement(work: &Work<'_, '_>, made: &Relation) -> Placement {
         if automatic == Automatic::Nothing || made.strategy != Some('r') || made.is_partition {
             return Placement::Local(None);
         }
-        return match declared_key(made) {
-            Ok(key_types) => Placement::Declared(key_types),
-            Err(why) => Placement::Local(Some(why)),
-        };
+        return declared_place(work, made).map_or_else(|why| Placement::Local(Some(why)), Placement::Declared);
     }
     let plain = made.kind == 'r' && made.persistence == 'p' && !made.inherits && !made.typed && !made.is_partition;
     if !plain || !made.primary_key || automatic != Automatic::PrimaryKey {
         return Placement::Local(None);
     }
-    match convert::distributable(made, &first_key_column(made)) {
-        Ok(key_types) => Placement::ByPrimaryKey(first_key_column(made).remove(0), key_types[0]),
-        Err(why) => Placement::Local(Some(why)),
+    default_place(work, made).map_or_else(|why| Placement::Local(Some(why)), Placement::ByPrimaryKey)
+}
+
+/// By the columns that refer to another table's key, or else by the first column of the primary key.
+fn default_place(work: &Work<'_, '_>, made: &Relation) -> Result<Place, String> {
+    let beside = foreign_keys::beside(&work.snapshot, made)?;
+    let (key, like) = match beside {
+        Some(beside) => (beside.key, Some(beside.like)),
+        None => (first_key_column(made), None),
+    };
+    foreign_keys::own_keys_hold(made, &key)?;
+    let key_types = convert::distributable(made, &key)?;
+    let place = Place { key, key_types, like };
+    match place.like.clone().as_ref().and_then(|t| t.sharded()) {
+        Some(like) if !like.automatic => Err("it refers to a table with declared partitions".into()),
+        Some(like) => place.beside(like),
+        None => Ok(place),
+    }
+}
+
+fn declared_place(work: &Work<'_, '_>, made: &Relation) -> Result<Place, String> {
+    if !made.usual_order {
+        return Err("its key has an operator class that is not the type's own".into());
+    }
+    let key = made.key.as_deref().unwrap_or_default();
+    let key_types = key.iter().map(|c| c.key_type()).collect::<Result<_, _>>()?;
+    let key: Vec<String> = key.iter().filter_map(|c| c.name.clone()).collect();
+    foreign_keys::own_keys_hold(made, &key)?;
+    let beside = foreign_keys::beside(&work.snapshot, made)?;
+    if beside.as_ref().is_some_and(|b| b.key != key) {
+        return Err("its foreign key does not match the shard keys of both tables".into());
+    }
+    let like = beside.map(|b| b.like);
+    let place = Place { key, key_types, like };
+    match place.like.clone().as_ref().and_then(|t| t.sharded()) {
+        Some(like) => place.beside(like),
+        None => Ok(place),
+    }
+}
+
+impl Place {
+    fn beside(self, like: &Sharded) -> Result<Self, String> {
+        match self.key_types == like.key_types {
+            true => Ok(self),
+            false => Err("its shard key has another type than that of the table that it refers to".into()),
+        }
     }
 }
 
@@ -111,32 +202,26 @@ pub(crate) fn first_key_column(relation: &Relation) -> Vec<String> {
     first.and_then(|c| c.name.clone()).into_iter().collect()
 }
 
-fn declared_key(made: &Relation) -> Result<Vec<KeyType>, String> {
-    if !made.usual_order {
-        return Err("its key has an operator class that is not the type's own".into());
-    }
-    if !made.foreign_keys.is_empty() {
-        return Err("a foreign key cannot be checked across ranges yet".into());
-    }
-    let key = made.key.as_deref().unwrap_or_default();
-    key.iter().map(|c| c.key_type()).collect()
-}
-
-/// Ranges over all keys for a parent that exists on the home shard.
+/// Ranges over all keys, or those of the table that it refers to, for a parent that exists on the home shard.
 async fn make_ranges(
     work: &mut Work<'_, '_>,
     made: &Relation,
-    key_types: Vec<KeyType>,
+    place: Place,
     by_default: bool,
     options: &[String],
 ) -> Result<(), ServerError> {
     let name = made.full_name();
-    let splits = work.session.distribution.splits(key_types[0]);
-    let ranges = automatic_ranges(
-        bounds::covering(&splits, key_types.len()),
-        &work.snapshot,
-        &work.shards(),
-    );
+    // As it is now, since the announcement.
+    let like = place.like.as_ref().and_then(|t| work.snapshot.table(&t.name)).cloned();
+    let like = like.as_ref().and_then(|t| t.sharded());
+    let ranges = match like {
+        Some(like) => convert::as_in(like),
+        None => {
+            let splits = work.session.distribution.splits(place.key_types[0]);
+            let covering = bounds::covering(&splits, place.key_types.len());
+            automatic_ranges(covering, &work.snapshot, &work.shards())
+        }
+    };
     let definition = work.definition(&name).await?;
     let partition_key = definition
         .partition_key
@@ -144,13 +229,21 @@ async fn make_ranges(
         .ok_or_else(|| ServerError::internal("a sharded table's parent is not partitioned"))?;
     let table = NewTable {
         id: work.session.catalog.new_table_number().await?,
-        name,
-        key_types,
+        name: name.clone(),
+        key_types: place.key_types,
         ranges,
         by_default,
         options,
+        beside: like.filter(|s| s.automatic).map(|s| s.colocation),
     };
-    establish(work, &table, &definition, &partition_key).await
+    establish(work, &table, &definition, &partition_key).await?;
+    let keys = foreign_keys::of(work, std::slice::from_ref(&name)).await?;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let (shards, others) = (work.shards(), work.others());
+    foreign_keys::put_on(work, &keys, &others).await?;
+    work.keep_children(&shards, &[name]).await
 }
 
 /// A local table's foreign key to a sharded table would be checked on the home shard's part only.

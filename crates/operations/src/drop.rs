@@ -1,8 +1,9 @@
 //! DROP TABLE and TRUNCATE over any mix of local tables, sharded tables and declared partitions.
 
+use crate::foreign_keys;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, ShardId, Table, TableKind};
+use pgherd_model::{Name, ServerError, ShardId, SqlState, Table, TableKind};
 use pgherd_sql::{Ddl, ObjectName};
 use serde::Deserialize;
 use serde_json::json;
@@ -72,13 +73,28 @@ pub(crate) async fn drop_tables(
                 .map(|t| t.name.name.to_string()),
         );
     }
+    let sharded = |work: &Work<'_, '_>| -> Vec<Arc<Table>> {
+        let known = known(work, &ddl.relations).into_iter();
+        known.filter(|t| t.sharded().is_some()).collect()
+    };
+    // Their foreign keys go along.
+    let linked = foreign_keys::with_linked(&work.snapshot, &sharded(work));
+    names.extend(linked.iter().map(|t| t.name.name.to_string()));
     let reaches = names.iter().any(|n| work.snapshot.relations.contains_key(n.as_str()));
     if reaches {
         work.announce(names.iter().map(String::as_str), text.text).await?;
     }
     let tables = known(work, &ddl.relations);
     let shards = work.shards();
-    work.lock(&shards, &parents(&tables), "ACCESS EXCLUSIVE").await?;
+    let mut all = tables.clone();
+    all.extend(foreign_keys::with_linked(&work.snapshot, &sharded(work)));
+    match work.lock(&shards, &parents(&all), "ACCESS EXCLUSIVE").await {
+        // PostgreSQL locks the others by itself, and wants no privilege on them.
+        Err(e) if e.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE => {
+            work.lock(&shards, &parents(&tables), "ACCESS EXCLUSIVE").await?;
+        }
+        locked => locked?,
+    }
     let tag = work.on_home(text.text).await?;
     for shard in work.others() {
         let names: Vec<_> = there(work, &tables, shard).iter().map(Name::to_string).collect();
@@ -181,8 +197,15 @@ pub(crate) async fn truncate(
     let blanked = text.blank_only(&whole);
     let text = &text.over(&blanked);
     let shards = work.shards();
-    work.lock(&shards, &parents(&tables), "ACCESS EXCLUSIVE").await?;
+    let reached = match text.has(&["cascade"]) {
+        true => with_referencing(work, &tables),
+        false => tables.clone(),
+    };
+    work.lock(&shards, &parents(&reached), "ACCESS EXCLUSIVE").await?;
+    let notices = work.notice_count();
     let tag = work.on_home(text.text).await?;
+    // PostgreSQL names each range that it reaches, and all are one table to the user.
+    work.say_once(notices);
     for shard in work.others() {
         let names: Vec<_> = there(work, &tables, shard).iter().map(Name::to_string).collect();
         if !names.is_empty() {
@@ -190,7 +213,7 @@ pub(crate) async fn truncate(
         }
     }
     if text.has(&["restart", "identity"]) {
-        let names: Vec<_> = tables
+        let names: Vec<_> = reached
             .iter()
             .filter(|t| t.sharded().is_some())
             .map(|t| t.name.to_string())
@@ -198,4 +221,19 @@ pub(crate) async fn truncate(
         work.close_sequences(&names).await?;
     }
     Ok(tag)
+}
+
+/// These tables and those whose foreign keys refer to them, at any depth.
+fn with_referencing(work: &Work<'_, '_>, tables: &[Arc<Table>]) -> Vec<Arc<Table>> {
+    let mut all = tables.to_vec();
+    let mut at = 0;
+    while let Some(table) = all.get(at).cloned() {
+        at += 1;
+        for (other, _) in work.snapshot.referencing(&table.name) {
+            if !all.iter().any(|t| t.name == other.name) {
+                all.push(other.clone());
+            }
+        }
+    }
+    all
 }

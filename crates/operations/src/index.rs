@@ -45,7 +45,7 @@ pub(crate) async fn create_index(
         }
         Err(e) if by_default && unique && cannot_hold(&e) => {
             work.undo(home).await?;
-            return as_local(work, &table, &e, text.text).await;
+            return as_local(work, &table, &e.fields().message, text).await;
         }
         Err(e) => return Err(e),
     };

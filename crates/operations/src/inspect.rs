@@ -6,6 +6,7 @@ use serde::Deserialize;
 /// A relation as far as placing it needs.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Relation {
+    pub oid: u32,
     pub schema: String,
     pub name: String,
     /// relkind
@@ -67,6 +68,17 @@ pub(crate) struct ForeignKey {
     pub referenced: u32,
     pub referenced_name: String,
     pub relation_name: String,
+    /// the referencing columns
+    pub columns: Vec<String>,
+    /// what they refer to
+    pub referenced_columns: Vec<String>,
+    /// not NOT VALID
+    pub valid: bool,
+    /// SET DEFAULT would draw from a sequence
+    pub draws: bool,
+    /// `FOREIGN KEY (…) REFERENCES …`, with full names
+    pub definition: String,
+    pub comment: Option<String>,
 }
 
 /// How to make a table like another one, as SQL with full names.
@@ -111,6 +123,11 @@ pub(crate) struct View {
 impl Relation {
     pub fn full_name(&self) -> Name {
         Name::new(&self.schema, &self.name)
+    }
+
+    /// Its own foreign keys, not those of tables that refer to it.
+    pub fn own_foreign_keys(&self) -> impl Iterator<Item = &ForeignKey> {
+        self.foreign_keys.iter().filter(|key| key.relation == self.oid)
     }
 
     /// Whether it has a column of this name.

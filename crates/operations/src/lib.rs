@@ -9,6 +9,7 @@
 //! shards then get what the home shard's catalogs say, not what the text said. What gateways route by changes under a
 //! [`pgherd_catalog::Change`], which the caller finishes when the transaction has ended. No rows of a SELECT pass here.
 
+mod align;
 mod alter_table;
 mod attach;
 mod bounds;
@@ -17,6 +18,7 @@ mod copy_rows;
 mod create_table;
 mod drop;
 mod everywhere;
+mod foreign_keys;
 mod index;
 mod inspect;
 mod maintenance;

@@ -25,7 +25,12 @@ pub(crate) async fn create(
     parent: &ObjectName,
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
-    work.announce([name.name.as_str(), parent.name.as_str()], text.text)
+    let linked = work
+        .sharded(parent)
+        .map(|t| work.snapshot.linked(&t.name))
+        .unwrap_or_default();
+    let names = linked.iter().map(|t| &*t.name.name);
+    work.announce(names.chain([name.name.as_str(), parent.name.as_str()]), text.text)
         .await?;
     let table = work.sharded(parent).ok_or_else(|| changed(parent))?;
     let full = crate::create_table::full_name(work, name).await?;
@@ -52,12 +57,15 @@ pub(crate) async fn create(
             "Call pgherd.undistribute first, while the table is empty, or declare ranges with FOR VALUES FROM … TO ….",
         ));
     };
-    let shard = least_used(&sharded, &shards);
+    let shard = owner_of_linked(work, &table, &from, &to)?.unwrap_or_else(|| least_used(&sharded, &shards));
     if shard != work.home() {
         stand_in(work, &full).await?;
         work.on(shard, text.text).await?;
     }
     declare(work, &sharded, &full, (from, to, shard)).await?;
+    if sharded.is_linked {
+        work.keep_children(&shards, &[table.name.clone()]).await?;
+    }
     Ok(tag)
 }
 
@@ -92,6 +100,34 @@ pub(crate) async fn declare(
     let number = colocation(&work.snapshot, sharded.id, &sharded.key_types, &placed);
     work.write(json!({"do": "set", "id": sharded.id.0, "automatic": false, "colocation": number}));
     work.renew_fence(sharded).await
+}
+
+/// The shard that has the keys of this range in the tables that foreign keys link with its table: where the new one belongs.
+fn owner_of_linked(
+    work: &Work<'_, '_>,
+    table: &Table,
+    from: &KeyBound,
+    to: &KeyBound,
+) -> Result<Option<ShardId>, ServerError> {
+    let linked = work.snapshot.linked(&table.name);
+    let others = linked.iter().skip(1).filter_map(|t| t.sharded());
+    let overlapping = others
+        .flat_map(|s| s.ranges.ranges())
+        .filter(|r| r.from < *to && *from < r.to);
+    let mut owners: Vec<_> = overlapping.map(|r| r.shard).collect();
+    owners.sort();
+    owners.dedup();
+    match owners[..] {
+        [] => Ok(None),
+        [owner] => Ok(Some(owner)),
+        _ => Err(ServerError::unsupported(
+            format!(
+                "this partition of \"{}\" would refer to rows, or be referred to from rows, of several shards",
+                table.name.name
+            ),
+            "Declare the partitions of all tables that foreign keys link with it first, and add the foreign keys then.",
+        )),
+    }
 }
 
 pub(crate) fn changed(name: &ObjectName) -> ServerError {
@@ -264,6 +300,15 @@ pub(crate) async fn detach(
     work.lock(&shards, &[table.name.to_string()], "ACCESS EXCLUSIVE")
         .await?;
     let found = work.resolve(name).and_then(|p| owner(work, &p));
+    if found.is_some() && table.sharded().is_some_and(|s| s.is_linked) {
+        return Err(ServerError::unsupported(
+            format!(
+                "cannot detach partition \"{}\" while foreign keys link its table with others",
+                name.name
+            ),
+            "Drop the foreign keys first: a local table's keys cannot be checked across ranges.",
+        ));
+    }
     // Whatever else is named, PostgreSQL says what is wrong with it.
     let tag = work.on_home(text.text).await?;
     let (Some((_, range)), Some(sharded)) = (found, table.sharded()) else {

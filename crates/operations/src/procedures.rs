@@ -1,8 +1,9 @@
 //! `CALL pgherd.…`: distribute, undistribute, split; and what `resolve` is called with.
 
-use crate::convert::{self, Target, distributable};
+use crate::convert::{self, Target};
+use crate::foreign_keys::Member;
 use crate::work::Work;
-use crate::{Outcome, Session, split};
+use crate::{Outcome, Session, foreign_keys, split};
 use pgherd_catalog::Change;
 use pgherd_model::{Name, ServerError, ShardId, SqlState, Table, TableKind};
 use pgherd_sql::{Literal, ObjectName};
@@ -238,13 +239,28 @@ async fn distribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> R
     };
     // As it is now that it is locked.
     let relation = work.inspect(&written).await?.unwrap_or_else(|| relation.clone());
-    let key_types = distributable(&relation, &key).map_err(cannot)?;
+    let found = foreign_keys::members(work, relation.clone(), key.clone()).await?;
+    let seen = found.map_err(cannot)?;
+    announce_linked(work, &seen, &written).await?;
+    // As they are now that they are locked.
+    let found = foreign_keys::members(work, relation.clone(), key.clone()).await?;
+    let members = found.map_err(cannot)?;
+    if members
+        .iter()
+        .any(|m| !seen.iter().any(|s| s.relation.oid == m.relation.oid))
+    {
+        return Err(ServerError::new(
+            SqlState::SERIALIZATION_FAILURE,
+            "could not serialize access: a foreign key was added meanwhile",
+        ));
+    }
+    let key_types = &members[0].key_types;
     let like = match first(taken, 2) {
         Some(other) => {
             let table = sharded(work, other).await?;
             if table
                 .sharded()
-                .is_some_and(|s| s.key_types != key_types || !s.automatic)
+                .is_some_and(|s| s.key_types != *key_types || !s.automatic)
             {
                 return Err(cannot(format!("its key does not match the ranges of \"{other}\"")));
             }
@@ -253,12 +269,33 @@ async fn distribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> R
         None => None,
     };
     let target = Target {
-        key: &key,
-        key_types,
         like: like.as_deref(),
         by_default: false,
     };
-    convert::distribute(work, &relation, target).await
+    convert::distribute(work, &members, target).await
+}
+
+/// Tables that foreign keys link with the one that was named go with it.
+async fn announce_linked(work: &mut Work<'_, '_>, members: &[Member], named: &str) -> Result<(), ServerError> {
+    let others = &members[1..];
+    if others.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = others.iter().map(|m| m.relation.name.as_str()).collect();
+    work.announce(names.iter().copied(), &format!("distribute {named}"))
+        .await?;
+    let locked: Vec<_> = others.iter().map(|m| m.relation.full_name().to_string()).collect();
+    let home = work.home();
+    work.lock(&[home], &locked, "ACCESS EXCLUSIVE").await?;
+    for member in others {
+        work.notice(format!(
+            "table \"{}\" is distributed by {} along with \"{}\", with which foreign keys link it",
+            member.relation.name,
+            member.key.join(", "),
+            members[0].relation.name
+        ));
+    }
+    Ok(())
 }
 
 /// `'id'`, `'a,b'` or an array of names.
@@ -298,7 +335,9 @@ fn wrong_kind(name: &ObjectName, why: &str) -> ServerError {
 async fn undistribute(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> Result<(), ServerError> {
     let table = sharded(work, first(taken, 0).unwrap_or_default()).await?;
     let full: Name = table.name.clone();
-    convert::undistribute(work, &full).await
+    let linked = convert::undistribute(work, &full).await?;
+    convert::notice_linked(work, &linked, &full);
+    Ok(())
 }
 
 async fn split_range(work: &mut Work<'_, '_>, taken: &[Option<Vec<String>>]) -> Result<(), ServerError> {

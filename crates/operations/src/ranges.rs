@@ -26,6 +26,8 @@ pub(crate) struct NewTable<'a> {
     pub by_default: bool,
     /// storage options of the children
     pub options: &'a [String],
+    /// the colocation number of a table that it is to lie beside for good; else that of any with equal ranges
+    pub beside: Option<u32>,
 }
 
 /// Ranges over all keys: neighbours on different shards where there are splits, else one range where there are fewest.
@@ -165,6 +167,39 @@ pub(crate) async fn make_children(
     work.keep_children(&owners, std::slice::from_ref(parent)).await
 }
 
+/// Rows that only move are not new: until [`wake_triggers`] is given what this returns, no trigger fires for them.
+pub(crate) async fn silence_triggers(
+    work: &mut Work<'_, '_>,
+    table: TableId,
+    ranges: &[NewRange],
+) -> Result<Vec<(ShardId, String)>, ServerError> {
+    let mut to_wake = Vec::new();
+    for range in ranges {
+        let child = child_name(table, range.id).to_string();
+        let asked = format!(
+            "SELECT pg_catalog.string_agg(pg_catalog.format('ALTER TABLE %s %s TRIGGER %I', tgrelid::pg_catalog.regclass, \
+             CASE tgenabled WHEN 'O' THEN 'ENABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, tgname), '; ') \
+             FROM pg_catalog.pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgrelid = {}::pg_catalog.regclass",
+            quote_literal(&child)
+        );
+        let results = work.on(range.shard, &asked).await?;
+        if let Some(wake) = results.last().and_then(|r| r.text(0, 0)) {
+            to_wake.push((range.shard, wake.to_owned()));
+            work.on(range.shard, &format!("ALTER TABLE {child} DISABLE TRIGGER USER"))
+                .await?;
+        }
+    }
+    Ok(to_wake)
+}
+
+/// Lets the triggers fire again that [`silence_triggers`] has silenced.
+pub(crate) async fn wake_triggers(work: &mut Work<'_, '_>, to_wake: Vec<(ShardId, String)>) -> Result<(), ServerError> {
+    for (shard, sql) in to_wake {
+        work.on(shard, &sql).await?;
+    }
+    Ok(())
+}
+
 /// Everything of a new table but its parent on the home shard, which exists: parents elsewhere, children, fences, catalog.
 pub(crate) async fn establish(
     work: &mut Work<'_, '_>,
@@ -194,7 +229,8 @@ pub(crate) async fn establish(
         .iter()
         .map(|r| (r.from.clone(), r.to.clone(), r.shard))
         .collect();
-    let colocation = colocation(&work.snapshot, table.id, &table.key_types, &placed);
+    let equal = || colocation(&work.snapshot, table.id, &table.key_types, &placed);
+    let colocation = table.beside.unwrap_or_else(equal);
     work.write(json!({
         "do": "table", "id": table.id.0, "relation": table.name.to_string(), "automatic": true,
         "by_default": table.by_default, "colocation": colocation, "fence": 1,

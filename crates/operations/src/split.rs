@@ -2,7 +2,8 @@
 //! split at the same key, so that joins on the key stay on a shard.
 
 use crate::copy_rows::copy_rows;
-use crate::ranges::{NewRange, condition, make_children, write_range};
+use crate::foreign_keys;
+use crate::ranges::{NewRange, condition, make_children, silence_triggers, wake_triggers, write_range};
 use crate::work::Work;
 use pgherd_catalog::child_name;
 use pgherd_model::{
@@ -37,12 +38,39 @@ pub(crate) async fn split(
     };
     let at = key(first, at)?;
     let to = to.unwrap_or_else(|| least_used(first, &shards));
+    let linked = foreign_keys::with_linked(&work.snapshot, &group);
+    if let Some(other) = linked.iter().find(|t| !group.iter().any(|g| g.name == t.name)) {
+        return Err(ServerError::unsupported(
+            format!(
+                "table \"{}\" cannot be split while a foreign key links it with the declared partitions of \"{}\"",
+                name.name, other.name.name
+            ),
+            "Drop the foreign key, split the range, and add the foreign key again.",
+        ));
+    }
+    // Rows leave one table after the other. Meanwhile their keys are off, and PostgreSQL checks all of a shard's rows when it
+    // gets them back.
+    let names: Vec<Name> = group.iter().map(|t| t.name.clone()).collect();
+    let mut involved: Vec<ShardId> = holding(first, &at).map(|r| r.shard).into_iter().chain([to]).collect();
+    involved.sort();
+    involved.dedup();
+    let keys = foreign_keys::take_off(work, &names, &involved).await?;
     for table in &group {
         if let Some(sharded) = table.sharded() {
             split_one(work, table, sharded, &at, to).await?;
         }
     }
+    foreign_keys::put_on(work, &keys, &involved).await?;
+    if !keys.is_empty() {
+        work.keep_children(&involved, &names).await?;
+    }
     Ok(())
+}
+
+/// The range that has this bound inside.
+fn holding<'s>(sharded: &'s Sharded, at: &KeyBound) -> Option<&'s Range> {
+    let inside = |r: &&Range| r.from.cmp(at) == Ordering::Less && r.to.cmp(at) == Ordering::Greater;
+    sharded.ranges.ranges().iter().find(inside)
 }
 
 /// The table and those that move together with it.
@@ -93,8 +121,7 @@ async fn split_one(
     at: &KeyBound,
     to: ShardId,
 ) -> Result<(), ServerError> {
-    let inside = |r: &&Range| r.from.cmp(at) == Ordering::Less && r.to.cmp(at) == Ordering::Greater;
-    let Some(range) = sharded.ranges.ranges().iter().find(inside).cloned() else {
+    let Some(range) = holding(sharded, at).cloned() else {
         return Err(ServerError::new(
             SqlState::INVALID_PARAMETER_VALUE,
             format!("no range of table \"{}\" has that key inside", table.name.name),
@@ -143,6 +170,7 @@ async fn split_one(
     .await?;
     let halves = [lower, upper];
     make_children(work, &table.name, sharded.id, &halves, &options).await?;
+    let triggers = silence_triggers(work, sharded.id, &halves).await?;
     let quoted: Vec<_> = sharded.key.iter().map(|c| quote_identifier(c)).collect();
     let columns = definition.copied_columns();
     let mut moved = 0;
@@ -158,6 +186,7 @@ async fn split_one(
             "{rows} rows were to be moved, and {moved} were"
         )));
     }
+    wake_triggers(work, triggers).await?;
     work.on(range.shard, &format!("DROP TABLE {child}")).await?;
     for half in &halves {
         let analyze = format!("ANALYZE {}", child_name(sharded.id, half.id));
@@ -168,8 +197,12 @@ async fn split_one(
     work.renew_fence(sharded).await
 }
 
-/// The storage options of a child, for its halves.
-async fn options(work: &mut Work<'_, '_>, shard: ShardId, range: &Range) -> Result<Vec<String>, ServerError> {
+/// The storage options of a child, for what takes its place.
+pub(crate) async fn options(
+    work: &mut Work<'_, '_>,
+    shard: ShardId,
+    range: &Range,
+) -> Result<Vec<String>, ServerError> {
     let sql = format!(
         "SELECT pg_catalog.unnest(reloptions) FROM pg_catalog.pg_class WHERE oid = {}::pg_catalog.regclass",
         pgherd_model::quote_literal(&range.child.to_string())

@@ -11,6 +11,17 @@ pub(crate) struct StatementText<'a> {
     tokens: &'a [Token],
 }
 
+/// A foreign key as a statement writes it.
+#[derive(Debug)]
+pub(crate) struct ForeignKeyClause {
+    pub columns: Vec<String>,
+    pub referenced: ObjectName,
+    /// empty where it means the primary key
+    pub referenced_columns: Vec<String>,
+    /// where it says NOT VALID
+    pub not_valid: Option<Range<usize>>,
+}
+
 impl<'a> StatementText<'a> {
     /// `text` may be the statement's own text or the whole query string that it is part of.
     pub fn new(statement: &'a Parsed, text: &'a str) -> Self {
@@ -196,6 +207,68 @@ impl<'a> StatementText<'a> {
         (parameters || clusters).then(|| &self.text[from..])
     }
 
+    /// Each `FOREIGN KEY (…) REFERENCES table [(…)]`. What is not understood is left out.
+    pub fn foreign_keys(&self) -> Vec<ForeignKeyClause> {
+        let tables = self.referenced();
+        let found = (0..self.tokens.len()).filter_map(|at| {
+            let is = |i: usize, word: &str| self.tokens.get(i).is_some_and(|t| t.is_word(self.text, word));
+            if !is(at, "foreign") || !is(at + 1, "key") {
+                return None;
+            }
+            let (columns, behind) = self.names_in_parentheses(at + 2)?;
+            if !is(behind, "references") {
+                return None;
+            }
+            let from = self.tokens[behind].end as usize;
+            let referenced = tables.iter().find(|t| t.span.start >= from)?.clone();
+            let next = self.tokens.iter().position(|t| t.start as usize >= referenced.span.end);
+            let (referenced_columns, rest) = next
+                .and_then(|next| self.names_in_parentheses(next))
+                .unwrap_or((Vec::new(), next.unwrap_or(self.tokens.len())));
+            Some(ForeignKeyClause {
+                columns,
+                referenced,
+                referenced_columns,
+                not_valid: self.not_valid(rest),
+            })
+        });
+        found.collect()
+    }
+
+    /// `(a, b)` from this token on: the names, and the token behind.
+    fn names_in_parentheses(&self, at: usize) -> Option<(Vec<String>, usize)> {
+        let is = |i: usize, symbol: &str| self.tokens.get(i).is_some_and(|t| t.is(self.text, symbol));
+        let (mut names, mut i) = (Vec::new(), at + 1);
+        is(at, "(").then_some(())?;
+        loop {
+            names.push(self.tokens.get(i)?.identifier(self.text)?);
+            match (is(i + 1, ","), is(i + 1, ")")) {
+                (true, _) => i += 2,
+                (_, true) => return Some((names, i + 2)),
+                _ => return None,
+            }
+        }
+    }
+
+    /// NOT VALID among a constraint's attributes, which end at a comma.
+    fn not_valid(&self, from: usize) -> Option<Range<usize>> {
+        let tokens = self.tokens.get(from..)?;
+        let end = tokens.iter().position(|t| t.is(self.text, ",")).unwrap_or(tokens.len());
+        let word = |i: usize, word: &str| tokens[i].is_word(self.text, word);
+        let at = (1..end).find(|&i| word(i, "valid") && word(i - 1, "not"))?;
+        Some(tokens[at - 1].start as usize..tokens[at].end as usize)
+    }
+
+    /// The text with blanks in these places.
+    pub fn blanked(&self, places: impl IntoIterator<Item = Range<usize>>) -> String {
+        let mut text = self.text.to_owned();
+        for place in places {
+            let blanks = " ".repeat(place.len());
+            text.replace_range(place, &blanks);
+        }
+        text
+    }
+
     /// The name behind `RENAME TO`.
     pub fn new_name(&self) -> Option<String> {
         let at = self.find(&["rename", "to"])?;
@@ -279,5 +352,23 @@ mod tests {
         let found = StatementText::new(&parsed, text).referenced();
         let names: Vec<_> = found.iter().map(|n| (n.schema.as_deref(), n.name.as_str())).collect();
         assert_eq!(names, [(Some("s"), "C"), (None, "e")]);
+    }
+    #[test]
+    fn foreign_keys_are_read() {
+        let text = "alter table a add constraint k foreign key (x, \"Y\") references s.b (p, q) match full not valid, \
+                    add foreign key (z) references c, add check (z > 0) not valid";
+        let parsed = pgherd_sql::parse(text).unwrap().remove(0);
+        let statement = StatementText::new(&parsed, text);
+        let keys = statement.foreign_keys();
+        let shown: Vec<_> = keys
+            .iter()
+            .map(|k| {
+                let (columns, others) = (k.columns.join(","), k.referenced_columns.join(","));
+                format!("{columns} -> {} {others} {}", k.referenced.name, k.not_valid.is_some())
+            })
+            .collect();
+        assert_eq!(shown, ["x,Y -> b p,q true", "z -> c  false"]);
+        let places = keys.into_iter().filter_map(|k| k.not_valid);
+        assert_eq!(statement.blanked(places), text.replacen("not valid", "         ", 1));
     }
 }

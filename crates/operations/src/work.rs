@@ -357,6 +357,16 @@ impl<'w, 's> Work<'w, 's> {
         self.notices.truncate(count);
     }
 
+    /// Forgets notices since `from` that repeat an earlier one of these.
+    pub fn say_once(&mut self, from: usize) {
+        let mut said = std::collections::HashSet::new();
+        let mut at = 0;
+        self.notices.retain(|notice| {
+            at += 1;
+            at <= from || said.insert(notice.fields().message.clone())
+        });
+    }
+
     pub fn into_notices(self) -> Vec<ServerError> {
         self.notices
     }

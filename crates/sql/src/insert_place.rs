@@ -1,8 +1,9 @@
 //! Which range takes each row of an INSERT … VALUES, and the parts that this makes.
 
+use crate::analysis::{Analysis, Decision};
 use crate::insert::{CellKind, InsertPlan, Slot, default_scalar};
 use crate::insert_text::Given;
-use crate::route::{Merge, Part, Route};
+use crate::route::{Merge, ParameterValue, Part, Route};
 use crate::scalar::{Evaluated, Parameters};
 use pgherd_model::{KeyValue, Numeric, ServerError, ShardId, Snapshot};
 use std::sync::Arc;
@@ -121,6 +122,21 @@ impl InsertPlan {
         }
     }
 
+    fn row_with_key(&self, parameters: Parameters, told: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
+        let of = |column: &usize| {
+            let told = told(&self.table.columns[*column].name)?;
+            self.key_type(*column).parse_text(&told)
+        };
+        let wanted: Vec<KeyValue> = self.key.iter().map(of).collect::<Option<_>>()?;
+        (0..self.rows.len()).find(|&row| {
+            let mut key = self.key.iter().zip(&wanted);
+            key.all(|(&column, wanted)| {
+                let value = self.key_value(row, column, parameters, None);
+                matches!(value, Ok(Some(value)) if value == *wanted)
+            })
+        })
+    }
+
     /// Rows that no range takes go to the home shard's parent, which says 23514 or 23502.
     pub fn place(
         &self,
@@ -194,6 +210,21 @@ impl InsertPlan {
             parameters,
             fences,
             replaced: replaced.into(),
+        }
+    }
+}
+
+impl Analysis {
+    /// The first row of an INSERT … VALUES that has the key of which `told` tells each column, as PostgreSQL shows its value. None where
+    /// no row is known to have it.
+    pub fn row_with_key(&self, values: &[ParameterValue], told: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
+        let parameters = Parameters {
+            values,
+            types: &self.types,
+        };
+        match &self.decision {
+            Decision::Insert(plan) => plan.row_with_key(parameters, told),
+            _ => None,
         }
     }
 }

@@ -71,10 +71,13 @@ impl Locks {
         self.at(home).reads.insert(view.to_string());
     }
 
-    /// Notes that a relation is written; `shard` has it, or has its table's parent.
+    /// Notes that a relation is written; `shard` has it, or has its table's parent. What the actions of foreign keys write is
+    /// written as well: their triggers may read.
     pub fn write(&mut self, name: &ObjectName, table: Option<&Arc<Table>>, shard: ShardId) {
+        let acted_on = table.and_then(|table| table.sharded()).map(|s| &s.acts_on[..]);
+        let acted_on = acted_on.unwrap_or_default().iter().map(Name::to_string);
         let name = table.map_or_else(|| sql_name(name), |table| table.name.to_string());
-        self.at(shard).writes.insert(name);
+        self.at(shard).writes.extend(acted_on.chain([name]));
     }
 
     fn at(&mut self, shard: ShardId) -> &mut ShardLocks {

@@ -147,3 +147,49 @@ fn without_sharded_tables_nothing_is_known() {
     assert!(snapshot.relations.is_empty() && snapshot.unsafe_functions.is_empty());
     assert_eq!(snapshot.epoch, Epoch(7));
 }
+
+#[test]
+fn foreign_keys_link_and_their_actions_reach_on() {
+    let table = |id: u32, name: &str, keys: &str| {
+        format!(
+            r#"{{"id": {id}, "oid": {id}00, "schema": "public", "name": "{name}", "automatic": true, "by_default": false, "colocation": 1,
+            "fence": 1, "next_range": 1, "columns": [], "key": [{{"name": "id", "type": 23}}], "ranges": [], "unique": [], "direct": true,
+            "foreign_keys": [{keys}]}}"#
+        )
+    };
+    let key = |referenced: u32, action: char| {
+        format!(
+            r#"{{"name": "k", "digest": "d", "referenced": {referenced}, "columns": ["id", "a"], "referenced_columns": ["x", "id"],
+            "on_delete": "{action}", "on_update": "a", "deferrable": false}}"#
+        )
+    };
+    let tables = [
+        table(1, "tenants", ""),
+        table(2, "folders", &format!("{}, {}", key(100, 'c'), key(200, 'n'))),
+        table(3, "files", &key(200, 'd')),
+        table(4, "notes", &key(300, 'r')),
+        table(5, "alone", &key(999, 'c')),
+    ];
+    let json = format!(r#"{{"epoch": 3, "tables": [{}]}}"#, tables.join(", "));
+    let snapshot = snapshot_from_json(&json, [ShardId(1)].into_iter()).unwrap();
+    let named = |name: &str| Name::new("public", name);
+    let sharded = |name: &str| snapshot.table(&named(name)).unwrap().sharded().unwrap().clone();
+    let acts_on = |name: &str| {
+        let mut names: Vec<_> = sharded(name).acts_on.iter().map(|n| n.name.to_string()).collect();
+        names.sort();
+        names.join(" ")
+    };
+    assert_eq!(acts_on("tenants"), "files folders");
+    assert_eq!(acts_on("folders"), "files folders");
+    assert_eq!(acts_on("files"), "");
+    let linked: Vec<_> = snapshot
+        .linked(&named("files"))
+        .iter()
+        .map(|t| t.name.name.to_string())
+        .collect();
+    assert_eq!(linked, ["files", "tenants", "folders", "notes"]);
+    assert!(sharded("alone").foreign_keys.is_empty());
+    let keys = &sharded("files").foreign_keys;
+    assert_eq!(keys[0].standing_for(&["id".into()]), Some(vec!["a".into()]));
+    assert_eq!(keys[0].standing_for(&["y".into()]), None);
+}

@@ -51,6 +51,14 @@ fn a_null_names_the_parent_and_odd_index_names_are_kept_whole() {
         "relation \"t9_r1\" of no known table"
     );
     assert_eq!(said("at4_r1 is another word"), "at4_r1 is another word");
+    assert_eq!(
+        said("constraint k on table items depends on table pgherd_data.t4_r1"),
+        "constraint k on table items depends on table orders"
+    );
+    assert_eq!(
+        said("k depends on index pgherd_data.\"t4_r1$orders_pkey\", and on index pgherd_data.\"t4_r1$My key\""),
+        "k depends on index orders_pkey, and on index \"My key\""
+    );
 }
 
 #[test]

@@ -13,11 +13,21 @@ impl Session {
         let Some(open) = self.block.open_mut() else {
             return self.judged_by_home(unit).await;
         };
-        open.transaction.participant_to_set(home).await?.simple(text).await?;
+        let mut failed = open
+            .transaction
+            .participant_to_set(home)
+            .await?
+            .simple(text)
+            .await
+            .err();
         for (shard, backend) in open.transaction.participants() {
-            if shard != home {
-                backend.simple(&for_others).await?;
+            if shard != home && failed.is_none() {
+                failed = backend.simple(&for_others).await.err();
             }
+        }
+        if let Some(error) = failed {
+            // What was put off until now may have failed on a range.
+            return Err(self.as_client_sees(error.into()).into());
         }
         open.transaction.replay_on_join(for_others);
         self.client.put_tag("SET CONSTRAINTS");

@@ -98,6 +98,9 @@ impl Session {
             return Ok(false);
         }
         self.look_behind(part.shard, (!reads).then_some(&*table)).await?;
+        if !reads && table.sharded().is_some_and(|s| s.is_linked) {
+            self.note_learnt();
+        }
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let lock = match (reads && !is_held, open.transaction.mode().read_only) {
             (false, _) => "",

@@ -1,6 +1,7 @@
 //! One DML statement on several shards: sent to all, tags summed, RETURNING rows merged.
 
 use super::execute::Entered;
+use super::first_violation::earliest;
 use super::forward::{enlist, lock_fences, lost_lease, no_block, put_statement};
 use super::plan::canceled;
 use super::{Mode, Problem, Session, Unit};
@@ -211,14 +212,15 @@ impl Session {
                 Some(cut) => cut.run(work).await?,
                 None => work.await?,
             };
-            for (shard, mut answer) in read {
+            if let Some((shard, error)) = first_error(unit, entered, &read) {
+                self.cancel.slot.clear();
+                let part = parts.iter().find(|part| part.shard == shard).ok_or_else(no_block)?;
+                return Err(self.scattered_error(unit, part, cut.is_some(), error).await);
+            }
+            for (shard, answer) in read {
                 let Some(i) = parts.iter().position(|part| part.shard == shard) else {
                     continue;
                 };
-                if let Some(error) = answer.error.take() {
-                    self.cancel.slot.clear();
-                    return Err(self.scattered_error(unit, &parts[i], cut.is_some(), error).await);
-                }
                 if let (Some(cut), Some(asked)) = (&mut cut, &answer.asked) {
                     cut.saw(shard, asked);
                 }
@@ -281,6 +283,23 @@ impl Session {
             self.client.out.put_slice(&answer.rows);
         }
     }
+}
+
+/// The error to give, and of which shard, where there are some.
+fn first_error(unit: Unit<'_>, entered: &Entered, read: &[(ShardId, Answer)]) -> Option<(ShardId, ServerError)> {
+    let failed: Vec<_> = read
+        .iter()
+        .filter_map(|(shard, answer)| Some((*shard, answer.error.as_ref()?)))
+        .collect();
+    let place = match failed.len() {
+        0 => return None,
+        1 => 0,
+        _ => {
+            let errors: Vec<_> = failed.iter().map(|(_, error)| *error).collect();
+            earliest(&entered.analysis, &unit.values(unit.types), &errors)
+        }
+    };
+    failed.get(place).map(|(shard, error)| (*shard, (*error).clone()))
 }
 
 /// The rows of all parts are put together before the client's row limit could count.

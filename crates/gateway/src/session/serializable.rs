@@ -32,7 +32,7 @@ pub(crate) struct Strict {
     versions: HashMap<ShardId, i64>,
     /// it changes the schema itself, at whatever level: from then on its versions are nobody else's
     pub(crate) changes_schema: bool,
-    /// how many savepoints were open when an INSERT last learnt whether a key was there
+    /// how many savepoints were open when a statement last learnt, by failing or not, whether a row was there
     learnt: Option<usize>,
     /// a statement has run
     ran: bool,
@@ -85,7 +85,7 @@ impl Strict {
     }
 
     /// What a statement that locks its row by itself has to be looked at for: `written`, and what is used without a name.
-    fn missing_behind(&self, shard: ShardId, written: Option<String>) -> Missing {
+    fn missing_behind(&self, shard: ShardId, written: Vec<String>) -> Missing {
         let is_new = |name: &String| !self.checked.contains(&(shard, name.clone()));
         Missing {
             reads: Vec::new(),
@@ -342,10 +342,24 @@ impl Session {
             }
             _ => Locks::default(),
         };
-        if let (Kind::Insert, Some(open)) = (&unit.statement.parsed.kind, self.block.open_mut()) {
-            open.strict.learnt = Some(open.depth());
+        // Whether it fails tells what was there: of an INSERT's key, and of the rows that foreign keys look for.
+        let is_linked = |table: &Arc<Table>| table.sharded().is_some_and(|s| s.is_linked);
+        let learns = match &unit.statement.parsed.kind {
+            Kind::Insert => true,
+            Kind::Update | Kind::Delete | Kind::Merge => entered.analysis.sharded.iter().any(is_linked),
+            _ => false,
+        };
+        if learns {
+            self.note_learnt();
         }
         self.take(locks, &entered.snapshot).await
+    }
+
+    /// A statement that comes now tells what is there by whether it fails.
+    pub(super) fn note_learnt(&mut self) {
+        if let Some(open) = self.block.open_mut() {
+            open.strict.learnt = Some(open.depth());
+        }
     }
 
     /// 25006 before PostgreSQL would say it, since a write would wait for other readers first.
@@ -423,7 +437,10 @@ impl Session {
     /// Before a statement that locks its row by itself; `written` is what it writes.
     pub(super) async fn look_behind(&mut self, shard: ShardId, written: Option<&Table>) -> Result<(), Problem> {
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        let missing = (open.strict).missing_behind(shard, written.map(|table| table.name.to_string()));
+        let acted_on = written.and_then(|table| table.sharded()).map(|s| &s.acts_on[..]);
+        let own = written.map(|table| table.name.to_string());
+        let written = acted_on.unwrap_or_default().iter().map(Name::to_string).chain(own);
+        let missing = (open.strict).missing_behind(shard, written.collect());
         self.take_missing(shard, &BTreeSet::new(), missing).await
     }
 

@@ -11,7 +11,7 @@ use super::forward::no_block;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
 use bytes::Bytes;
-use pgherd_model::{ServerError, ShardId, SqlState, Table, TableKind, quote_identifier, quote_literal};
+use pgherd_model::{Name, ServerError, ShardId, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_shards::{ColumnDescription, Row, parse_data_row};
 use pgherd_sql::{WithQueries, WithQuery, relations::Role, with_queries};
 use pgherd_transaction::Isolation;
@@ -48,6 +48,8 @@ struct Wants {
     read: BTreeMap<ShardId, BTreeSet<String>>,
     /// whether all must see one snapshot
     one_snapshot: bool,
+    /// a foreign key links tables that different parts write
+    linked: bool,
 }
 
 impl Session {
@@ -71,6 +73,14 @@ impl Session {
             let (made, raised) = self.begin_parts(&wants).await?;
             let held = self.client.hold_tag();
             let result = self.run_parts(unit, &text, &parts, &wants).await;
+            let result = result.map_err(|problem| match problem {
+                // PostgreSQL looks when all parts have written.
+                Problem::Error(e) if e.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION && wants.linked => {
+                    not_in_parts("Foreign keys link the tables that its parts write, and are checked after each part.")
+                        .into()
+                }
+                other => other,
+            });
             let result = self.end_as_one(held, result);
             tries += 1;
             match self.finish_statement(made, result).await {
@@ -195,11 +205,22 @@ impl Session {
                 }
             }
         }
+        let snapshot = self.present_snapshot();
+        let written = |name: &Name| steps.iter().position(|step| step.writes.contains(&*name.name));
+        let linked = snapshot.sharded().any(|table| {
+            let keys = table.sharded().map_or(&[][..], |s| &s.foreign_keys[..]);
+            let own = written(&table.name);
+            own.is_some()
+                && keys
+                    .iter()
+                    .any(|k| written(&k.referenced).is_some_and(|other| Some(other) != own))
+        });
         Ok(Wants {
             read,
             old,
             written: steps.into_iter().map(|step| step.writes).collect(),
             one_snapshot,
+            linked,
         })
     }
 
@@ -271,6 +292,9 @@ impl Session {
                 Role::Update | Role::Delete | Role::Merge => {
                     reads.insert(name.clone());
                     writes.insert(name);
+                    let sharded = reference.table.as_ref().and_then(|t| t.sharded());
+                    let acted_on = sharded.into_iter().flat_map(|s| &s.acts_on);
+                    writes.extend(acted_on.map(|n| n.name.to_string()));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What clients see while gateways and shards die, pause or are sent nonsense.
 
 mod bad_input;
+mod foreign_keys;
 mod killed_gateway;
 mod lost_shard;
 mod matrix;

@@ -2,6 +2,7 @@
 //! whoever may read may also read at this level. Keys 1, 5 and 9 of table `t` lie on three shards.
 
 mod anomalies;
+mod foreign_keys;
 mod histories;
 mod limits;
 mod roles;

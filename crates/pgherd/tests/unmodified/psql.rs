@@ -153,3 +153,38 @@ async fn characters_of_several_bytes_are_converted() {
         "{errors}"
     );
 }
+
+/// What `\d` says of tables with foreign keys, as it does of plain ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_describes_foreign_keys_as_those_of_plain_tables() {
+    let (herd, gateway) = cluster().await;
+    let client = gateway.connect().await.expect("connect");
+    client
+        .batch_execute(
+            "SET pgherd.default_distribution = 'primary_key'; SET pgherd.initial_bounds = 'int 3,7';
+             CREATE TABLE orders (id int PRIMARY KEY);
+             CREATE TABLE items (order_id int REFERENCES orders ON DELETE CASCADE, n int, PRIMARY KEY (order_id, n))",
+        )
+        .await
+        .unwrap_or_else(|error| panic!("{:?}", error.as_db_error()));
+    let describe = async |what: &str| {
+        let mut psql = program(&herd, &gateway, "psql");
+        psql.args(["-X", "-c", &format!("\\d {what}")]);
+        herd::run("psql", psql).await.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let items = describe("items").await;
+    assert!(
+        items.ends_with(
+            "Foreign-key constraints:\n    \"items_order_id_fkey\" FOREIGN KEY (order_id) REFERENCES orders(id) ON DELETE CASCADE\n\n"
+        ),
+        "{items}"
+    );
+    let orders = describe("orders").await;
+    assert!(
+        orders.ends_with(
+            "Referenced by:\n    TABLE \"items\" CONSTRAINT \"items_order_id_fkey\" FOREIGN KEY (order_id) REFERENCES orders(id) ON DELETE CASCADE\n\n"
+        ),
+        "{orders}"
+    );
+    assert!(gateway.stop().await);
+}

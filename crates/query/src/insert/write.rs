@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 /// A shard's batch is sent when it has as many bytes, or rows.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 10_000;
-/// ON CONFLICT has to see all rows of a statement at once, and an array ends at 1 GB.
+/// ON CONFLICT, and a foreign key of the table to itself, have to see all rows of a statement at once, and an array ends at 1 GB.
 const CONFLICT_BYTES: usize = 256 << 20;
 
 /// What one shard gets.
@@ -30,7 +30,8 @@ struct Writer<'a> {
     statement: &'a Statement<'a>,
     sql: String,
     carriers: Vec<Carrier>,
-    conflict: bool,
+    /// a shard gets its rows in one statement
+    at_once: bool,
     lanes: BTreeMap<ShardId, Lane>,
     count: u64,
     returned: RowBatch,
@@ -68,7 +69,7 @@ pub(super) async fn run(
             &text[plan.target.tail.clone()]
         ),
         carriers,
-        conflict: plan.target.conflict,
+        at_once: plan.target.conflict || refers_to_itself(&plan),
         lanes: BTreeMap::new(),
         count: 0,
         returned: RowBatch::default(),
@@ -115,6 +116,12 @@ async fn write_all(
         writer.read_reply(shard, transaction).await?;
     }
     Ok(())
+}
+
+/// Whether the sharded table has a foreign key to itself.
+fn refers_to_itself(plan: &Plan) -> bool {
+    let table = plan.table.as_ref().and_then(|t| Some((t, t.sharded()?)));
+    table.is_some_and(|(t, s)| s.foreign_keys.iter().any(|key| key.referenced == t.name))
 }
 
 /// The types of a local table's columns, from the home shard.
@@ -185,14 +192,14 @@ impl Writer<'_> {
         let Some(lane) = self.lanes.get(&shard) else {
             return Ok(false);
         };
-        if !self.conflict {
+        if !self.at_once {
             return Ok(lane.batch.bytes >= BATCH_BYTES || lane.batch.rows >= BATCH_ROWS);
         }
         if lane.batch.bytes < CONFLICT_BYTES {
             return Ok(false);
         }
         Err(ServerError::unsupported(
-            "INSERT … SELECT … ON CONFLICT has too many rows for one shard",
+            "INSERT … SELECT has too many rows for one shard where it needs all of them at once",
             "Insert in smaller parts.",
         ))
     }

@@ -24,7 +24,7 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 5000;
 
 /// One statement for several shards, with the rows as arrays.
-struct Step {
+pub(super) struct Step {
     sql: String,
     /// identity columns, then values
     carriers: Vec<Carrier>,
@@ -33,7 +33,7 @@ struct Step {
     /// values of the source
     values: Vec<usize>,
     /// each row that is sent must be written
-    exact: bool,
+    pub(super) exact: bool,
     /// its rows are the client's
     returns: bool,
     /// its count is the client's
@@ -47,6 +47,10 @@ pub(super) struct Writer<'a> {
     pub target: &'a Target,
     /// locks rows first, where row triggers may keep them from being written
     lock: Option<Step>,
+    /// locks rows that leave
+    pub(super) hold: Step,
+    /// finds rows that leave while others refer to them, for each of the target's [`Target::referencing`]
+    pub(super) referred: Vec<Step>,
     leave: Step,
     write: Step,
     enter: Step,
@@ -54,7 +58,7 @@ pub(super) struct Writer<'a> {
 
 /// What was done so far.
 #[derive(Default)]
-struct Done {
+pub(super) struct Done {
     count: u64,
     returned: RowBatch,
     /// shards on which the table's fence is held
@@ -62,7 +66,7 @@ struct Done {
 }
 
 /// The text of a statement's pieces.
-struct Texts<'a> {
+pub(super) struct Texts<'a> {
     text: &'a str,
     shape: &'a Shape,
     target: &'a Target,
@@ -90,6 +94,12 @@ impl<'a> Writer<'a> {
         };
         Self {
             lock: target.has_row_triggers.then(|| texts.lock()),
+            hold: texts.lock(),
+            referred: target
+                .referencing
+                .iter()
+                .map(|(table, key)| texts.referred(table, key))
+                .collect(),
             leave: texts.leave(),
             write: texts.write(),
             enter: texts.enter(),
@@ -179,13 +189,24 @@ impl<'a> Writer<'a> {
         }
         for (shard, (leaving, staying)) in here {
             if !self.lock_rows(shard, &staying, done, transaction).await?
+                || !self
+                    .may_leave(shard, &leaving, found.len() == 1, done, transaction)
+                    .await?
                 || !leaving.is_empty() && !self.run(&self.leave, shard, &leaving, done, transaction).await?
             {
                 return Ok(false);
             }
             let is_needed = !staying.is_empty() || shard == self.target.any_shard;
-            if is_needed && !self.run(&self.write, shard, &staying, done, transaction).await? {
-                return Ok(false);
+            if is_needed {
+                let written = self.run(&self.write, shard, &staying, done, transaction).await;
+                // A row that enters may be the one that a key still needs.
+                let written = written.map_err(|e| match !entering.is_empty() && self.target.is_referenced {
+                    true => self.target.unless_broken(e),
+                    false => e,
+                });
+                if !written? {
+                    return Ok(false);
+                }
             }
         }
         for (shard, rows) in entering {
@@ -217,7 +238,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Runs a step on one shard; false where a row was not there any more.
-    async fn run(
+    pub(super) async fn run(
         &self,
         step: &Step,
         shard: ShardId,
@@ -244,7 +265,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Sends the next rows of a shard; returns how many.
-    async fn send(
+    pub(super) async fn send(
         &self,
         step: &Step,
         shard: ShardId,
@@ -265,7 +286,8 @@ impl<'a> Writer<'a> {
             });
             batch.add(identity.map(|part| Some(part.as_bytes())).chain(values));
             sent += 1;
-            if batch.bytes >= BATCH_BYTES || batch.rows >= BATCH_ROWS {
+            let is_full = batch.bytes >= BATCH_BYTES || batch.rows >= BATCH_ROWS;
+            if is_full && !self.target.refers_to_itself {
                 break;
             }
         }
@@ -310,7 +332,11 @@ fn put(
 }
 
 /// Reads one statement's reply: its count, and its rows.
-async fn read_reply(backend: &mut Backend, returns: bool, returned: &mut RowBatch) -> Result<u64, ServerError> {
+pub(super) async fn read_reply(
+    backend: &mut Backend,
+    returns: bool,
+    returned: &mut RowBatch,
+) -> Result<u64, ServerError> {
     let (mut failed, mut count) = (None, 0);
     loop {
         let message = backend.next_message().await?;
@@ -331,7 +357,7 @@ async fn read_reply(backend: &mut Backend, returns: bool, returned: &mut RowBatc
 }
 
 impl Texts<'_> {
-    fn alias(&self) -> String {
+    pub(super) fn alias(&self) -> String {
         quote_identifier(&self.shape.alias)
     }
 
@@ -340,11 +366,17 @@ impl Texts<'_> {
     }
 
     /// The table with its alias, as the client wrote it.
-    fn named(&self) -> &str {
+    pub(super) fn named(&self) -> &str {
         &self.text[self.shape.target.clone()]
     }
 
-    fn step(&self, identified: bool, values: Vec<usize>, returns: bool, sql: impl Fn(&str) -> String) -> Step {
+    pub(super) fn step(
+        &self,
+        identified: bool,
+        values: Vec<usize>,
+        returns: bool,
+        sql: impl Fn(&str) -> String,
+    ) -> Step {
         let identity = (0..3).filter(|_| identified).map(|_| Carrier::text());
         let carriers: Vec<_> = identity
             .chain(values.iter().map(|value| self.source.carriers[*value].clone()))
@@ -374,7 +406,7 @@ impl Texts<'_> {
         }
     }
 
-    fn is_row(&self) -> String {
+    pub(super) fn is_row(&self) -> String {
         let alias = self.alias();
         format!(
             "{alias}.tableoid = CAST(pgherd_new.pgherd_t AS pg_catalog.oid) \

@@ -12,6 +12,7 @@
 
 mod apply;
 mod merge;
+mod referred;
 mod returning;
 pub(crate) mod shape;
 mod source;

@@ -4,7 +4,8 @@ use super::shape::Shape;
 use crate::metadata::{self, Column};
 use crate::statement::Statement;
 use pgherd_model::{
-    Resolved, ServerError, ShardId, Sharded, SqlState, Table, TableKind, quote_identifier, quote_literal,
+    ForeignKey, Name, Resolved, ServerError, ShardId, Sharded, SqlState, Table, TableKind, quote_identifier,
+    quote_literal,
 };
 use pgherd_shards::Backend;
 use std::sync::Arc;
@@ -21,8 +22,12 @@ pub(super) struct Target {
     pub any_shard: ShardId,
     /// row triggers may keep rows from being written
     pub has_row_triggers: bool,
-    /// other tables' foreign keys refer to it
+    /// foreign keys refer to it
     pub is_referenced: bool,
+    /// these, where they are of sharded tables, with the tables that have them
+    pub referencing: Vec<(Name, ForeignKey)>,
+    /// a foreign key of its own does: its rows are to be written in one statement on each shard, which checks them at its end
+    pub refers_to_itself: bool,
     /// the role may lock rows
     pub may_lock: bool,
     /// the role may insert and delete rows
@@ -62,6 +67,9 @@ impl Target {
         if let Some(reason) = facts.reason {
             return Err(not_exact(&shape.name, reason));
         }
+        if facts.refers_to_itself && verb == "MERGE" {
+            return Err(not_exact(&shape.name, "it has a foreign key to itself"));
+        }
         let metadata = metadata::read(home, &[lookup], &[]).await?;
         let relation = metadata.relations.into_iter().next().flatten();
         if relation.as_ref().is_some_and(crate::metadata::Relation::is_system) {
@@ -74,13 +82,21 @@ impl Target {
             }
             _ => None,
         };
+        let root = table.as_ref().map(|t| match &t.kind {
+            TableKind::Partition { parent, .. } => parent,
+            _ => &t.name,
+        });
+        let keys = root.into_iter().flat_map(|root| statement.snapshot.referencing(root));
+        let referencing = keys.map(|(t, key)| (t.name.clone(), key.clone())).collect();
         Ok(Self {
             name: shape.name.clone(),
+            referencing,
             table,
             columns: relation.map(|r| r.columns).unwrap_or_default(),
             any_shard: any_shard.unwrap_or(statement.snapshot.home()),
             has_row_triggers: facts.row_triggers,
             is_referenced: facts.referenced,
+            refers_to_itself: facts.refers_to_itself,
             may_lock: facts.may_lock,
             may_move: facts.may_move,
         })
@@ -109,23 +125,38 @@ impl Target {
     pub fn keeps_rows(&self) -> Option<ServerError> {
         let reason = if self.has_row_triggers {
             "It has row triggers, which PostgreSQL fires in a way that two shards cannot."
-        } else if self.is_referenced {
-            "Foreign keys of other tables refer to its rows."
+        } else if self.is_referenced && (self.referencing.is_empty() || !self.may_lock) {
+            "Foreign keys refer to its rows."
         } else if !self.may_move {
             "Moving a row wants the privileges INSERT and DELETE."
         } else {
             return None;
         };
-        Some(
-            ServerError::unsupported(
-                format!(
-                    "updating the shard key of \"{}\" is not supported where it moves rows to another shard",
-                    self.name
-                ),
-                "Delete the row and insert it with its new key, in one transaction.",
-            )
-            .with_detail(reason),
+        Some(self.stays(reason))
+    }
+
+    /// An error of one part of the statement as that of the whole: PostgreSQL looks at foreign keys when all of it is done, and what
+    /// one part breaks another may make good.
+    pub fn unless_broken(&self, error: ServerError) -> ServerError {
+        match error.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION {
+            true => not_exact(
+                &self.name,
+                "foreign keys refer to its rows, and would be checked after each part",
+            ),
+            false => error,
+        }
+    }
+
+    /// The refusal to take rows to another shard.
+    pub fn stays(&self, reason: &str) -> ServerError {
+        ServerError::unsupported(
+            format!(
+                "updating the shard key of \"{}\" is not supported where it moves rows to another shard",
+                self.name
+            ),
+            "Delete the row and insert it with its new key, in one transaction.",
         )
+        .with_detail(reason)
     }
 }
 
@@ -144,6 +175,7 @@ struct Facts {
     reason: Option<&'static str>,
     row_triggers: bool,
     referenced: bool,
+    refers_to_itself: bool,
     may_lock: bool,
     may_move: bool,
 }
@@ -157,7 +189,8 @@ impl Facts {
              EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 1)::text, \
              EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid)::text, \
              has_table_privilege(c.oid, 'SELECT')::text, has_any_column_privilege(c.oid, 'UPDATE')::text, \
-             (has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'DELETE'))::text \
+             (has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'DELETE'))::text, \
+             EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid)::text \
              FROM pg_catalog.pg_class c WHERE c.oid = to_regclass({})",
             quote_literal(lookup)
         );
@@ -188,6 +221,7 @@ impl Facts {
             referenced: is(6),
             may_lock: is(8),
             may_move: is(9),
+            refers_to_itself: is(10),
         })
     }
 }

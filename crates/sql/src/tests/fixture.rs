@@ -95,6 +95,9 @@ pub fn sharded(
             relation: 0,
             through_view: None,
             unique: Vec::new(),
+            foreign_keys: Vec::new(),
+            is_linked: false,
+            acts_on: Vec::new(),
         }),
     }
 }

@@ -99,10 +99,14 @@ pub(super) async fn attempt(
             moved(rows, &when.writer)?;
         }
         let written = match when.rank {
-            2 => when.writer.insert(rows, transaction).await?,
-            _ => when.writer.write(rows, transaction).await?,
+            2 => when.writer.insert(rows, transaction).await,
+            _ => when.writer.write(rows, transaction).await,
         };
-        match written {
+        let written = written.map_err(|e| match whens.len() > 1 && first.writer.target.is_referenced {
+            true => first.writer.target.unless_broken(e),
+            false => e,
+        });
+        match written? {
             Some((written, _)) => count += written,
             None => return Ok(None),
         }
