@@ -14,6 +14,7 @@ is not explained there makes this program fail. With --write, docs/drivers.md ge
 
 import argparse
 import collections
+import json
 import os
 import pathlib
 import shutil
@@ -25,6 +26,7 @@ from servers import REPOSITORY, ROLES, herd, plain, psql, say
 from suites import SUITES
 
 EXTENSIONS = ["hstore", "citext", "ltree"]
+SIDES = ["PostgreSQL", "pgherd"]
 
 
 def prepare(port, is_plain):
@@ -37,6 +39,11 @@ def prepare(port, is_plain):
     psql(port, "CREATE ROLE ssl_user LOGIN")
     for extension in EXTENSIONS:
         psql(port, f"CREATE EXTENSION {extension}")
+
+
+def read_outcomes(folder, suite, side):
+    file = folder / f"{suite}-{side}.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def compare(suite, expected, found, known):
@@ -68,29 +75,37 @@ def main():
     parser.add_argument("--pgherd", default=REPOSITORY / "target/debug/pgherd", help="the program")
     parser.add_argument("--port", type=int, default=5433, help="where the servers listen; tokio-postgres' tests want 5433")
     parser.add_argument("--write", action="store_true", help="write docs/drivers.md")
-    parser.add_argument("--keep", metavar="DIR", help="keep what the suites print here")
+    parser.add_argument("--keep", metavar="DIR", help="keep what the suites print here, and their outcomes")
+    parser.add_argument("--resume", action="store_true", help="do not run again what has its outcomes in the folder of --keep")
     arguments = parser.parse_args()
     folders = {suite: getattr(arguments, suite.replace("-", "_")) for suite in SUITES}
     program = pathlib.Path(arguments.pgherd).resolve()
     outcomes = collections.defaultdict(dict)
     with tempfile.TemporaryDirectory(prefix="pgherd-drivers") as scratch:
         os.chmod(scratch, 0o755)
-        for side in ["PostgreSQL", "pgherd"]:
+        kept = pathlib.Path(arguments.keep or scratch).resolve()
+        for side in SIDES:
+            if arguments.resume:
+                for suite in SUITES:
+                    outcomes[suite][side] = read_outcomes(kept, suite, side)
+            wanted = [suite for suite in SUITES if folders[suite] and not outcomes[suite].get(side)]
+            if not wanted:
+                continue
             folder = pathlib.Path(scratch) / side
             folder.mkdir()
             with plain(folder, arguments.port) if side == "PostgreSQL" else herd(folder, arguments.port, program, databases=["psycopg"]):
                 prepare(arguments.port, side == "PostgreSQL")
-                for suite, (runs, _) in SUITES.items():
-                    if not folders[suite]:
-                        continue
+                for suite in wanted:
                     say(f"{suite} on {side}")
-                    target = pathlib.Path(arguments.keep or scratch).resolve() / f"{suite}-{side}"
+                    target = kept / f"{suite}-{side}"
                     shutil.rmtree(target, ignore_errors=True)
                     target.mkdir(parents=True)
-                    outcomes[suite][side] = runs(os.path.abspath(folders[suite]), target, arguments.port)
+                    found = SUITES[suite][0](os.path.abspath(folders[suite]), target, arguments.port)
+                    outcomes[suite][side] = found
+                    (kept / f"{suite}-{side}.json").write_text(json.dumps(found, indent=0))
     known, rows, reasons, unexplained = explanations(), [], [], 0
     for suite in SUITES:
-        if not outcomes[suite].get("PostgreSQL"):
+        if not all(outcomes[suite].get(side) for side in SIDES):
             rows.append(f"| {suite} | not run | | |")
             continue
         row, explained, others = compare(suite, outcomes[suite]["PostgreSQL"], outcomes[suite]["pgherd"], known)

@@ -65,6 +65,29 @@ def asyncpg(folder, target, port):
     return pytest(["--timeout=60", "tests"], target, environment, target)
 
 
+def psycopg2(folder, target, port):
+    environment = {
+        "PSYCOPG2_TESTDB": "psycopg",
+        "PSYCOPG2_TESTDB_HOST": "127.0.0.1",
+        "PSYCOPG2_TESTDB_PORT": str(port),
+        "PSYCOPG2_TESTDB_USER": "postgres",
+        # A test that waits for ever inside of libpq is not ended by pytest.
+        "PGOPTIONS": "-c lock_timeout=20s",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    # Beside the sources, Python would take the driver itself from there, which is not compiled.
+    shutil.copytree(pathlib.Path(folder) / "tests", target / "tests")
+    return pytest(["--timeout=60", "tests"], target, environment, target)
+
+
+def pg8000(folder, target, port):
+    environment = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGPASSWORD": "pw", "PYTHONDONTWRITEBYTECODE": "1"}
+    shutil.copytree(pathlib.Path(folder) / "test", target / "test")
+    # Those of authentication want servers that are set up for each method.
+    authentication = [f"--ignore=test/{part}/auth" for part in ["dbapi", "legacy", "native"]]
+    return pytest(["--timeout=60", *authentication, "--ignore=test/test_readme.py", "test"], target, environment, target)
+
+
 def tokio_postgres(folder, target, port):
     programs = glob.glob(f"{folder}/target/debug/deps/test-*[!.d]") + glob.glob(f"{folder}/../target/debug/deps/test-*[!.d]")
     programs = [p for p in programs if os.access(p, os.X_OK)]
@@ -85,7 +108,7 @@ def sqlalchemy(folder, target, port):
     for extension in ["hstore", "citext", "btree_gist"]:
         psql(port, f"CREATE EXTENSION IF NOT EXISTS {extension}", "psycopg")
     uri = f"postgresql+psycopg://postgres@127.0.0.1:{port}/psycopg"
-    arguments = ["-p", "no:warnings", "--timeout=60", "--dburi", uri, "test/dialect/postgresql", "test/dialect/test_suite.py"]
+    arguments = ["-p", "no:warnings", "--timeout=60", "--maxfail=100000", "--dburi", uri, "test/dialect/postgresql", "test/dialect/test_suite.py"]
     return pytest(arguments, folder, {"PYTHONPATH": f"{folder}/lib", "PYTHONDONTWRITEBYTECODE": "1"}, target)
 
 
@@ -124,9 +147,11 @@ def node_postgres(folder, target, port):
 
 SUITES = {
     "psycopg": (psycopg, "psycopg 3, all tests but those marked slow; pytest, pytest-timeout, anyio, pproxy"),
+    "psycopg2": (psycopg2, "psycopg2; psycopg2, pytest, pytest-timeout"),
+    "pg8000": (pg8000, "pg8000, all but authentication; pg8000, pytest, pytest-timeout, pytest-benchmark, pytz"),
     "tokio-postgres": (tokio_postgres, "tokio-postgres, with all its types"),
     "asyncpg": (asyncpg, "asyncpg, the tests that can use a server that runs; asyncpg, pytest, pytest-timeout, distro"),
     "sqlalchemy": (sqlalchemy, "SQLAlchemy's suite for dialects, and its tests of PostgreSQL's; psycopg, pytest, pytest-timeout"),
     "django": (django, "Django's tests that have to do with the database; psycopg, asgiref, sqlparse"),
-    "node-postgres": (node_postgres, "node-postgres' integration tests, each file as one; pg in NODE_PATH"),
+    "node-postgres": (node_postgres, "node-postgres' integration tests, each file as one; pg, async, bluebird, co, pg-copy-streams in NODE_PATH"),
 }

@@ -345,6 +345,8 @@ CREATE OR REPLACE FUNCTION pgherd.pg_terminate_backend(done boolean, pid integer
 $$ SELECT done $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_cancel_backend(done boolean, pid integer) RETURNS boolean LANGUAGE sql VOLATILE AS
 $$ SELECT done $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_export_snapshot(name text) RETURNS text LANGUAGE sql VOLATILE AS
+$$ SELECT name $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_prepared_statements(statements jsonb) RETURNS SETOF pg_catalog.pg_prepared_statements
 LANGUAGE sql STABLE SET search_path = pg_catalog AS
 $$ SELECT (jsonb_populate_recordset(NULL::pg_catalog.pg_prepared_statements, (SELECT jsonb_agg(s ||

@@ -44,7 +44,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
                     JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum WHERE k.n <= x.indnkeyatts))
                 ORDER BY x.indisprimary DESC, i.relname) AS list
         FROM t JOIN pg_index x ON x.indrelid = t.oid JOIN pg_class i ON i.oid = x.indexrelid
-        WHERE x.indisunique AND x.indpred IS NULL AND x.indexprs IS NULL
+        WHERE x.indisunique AND x.indisvalid AND x.indpred IS NULL AND x.indexprs IS NULL
         GROUP BY x.indrelid
     ), foreign_keys AS (
         SELECT k.conrelid, json_agg(json_build_object('name', k.conname, 'digest', left(md5(k.conname), 16),

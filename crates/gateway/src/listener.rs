@@ -313,12 +313,8 @@ async fn start_up(client: &mut Client, shared: &Shared) -> Result<Vec<(String, S
             Ok(_) => {
                 return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "expected a startup message").into());
             }
-            Err(Gone::Closed) => return Err(Refused::Gone),
-            Err(Gone::Garbage(_) | Gone::Text(_) | Gone::FunctionCall(_)) => {
-                let error = ServerError::new(SqlState::PROTOCOL_VIOLATION, "invalid length of startup packet")
-                    .with_hint("This port speaks PostgreSQL's protocol, version 3.");
-                return Err(error.into());
-            }
+            // PostgreSQL answers nothing either to what is not its protocol.
+            Err(Gone::Closed | Gone::Garbage(_) | Gone::Text(_) | Gone::FunctionCall(_)) => return Err(Refused::Gone),
         }
     }
 }

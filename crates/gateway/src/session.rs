@@ -37,6 +37,7 @@ pub(crate) mod settings;
 mod settings_statements;
 pub(crate) mod shown_catalogs;
 mod simple;
+mod snapshots;
 mod start;
 mod stored;
 mod suspended;

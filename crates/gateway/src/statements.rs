@@ -37,6 +37,8 @@ pub(crate) struct Statement {
     pub(crate) asks_session: bool,
     /// reads catalogs of PostgreSQL's that show ranges, or the numbers of one shard
     pub(crate) reads_catalogs: bool,
+    /// is NOTIFY, or calls pg_notify()
+    pub(crate) notifies: bool,
     /// calls no function that a user may have made
     pub(crate) calls_builtins_only: bool,
     /// names current_setting or pg_settings, which may show the level of a block whose shards' blocks are at another one
@@ -88,6 +90,7 @@ impl Statement {
                 .any(|f| lower.contains(f)),
             asks_session: own_state::asks_session(&lower),
             reads_catalogs: shown_catalogs::reads_catalogs(&lower),
+            notifies: lower.contains("notify"),
             calls_builtins_only: pgherd_sql::calls_builtins_only(text, &parsed.tokens),
             shows_settings: ["current_setting", "pg_settings"].iter().any(|f| lower.contains(f)),
             shared_clock: pgherd_sql::clock::uses_shared_clock(text, &parsed.tokens),

@@ -2,7 +2,7 @@
 
 use crate::bounds::Automatic;
 use crate::convert::{self, Target, distributable};
-use crate::create_table::{first_key_column, refuse_foreign_keys};
+use crate::create_table::{first_key_column, free_inherited, refuse_foreign_keys};
 use crate::foreign_keys::Member;
 use crate::statement_text::{ForeignKeyClause, StatementText};
 use crate::work::Work;
@@ -18,6 +18,7 @@ pub(crate) async fn alter_table(
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
     let name = &ddl.relations[0];
+    free_inherited(work, text).await?;
     match work.resolve(name).map(|t| t.kind.clone()) {
         Some(TableKind::Sharded(_)) if ddl.partition.is_some() => partition::detach(work, ddl, text).await,
         Some(TableKind::Sharded(_)) => alter_sharded(work, name, text).await,
@@ -58,7 +59,12 @@ async fn alter_sharded(
         align::beside_referenced(work, name, clause).await?;
     }
     let table = still_sharded(work, name)?;
-    let mut sql = text.without_only(name);
+    // A key of the parent of declared partitions is one that theirs are attached to, which is how pg_dump writes it.
+    let declared = table.sharded().is_some_and(|s| !s.automatic);
+    let mut sql = match declared && text.has(&["add", "constraint"]) && clauses.is_empty() {
+        true => text.text.to_owned(),
+        false => text.without_only(name),
+    };
     if by_default {
         // PostgreSQL has no such keys on partitioned tables: it is checked at once, and is valid from the start.
         let unchecked = clauses.iter().filter_map(|c| c.not_valid.clone());

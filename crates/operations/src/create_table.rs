@@ -34,6 +34,7 @@ pub(crate) async fn create_table(
     if text.has(&["if", "not", "exists"]) && work.inspect(&full.to_string()).await?.is_some() {
         return work.on_home(text.text).await;
     }
+    free_inherited(work, text).await?;
     let shadows = announce_referenced(work, name, text).await? || shadows;
     let (home, notices) = (work.home(), work.notice_count());
     work.attempt(home).await?;
@@ -117,6 +118,22 @@ async fn announce_referenced(
     }
 }
 
+/// Tables that were sharded by default become local again when another one is to inherit from them.
+pub(crate) async fn free_inherited(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
+    for parent in text.inherited() {
+        let table = work.sharded(&parent);
+        if let Some(table) = table.filter(|t| t.sharded().is_some_and(|s| s.by_default)) {
+            convert::undistribute(work, &table.name).await?;
+            work.notice(format!(
+                "table \"{}\" is local: a table inherits from it",
+                table.name.name
+            ));
+            work.reload().await?;
+        }
+    }
+    Ok(())
+}
+
 /// Where a new table goes.
 enum Placement {
     /// with the reason, where one was to be expected elsewhere
@@ -146,6 +163,12 @@ fn placement(work: &Work<'_, '_>, made: &Relation) -> Placement {
     let plain = made.kind == 'r' && made.persistence == 'p' && !made.inherits && !made.typed && !made.is_partition;
     if !plain || !made.primary_key || automatic != Automatic::PrimaryKey {
         return Placement::Local(None);
+    }
+    let level = work.transaction.mode().isolation;
+    if level.is_some_and(|level| level.is_one_snapshot()) && work.shards().len() > 1 {
+        return Placement::Local(Some(
+            "a transaction at its isolation level cannot make it on several shards".into(),
+        ));
     }
     default_place(work, made).map_or_else(|why| Placement::Local(Some(why)), Placement::ByPrimaryKey)
 }

@@ -9,7 +9,7 @@ use crate::ranges::{NewRange, colocation, write_range};
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use pgherd_model::{
-    Bound, KeyBound, KeyType, Name, RangeId, ServerError, ShardId, Sharded, SqlState, Table, TableKind,
+    Bound, KeyBound, KeyType, Name, RangeId, ServerError, ShardId, Sharded, SqlState, Table, TableKind, quote_literal,
 };
 use pgherd_sql::{Ddl, ObjectName};
 use serde_json::json;
@@ -223,13 +223,26 @@ fn parse_value(text: &str) -> Option<(String, &str)> {
 }
 
 /// The sharded table and the range of a declared partition.
-fn owner(work: &Work<'_, '_>, partition: &Table) -> Option<(Arc<Table>, pgherd_model::Range)> {
+pub(crate) fn owner(work: &Work<'_, '_>, partition: &Table) -> Option<(Arc<Table>, pgherd_model::Range)> {
     let TableKind::Partition { parent, range } = &partition.kind else {
         return None;
     };
     let parent = work.snapshot.table(parent)?.clone();
     let range = parent.sharded()?.ranges.get(*range)?.clone();
     Some((parent, range))
+}
+
+/// The first column whose default is not the parent's, which INSERT into the parent would take here and PostgreSQL would not.
+fn other_defaults(child: &Name, parent: &Name) -> String {
+    let of = |table: &Name| {
+        let table = quote_literal(&table.to_string());
+        format!(
+            "(SELECT a.attname, pg_catalog.pg_get_expr(d.adbin, d.adrelid) FROM pg_catalog.pg_attribute a \
+             JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+             WHERE a.attrelid = {table}::pg_catalog.regclass)"
+        )
+    };
+    format!("{} EXCEPT {} LIMIT 1", of(child), of(parent))
 }
 
 /// ALTER TABLE of a declared partition: what does not make it differ from its parent.
@@ -244,15 +257,26 @@ pub(crate) async fn alter(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementTe
         &["owner", "to"],
         &["set", "statistics"],
         &["replica", "identity"],
+        // Of its own, or one that its parent has already.
+        &["add", "constraint"],
+        &["drop", "constraint"],
+        &["set", "default"],
     ];
-    if !harmless
+    let is_harmless = harmless
         .iter()
-        .any(|words| text.has(&words[..1]) && words.iter().all(|w| *w == "(" || text.has(&[w])))
-    {
+        .any(|words| text.has(&words[..1]) && words.iter().all(|w| *w == "(" || text.has(&[w])));
+    if !is_harmless || text.has(&["references"]) {
         return Err(ServerError::unsupported(
             format!("cannot change partition \"{}\" on its own", name.name),
             "Change the sharded table, and its partitions follow.",
         ));
+    }
+    if text.mentions(ELSEWHERE) {
+        let message = format!(
+            "constraint \"{ELSEWHERE}\" of relation \"{}\" does not exist",
+            name.name
+        );
+        return Err(ServerError::new(SqlState::UNDEFINED_OBJECT, message));
     }
     let renamed = text.new_name();
     let mut names = vec![name.name.as_str()];
@@ -261,6 +285,15 @@ pub(crate) async fn alter(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementTe
     let partition = work.resolve(name).ok_or_else(|| changed(name))?;
     let (parent, range) = owner(work, &partition).ok_or_else(|| changed(name))?;
     let tag = work.on_home(text.text).await?;
+    if text.has(&["set", "default"]) && work.value(&other_defaults(&range.child, &parent.name)).await?.is_some() {
+        return Err(ServerError::unsupported(
+            format!(
+                "partition \"{}\" cannot have another default than its parent",
+                name.name
+            ),
+            "Change the sharded table, and its partitions follow.",
+        ));
+    }
     if range.shard != work.home() {
         work.on(range.shard, text.text).await?;
     }

@@ -168,26 +168,28 @@ impl<'a> StatementText<'a> {
 
     /// The tables behind REFERENCES.
     pub fn referenced(&self) -> Vec<ObjectName> {
-        let word = |t: &Token| matches!(t.kind, TokenKind::Word | TokenKind::Quoted);
+        let is_reference = |(_, token): &(usize, &Token)| token.is_word(self.text, "references");
+        let found = self.tokens.iter().enumerate().filter(is_reference);
+        found.filter_map(|(at, _)| self.name_at(at + 1)).collect()
+    }
+
+    /// The tables of `INHERITS (…)`, and the one behind INHERIT.
+    pub fn inherited(&self) -> Vec<ObjectName> {
+        if let Some(at) = self.find(&["inherit"]) {
+            return self.name_at(at + 1).into_iter().collect();
+        }
+        let Some(mut at) = self.find(&["inherits"]).map(|at| at + 1) else {
+            return Vec::new();
+        };
         let mut found = Vec::new();
-        for (at, token) in self.tokens.iter().enumerate() {
-            if !token.is_word(self.text, "references") {
-                continue;
+        // At the opening parenthesis, and then at each comma.
+        while let Some(name) = self.name_at(at + 1) {
+            let behind = self.tokens.iter().position(|t| t.start as usize >= name.span.end);
+            found.push(name);
+            match behind.filter(|behind| self.tokens[*behind].is(self.text, ",")) {
+                Some(comma) => at = comma,
+                None => break,
             }
-            let Some(first) = self.tokens.get(at + 1).filter(|t| word(t)) else {
-                continue;
-            };
-            let dotted = self.tokens.get(at + 2).is_some_and(|t| t.is(self.text, "."));
-            let second = self.tokens.get(at + 3).filter(|t| dotted && word(t));
-            let (schema, name, end) = match second {
-                Some(second) => (first.identifier(self.text), second.identifier(self.text), second.end),
-                None => (None, first.identifier(self.text), first.end),
-            };
-            found.extend(name.map(|name| ObjectName {
-                schema,
-                name,
-                span: first.start as usize..end as usize,
-            }));
         }
         found
     }
@@ -267,6 +269,41 @@ impl<'a> StatementText<'a> {
             text.replace_range(place, &blanks);
         }
         text
+    }
+
+    /// The text with blanks for `TABLESPACE pg_default`, the default tablespace by its name.
+    pub fn blank_default_tablespace(&self) -> String {
+        let mut text = self.text.to_owned();
+        let is_default = |t: &Token| t.identifier(self.text).is_some_and(|name| name == "pg_default");
+        let at = self.find(&["tablespace"]);
+        if let Some(at) = at.filter(|at| self.tokens.get(at + 1).is_some_and(is_default)) {
+            let span = self.tokens[at].start as usize..self.tokens[at + 1].end as usize;
+            let blanks = " ".repeat(span.len());
+            text.replace_range(span, &blanks);
+        }
+        text
+    }
+
+    /// The index behind ATTACH PARTITION of ALTER INDEX.
+    pub fn attached(&self) -> Option<ObjectName> {
+        self.name_at(self.find(&["attach", "partition"])? + 2)
+    }
+
+    /// The name that begins with this token.
+    fn name_at(&self, at: usize) -> Option<ObjectName> {
+        let word = |t: &Token| matches!(t.kind, TokenKind::Word | TokenKind::Quoted);
+        let first = self.tokens.get(at).filter(|t| word(t))?;
+        let dotted = self.tokens.get(at + 1).is_some_and(|t| t.is(self.text, "."));
+        let second = self.tokens.get(at + 2).filter(|t| dotted && word(t));
+        let (schema, name, end) = match second {
+            Some(second) => (first.identifier(self.text), second.identifier(self.text), second.end),
+            None => (None, first.identifier(self.text), first.end),
+        };
+        Some(ObjectName {
+            schema,
+            name: name?,
+            span: first.start as usize..end as usize,
+        })
     }
 
     /// The name behind `RENAME TO`.

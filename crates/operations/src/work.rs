@@ -160,8 +160,8 @@ impl<'w, 's> Work<'w, 's> {
         let hash = |n: &str| if n.is_empty() { 0 } else { name_hash(n) };
         let mut names: Vec<u64> = names.into_iter().map(hash).collect();
         if !self.snapshot.ever_sharded {
-            // SERIALIZABLE means another thing afterwards: no statement may run while some gateways know and others do not.
-            names.push(hash(""));
+            // SERIALIZABLE means another thing afterwards: nothing may run at it while some gateways know and others do not.
+            names.push(pgherd_sql::level_hash());
         }
         let what: String = what.chars().take(200).collect();
         match self.change.as_mut() {

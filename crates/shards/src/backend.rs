@@ -26,6 +26,7 @@ pub struct Backend {
 impl Backend {
     pub(crate) fn new(mut connection: Connection, pool: Arc<Pool>, permit: OwnedSemaphorePermit) -> Self {
         connection.received = 0;
+        connection.until_reused = None;
         Self {
             connection: Some(connection),
             pool,
@@ -69,6 +70,11 @@ impl Backend {
     /// The backend's process id on the shard.
     pub fn process_id(&self) -> i32 {
         self.connection().cancel.process_id
+    }
+
+    /// Keeps this until somebody else checks the connection out, or it is closed.
+    pub fn keep_until_reused(&mut self, kept: Box<dyn std::any::Any + Send + Sync>) {
+        self.connection_mut().until_reused = Some(kept);
     }
 
     /// Whether the connection broke.

@@ -87,6 +87,8 @@ pub(crate) struct Connection {
     pub(crate) idle_since: Instant,
     /// bytes read since it was checked out
     pub(crate) received: u64,
+    /// dropped when the next owner checks it out
+    pub(crate) until_reused: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 impl Connection {
@@ -107,6 +109,7 @@ impl Connection {
             stream,
             shard: config.id,
             received: 0,
+            until_reused: None,
             inbox: BytesMut::with_capacity(READ_SIZE),
             outbox: BytesMut::with_capacity(1024),
             status: TransactionStatus::Idle,
@@ -123,11 +126,8 @@ impl Connection {
             number: 0,
             idle_since: Instant::now(),
         };
-        let parameters = [
-            ("user", &*who.role),
-            ("database", &*who.database),
-            ("application_name", "pgherd"),
-        ];
+        // No application_name: it would be what a client that gave none is shown of its own.
+        let parameters = [("user", &*who.role), ("database", &*who.database)];
         frontend::startup_message(parameters, &mut this.outbox).map_err(|e| unreachable(e.to_string()))?;
         this.flush().await.map_err(|e| unreachable(e.to_string()))?;
         loop {

@@ -87,6 +87,11 @@ pub fn name_hash(name: &str) -> u64 {
     })
 }
 
+/// Stands for what SERIALIZABLE means, among the names that a change closes and that statements use: no relation has it.
+pub fn level_hash() -> u64 {
+    name_hash("\0serializable")
+}
+
 /// What an analysis looks things up in.
 pub(crate) struct Context<'a> {
     pub text: &'a str,

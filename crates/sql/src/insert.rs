@@ -13,7 +13,7 @@ use crate::insert_place::stored;
 use crate::insert_text::Given;
 use crate::literal::split_commas;
 use crate::placed::{Address, DirectCheck, is_home_default, placement, sharded_of};
-use crate::relations::{Reference, Role, object_name};
+use crate::relations::{Reference, Role, identifier, object_name};
 use crate::route::{Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
 use crate::tree::tree;
@@ -135,6 +135,13 @@ impl InsertPlan {
         let by_constraint =
             conflict.is_some_and(|c| matches!(c.conflict_target, Some(ConflictTarget::OnConstraint(_))));
         address.direct &= !by_constraint;
+        // A declared partition may have unique indexes of its own, which PostgreSQL does not take for the parent's.
+        let target = conflict.and_then(|c| c.conflict_target.as_ref());
+        if let (false, Some(ConflictTarget::Columns(columns))) = (sharded.automatic, target) {
+            let named: BTreeSet<String> = columns.iter().map(identifier).collect();
+            let is_whole = |unique: &(String, Vec<String>)| unique.1.iter().cloned().collect::<BTreeSet<_>>() == named;
+            address.direct &= sharded.unique.iter().any(is_whole);
+        }
         let place = |name: &String| table.columns.iter().position(|c| c.name == *name);
         let assigns_key = walk
             .assigned

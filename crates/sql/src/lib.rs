@@ -50,7 +50,7 @@ mod tree;
 mod walk;
 mod with_queries;
 
-pub use analysis::{Analysis, Clock, analyze, hidden_name, hides_a_name, name_hash};
+pub use analysis::{Analysis, Clock, analyze, hidden_name, hides_a_name, level_hash, name_hash};
 pub use explain::{ExplainFormat, ExplainOptions};
 pub use functions::calls_builtins_only;
 pub use instead::Instead;

@@ -82,9 +82,13 @@ fn is_balanced(text: &str, tokens: &[Token]) -> bool {
 
 /// Of three and more pairs of parentheses around the same, all but the outermost and the innermost: the parser tries each pair in
 /// two ways where it might be a row, a query or a join, which doubles its time. Two have a meaning, as in `IN ((1, 2))`.
+///
+/// Likewise those around the SELECT that begins a set operation in parentheses, `((SELECT …) UNION …)`, which sqlparser takes for an
+/// expression.
 fn redundant_parentheses(text: &str, tokens: &[Token]) -> Vec<bool> {
     let is = |i: usize, symbol: &str| tokens[i].kind == TokenKind::Symbol && tokens[i].is(text, symbol);
-    if !(2..tokens.len()).any(|i| is(i, "(") && is(i - 1, "(") && is(i - 2, "(")) {
+    let is_any = |i: usize, words: &[&str]| words.iter().any(|word| tokens[i].is_word(text, word));
+    if !(2..tokens.len()).any(|i| is(i - 1, "(") && is(i - 2, "(") && (is(i, "(") || is_any(i, &["select"]))) {
         return Vec::new();
     }
     let (mut open, mut closes) = (Vec::new(), vec![usize::MAX; tokens.len()]);
@@ -105,9 +109,30 @@ fn redundant_parentheses(text: &str, tokens: &[Token]) -> Vec<bool> {
             redundant[i] = true;
             redundant[close] = true;
         }
+        let is_operand = close < tokens.len() - 1
+            && is(i, "(")
+            && is(i - 1, "(")
+            && is_any(i + 1, &["select"])
+            && is_any(close + 1, &SET_OPERATIONS);
+        if is_operand {
+            let mut depth = 0;
+            let own = (i + 1..close).filter(|&at| {
+                depth += i32::from(is(at, "("));
+                depth -= i32::from(is(at, ")"));
+                depth == 0
+            });
+            // What would belong to the whole without them.
+            let clauses = ["order", "limit", "offset", "fetch", "for"];
+            let mut own = own.filter(|&at| is_any(at, &clauses) || is_any(at, &SET_OPERATIONS));
+            let is_redundant = own.next().is_none();
+            redundant[i] |= is_redundant;
+            redundant[close] |= is_redundant;
+        }
     }
     redundant
 }
+
+const SET_OPERATIONS: [&str; 3] = ["union", "intersect", "except"];
 
 /// The most operators and set operations between two commas: each may make the tree one level deeper.
 fn longest_chain(text: &str, tokens: &[Token]) -> usize {

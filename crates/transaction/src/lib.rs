@@ -31,6 +31,7 @@ mod shard_state;
 mod shared_cut;
 #[cfg(test)]
 mod simulation;
+mod snapshot_name;
 mod strict_locking;
 mod transaction;
 pub mod two_phase_commit;
@@ -41,5 +42,6 @@ pub use coordinator::{CommitIdentity, Coordinator};
 pub use error::{Error, deadlock_error};
 pub use in_doubt::{Requester, Resolved, Unresolved};
 pub use read_cut::Fragment;
+pub use snapshot_name::SnapshotName;
 pub use transaction::{ASK_CLOCK, Committed, Isolation, Mode, Transaction};
 pub use write_cut::{ASK, WriteCut};

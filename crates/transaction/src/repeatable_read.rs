@@ -5,11 +5,12 @@
 //! taken on another shard later would show what was committed in between. Every participant imports its part as the first
 //! thing in its block, whenever it joins. Where no second shard can follow, [`Transaction::stay_alone`] spares that.
 
-use crate::Error;
 use crate::shared_cut::SharedCut;
 use crate::transaction::{Isolation, Transaction};
-use pgherd_model::ShardId;
+use crate::{Error, SnapshotName};
+use pgherd_model::{ShardId, quote_literal};
 use pgherd_shards::Backend;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a transaction at REPEATABLE READ shows.
@@ -20,6 +21,24 @@ pub(crate) enum Shown {
     Own,
     /// a cut over all shards
     Cut(Arc<SharedCut>),
+    /// what another transaction has exported: PostgreSQL's names of its snapshots
+    Imported(BTreeMap<ShardId, String>),
+}
+
+impl Shown {
+    /// What makes a block that has just begun on this shard see it; None where it needs nothing.
+    ///
+    /// Errors: there is no snapshot of that shard (any more).
+    pub(crate) fn import_sql(&self, shard: ShardId) -> Result<Option<String>, Error> {
+        match self {
+            Self::Open | Self::Own => Ok(None),
+            Self::Cut(cut) => cut.import_sql(shard).map(Some),
+            Self::Imported(names) => match names.get(&shard) {
+                Some(name) => Ok(Some(format!("SET TRANSACTION SNAPSHOT {}", quote_literal(name)))),
+                None => Err(Error::SnapshotLost { shard }),
+            },
+        }
+    }
 }
 
 /// What has happened on a participant.
@@ -102,19 +121,45 @@ impl Transaction {
             return Ok(());
         }
         let cut = self.coordinator.shared_cut().await?;
+        self.show(Shown::Cut(cut))
+    }
+
+    fn show(&mut self, shown: Shown) -> Result<(), Error> {
         let in_savepoint = self.has_savepoints();
         for participant in &mut self.participants {
             if participant.standing == Standing::Locks {
                 if in_savepoint {
                     return Err(Error::LockInSavepoint);
                 }
-                let import = cut.import_sql(participant.shard())?;
-                participant.queue(&import);
+                if let Some(import) = shown.import_sql(participant.shard())? {
+                    participant.queue(&import);
+                }
                 participant.standing = Standing::Fixed;
             }
         }
-        self.shown = Shown::Cut(cut);
+        self.shown = shown;
         Ok(())
+    }
+
+    /// What the transaction shows, for others to show the same while it is open; None where PostgreSQL's own function is to say it: at
+    /// another level, within a savepoint, and where one shard has all there is. `epoch` is that of its catalog.
+    pub async fn export_snapshot(&mut self, epoch: u64) -> Result<Option<SnapshotName>, Error> {
+        if !self.is_repeatable_read() || self.has_savepoints() {
+            return Ok(None);
+        }
+        self.refuse_if_failed()?;
+        self.fix_snapshot().await?;
+        let shards = match &self.shown {
+            Shown::Cut(cut) => cut.names()?,
+            Shown::Imported(names) => names.clone(),
+            Shown::Open | Shown::Own => return Ok(None),
+        };
+        Ok(Some(SnapshotName { epoch, shards }))
+    }
+
+    /// Shows what another transaction has exported. Only before anything else has decided it ([`Transaction::is_open_repeatable_read`]).
+    pub fn import_snapshot(&mut self, names: BTreeMap<ShardId, String>) -> Result<(), Error> {
+        self.show(Shown::Imported(names))
     }
 
     /// The participant for a statement that needs a snapshot.

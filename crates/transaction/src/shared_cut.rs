@@ -81,6 +81,17 @@ pub(crate) struct SharedCut {
 }
 
 impl SharedCut {
+    /// PostgreSQL's names of the snapshots.
+    ///
+    /// Errors: a shard's, where it had not answered.
+    pub(crate) fn names(&self) -> Result<BTreeMap<ShardId, String>, Error> {
+        let name = |(shard, holder): (&ShardId, &Result<Holder, Error>)| match holder {
+            Ok(holder) => Ok((*shard, holder.snapshot.clone())),
+            Err(e) => Err(e.clone()),
+        };
+        self.snapshots.iter().map(name).collect()
+    }
+
     /// What makes a block that has just begun on this shard see the cut.
     ///
     /// Errors: the shard did not answer when the cut was made, or the snapshot is lost with its connection.

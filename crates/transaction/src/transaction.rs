@@ -257,9 +257,11 @@ impl Transaction {
         let mut begin = self.mode.begin();
         match (self.mode.isolation, &self.shown) {
             (Some(Isolation::RepeatableRead), Shown::Open) => {}
-            (Some(Isolation::RepeatableRead), Shown::Cut(cut)) => {
-                begin.push_str("; ");
-                begin.push_str(&cut.import_sql(shard)?);
+            (Some(Isolation::RepeatableRead), shown @ (Shown::Cut(_) | Shown::Imported(_))) => {
+                if let Some(import) = shown.import_sql(shard)? {
+                    begin.push_str("; ");
+                    begin.push_str(&import);
+                }
             }
             (Some(level), _) if level.is_one_snapshot() && !self.participants.is_empty() => {
                 return Err(self.one_shard_only());
@@ -412,6 +414,11 @@ impl Transaction {
                 tracing::debug!("a participant of a failed transaction was not undone: {e}");
             }
         }
+    }
+
+    /// Whether it has failed as a whole: all that it did is undone, and only ROLLBACK is left.
+    pub fn is_lost(&self) -> bool {
+        self.failed && self.savepoints.iter().all(|name| name == STATEMENT)
     }
 
     /// As in ReadyForQuery: a transaction has failed when it has on any shard.

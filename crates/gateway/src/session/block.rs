@@ -476,8 +476,11 @@ impl Session {
                 }
                 if !kept {
                     self.restore_settings(settings_before);
-                } else if has_local_settings {
-                    self.refresh_effective_settings().await?;
+                } else {
+                    self.end_local_encoding()?;
+                    if has_local_settings {
+                        self.refresh_effective_settings().await?;
+                    }
                 }
                 Ok(if kept { tag } else { "ROLLBACK" })
             }
@@ -524,7 +527,7 @@ impl Session {
 }
 
 /// Opens the names of a schema change again; where the home shard does not answer, the catalog goes on trying.
-async fn finish_change(change: Option<Change>) {
+pub(super) async fn finish_change(change: Option<Change>) {
     if let Some(change) = change
         && let Err(error) = change.finish().await
     {

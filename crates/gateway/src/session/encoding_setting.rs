@@ -21,12 +21,9 @@ impl Session {
                         if *local && self.block.open().is_none_or(|open| open.implicit) {
                             self.take_encoding(before)?;
                         } else if *local {
-                            self.take_encoding(before)?;
-                            return Err(ServerError::unsupported(
-                                "SET LOCAL client_encoding is not supported through a gateway yet",
-                                "Use SET, and set it back before the transaction ends.",
-                            )
-                            .into());
+                            self.settings.encoding_afterwards.get_or_insert(before);
+                        } else {
+                            self.settings.encoding_afterwards = None;
                         }
                     }
                 }
@@ -50,8 +47,17 @@ impl Session {
         self.take_encoding(encoding)
     }
 
+    /// The transaction has committed: SET LOCAL is over.
+    pub(crate) fn end_local_encoding(&mut self) -> Result<(), ServerError> {
+        match self.settings.encoding_afterwards.take() {
+            Some(encoding) => self.take_encoding(encoding),
+            None => Ok(()),
+        }
+    }
+
     /// Back to what the start-up message said.
     pub(crate) fn reset_encoding(&mut self) -> Result<(), ServerError> {
+        self.settings.encoding_afterwards = None;
         self.take_encoding(self.settings.startup_encoding.clone())
     }
 

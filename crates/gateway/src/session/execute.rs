@@ -7,7 +7,7 @@ use super::{Mode, Problem, Session, Unit};
 use crate::cancel::StatementTimer;
 use crate::statements::Context;
 use crate::template::Template;
-use pgherd_catalog::StatementGuard;
+use pgherd_catalog::{ChangeId, StatementGuard};
 use pgherd_model::{ServerError, Snapshot, SqlState};
 use pgherd_query::Description;
 use pgherd_sql::{Analysis, Kind, ParameterValue, Route};
@@ -354,17 +354,26 @@ impl Session {
                 .block
                 .open()
                 .is_some_and(|open| names.iter().all(|n| open.touched.contains(n)));
-            let guard = if touched && self.has_own_serializable() {
+            let with_level: Vec<u64>;
+            let entered_names = match snapshot.ever_sharded || !self.is_at_own_serializable() {
+                true => &names[..],
                 // What SERIALIZABLE is may just be changing, with the first sharded table.
-                catalog.try_enter(names).ok_or_else(changed_under_transaction)?
+                false => {
+                    with_level = names.iter().copied().chain([pgherd_sql::level_hash()]).collect();
+                    &with_level[..]
+                }
+            };
+            let guard = if touched && self.has_own_serializable() {
+                catalog.try_enter(entered_names).ok_or_else(changed_under_transaction)?
             } else if touched && !names.is_empty() {
                 catalog.has_lease().await;
                 catalog.enter_touched(names, snapshot.clone())?
-            } else if let Some(guard) = catalog.try_enter(names) {
+            } else if let Some(guard) = catalog.try_enter(entered_names) {
                 guard
             } else {
-                let entering = catalog.enter(names, own);
-                match self.settings.timeouts.statement {
+                let limit = self.settings.timeouts.statement;
+                let entering = self.wait_to_enter(unit, entered_names, own);
+                match limit {
                     Some(limit) => tokio::time::timeout(limit, entering)
                         .await
                         .map_err(|_| statement_timeout())??,
@@ -397,6 +406,42 @@ impl Session {
                 guard,
             });
         }
+    }
+
+    /// Waits for a change of these tables to end. A table that is only being made is not there for others: so PostgreSQL is asked
+    /// meanwhile, where it knows all that this transaction does.
+    async fn wait_to_enter(
+        &self,
+        unit: Unit<'_>,
+        names: &[u64],
+        own: Option<ChangeId>,
+    ) -> Result<StatementGuard, Problem> {
+        if unit.template.is_some() {
+            return Err(Problem::NeedsWholeText);
+        }
+        let catalog = self.catalog().clone();
+        let home = self.gateway.shards.home();
+        let entering = catalog.enter(names, own);
+        tokio::pin!(entering);
+        let is_query = matches!(
+            unit.statement.parsed.kind,
+            Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
+        );
+        let is_known = self.block.open().is_none_or(|open| !open.transaction.enlisted(home));
+        if is_query && is_known && self.temporary.is_empty() {
+            let asking = async {
+                let mut backend = self.home_backend().await?;
+                pgherd_query::describe(&mut backend, &unit.statement.text, unit.types).await
+            };
+            tokio::select! {
+                guard = &mut entering => return Ok(guard?),
+                described = asking => match described {
+                    Err(e) if e.sqlstate() == SqlState::UNDEFINED_TABLE => return Err(e.into()),
+                    _ => {}
+                }
+            }
+        }
+        Ok(entering.await?)
     }
 
     /// Whether the statement used sharded tables when the transaction's snapshot was taken.
@@ -536,7 +581,7 @@ fn stay_alone_if_local(open: &mut Open, catalog: &Snapshot) {
     }
 }
 
-fn changed_under_transaction() -> ServerError {
+pub(crate) fn changed_under_transaction() -> ServerError {
     ServerError::new(
         pgherd_model::SqlState::SERIALIZATION_FAILURE,
         "could not serialize access due to a concurrent change of sharded tables",

@@ -1,8 +1,8 @@
 //! The extended protocol. Messages gather until Sync or Flush, or until the client is silent for a moment, so that it is
 //! known whether a statement is alone (autocommit) or one of several that share an implicit transaction, as in PostgreSQL.
 //!
-//! ParseComplete and BindComplete come from here; what they would check is checked when the portal runs, or at once where a
-//! Parse is the last message. A statement is described by the home shard, which knows every table.
+//! ParseComplete and BindComplete come from here; what they would check is checked when the portal runs (and then they are taken back), or
+//! at once where a Parse is the last message. A statement is described by the home shard, which knows every table.
 
 use super::simple::at_semicolon;
 use super::{Mode, Problem, Session, Unit};
@@ -127,11 +127,16 @@ impl Session {
             .filter(|m| matches!(m, PgWireFrontendMessage::Execute(_)))
             .count();
         let shared = executes > 1 || !to_sync;
+        // Where the client's buffer ended before the last Parse, and what that named.
+        let mut parsed: Option<(usize, String)> = None;
         let mut i = 0;
         while i < messages.len() {
             let is_last = i + 1 == messages.len();
             let result = match &mut messages[i] {
-                PgWireFrontendMessage::Parse(parse) => self.parse(parse, is_last).await,
+                PgWireFrontendMessage::Parse(parse) => {
+                    parsed = Some((self.client.out.len(), parse.name.clone().unwrap_or_default()));
+                    self.parse(parse, is_last).await
+                }
                 PgWireFrontendMessage::Bind(bind) => self.bind(bind),
                 PgWireFrontendMessage::Close(close) => self.close(close).await,
                 PgWireFrontendMessage::Describe(describe) => {
@@ -160,6 +165,9 @@ impl Session {
             match result {
                 Ok(()) => self.client.flush_if_large().await?,
                 Err(Problem::Error(error)) => {
+                    if let Some((mark, name)) = parsed {
+                        self.take_back_parse(mark, &name, &error).await;
+                    }
                     self.fail(error).await?;
                     self.skip_to_sync = true;
                     break;
@@ -169,7 +177,38 @@ impl Session {
         }
         messages.clear();
         self.gathered = messages;
+        // Where a Flush began a COPY, its Sync came while data was expected, and was ignored there.
+        self.copy_took_sync &= to_sync;
         Ok(())
+    }
+
+    /// An error that PostgreSQL reports at Parse is known here when the portal runs. Where the client has not been told more than ParseComplete
+    /// and BindComplete yet, it is not told these: a driver would take the statement for prepared.
+    async fn take_back_parse(&mut self, mark: usize, name: &str, error: &ServerError) {
+        const PARSED: &[u8] = b"1\0\0\0\x04";
+        const BOUND: &[u8] = b"2\0\0\0\x04";
+        let told = self.client.out.get(mark..).unwrap_or_default();
+        let is_all = told
+            .strip_prefix(PARSED)
+            .is_some_and(|rest| rest.is_empty() || rest == BOUND);
+        if !is_all || !error.sqlstate().code().starts_with("42") || self.converter().is_some() {
+            return;
+        }
+        let Some(prepared) = self.prepared.get(name).cloned() else {
+            return;
+        };
+        let (Some(statement), Ok(mut backend)) = (&prepared.statement, self.home_backend().await) else {
+            return;
+        };
+        let judged = pgherd_query::describe(&mut backend, &statement.text, &prepared.types).await;
+        let is_same =
+            |e: &ServerError| e.sqlstate() == error.sqlstate() && e.fields().message == error.fields().message;
+        if judged.is_err_and(|e| is_same(&e)) {
+            self.client.out.truncate(mark);
+            self.prepared.remove(name);
+            self.portals
+                .retain(|_, portal| !Arc::ptr_eq(&portal.prepared, &prepared));
+        }
     }
 
     /// What PostgreSQL says against a statement that is only to be prepared for now.

@@ -69,6 +69,9 @@ impl Session {
         let types = asking.on_shard(part.shard, unit.types).await?;
         let unit = unit.with_types(types.as_deref());
         let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
+        if unit.statement.notifies {
+            self.gateway.listeners.note_sender(self.cancel.process_id, backend);
+        }
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.database.cache, part, unit, self.keep(unit, entered))?;
         backend.flush().await?;
@@ -153,6 +156,9 @@ impl Session {
         let unit = unit.with_types(types.as_deref());
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let backend = enlist(&mut open.transaction, unit, part.shard).await?;
+        if unit.statement.notifies {
+            self.gateway.listeners.note_sender(self.cancel.process_id, backend);
+        }
         clock.iter().for_each(|setting| backend.queue_silent(setting));
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());

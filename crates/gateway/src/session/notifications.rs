@@ -4,22 +4,24 @@
 //! it is told goes to the client when no transaction is open: before ReadyForQuery, or while the client is silent.
 //!
 //! A notification names the process that sent it, and clients compare that with their own. The home shard's process is the
-//! sender's session where that listens too; other senders' numbers belong to connections of the pool and name nobody.
+//! sender's session where that listens too, and where it ran NOTIFY or pg_notify() on a connection of the pool that nobody has used
+//! since; other numbers (of other gateways, of triggers) name nobody.
 
 use super::{Problem, Session, Unit};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
+use pgherd_shards::Backend;
 use pgherd_sql::Kind;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The gateway's listening sessions: process ids that their clients know, by those of their home-shard backends.
+/// The gateway's sessions that listen or notify: process ids that their clients know, by those of their home-shard backends.
 #[derive(Default)]
 pub(crate) struct Listeners {
     sessions: Mutex<HashMap<i32, i32>>,
 }
 
-/// A listening session's entry; dropped with the session or its connection.
+/// A session's entry; dropped with the session or its connection, or when the connection has another user.
 pub(crate) struct Listening {
     listeners: Arc<Listeners>,
     backend: i32,
@@ -32,6 +34,19 @@ impl Listeners {
             listeners: self.clone(),
             backend,
         }
+    }
+
+    /// Before a statement that notifies runs on this connection of the home shard.
+    pub(crate) fn note_sender(self: &Arc<Self>, session: i32, backend: &mut Backend) {
+        if let Some(entry) = self.sends(backend.process_id(), session) {
+            backend.keep_until_reused(Box::new(entry));
+        }
+    }
+
+    /// The entry of a session that notifies; None where it listens, too.
+    fn sends(self: &Arc<Self>, backend: i32, session: i32) -> Option<Listening> {
+        let known = self.sessions.lock().contains_key(&backend);
+        (!known).then(|| self.enter(backend, session))
     }
 
     /// A notification's body with its sender as clients know it.
@@ -107,7 +122,12 @@ mod tests {
         let body = |sender: i32| Bytes::from([&sender.to_be_bytes()[..], b"channel\0payload\0"].concat());
         assert_eq!(listeners.translate(&body(4711)), body(7));
         assert_eq!(listeners.translate(&body(4712)), body(4712));
+        assert!(listeners.sends(4711, 8).is_none(), "it listens there");
         drop(entry);
+        assert_eq!(listeners.translate(&body(4711)), body(4711));
+        let sender = listeners.sends(4711, 8);
+        assert_eq!(listeners.translate(&body(4711)), body(8));
+        drop(sender);
         assert_eq!(listeners.translate(&body(4711)), body(4711));
     }
 }

@@ -20,6 +20,7 @@ const BACKEND_PID: &str = "pg_backend_pid";
 const PREPARED_STATEMENTS: &str = "pg_prepared_statements";
 const TERMINATE: &str = "pg_terminate_backend";
 const CANCEL: &str = "pg_cancel_backend";
+const EXPORT_SNAPSHOT: &str = "pg_export_snapshot";
 
 const CLIENT_ADDRESS: &str = "inet_client_addr";
 const CLIENT_PORT: &str = "inet_client_port";
@@ -33,6 +34,7 @@ pub(crate) fn asks_session(lower: &str) -> bool {
         PREPARED_STATEMENTS,
         TERMINATE,
         CANCEL,
+        EXPORT_SNAPSHOT,
         "inet_client_",
         "inet_server_",
     ]
@@ -95,6 +97,12 @@ impl Session {
             ] {
                 replacements
                     .extend(calls(text, tokens, name).map(|call| (call.span, format!("pgherd.{name}({answer})"))));
+            }
+        }
+        for call in calls(text, tokens, EXPORT_SNAPSHOT) {
+            if let Some(name) = self.exported_snapshot().await? {
+                let literal = quote_literal(&name);
+                replacements.push((call.span, format!("pgherd.{EXPORT_SNAPSHOT}({literal})")));
             }
         }
         for span in relations(unit) {

@@ -257,6 +257,12 @@ impl Session {
         level == Some(Isolation::Serializable)
     }
 
+    /// The same, or a statement by itself where that is the default.
+    pub(crate) fn is_at_own_serializable(&self) -> bool {
+        self.has_own_serializable()
+            || (self.block.is_none() && self.settings.default_isolation == Some(Isolation::Serializable))
+    }
+
     /// Whether a statement that fails now can be run again: nothing came before it in its transaction.
     pub(crate) fn is_alone(&self) -> bool {
         self.block.open().is_none_or(|open| open.for_one_statement)

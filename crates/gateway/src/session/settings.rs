@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) encoding: Option<Arc<Encoding>>,
     /// the same at the start, where RESET goes back to
     pub(crate) startup_encoding: Option<Arc<Encoding>>,
+    /// after SET LOCAL: what `encoding` is to be again when the transaction has committed
+    pub(crate) encoding_afterwards: Option<Option<Arc<Encoding>>>,
 }
 
 /// The time limits that the gateway keeps itself, where a shard sees a part of the time only.

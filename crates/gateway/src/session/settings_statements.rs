@@ -192,6 +192,7 @@ impl Session {
     /// Back to the settings of an earlier moment.
     pub(crate) fn restore_settings(&mut self, mut settings: Settings) {
         let encoding = std::mem::replace(&mut settings.encoding, self.settings.encoding.clone());
+        self.settings.encoding_afterwards = settings.encoding_afterwards.take();
         if settings.fingerprint() != self.settings.fingerprint()
             || settings.search_path_id != self.settings.search_path_id
             || settings.timeouts != self.settings.timeouts
@@ -233,26 +234,20 @@ impl Session {
             return Err(ServerError::internal("not SET TRANSACTION").into());
         };
         let text = unit.statement.text.clone();
-        if snapshot.is_some() {
-            return Err(ServerError::unsupported(
-                "SET TRANSACTION SNAPSHOT is not supported through a gateway yet",
-                "A snapshot belongs to one shard; connect to the shard itself.",
-            )
-            .into());
-        }
+        let in_block = self.block.open().is_some_and(|open| !open.implicit);
         if *session {
             self.run_setting(&text).await?;
             self.settings.set("session characteristics", &text);
             self.settings_changed();
             self.after_setting("default_transaction_isolation").await?;
-        } else if self.block.open().is_none_or(|open| open.implicit) {
+        } else if !in_block {
             let warning = notice(
                 "WARNING",
                 SqlState::NO_ACTIVE_TRANSACTION,
                 "SET TRANSACTION can only be used in transaction blocks",
             );
             self.client.put_notice(&warning);
-        } else {
+        } else if snapshot.is_none() {
             let mode = Mode {
                 isolation: isolation.map(super::block::isolation_of),
                 read_only: *read_only,
@@ -260,6 +255,9 @@ impl Session {
                 implicit: false,
             };
             self.change_mode(&mode).await?;
+        }
+        if let Some(name) = snapshot {
+            self.import_snapshot(name).await?;
         }
         self.client.put_tag("SET");
         Ok(())

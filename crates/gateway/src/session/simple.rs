@@ -122,6 +122,10 @@ impl Session {
         self.block.fail();
         if let Some(open) = self.block.open_mut() {
             open.transaction.fail().await;
+            // Nobody has to wait any more for what it was about to change.
+            if open.transaction.is_lost() {
+                super::block::finish_change(open.change.take()).await;
+            }
         }
         if fatal {
             self.client.flush().await?;

@@ -24,6 +24,7 @@ def simple(sql):
 
 
 SYNC = message(b"S")
+FLUSH = message(b"H")
 
 
 class Connection:
@@ -72,6 +73,13 @@ def main():
     # Behind an error all is skipped up to Sync, simple queries too.
     connection.say(2, extended("SELECT 1 / (SELECT 0)"), simple("SELECT 5"), extended("SELECT 6"), SYNC, simple("SELECT 7"))
     connection.say(2, extended("SELECT 8"), extended("SELECT 1 / (SELECT 0)"), simple("SELECT 9"), SYNC, extended("SELECT 10"), SYNC)
+    # Flush begins a COPY before its Sync, which then comes where data is expected and means nothing.
+    connection.say(1, simple("CREATE TEMPORARY TABLE copied (a int)"))
+    connection.say(1, extended("COPY copied FROM STDIN"), FLUSH, SYNC, message(b"d", b"7\n"), message(b"c", b""), SYNC)
+    connection.say(1, extended("SELECT sum(a) FROM copied"), SYNC)
+    # What is wrong with a statement in itself is said instead of ParseComplete, and its name is free.
+    connection.say(1, message(b"P", b"named\0SELECT nothing\0\0\0"), message(b"B", b"\0named\0" + bytes(6)), message(b"E", b"\0" + bytes(4)), SYNC)
+    connection.say(1, message(b"P", b"named\0SELECT 11\0\0\0"), message(b"B", b"\0named\0" + bytes(6)), message(b"E", b"\0" + bytes(4)), SYNC)
 
 
 main()

@@ -134,8 +134,40 @@ def databases():
         conn.execute("ROLLBACK")
 
 
+def snapshots():
+    """What one transaction sees, others see, as the workers of pg_dump do."""
+    with connect() as leader, connect() as worker, connect() as writer:
+        writer.execute("CREATE TABLE seen (k int PRIMARY KEY, v int)")
+        writer.execute("INSERT INTO seen SELECT n, 1 FROM generate_series(1, 9) n")
+        leader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        name = leader.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()[0]
+        writer.execute("UPDATE seen SET v = 2")
+        writer.execute("DELETE FROM seen WHERE k = 8")
+        total = "SELECT count(*), sum(v) FROM seen"
+        print("writer", writer.execute(total).fetchone())
+        worker.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        print(worker.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name)).statusmessage)
+        print("worker", worker.execute(total).fetchone(), worker.execute("SELECT v FROM seen WHERE k = 8").fetchone())
+        print("leader", leader.execute(total).fetchone())
+        worker.execute("COMMIT")
+        leader.execute("COMMIT")
+        for begin, wrong in [
+            ("BEGIN ISOLATION LEVEL REPEATABLE READ", name),
+            ("BEGIN ISOLATION LEVEL REPEATABLE READ", "nothing like it"),
+            ("BEGIN", name),
+            ("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM seen", name),
+        ]:
+            worker.execute(begin)
+            try:
+                worker.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(wrong))
+            except psycopg.Error as error:
+                print("error", error.sqlstate, error.diag.message_primary.replace(name, "NAME"))
+            worker.execute("ROLLBACK")
+        writer.execute("DROP TABLE seen")
+
+
 with connect() as setup:
     setup.execute("ALTER ROLE postgres SET pgherd.default_distribution = 'primary_key'")
     setup.execute("ALTER ROLE postgres SET pgherd.initial_bounds = 'int 3,7'")
-for part in [notifications, prepared_statements, encodings, cursors_and_processes, copies, databases]:
+for part in [notifications, prepared_statements, encodings, cursors_and_processes, copies, databases, snapshots]:
     part()
