@@ -196,7 +196,7 @@ fn sharded(entry: &TableEntry) -> Result<Table, Error> {
         .collect::<Result<_, Error>>()?;
     Ok(Table {
         columns: entry.columns.iter().map(column).collect(),
-        kind: TableKind::Sharded(Sharded {
+        kind: TableKind::Sharded(Box::new(Sharded {
             id: TableId(entry.id),
             key: entry.key.iter().map(|k| k.name.clone()).collect(),
             key_types,
@@ -218,7 +218,7 @@ fn sharded(entry: &TableEntry) -> Result<Table, Error> {
             foreign_keys: Vec::new(),
             is_linked: false,
             acts_on: Vec::new(),
-        }),
+        })),
         name,
     })
 }

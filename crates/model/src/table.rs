@@ -84,7 +84,7 @@ pub struct Table {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TableKind {
     /// split by range
-    Sharded(Sharded),
+    Sharded(Box<Sharded>),
     /// a view whose definition reaches a sharded table; the text is pg_get_viewdef's
     View {
         /// the defining SELECT
@@ -224,7 +224,7 @@ impl Table {
     /// The sharded placement, if it is one.
     pub fn sharded(&self) -> Option<&Sharded> {
         match &self.kind {
-            TableKind::Sharded(sharded) => Some(sharded),
+            TableKind::Sharded(sharded) => Some(sharded.as_ref()),
             _ => None,
         }
     }

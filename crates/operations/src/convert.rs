@@ -163,7 +163,7 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
     work.announce(announced.iter().map(String::as_str), &format!("undistribute {name}"))
         .await?;
     let tables = work.snapshot.linked(name);
-    if !tables.first().is_some_and(|t| t.sharded().is_some()) {
+    if tables.first().is_none_or(|t| t.sharded().is_none()) {
         return Err(ServerError::new(
             pgherd_model::SqlState::WRONG_OBJECT_TYPE,
             format!("\"{}\" is not a sharded table", name.name),

@@ -64,7 +64,7 @@ pub(crate) async fn create(
     }
     declare(work, &sharded, &full, (from, to, shard)).await?;
     if sharded.is_linked {
-        work.keep_children(&shards, &[table.name.clone()]).await?;
+        work.keep_children(&shards, std::slice::from_ref(&table.name)).await?;
     }
     Ok(tag)
 }

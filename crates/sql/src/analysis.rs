@@ -19,7 +19,7 @@ use crate::relations::{Reference, Role};
 use crate::route::{Merge, ParameterValue, Part, Route};
 use crate::scalar::Parameters;
 use crate::walk::Walk;
-use pgherd_model::{Resolved, ServerError, Sharded, Snapshot, Table, TableKind, ThroughView};
+use pgherd_model::{Resolved, ServerError, Snapshot, Table, TableKind};
 use sqlparser::ast::{SetExpr, Statement};
 use std::sync::Arc;
 
@@ -638,20 +638,16 @@ fn refused(references: &[Reference]) -> Option<ServerError> {
                 format!("view \"{}\" over a sharded table cannot be changed", table.name.name),
                 "Change the table itself.",
             )),
-            TableKind::Sharded(Sharded {
-                through_view:
-                    Some(ThroughView {
-                        no_insert: Some(reason),
-                        ..
-                    }),
-                ..
-            }) if reference.role == Role::Insert => Some(
-                ServerError::unsupported(
-                    format!("rows cannot be inserted through view \"{}\" yet", table.name.name),
-                    "Insert into the table itself.",
+            TableKind::Sharded(sharded) if reference.role == Role::Insert => {
+                let reason = sharded.through_view.as_ref()?.no_insert.clone()?;
+                Some(
+                    ServerError::unsupported(
+                        format!("rows cannot be inserted through view \"{}\" yet", table.name.name),
+                        "Insert into the table itself.",
+                    )
+                    .with_detail(reason),
                 )
-                .with_detail(reason.clone()),
-            ),
+            }
             _ => None,
         }
     })

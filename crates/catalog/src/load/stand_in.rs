@@ -114,7 +114,7 @@ fn stand_in(view: &Table, table: &Table, source: &Source, home_functions: &HashS
     Some(Table {
         name: view.name.clone(),
         columns,
-        kind: TableKind::Sharded(Sharded {
+        kind: TableKind::Sharded(Box::new(Sharded {
             key: sharded.key.iter().map(key_name).collect(),
             direct: false,
             unique: Vec::new(),
@@ -125,8 +125,8 @@ fn stand_in(view: &Table, table: &Table, source: &Source, home_functions: &HashS
                     .map_or_else(|| table.name.clone(), |v| v.table.clone()),
                 no_insert,
             }),
-            ..sharded.clone()
-        }),
+            ..(**sharded).clone()
+        })),
     })
 }
 

@@ -136,7 +136,7 @@ impl Fixture {
                 declared: false,
             });
         }
-        let kind = TableKind::Sharded(Sharded {
+        let kind = TableKind::Sharded(Box::new(Sharded {
             id: TableId(id),
             key: vec![key.to_owned()],
             key_types: vec![KeyType::Int],
@@ -154,7 +154,7 @@ impl Fixture {
             fence_number: 1,
             next_range: bounds.len() as u32 + 1,
             relation: 0,
-        });
+        }));
         self.known(name, kind).await;
     }
 

@@ -76,7 +76,7 @@ pub fn sharded(
     Table {
         name: Name::new("public", name),
         columns,
-        kind: TableKind::Sharded(Sharded {
+        kind: TableKind::Sharded(Box::new(Sharded {
             id: TableId(id),
             key: key.iter().map(|k| (*k).to_owned()).collect(),
             key_types,
@@ -98,7 +98,7 @@ pub fn sharded(
             foreign_keys: Vec::new(),
             is_linked: false,
             acts_on: Vec::new(),
-        }),
+        })),
     }
 }
 
