@@ -298,6 +298,10 @@ async fn alter_local(
     match possible {
         Ok(key_types) => {
             let full: Name = relation.full_name();
+            if let Some(dependent) = convert::dependent(&work.definition(&full).await?) {
+                work.notice(format!("table \"{}\" is local: {dependent} depends on it", name.name));
+                return Ok(tag);
+            }
             work.announce([&*full.name], text.text).await?;
             let member = Member {
                 relation,

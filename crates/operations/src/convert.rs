@@ -262,10 +262,14 @@ async fn drop_old(work: &mut Work<'_, '_>, names: &[Name]) -> Result<(), ServerE
         .map(drop)
 }
 
-/// Views can follow to another table of the same columns; these cannot.
-fn refuse_dependents(name: &Name, definition: &Definition) -> Result<(), ServerError> {
+/// What depends on a table and cannot follow to another one of the same columns, as views can.
+pub(crate) fn dependent(definition: &Definition) -> Option<String> {
     let view = definition.views.iter().find(|v| v.kind != 'v').map(|v| v.name.clone());
-    match view.or_else(|| definition.functions.first().cloned()) {
+    view.or_else(|| definition.functions.first().cloned())
+}
+
+fn refuse_dependents(name: &Name, definition: &Definition) -> Result<(), ServerError> {
+    match dependent(definition) {
         Some(dependent) => Err(ServerError::unsupported(
             format!("{dependent} depends on table \"{}\"", name.name),
             "Drop what depends on it first; only plain views can follow.",

@@ -8,7 +8,7 @@ use crate::copy_rows::copy_rows;
 use crate::ranges::for_values_of;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, Snapshot, Table, TableKind, quote_literal};
+use pgherd_model::{Name, ServerError, ShardId, Snapshot, Table, TableKind, quote_literal};
 use pgherd_sql::Ddl;
 use pgherd_sql::lexer::tokenize;
 use serde_json::{Value, json};
@@ -100,10 +100,10 @@ async fn fill(work: &mut Work<'_, '_>, names: Vec<String>, sql: &str) -> Result<
         return work.on_home(sql).await;
     }
     let locked: Vec<_> = tables.iter().map(|t| t.name.to_string()).collect();
-    for shard in work.shards() {
-        let payload = json!({"lock": locked, "makes": shard == work.home()}).to_string();
-        work.signed_reading(shard, "change_copies", &payload).await?;
-    }
+    let home = work.home();
+    let payload = |shard: ShardId| json!({"lock": locked, "makes": shard == home}).to_string();
+    let payloads: Vec<_> = work.shards().into_iter().map(|s| (s, payload(s))).collect();
+    work.lock_by("change_copies", &payloads).await?;
     // What has moved before is where it is, and nothing moves from here on.
     let snapshot = work.look().await?;
     let tables = reached(&snapshot, names);

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How long one attempt to lock a table waits on one shard. Then all that was locked is given up, so that whoever
 /// holds the lock and waits for us can go on.
 const LOCK_ATTEMPT: &str = "1s";
+/// The same where nobody has been asked to stand back before: shorter than the search for deadlocks across shards waits, which would end
+/// the statement.
+const SHORT_ATTEMPT: &str = "300ms";
 /// How long all attempts may take.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// The savepoint of this room's own.
@@ -264,6 +267,44 @@ impl<'w, 's> Work<'w, 's> {
         }
         let payload = Value::Array(std::mem::take(&mut self.writes)).to_string();
         self.signed(self.home(), "write_catalog", &payload).await
+    }
+
+    /// Calls a function that locks tables on these shards, one after the other, and gives all locks up and tries again where one is not to be
+    /// had soon. Writes nothing.
+    pub async fn lock_by(&mut self, function: &str, payloads: &[(ShardId, String)]) -> Result<(), ServerError> {
+        let started = Instant::now();
+        let configured = self.value("SELECT pg_catalog.current_setting('lock_timeout')").await?;
+        let restore = quote_literal(configured.as_deref().unwrap_or("0"));
+        let open = format!("SAVEPOINT {SAVEPOINT}; SET LOCAL lock_timeout = '{SHORT_ATTEMPT}'");
+        let keep = format!("SET LOCAL lock_timeout = {restore}; RELEASE SAVEPOINT {SAVEPOINT}");
+        let undo = format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}");
+        loop {
+            let (mut opened, mut failed) = (Vec::new(), None);
+            for (shard, payload) in payloads {
+                self.control(*shard, &open).await?;
+                opened.push(*shard);
+                if let Err(e) = self.signed_reading(*shard, function, payload).await {
+                    failed = Some(e);
+                    break;
+                }
+            }
+            for shard in opened {
+                let end = if failed.is_none() { &keep } else { &undo };
+                self.control(shard, end).await?;
+            }
+            match failed {
+                None => return Ok(()),
+                Some(e) if !yields(&e) || started.elapsed() > LOCK_PATIENCE => return Err(e),
+                Some(_) => tokio::time::sleep(Duration::from_millis(rand::random_range(20..200))).await,
+            }
+        }
+    }
+
+    /// Runs what changes nothing but the transaction's own state.
+    async fn control(&mut self, shard: ShardId, sql: &str) -> Result<(), ServerError> {
+        let backend = self.transaction.participant(shard).await?;
+        let done = backend.simple(sql).await;
+        done.map(drop).map_err(|e| self.worded(e.into()))
     }
 
     /// Replaces a table's fence on every shard, so that statements with an older range map fail.
