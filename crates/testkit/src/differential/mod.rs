@@ -88,6 +88,11 @@ struct Statement {
 }
 
 impl Statement {
+    /// Whether it runs in a transaction that may fail because others have changed something.
+    fn keeps_snapshot(&self) -> bool {
+        !self.before.is_empty() && self.isolation != "READ COMMITTED"
+    }
+
     /// Its text, behind what runs before it.
     fn sql(&self) -> String {
         let texts: Vec<_> = self
