@@ -5,7 +5,7 @@ use super::shape::Shape;
 use crate::carrier::Carrier;
 use crate::refusal::SYSTEM_COLUMNS;
 use pgherd_model::{ServerError, quote_identifier};
-use sqlparser::ast::{AccessExpr, Expr, Ident, Query, SelectItem, Visit, Visitor};
+use sqlparser::ast::{AccessExpr, Expr, FunctionArg, FunctionArguments, Ident, Query, SelectItem, Visit, Visitor};
 use std::ops::{ControlFlow, Range};
 
 /// What comes along with each row.
@@ -200,7 +200,7 @@ pub(super) fn value_sql(carrier: &Carrier, number: usize) -> String {
 #[derive(Default)]
 struct Names {
     found: Vec<Vec<(String, Range<usize>)>>,
-    /// where names of fields stand: `(pair).a`
+    /// where names of fields and of arguments stand: `(pair).a`, `f(a => 1)`
     fields: Vec<Range<usize>>,
     subquery: bool,
 }
@@ -222,6 +222,19 @@ impl Visitor for Names {
                     _ => None,
                 };
                 self.fields.extend(access_chain.iter().filter_map(field));
+            }
+            Expr::Function(function) => {
+                let FunctionArguments::List(list) = &function.args else {
+                    return ControlFlow::Continue(());
+                };
+                let name = |argument: &FunctionArg| match argument {
+                    FunctionArg::ExprNamed {
+                        name: Expr::Identifier(ident),
+                        ..
+                    } => Some(part(ident).1),
+                    _ => None,
+                };
+                self.fields.extend(list.args.iter().filter_map(name));
             }
             Expr::Identifier(ident) if self.fields.contains(&part(ident).1) => {}
             Expr::Identifier(ident) => self.found.push(vec![part(ident)]),
