@@ -347,11 +347,13 @@ impl Conversion<'_> {
     }
 
     /// Words that the tree can do without: FOR NO KEY UPDATE and FOR KEY SHARE become FOR UPDATE and FOR SHARE;
-    /// OVERRIDING SYSTEM VALUE says nothing about where a row belongs, and neither does what a window's frame excludes.
+    /// OVERRIDING SYSTEM VALUE says nothing about where a row belongs, and neither does what a window's frame excludes. GROUP BY DISTINCT
+    /// is about grouping sets, which are PostgreSQL's to compute.
     fn left_out(&self, i: usize) -> bool {
         self.inside(i, &["for", "no", "key", "update"], 1, 2)
             || self.inside(i, &["for", "key", "share"], 1, 1)
             || self.inside(i, &["overriding", "system", "value"], 0, 3)
+            || self.inside(i, &["group", "by", "distinct"], 2, 1)
             || (i > 0 && self.direction(i - 1).is_some())
             || EXCLUSIONS.iter().any(|words| self.excludes(i, words))
     }
