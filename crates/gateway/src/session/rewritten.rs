@@ -17,6 +17,10 @@ impl Session {
 
     /// The same where what stands there may have to be run in other words once more.
     pub(crate) async fn run_all_instead(&mut self, unit: Unit<'_>, instead: &Instead) -> Result<(), Problem> {
+        if instead.text == unit.statement.text {
+            // It would be put into other words for ever.
+            return Err(ServerError::internal("a statement in other words is the same").into());
+        }
         let statement = &self.in_other_words(unit, instead)?;
         let result = Box::pin(self.run_by_kind(Unit { statement, ..unit })).await;
         result.map_err(|problem| in_clients_words(problem, instead))

@@ -80,6 +80,9 @@ impl Session {
             .into());
         }
         places.retain(|place| !place.is_sampled);
+        if places.is_empty() {
+            return Ok(None);
+        }
         let with_oid = mentions("tableoid");
         // The `tableoid` of rows may be a range's, and is looked up here.
         if with_oid && tables.iter().any(|(name, _)| name[1].as_str().is_some_and(mentions)) {
