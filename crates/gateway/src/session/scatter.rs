@@ -294,10 +294,17 @@ fn first_error(unit: Unit<'_>, entered: &Entered, read: &[(ShardId, Answer)]) ->
     let place = match failed.len() {
         0 => return None,
         1 => 0,
-        _ => {
-            let errors: Vec<_> = failed.iter().map(|(_, error)| *error).collect();
-            earliest(&entered.analysis, &unit.values(unit.types), &errors)
-        }
+        // PostgreSQL judges names and types of the whole before any row is looked at.
+        _ => match failed
+            .iter()
+            .position(|(_, error)| error.sqlstate().code().starts_with("42"))
+        {
+            Some(place) => place,
+            None => {
+                let errors: Vec<_> = failed.iter().map(|(_, error)| *error).collect();
+                earliest(&entered.analysis, &unit.values(unit.types), &errors)
+            }
+        },
     };
     failed.get(place).map(|(shard, error)| (*shard, (*error).clone()))
 }
