@@ -4,7 +4,7 @@ mod cluster;
 use cluster::Cluster;
 
 /// Every foreign key of a shard between these tables: its table, and whether PostgreSQL holds all of it for checked.
-const KEYS: &str = "SELECT string_agg(conrelid::regclass || ' ' || conname || ' ' || bool, ', ' ORDER BY 1) FROM (
+const KEYS: &str = "SELECT string_agg(conrelid::regclass || ' ' || conname || ' ' || bool, ', ' ORDER BY conrelid::regclass::text, conname) FROM (
     SELECT conrelid, conname, bool_and(convalidated)::text AS bool FROM pg_constraint
     WHERE contype = 'f' AND conparentid = 0 AND connamespace = 'public'::regnamespace GROUP BY 1, 2) k(conrelid, conname, bool)";
 
@@ -86,9 +86,7 @@ async fn a_split_moves_both_tables_and_their_key_stays_valid() {
     c.ok("ALTER TABLE orders ADD COLUMN first int").await;
     // In a circle, so that no order of moving would do.
     c.ok("ALTER TABLE orders ADD CONSTRAINT first_item FOREIGN KEY (id, first) REFERENCES items (order_id, n)")
-        .await
-        .notices
-        .is_empty();
+        .await;
     c.ok("COMMENT ON CONSTRAINT first_item ON orders IS 'a circle'").await;
     fill(&c).await;
     c.on_all("UPDATE orders SET first = 1").await;
@@ -109,7 +107,7 @@ async fn a_split_moves_both_tables_and_their_key_stays_valid() {
     );
     let unnamed = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conparentid <> 0 AND conname !~ '^(t[12]_r\\d+\\$)?(items_order_id_fkey|first_item)$'";
     assert_eq!(c.on_all(unnamed).await, ["0"; 3]);
-    assert!(c.on(1, "INSERT INTO items VALUES (9, 7)").await.starts_with("23503"));
+    assert!(c.on(1, "INSERT INTO items VALUES (9, 0)").await.starts_with("23503"));
     assert!(
         c.on(2, "DELETE FROM items WHERE n = 1 AND order_id = 5")
             .await
@@ -134,7 +132,8 @@ async fn conversions_bring_all_linked_tables_along() {
          INSERT INTO folders SELECT i, 2, 1 FROM generate_series(1, 9) i; INSERT INTO files SELECT i, 2, 7 FROM generate_series(1, 9) i",
     )
     .await;
-    let before = c.on(1, "SELECT string_agg(conname || pg_get_constraintdef(oid), ';' ORDER BY conname) FROM pg_constraint WHERE contype = 'f'").await;
+    let roots = "SELECT string_agg(conname || pg_get_constraintdef(oid), ';' ORDER BY conname) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND connamespace = 'public'::regnamespace";
+    let before = c.on(1, roots).await;
     let done = c.ok("CALL pgherd.distribute('folders', 'tenant')").await;
     assert_eq!(done.notices.len(), 2, "{:?}", done.notices);
     assert_eq!(c.on_all("SELECT count(*) FROM files").await, ["2", "4", "3"]);
@@ -142,7 +141,6 @@ async fn conversions_bring_all_linked_tables_along() {
     let keys =
         "files files_tenant_folder_fkey true, folders folders_tenant_fkey true, folders folders_tenant_up_fkey true";
     assert_eq!(c.on_all(KEYS).await, [keys; 3]);
-    let roots = "SELECT string_agg(conname || pg_get_constraintdef(oid), ';' ORDER BY conname) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND connamespace = 'public'::regnamespace";
     assert_eq!(c.on_all(roots).await, [before.as_str(); 3]);
 
     c.ok("CALL pgherd.split('files', 5, to => 'shard3')").await;

@@ -49,8 +49,7 @@ async fn triggers_of_the_tables_that_actions_write_must_not_read() {
     }
     let pointed = client.execute("DELETE FROM orders WHERE id = $1", &[&1]).await;
     assert_eq!(pointed.expect_err("it reads").code().map(|c| c.code()), Some("0A000"));
-    run(&client, "INSERT INTO items VALUES (1, 2, 0)").await;
-    assert_eq!(run(&client, "SELECT count(*) FROM items").await, "10");
+    assert_eq!(run(&client, "SELECT count(*) FROM items").await, "9");
     bed.stop().await;
 }
 
@@ -62,10 +61,7 @@ async fn a_key_that_failed_has_told_something() {
     run(&client, BEGIN).await;
     run(&client, "SELECT v FROM items WHERE order_id = 1").await;
     run(&client, "SAVEPOINT s").await;
-    assert_eq!(
-        refused(&client, "UPDATE items SET order_id = 2, n = 9 WHERE order_id = 1; DELETE FROM orders WHERE id = 99; INSERT INTO items VALUES (0, 1)").await,
-        "23503"
-    );
+    assert_eq!(refused(&client, "INSERT INTO items VALUES (0, 1)").await, "23503");
     run(&client, "ROLLBACK TO s").await;
     assert_eq!(
         refused(&client, "SELECT v FROM items WHERE order_id = 9").await,
