@@ -12,6 +12,7 @@ mod copy;
 mod cursor;
 mod database_statements;
 mod encoding_setting;
+mod enter;
 mod execute;
 pub(crate) mod explain;
 mod extended;

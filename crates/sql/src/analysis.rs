@@ -1,6 +1,9 @@
 //! What is known of a statement before its parameters are: which tables, where it may run, how its text
 //! would change. Made once per text, epoch and search path; routing an execution is then cheap.
 
+mod refusals;
+mod routing;
+
 use crate::blind::is_blind;
 use crate::clock;
 use crate::functions;
@@ -10,16 +13,15 @@ use crate::kind::{CopySource, Kind, ObjectName};
 use crate::lexer::{self, Token};
 use crate::lock_table::LockTable;
 use crate::locks::names_called;
-use crate::noting::noting;
 use crate::parse::Parsed;
 use crate::placed::Placed;
 use crate::point::{Point, point};
 use crate::prepared_xacts;
 use crate::relations::{Reference, Role};
-use crate::route::{Merge, ParameterValue, Part, Route};
-use crate::scalar::Parameters;
 use crate::walk::Walk;
 use pgherd_model::{Resolved, ServerError, Snapshot, Table, TableKind};
+pub use refusals::{hidden_name, hides_a_name};
+use refusals::{holds_a_range, not_understood, one_range, refused, unsafe_function};
 use sqlparser::ast::{SetExpr, Statement};
 use std::sync::Arc;
 
@@ -117,7 +119,7 @@ impl Context<'_> {
 /// `parameter_types` are the OIDs that Parse declared, 0 for none.
 ///
 /// # Errors
-/// None today: what cannot run becomes [`Route::Refuse`].
+/// None today: what cannot run becomes [`Route::Refuse`](crate::Route::Refuse).
 pub fn analyze(
     parsed: &Parsed,
     text: &str,
@@ -467,131 +469,6 @@ impl Analysis {
             }
         }
     }
-
-    /// Where the statement goes with these parameters. With none given, a predicate over a parameter does not
-    /// restrict.
-    pub fn route(&self, snapshot: &Snapshot, parameters: &[ParameterValue]) -> Route {
-        let parameters = Parameters {
-            values: parameters,
-            types: &self.types,
-        };
-        let route = match &self.decision {
-            Decision::Home => return Route::Forward(self.unchanged(snapshot)),
-            Decision::Refuse(error) => Route::Refuse(error.clone()),
-            Decision::Plan => Route::Plan,
-            Decision::GatherWrite => Route::GatherWrite,
-            Decision::Placed(placed) => placed.route(&self.text, snapshot, parameters),
-            Decision::Insert(plan) => plan.route(&self.text, snapshot, parameters, None),
-            Decision::Lock(lock) => self.route_lock(lock, snapshot),
-        };
-        self.on_one_shard(route, snapshot)
-    }
-
-    /// The same for an INSERT for which [`Analysis::route`] said [`Route::Defaults`], with the rows that its
-    /// query gave. The parameters must be the same.
-    pub fn route_with_defaults(
-        &self,
-        snapshot: &Snapshot,
-        parameters: &[ParameterValue],
-        rows: &[Vec<Option<String>>],
-    ) -> Route {
-        let parameters = Parameters {
-            values: parameters,
-            types: &self.types,
-        };
-        match &self.decision {
-            Decision::Insert(plan) => plan.route(&self.text, snapshot, parameters, Some(rows)),
-            _ => Route::Refuse(ServerError::internal(
-                "defaults were given to a statement that asked for none",
-            )),
-        }
-    }
-
-    /// A part of a scattered UPDATE or DELETE, so that it notes which commits its own snapshot shows (`pgherd.note_markers`);
-    /// None where that cannot be added.
-    pub fn noting(&self, part: &Part) -> Option<Part> {
-        noting(&self.text, &self.tokens, part)
-    }
-
-    /// A cluster of one shard is a plain PostgreSQL: whatever is not for one range goes there as it came.
-    fn on_one_shard(&self, route: Route, snapshot: &Snapshot) -> Route {
-        match route {
-            // The numbers that it draws are remembered for the session.
-            Route::Forward(_) | Route::Defaults { .. } => route,
-            _ if snapshot.shards.len() > 1 => route,
-            _ => Route::Forward(Part::new(snapshot.home(), &self.text, &[], self.fences())),
-        }
-    }
-
-    fn fences(&self) -> Vec<Arc<str>> {
-        let fences = self.sharded.iter().filter_map(|t| t.sharded());
-        fences.map(|s| s.fence.to_string().into()).collect()
-    }
-
-    /// The client's text, for the home shard.
-    fn unchanged(&self, snapshot: &Snapshot) -> Part {
-        Part::new(snapshot.home(), &self.text, &[], Vec::new())
-    }
-
-    fn route_lock(&self, lock: &LockTable, snapshot: &Snapshot) -> Route {
-        let mut parts = lock.parts(&self.text, snapshot);
-        match parts.len() {
-            0 => Route::Forward(self.unchanged(snapshot)),
-            1 => Route::Forward(parts.remove(0)),
-            _ => Route::Scatter {
-                parts,
-                merge: Merge::Concatenate,
-            },
-        }
-    }
-}
-
-/// Whether a name is written with escapes of another letter than the backslash: `U&"d!0061t" UESCAPE '!'`.
-pub fn hides_a_name(text: &str, tokens: &[Token]) -> bool {
-    let hides = |pair: &[Token]| pair[0].kind == lexer::TokenKind::Quoted && pair[1].is_word(text, "uescape");
-    tokens.windows(2).any(hides)
-}
-
-/// The refusal of such a statement, where the name could be a sharded table's.
-pub fn hidden_name() -> ServerError {
-    ServerError::unsupported(
-        "UESCAPE of a name is not supported in a database with sharded tables",
-        "Write the name's letters themselves, or escape them with a backslash.",
-    )
-}
-
-/// Kinds in which a sharded table's name matters and that nothing else has looked at.
-fn looks_at_relations(kind: &Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Select { .. }
-            | Kind::Insert
-            | Kind::Update
-            | Kind::Delete
-            | Kind::Merge
-            | Kind::Ddl(_)
-            | Kind::Vacuum(_)
-            | Kind::Analyze(_)
-            | Kind::Reindex(..)
-            | Kind::Cluster(_)
-            | Kind::Explain { .. }
-            | Kind::Prepare { .. }
-            | Kind::Declare { .. }
-            | Kind::Other
-    )
-}
-
-/// Whether it names what holds a range on this shard. A tool that copies databases table by table would find the home shard's
-/// ranges there, and take them for all.
-fn holds_a_range(name: &ObjectName) -> bool {
-    name.schema.as_deref() == Some("pgherd_data")
-}
-
-fn one_range() -> ServerError {
-    ServerError::unsupported(
-        "relations of schema \"pgherd_data\" hold ranges of one shard only",
-        "Name the sharded table, which has the rows of all shards.",
-    )
 }
 
 /// A relation of this name, in any schema, through which a sharded table can be reached.
@@ -620,37 +497,25 @@ fn has_returning(tree: &Statement) -> bool {
     }
 }
 
-fn refused(references: &[Reference]) -> Option<ServerError> {
-    references.iter().find_map(|reference| {
-        let table = reference.table.as_ref()?;
-        match &table.kind {
-            TableKind::Refused { reason } => Some(
-                ServerError::unsupported(
-                    format!(
-                        "\"{}\" cannot be used while its data lies on several shards",
-                        table.name.name
-                    ),
-                    "It would see one shard's rows only.",
-                )
-                .with_detail(reason.clone()),
-            ),
-            TableKind::View { read_only: false, .. } if reference.role != Role::Read => Some(ServerError::unsupported(
-                format!("view \"{}\" over a sharded table cannot be changed", table.name.name),
-                "Change the table itself.",
-            )),
-            TableKind::Sharded(sharded) if reference.role == Role::Insert => {
-                let reason = sharded.through_view.as_ref()?.no_insert.clone()?;
-                Some(
-                    ServerError::unsupported(
-                        format!("rows cannot be inserted through view \"{}\" yet", table.name.name),
-                        "Insert into the table itself.",
-                    )
-                    .with_detail(reason),
-                )
-            }
-            _ => None,
-        }
-    })
+/// Kinds in which a sharded table's name matters and that nothing else has looked at.
+fn looks_at_relations(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Select { .. }
+            | Kind::Insert
+            | Kind::Update
+            | Kind::Delete
+            | Kind::Merge
+            | Kind::Ddl(_)
+            | Kind::Vacuum(_)
+            | Kind::Analyze(_)
+            | Kind::Reindex(..)
+            | Kind::Cluster(_)
+            | Kind::Explain { .. }
+            | Kind::Prepare { .. }
+            | Kind::Declare { .. }
+            | Kind::Other
+    )
 }
 
 /// Whether PostgreSQL refuses the statement for what it would change a view: before it reads a row, on any shard.
@@ -673,24 +538,4 @@ fn reads_view(references: &[Reference]) -> bool {
             .is_some_and(|t| matches!(t.kind, TableKind::View { .. }))
     };
     references.iter().any(view)
-}
-
-fn unsafe_function(name: &str) -> ServerError {
-    ServerError::unsupported(
-        match name.starts_with(|c: char| c.is_alphabetic() || c == '_') {
-            true => format!("function \"{name}\" may read or change sharded tables and cannot be called yet"),
-            false => format!("operator {name} calls a function that may read or change sharded tables"),
-        },
-        "It would run on one shard and see only that shard's rows. Send its statements one by one.",
-    )
-}
-
-fn not_understood(kind: &Kind) -> ServerError {
-    let what = match kind {
-        Kind::Ddl(_) | Kind::Vacuum(_) | Kind::Analyze(_) | Kind::Reindex(..) | Kind::Cluster(_) => {
-            "this command cannot be run on a sharded table yet"
-        }
-        _ => "this statement's form is not supported on sharded tables yet",
-    };
-    ServerError::unsupported(what, "Write it in a simpler form, or use a table that is not sharded.")
 }

@@ -5,18 +5,19 @@
 //! PostgreSQL is written in a way that it reads right, where that changes nothing that is asked of the tree; else
 //! there is no tree.
 
+mod marks;
+mod tokens;
+
 use crate::lexer::{Token, TokenKind};
 use crate::lock_order::limits_first;
 use crate::nested_joins::{NestedJoins, nested_joins};
 use crate::set_targets::subscripts;
-use sqlparser::ast::{
-    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Statement, Value, VisitMut,
-    VisitorMut,
-};
+use marks::{COLLATION, DISTINCT, NOT_DISTINCT, SYMMETRIC, Unmark};
+use sqlparser::ast::{Statement, VisitMut};
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer as sp;
-use std::ops::ControlFlow;
+use tokens::{convert, place};
 
 /// Longer chains of operators have no tree: it would be as deep, and walking or dropping it would need as much stack.
 const LONGEST_CHAIN: usize = 1000;
@@ -166,19 +167,6 @@ fn longest_chain(text: &str, tokens: &[Token]) -> usize {
     longest
 }
 
-/// sqlparser takes all that follows IS [NOT] DISTINCT FROM for its operand, also behind AND and OR. So it gets
-/// `a <=> mark(b)`, which it reads with the right precedence, and [`Unmark`] puts the meaning back.
-const DISTINCT: &str = "pgherd is distinct from";
-const NOT_DISTINCT: &str = "pgherd is not distinct from";
-
-/// Which bound of BETWEEN SYMMETRIC is the lower one is only known when it is computed. So both become calls of a function that nobody
-/// knows, which says nothing about where rows are.
-const SYMMETRIC: &str = "pgherd symmetric";
-
-/// sqlparser has COLLATE behind names and constants only. Behind a cast it gets `a::text AT TIME ZONE mark(b)`, which binds as tightly
-/// but to another AT TIME ZONE, and [`Unmark`] puts the meaning back.
-const COLLATION: &str = "pgherd collate";
-
 /// Functions without parentheses, which are names like others behind a schema.
 const VALUE_FUNCTIONS: [&str; 5] = [
     "current_user",
@@ -200,68 +188,6 @@ const EXCLUSIONS: [&[&str]; 4] = [
     &["exclude", "ties"],
     &["exclude", "no", "others"],
 ];
-
-struct Unmark;
-
-impl VisitorMut for Unmark {
-    type Break = ();
-
-    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-        if let Expr::AtTimeZone { timestamp, time_zone } = expr
-            && let Some(collation) = marked_collation(time_zone)
-        {
-            let nothing = Box::new(Expr::Value(Value::Null.into()));
-            let expr_of = std::mem::replace(timestamp, nothing);
-            *expr = Expr::Collate {
-                expr: expr_of,
-                collation,
-            };
-            return ControlFlow::Continue(());
-        }
-        if let Expr::BinaryOp {
-            left,
-            op: BinaryOperator::Spaceship,
-            right,
-        } = expr
-            && let Expr::Function(function) = &mut **right
-            && let Some(name) = function
-                .name
-                .0
-                .first()
-                .and_then(|p| p.as_ident())
-                .map(|i| i.value.clone())
-            && let FunctionArguments::List(list) = &mut function.args
-            && let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(operand))) = list.args.pop()
-        {
-            let nothing = Box::new(Expr::Value(Value::Null.into()));
-            let (left, right) = (std::mem::replace(left, nothing), Box::new(operand));
-            *expr = match name == DISTINCT {
-                true => Expr::IsDistinctFrom(left, right),
-                false => Expr::IsNotDistinctFrom(left, right),
-            };
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-/// The name in `mark(name)`.
-fn marked_collation(expr: &Expr) -> Option<ObjectName> {
-    let Expr::Function(function) = expr else { return None };
-    let name = function.name.0.first().and_then(|part| part.as_ident())?;
-    let FunctionArguments::List(list) = &function.args else {
-        return None;
-    };
-    let [FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))] = &list.args[..] else {
-        return None;
-    };
-    let parts = match argument {
-        _ if name.value != COLLATION => return None,
-        Expr::Identifier(part) => vec![part.clone()],
-        Expr::CompoundIdentifier(parts) => parts.clone(),
-        _ => return None,
-    };
-    Some(ObjectName::from(parts))
-}
 
 struct Conversion<'a> {
     text: &'a str,
@@ -557,11 +483,6 @@ impl Conversion<'_> {
     }
 }
 
-fn place(token: &Token) -> sp::Span {
-    let column = |offset: u32| sp::Location::new(1, u64::from(offset) + 1);
-    sp::Span::new(column(token.start), column(token.end))
-}
-
 /// The tokens of `ROWS FROM (f(…))` around its one function: without them it is the function alone, which is the same. With several
 /// functions there is no tree.
 fn rows_from(text: &str, tokens: &[Token]) -> Vec<usize> {
@@ -590,67 +511,4 @@ fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
     };
     let words = ["union", "all", "distinct", "intersect", "except", "as"];
     before.is(text, "(") || words.iter().any(|w| before.is_word(text, w))
-}
-
-fn convert(token: &Token, text: &str, dialect: &PostgreSqlDialect) -> Option<sp::Token> {
-    let raw = token.text(text);
-    Some(match token.kind {
-        TokenKind::Word => sp::Token::make_word(raw, None),
-        TokenKind::Quoted if raw.starts_with('"') => {
-            sp::Token::make_word(&raw[1..raw.len() - 1].replace("\"\"", "\""), Some('"'))
-        }
-        TokenKind::Quoted => return None,
-        TokenKind::String => sp::Token::SingleQuotedString(token.string(text)?),
-        TokenKind::Number => sp::Token::Number(raw.to_owned(), false),
-        TokenKind::Parameter => sp::Token::Placeholder(raw.to_owned()),
-        TokenKind::Bits => {
-            let body = raw[2..raw.len() - 1].to_owned();
-            match raw.as_bytes()[0] {
-                b'x' | b'X' => sp::Token::HexStringLiteral(body),
-                _ => sp::Token::SingleQuotedByteStringLiteral(body),
-            }
-        }
-        TokenKind::Symbol | TokenKind::Operator => match symbol(raw) {
-            Some(known) => known,
-            // Operators of other systems, to which sqlparser gives their meaning.
-            None if matches!(raw, "==" | "<=>" | "//") => return None,
-            None => {
-                let mut pieces = sp::Tokenizer::new(dialect, raw).tokenize().ok()?;
-                // Several pieces: an operator that sqlparser does not know, which it would read as others.
-                if pieces.len() != 1 {
-                    return None;
-                }
-                pieces.pop()?
-            }
-        },
-    })
-}
-
-/// The symbols that nearly every statement has, without a second tokenizer's allocations.
-fn symbol(raw: &str) -> Option<sp::Token> {
-    Some(match raw {
-        "(" => sp::Token::LParen,
-        ")" => sp::Token::RParen,
-        "," => sp::Token::Comma,
-        "." => sp::Token::Period,
-        "=" => sp::Token::Eq,
-        "<" => sp::Token::Lt,
-        ">" => sp::Token::Gt,
-        "<=" => sp::Token::LtEq,
-        ">=" => sp::Token::GtEq,
-        "<>" | "!=" => sp::Token::Neq,
-        "+" => sp::Token::Plus,
-        "-" => sp::Token::Minus,
-        "*" => sp::Token::Mul,
-        "/" => sp::Token::Div,
-        "%" => sp::Token::Mod,
-        "||" => sp::Token::StringConcat,
-        "::" => sp::Token::DoubleColon,
-        ":" => sp::Token::Colon,
-        "[" => sp::Token::LBracket,
-        "]" => sp::Token::RBracket,
-        "=>" => sp::Token::RArrow,
-        ":=" => sp::Token::Assignment,
-        _ => return None,
-    })
 }

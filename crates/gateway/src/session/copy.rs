@@ -12,7 +12,8 @@ mod outflow;
 mod plan;
 mod running;
 
-use super::execute::{Entered, names_missing_child, stale_route};
+use super::enter::Entered;
+use super::execute::{names_missing_child, stale_route};
 use super::forward::{lock_fences, lost_lease, no_block};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};

@@ -2,7 +2,8 @@
 //! ranges is PostgreSQL's own, over rows that are gathered when it is declared, on a connection that is its own. So is every
 //! cursor WITH HOLD: when its transaction commits, the connection's does as well, and stays with the session.
 
-use super::execute::{Entered, names_missing_child};
+use super::enter::Entered;
+use super::execute::names_missing_child;
 use super::forward::{no_block, put_statement, settle};
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};

@@ -3,7 +3,7 @@
 //!
 //! A shard runs its part of a SELECT once more for its plan's ANALYZE. What writes runs once, so its shards tell plans only.
 
-use super::execute::Entered;
+use super::enter::Entered;
 use super::forward::no_block;
 use super::{Mode, Problem, Session, Unit};
 use crate::client::Discarded;

@@ -1,6 +1,6 @@
 //! One shard runs the whole statement; its reply is relayed as bytes.
 
-use super::execute::Entered;
+use super::enter::Entered;
 use super::extended::{PortalState, backend_portal};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};

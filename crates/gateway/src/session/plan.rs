@@ -1,6 +1,7 @@
 //! Statements over several ranges that the query room plans: SELECT, INSERT … SELECT, and UPDATE, DELETE and MERGE that gather.
 
-use super::execute::{Entered, names_missing_child};
+use super::enter::Entered;
+use super::execute::names_missing_child;
 use super::explain::Used;
 use super::forward::{lost_lease, no_block};
 use super::{Mode, Problem, Session, Unit};

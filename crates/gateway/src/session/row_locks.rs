@@ -5,7 +5,7 @@
 //! writes. Either way a statement that found no row has read that there is none, and no lock says so: its effect was nothing, and
 //! it is run again behind the lock of its table.
 
-use super::execute::Entered;
+use super::enter::Entered;
 use super::forward::no_block;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState, Table, quote_literal};

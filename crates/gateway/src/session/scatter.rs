@@ -1,6 +1,6 @@
 //! One DML statement on several shards: sent to all, tags summed, RETURNING rows merged.
 
-use super::execute::Entered;
+use super::enter::Entered;
 use super::first_violation::earliest;
 use super::forward::{enlist, lock_fences, lost_lease, no_block, put_statement};
 use super::plan::canceled;

@@ -5,7 +5,7 @@
 //! A deadlock is how two such transactions find that they cannot both come first: it is told as 40001.
 
 use super::block::Open;
-use super::execute::Entered;
+use super::enter::Entered;
 use super::forward::no_block;
 use super::{Problem, Session, Unit};
 use pgherd_model::{Name, ServerError, ShardId, Snapshot, SqlState, Table, quote_literal};

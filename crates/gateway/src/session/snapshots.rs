@@ -3,7 +3,7 @@
 //! At REPEATABLE READ what is exported is the transaction's cut over all shards; its name holds the names of the shards' snapshots. At other
 //! levels, and while no table is sharded, PostgreSQL's own function answers, and the name is one of the home shard.
 
-use super::execute::changed_under_transaction;
+use super::enter::changed_under_transaction;
 use super::{Problem, Session};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_transaction::{Isolation, SnapshotName};

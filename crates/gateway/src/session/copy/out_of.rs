@@ -5,7 +5,7 @@
 use super::evaluate::quote_list;
 use super::format::Writer;
 use super::{describes, put_data};
-use crate::session::execute::Entered;
+use crate::session::enter::Entered;
 use crate::session::forward::{lost_lease, no_block};
 use crate::session::plan::canceled;
 use crate::session::{Mode, Problem, Session, Unit};
