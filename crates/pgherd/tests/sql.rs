@@ -25,7 +25,7 @@ const SETTINGS: [(&str, &str); 2] = [
 ];
 
 /// How many files may meet a refusal. Only ever goes down.
-const MOST_REFUSED: usize = 16;
+const MOST_REFUSED: usize = 3;
 
 fn refused_files(summary: &Summary) -> usize {
     summary.files.iter().filter(|file| !file.refusals.is_empty()).count()
