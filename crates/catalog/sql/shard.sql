@@ -235,6 +235,11 @@ BEGIN
         EXECUTE format('GRANT INSERT ON pgherd_data.%I TO PUBLIC', item.name);
     END LOOP;
     FOR item IN SELECT * FROM json_to_recordset(payload::json -> 'drop') AS c(name text, parent text, "values" text, instead text) LOOP
+        -- PostgreSQL drops no partition that a foreign key refers to, and detaches none whose rows have others that refer to them.
+        IF EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid = format('pgherd_data.%I', item.name)::regclass) THEN
+            EXECUTE format('DELETE FROM pgherd_data.%I', item.name);
+            EXECUTE format('ALTER TABLE %s DETACH PARTITION pgherd_data.%I', item.parent::regclass, item.name);
+        END IF;
         EXECUTE format('DROP TABLE pgherd_data.%I', item.name);
         IF item.instead IS NOT NULL THEN
             EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s %s', item.parent::regclass, item.instead::regclass, item.values);

@@ -236,6 +236,7 @@ async fn undistribute_one(work: &mut Work<'_, '_>, table: &Table) -> Result<Opti
     };
     let name = &table.name;
     let definition = work.definition(name).await?;
+    refuse_dependents(name, &definition)?;
     let old = set_aside(work, name, &definition, sharded.id.0).await?;
     remake_on_home(work, name, &definition, None, &old).await?;
     let columns = definition.copied_columns();
