@@ -1,13 +1,11 @@
 //! ALTER TABLE … ADD FOREIGN KEY on a table whose rows lie elsewhere than those that they refer to: the table gets the ranges of
 //! the other one first, rows and all, together with the tables that foreign keys link with it already.
 
-use crate::copy_rows::copy_rows;
-use crate::ranges::{NewRange, condition, make_children, silence_triggers, wake_triggers, write_range};
+use crate::ranges::NewRange;
 use crate::statement_text::{ForeignKeyClause, StatementText};
 use crate::work::Work;
-use crate::{foreign_keys, split};
-use pgherd_catalog::child_name;
-use pgherd_model::{Name, RangeId, ServerError, Sharded, Table, columns_for, quote_identifier};
+use crate::{foreign_keys, replace_ranges, split};
+use pgherd_model::{Name, RangeId, ServerError, Sharded, Table, columns_for};
 use pgherd_sql::ObjectName;
 use serde_json::json;
 use std::sync::Arc;
@@ -93,13 +91,8 @@ async fn is_cheap(work: &mut Work<'_, '_>, tables: &[Arc<Table>]) -> Result<bool
     for sharded in tables.iter().filter_map(|t| t.sharded()).filter(|s| !s.by_default) {
         let mut rows = 0;
         for range in sharded.ranges.ranges() {
-            let sql = format!(
-                "SELECT pg_catalog.count(*) FROM (SELECT FROM {} LIMIT {}) AS some",
-                range.child,
-                split::SPLIT_ROWS + 1
-            );
-            let counted = work.on(range.shard, &sql).await?;
-            rows += counted.last().and_then(|r| r.text(0, 0)?.parse().ok()).unwrap_or(0);
+            let some = format!("(SELECT FROM {} LIMIT {}) AS some", range.child, split::SPLIT_ROWS + 1);
+            rows += replace_ranges::count(work, range.shard, &some).await?;
         }
         if rows > split::SPLIT_ROWS {
             return Ok(false);
@@ -115,52 +108,16 @@ async fn lay_like(
     sharded: &Sharded,
     like: &Sharded,
 ) -> Result<(), ServerError> {
-    let name = &table.name;
-    let definition = work.definition(name).await?;
-    let old = sharded.ranges.ranges();
-    let options = match old.first() {
-        Some(range) => split::options(work, range.shard, range).await?,
-        None => Vec::new(),
-    };
-    for range in old {
-        let sql = format!("ALTER TABLE {name} DETACH PARTITION {}", range.child);
-        work.on(range.shard, &sql).await?;
+    let mut old = Vec::new();
+    for range in sharded.ranges.ranges() {
+        let rows = replace_ranges::count(work, range.shard, &range.child.to_string()).await?;
+        old.push((range.clone(), rows));
     }
     let wanted = like.ranges.ranges().iter().enumerate();
     let new: Vec<NewRange> = wanted
         .map(|(i, range)| crate::ranges::renumbered(range, RangeId(sharded.next_range + i as u32)))
         .collect();
-    make_children(work, name, sharded.id, &new, &options).await?;
-    let triggers = silence_triggers(work, sharded.id, &new).await?;
-    let quoted: Vec<_> = sharded.key.iter().map(|c| quote_identifier(c)).collect();
-    let columns = definition.copied_columns();
-    for range in old {
-        let counted = work
-            .on(range.shard, &format!("SELECT pg_catalog.count(*) FROM {}", range.child))
-            .await?;
-        let rows: u64 = counted.last().and_then(|r| r.text(0, 0)?.parse().ok()).unwrap_or(0);
-        let mut moved = 0;
-        for to in new.iter().filter(|n| n.from < range.to && range.from < n.to) {
-            let condition = condition(&quoted, &sharded.key_types, &to.from, &to.to);
-            let query = format!("SELECT {columns} FROM {} WHERE {condition}", range.child);
-            let target = child_name(sharded.id, to.id).to_string();
-            let target = (to.shard, target.as_str(), columns.as_str());
-            moved += copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
-        }
-        if moved != rows {
-            return Err(ServerError::internal(format!(
-                "{rows} rows were to be moved, and {moved} were"
-            )));
-        }
-        work.on(range.shard, &format!("DROP TABLE {}", range.child)).await?;
-        work.write(json!({"do": "drop_range", "table": sharded.id.0, "id": range.id.0}));
-    }
-    wake_triggers(work, triggers).await?;
-    for range in &new {
-        let child = child_name(sharded.id, range.id);
-        work.on(range.shard, &format!("ANALYZE {child}")).await?;
-        write_range(work, sharded.id, range, &child, false);
-    }
+    replace_ranges::replace(work, table, sharded, &old, &new).await?;
     work.write(json!({"do": "set", "id": sharded.id.0, "colocation": like.colocation}));
-    work.renew_fence(sharded).await
+    Ok(())
 }

@@ -7,7 +7,7 @@ use crate::ranges::{NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use crate::{bounds, convert, foreign_keys, partition};
-use pgherd_model::{KeyType, Name, ServerError, Sharded, SqlState, Table, TableKind, quote_identifier};
+use pgherd_model::{KeyType, Name, ServerError, SqlState, Table, TableKind, quote_identifier};
 use pgherd_sql::{Ddl, ObjectName};
 use std::sync::Arc;
 
@@ -182,12 +182,14 @@ fn default_place(work: &Work<'_, '_>, made: &Relation) -> Result<Place, String> 
     };
     foreign_keys::own_keys_hold(made, &key)?;
     let key_types = convert::distributable(made, &key)?;
-    let place = Place { key, key_types, like };
-    match place.like.clone().as_ref().and_then(|t| t.sharded()) {
-        Some(like) if !like.automatic => Err("it refers to a table with declared partitions".into()),
-        Some(like) => place.beside(like),
-        None => Ok(place),
+    if like
+        .as_ref()
+        .and_then(|t| t.sharded())
+        .is_some_and(|like| !like.automatic)
+    {
+        return Err("it refers to a table with declared partitions".into());
     }
+    Place::new(key, key_types, like)
 }
 
 fn declared_place(work: &Work<'_, '_>, made: &Relation) -> Result<Place, String> {
@@ -202,19 +204,16 @@ fn declared_place(work: &Work<'_, '_>, made: &Relation) -> Result<Place, String>
     if beside.as_ref().is_some_and(|b| b.key != key) {
         return Err("its foreign key does not match the shard keys of both tables".into());
     }
-    let like = beside.map(|b| b.like);
-    let place = Place { key, key_types, like };
-    match place.like.clone().as_ref().and_then(|t| t.sharded()) {
-        Some(like) => place.beside(like),
-        None => Ok(place),
-    }
+    Place::new(key, key_types, beside.map(|b| b.like))
 }
 
 impl Place {
-    fn beside(self, like: &Sharded) -> Result<Self, String> {
-        match self.key_types == like.key_types {
-            true => Ok(self),
-            false => Err("its shard key has another type than that of the table that it refers to".into()),
+    fn new(key: Vec<String>, key_types: Vec<KeyType>, like: Option<Arc<Table>>) -> Result<Self, String> {
+        match like.as_ref().and_then(|t| t.sharded()) {
+            Some(other) if other.key_types != key_types => {
+                Err("its shard key has another type than that of the table that it refers to".into())
+            }
+            _ => Ok(Self { key, key_types, like }),
         }
     }
 }

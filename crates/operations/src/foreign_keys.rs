@@ -29,10 +29,8 @@ pub(crate) struct Beside {
 pub(crate) fn beside(snapshot: &Snapshot, relation: &Relation) -> Result<Option<Beside>, Reason> {
     let mut found: Option<Beside> = None;
     none_draws(relation)?;
-    for key in relation.own_foreign_keys().filter(|k| k.referenced != relation.oid) {
-        let (like, referenced) = by_oid(snapshot, key.referenced)
-            .and_then(|table| Some((table, table.sharded()?)))
-            .ok_or_else(|| format!("foreign key \"{}\" refers to a local table", key.name))?;
+    for referring in to_others(snapshot, relation) {
+        let (key, like, referenced) = referring?;
         let columns = standing_for(key, &referenced.key).ok_or_else(|| mismatch(key))?;
         match &found {
             Some(before) => {
@@ -65,15 +63,26 @@ pub(crate) fn own_keys_hold(relation: &Relation, shard_key: &[String]) -> Result
 pub(crate) fn check(snapshot: &Snapshot, sharded: &Sharded, relation: &Relation) -> Result<(), Reason> {
     own_keys_hold(relation, &sharded.key)?;
     none_draws(relation)?;
-    for key in relation.own_foreign_keys().filter(|k| k.referenced != relation.oid) {
-        let referenced = by_oid(snapshot, key.referenced)
-            .and_then(|t| t.sharded())
-            .ok_or_else(|| format!("foreign key \"{}\" refers to a local table", key.name))?;
+    for referring in to_others(snapshot, relation) {
+        let (key, _, referenced) = referring?;
         if standing_for(key, &referenced.key).as_ref() != Some(&sharded.key) || !sharded.lies_with(referenced) {
             return Err(mismatch(key));
         }
     }
     Ok(())
+}
+
+/// The foreign keys of a relation to other tables, with these, all of which must be sharded.
+fn to_others<'a>(
+    snapshot: &'a Snapshot,
+    relation: &'a Relation,
+) -> impl Iterator<Item = Result<(&'a ForeignKey, &'a Arc<Table>, &'a Sharded), Reason>> {
+    let others = relation.own_foreign_keys().filter(|k| k.referenced != relation.oid);
+    others.map(|key| {
+        by_oid(snapshot, key.referenced)
+            .and_then(|table| Some((key, table, table.sharded()?)))
+            .ok_or_else(|| format!("foreign key \"{}\" refers to a local table", key.name))
+    })
 }
 
 /// Sequences have their values on the home shard, and actions run where the row is.

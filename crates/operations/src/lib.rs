@@ -27,6 +27,7 @@ mod on_table;
 mod partition;
 mod procedures;
 mod ranges;
+mod replace_ranges;
 mod schema_change;
 mod split;
 mod statement_text;

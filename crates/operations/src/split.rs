@@ -1,15 +1,10 @@
 //! Splits an empty or small range in two and places the upper half, in one transaction. The whole colocation group is
 //! split at the same key, so that joins on the key stay on a shard.
 
-use crate::copy_rows::copy_rows;
-use crate::foreign_keys;
-use crate::ranges::{NewRange, condition, make_children, silence_triggers, wake_triggers, write_range};
+use crate::ranges::NewRange;
 use crate::work::Work;
-use pgherd_catalog::child_name;
-use pgherd_model::{
-    Bound, KeyBound, Name, Range, RangeId, ServerError, ShardId, Sharded, SqlState, Table, quote_identifier,
-};
-use serde_json::json;
+use crate::{foreign_keys, replace_ranges};
+use pgherd_model::{Bound, KeyBound, Name, Range, RangeId, ServerError, ShardId, Sharded, SqlState, Table};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -134,11 +129,7 @@ async fn split_one(
             "Only ranges that pgherd made can be split.",
         ));
     }
-    let child = range.child.to_string();
-    let counted = work
-        .on(range.shard, &format!("SELECT pg_catalog.count(*) FROM {child}"))
-        .await?;
-    let rows: u64 = counted.last().and_then(|r| r.text(0, 0)?.parse().ok()).unwrap_or(0);
+    let rows = replace_ranges::count(work, range.shard, &range.child.to_string()).await?;
     if rows > SPLIT_ROWS {
         return Err(ServerError::new(
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -161,55 +152,5 @@ async fn split_one(
         to: range.to.clone(),
         shard: to,
     };
-    let definition = work.definition(&table.name).await?;
-    let options = options(work, range.shard, &range).await?;
-    work.on(
-        range.shard,
-        &format!("ALTER TABLE {} DETACH PARTITION {child}", table.name),
-    )
-    .await?;
-    let halves = [lower, upper];
-    make_children(work, &table.name, sharded.id, &halves, &options).await?;
-    let triggers = silence_triggers(work, sharded.id, &halves).await?;
-    let quoted: Vec<_> = sharded.key.iter().map(|c| quote_identifier(c)).collect();
-    let columns = definition.copied_columns();
-    let mut moved = 0;
-    for half in &halves {
-        let condition = condition(&quoted, &sharded.key_types, &half.from, &half.to);
-        let query = format!("SELECT {columns} FROM {child} WHERE {condition}");
-        let target = child_name(sharded.id, half.id).to_string();
-        let target = (half.shard, target.as_str(), columns.as_str());
-        moved += copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
-    }
-    if moved != rows {
-        return Err(ServerError::internal(format!(
-            "{rows} rows were to be moved, and {moved} were"
-        )));
-    }
-    wake_triggers(work, triggers).await?;
-    work.on(range.shard, &format!("DROP TABLE {child}")).await?;
-    for half in &halves {
-        let analyze = format!("ANALYZE {}", child_name(sharded.id, half.id));
-        work.on(half.shard, &analyze).await?;
-        write_range(work, sharded.id, half, &child_name(sharded.id, half.id), false);
-    }
-    work.write(json!({"do": "drop_range", "table": sharded.id.0, "id": range.id.0}));
-    work.renew_fence(sharded).await
-}
-
-/// The storage options of a child, for what takes its place.
-pub(crate) async fn options(
-    work: &mut Work<'_, '_>,
-    shard: ShardId,
-    range: &Range,
-) -> Result<Vec<String>, ServerError> {
-    let sql = format!(
-        "SELECT pg_catalog.unnest(reloptions) FROM pg_catalog.pg_class WHERE oid = {}::pg_catalog.regclass",
-        pgherd_model::quote_literal(&range.child.to_string())
-    );
-    let results = work.on(shard, &sql).await?;
-    let rows = results.last().map_or(0, |r| r.rows.len());
-    Ok((0..rows)
-        .filter_map(|i| results.last().and_then(|r| r.text(i, 0)).map(str::to_owned))
-        .collect())
+    replace_ranges::replace(work, table, sharded, &[(range, rows)], &[lower, upper]).await
 }
