@@ -244,7 +244,7 @@ impl Catalog {
 
     /// The same, where there is time to take a lease again that has lapsed.
     pub async fn has_lease(&self) -> bool {
-        self.inner.lease.is_valid() || self.inner.lease.holds(self.inner.lease.generation()).await
+        self.inner.lease.holds(self.inner.lease.generation()).await
     }
 
     /// Looks for a newer catalog now: a shard said that the route was stale.

@@ -136,15 +136,15 @@ impl<'a> Asking<'a> {
         if columns.is_empty() {
             return Ok(());
         }
+        let oids: Vec<u32> = columns.iter().map(|(_, oid)| *oid).collect();
         let mut start = 0;
         for (end, shard) in std::mem::take(&mut batch.origins) {
-            let oids: Vec<u32> = columns.iter().map(|(_, oid)| *oid).collect();
             let there = self.on_shard(shard, &oids).await?;
             let columns: Holding = match (self.foreign(shard), there) {
                 (None, _) => Holding::new(),
                 (_, there) => {
                     let positions = columns.iter().map(|(position, _)| *position);
-                    positions.zip(there.unwrap_or(oids)).collect()
+                    positions.zip(there.unwrap_or_else(|| oids.clone())).collect()
                 }
             };
             while start < end {

@@ -149,6 +149,15 @@ impl Backend {
 
     /// Consumes the replies of queued statements; their first error is returned after the last of them ended.
     pub async fn skip_silent(&mut self) -> Result<(), Error> {
+        match self.silent_error().await? {
+            Some(error) => Err(Error::Server(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Consumes the replies of queued statements, and returns their first error. What stands behind a failed one in its block fails
+    /// with it (25P02): this is the error that says why.
+    pub async fn silent_error(&mut self) -> Result<Option<ServerError>, Error> {
         let connection = self.connection_mut();
         let mut failed = None;
         while connection.silent > 0 {
@@ -162,7 +171,7 @@ impl Backend {
                 _ => {}
             }
         }
-        failed.map_or(Ok(()), |e| Err(Error::Server(e)))
+        Ok(failed)
     }
 
     /// The next message, after the replies of queued statements. Notices are kept for

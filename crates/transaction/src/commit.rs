@@ -531,13 +531,9 @@ fn send_prepare(backend: &mut Backend, name: &str, proof: &str) -> Result<bool, 
 /// The last command tag, or the error, of a pipeline; the outer error is a lost connection.
 pub(crate) async fn read_prepare(backend: &mut Backend, is_new: bool) -> Result<Result<String, ServerError>, Error> {
     backend.flush().await?;
-    let (mut reply, mut parsed) = (Ok(String::new()), false);
     // A queued SAVEPOINT that failed shows in the block's state, too: the pipeline then answers an error.
-    match backend.skip_silent().await {
-        Err(e @ pgherd_shards::Error::Lost { .. }) => return Err(e.into()),
-        Err(pgherd_shards::Error::Server(e)) => reply = Err(e),
-        _ => {}
-    }
+    let mut reply = backend.silent_error().await?.map_or(Ok(String::new()), Err);
+    let mut parsed = false;
     loop {
         let message = backend.next_message().await?;
         match (message.tag, &mut reply) {

@@ -105,19 +105,16 @@ pub(crate) async fn relay(
     filter: Filter<'_>,
     fresh: Fresh<'_>,
 ) -> Result<End, Failure> {
-    match backend.skip_silent().await {
-        // The statement behind the failed one failed with it (25P02); its reply is read all the same.
-        Err(pgherd_shards::Error::Server(error)) => {
-            backend.drain().await.or_else(|e| match e {
-                pgherd_shards::Error::Server(_) => Ok(()),
-                other => Err(other),
-            })?;
-            return Ok(End::Ready(Reply {
-                error: Some(error),
-                ..Reply::default()
-            }));
-        }
-        other => other?,
+    if let Some(error) = backend.silent_error().await? {
+        // The statement behind it failed with it; its reply is read all the same.
+        backend.drain().await.or_else(|e| match e {
+            pgherd_shards::Error::Server(_) => Ok(()),
+            other => Err(other),
+        })?;
+        return Ok(End::Ready(Reply {
+            error: Some(error),
+            ..Reply::default()
+        }));
     }
     let mut reply = Reply {
         holding: filter.holding.to_vec(),

@@ -424,12 +424,10 @@ fn noting(entered: &Entered, parts: &[Part]) -> Result<Vec<Part>, ServerError> {
 
 /// Reads one shard's whole answer: the statement's ReadyForQuery and those of what was queued with it.
 async fn read_answer(backend: &mut Backend, asked: bool) -> Result<Answer, Problem> {
-    let mut answer = Answer::default();
-    match backend.skip_silent().await {
-        // The statement behind the failed one fails with it (25P02); this is the error that says why.
-        Err(pgherd_shards::Error::Server(error)) => answer.error = Some(error),
-        other => other?,
-    }
+    let mut answer = Answer {
+        error: backend.silent_error().await?,
+        ..Answer::default()
+    };
     loop {
         let message = backend.next_message().await?;
         match message.tag {

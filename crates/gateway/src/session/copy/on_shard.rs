@@ -51,13 +51,7 @@ pub(super) async fn try_copy(backend: &mut Backend, plan: &Plan) -> Result<Resul
 
 /// CopyInResponse's body, or the error that came instead.
 async fn await_copy(backend: &mut Backend) -> Result<Result<Bytes, ServerError>, Problem> {
-    let mut failed = match backend.skip_silent().await {
-        Err(pgherd_shards::Error::Server(error)) => Some(error),
-        other => {
-            other?;
-            None
-        }
-    };
+    let mut failed = backend.silent_error().await?;
     loop {
         let message = backend.next_message().await?;
         match message.tag {
@@ -82,12 +76,10 @@ pub(super) async fn end(backend: &mut Backend, failure: Option<&str>) -> Result<
         Some(message) => put_fail(backend, message),
     }
     backend.flush_listening().await?;
-    let mut answer = Answer::default();
-    match backend.skip_silent().await {
-        // The COPY behind the failed lock fails with it (25P02); this is the error that says why.
-        Err(pgherd_shards::Error::Server(error)) => answer.error = Some(error),
-        other => other?,
-    }
+    let mut answer = Answer {
+        error: backend.silent_error().await?,
+        ..Answer::default()
+    };
     loop {
         let message = backend.next_message().await?;
         match message.tag {

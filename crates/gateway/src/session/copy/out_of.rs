@@ -28,15 +28,7 @@ impl Session {
     /// COPY table TO STDOUT. PostgreSQL itself refuses partitioned tables here; a table that was sharded under its
     /// user's hands goes on to work.
     pub(super) async fn copy_table(&mut self, unit: Unit<'_>, shape: &CopyShape, table: &Table) -> Result<(), Problem> {
-        let columns: Vec<&str> = match &shape.columns {
-            Some(named) => named.iter().map(String::as_str).collect(),
-            None => table
-                .columns
-                .iter()
-                .filter(|c| !c.generated)
-                .map(|c| c.name.as_str())
-                .collect(),
-        };
+        let columns = super::plan::columns(shape, table);
         if let Some(column) = columns.iter().find(|c| table.column(c).is_some_and(|c| c.generated)) {
             let code = SqlState::from_code("42P10");
             let error = ServerError::new(code, format!("column \"{column}\" is a generated column"))

@@ -19,20 +19,25 @@ pub(super) struct Plan {
     pub key: Vec<KeyColumn>,
 }
 
+/// The columns that a COPY of a table has: those that it names, or all but the generated ones.
+pub(super) fn columns<'a>(shape: &'a CopyShape, table: &'a Table) -> Vec<&'a str> {
+    match &shape.columns {
+        Some(named) => named.iter().map(String::as_str).collect(),
+        None => table
+            .columns
+            .iter()
+            .filter(|c| !c.generated)
+            .map(|c| c.name.as_str())
+            .collect(),
+    }
+}
+
 impl Plan {
     pub fn new(unit: Unit<'_>, shape: &CopyShape, table: &Table) -> Result<Self, ServerError> {
         let sharded = table
             .sharded()
             .ok_or_else(|| ServerError::internal("COPY into a table that is not sharded"))?;
-        let columns: Vec<&str> = match &shape.columns {
-            Some(named) => named.iter().map(String::as_str).collect(),
-            None => table
-                .columns
-                .iter()
-                .filter(|c| !c.generated)
-                .map(|c| c.name.as_str())
-                .collect(),
-        };
+        let columns = columns(shape, table);
         let (mut supplied, mut defaults) = (Vec::new(), Vec::new());
         for column in table.columns.iter().filter(|c| !columns.contains(&c.name.as_str())) {
             let constant_key = || {
