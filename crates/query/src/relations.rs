@@ -2,13 +2,15 @@
 //!
 //! It does not look at columns or predicates; [`crate::pushdown`] does.
 
-use pgherd_model::{ServerError, quote_identifier};
+use crate::statement::Statement;
+use pgherd_model::{Resolved, ServerError, Table, quote_identifier};
 use sqlparser::ast::{
     Ident, ObjectName, ObjectNamePart, Query, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, TableFactor, Visit,
     Visitor,
 };
 use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 /// One mention of a relation in a FROM.
 #[derive(Debug, Clone)]
@@ -73,6 +75,24 @@ pub(crate) fn parts(name: &ObjectName) -> Option<Vec<&Ident>> {
         _ => None,
     });
     parts.collect()
+}
+
+/// The sharded table that a name stands for: itself, or what stands for a view of one.
+pub(crate) fn sharded(statement: &Statement<'_>, name: &ObjectName) -> Option<Arc<Table>> {
+    let parts = parts(name)?;
+    let (schema, last) = match parts.as_slice() {
+        [last] => (None, *last),
+        [schema, last] => (Some(fold(schema)), *last),
+        _ => return None,
+    };
+    let name = fold(last);
+    match statement
+        .snapshot
+        .resolve(schema.as_deref(), &name, statement.search_path)
+    {
+        Resolved::Known(table) => Some(table.placed()).filter(|t| t.sharded().is_some()),
+        Resolved::Home => None,
+    }
 }
 
 impl Relations {

@@ -18,7 +18,7 @@ use super::{Problem, Session, Unit};
 use pgherd_model::{Name, ServerError, Sharded, Snapshot, quote_literal};
 use pgherd_shards::SimpleResult;
 use pgherd_sql::lexer::{Token, TokenKind};
-use pgherd_sql::{Instead, Kind};
+use pgherd_sql::{Instead, Kind, LockStrength};
 pub(crate) use places::reads_catalogs;
 use places::{Place, places};
 use serde_json::{Map, Value, json};
@@ -171,10 +171,7 @@ fn whole_tables(snapshot: &Snapshot) -> Vec<(Value, bool)> {
 
 /// FOR UPDATE and its kin, which functions have not.
 fn locks_rows(text: &str, tokens: &[Token]) -> bool {
-    let strengths = ["update", "share", "no", "key"];
-    tokens
-        .windows(2)
-        .any(|two| two[0].is_word(text, "for") && strengths.iter().any(|word| two[1].is_word(text, word)))
+    (0..tokens.len()).any(|at| LockStrength::at(text, tokens, at).is_some())
 }
 
 /// Whether the statement or one of its parameters has the name of pgherd's schema.

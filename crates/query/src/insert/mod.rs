@@ -16,7 +16,7 @@ use crate::carrier::TargetType;
 use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Engine, Fragment, Transaction};
-use pgherd_model::{Column, Resolved, ServerError, Table, TableKind, quote_identifier};
+use pgherd_model::{Column, Resolved, ServerError, Table, quote_identifier};
 use pgherd_shards::ColumnDescription;
 use pgherd_sql::lexer::tokenize;
 pub(crate) use source::base_type;
@@ -114,9 +114,9 @@ fn plan(statement: &Statement<'_>, target: Target) -> Result<Plan, ServerError> 
         .resolve(target.schema.as_deref(), &target.name, statement.search_path);
     let table = match resolved {
         Resolved::Home => None,
-        Resolved::Known(table) => match &table.clone().placed().kind {
-            TableKind::Sharded(_) => Some(table.placed()),
-            _ => {
+        Resolved::Known(table) => {
+            let table = table.placed();
+            if table.sharded().is_none() {
                 return Err(ServerError::unsupported(
                     format!(
                         "INSERT … SELECT into \"{}\" is not supported over several shards",
@@ -125,7 +125,8 @@ fn plan(statement: &Statement<'_>, target: Target) -> Result<Plan, ServerError> 
                     "Insert into the sharded table itself.",
                 ));
             }
-        },
+            Some(table)
+        }
     };
     let Some(table) = table else {
         return Ok(Plan {

@@ -17,7 +17,7 @@ use crate::{Fragment, Transaction};
 use datafusion::common::{DataFusionError, JoinType};
 use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
 use datafusion::prelude::{DataFrame, col};
-use pgherd_model::{Resolved, ServerError, Table};
+use pgherd_model::{ServerError, Table};
 use pgherd_shards::ColumnDescription;
 use sqlparser::ast::{Select, SetExpr, Statement as Ast, TableFactor, TableWithJoins};
 use std::sync::Arc;
@@ -115,19 +115,7 @@ fn sharded_table(statement: &Statement<'_>, factor: &TableFactor) -> Option<(usi
     };
     let parts = crate::relations::parts(name)?;
     let at = (parts.first()?.span.start.column as usize).checked_sub(1)?;
-    let (schema, last) = match parts.as_slice() {
-        [last] => (None, *last),
-        [schema, last] => (Some(crate::relations::fold(schema)), *last),
-        _ => return None,
-    };
-    let name = crate::relations::fold(last);
-    match statement
-        .snapshot
-        .resolve(schema.as_deref(), &name, statement.search_path)
-    {
-        Resolved::Known(table) => Some((at, table.placed())).filter(|(_, t)| t.sharded().is_some()),
-        Resolved::Home => None,
-    }
+    Some((at, crate::relations::sharded(statement, name)?))
 }
 
 fn fragments(

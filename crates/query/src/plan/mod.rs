@@ -37,7 +37,7 @@ use finish::{Finish, row_of};
 use frame::Layout;
 pub(crate) use locked::Locked;
 pub(crate) use merge::Merge;
-use pgherd_model::{RangeId, Resolved, ServerError, ShardId, Table};
+use pgherd_model::{RangeId, ServerError, ShardId, Table};
 use pgherd_shards::ColumnDescription;
 use pgherd_sql::LockStrength;
 use shape::{Context, Output, Shape};
@@ -153,20 +153,7 @@ fn the_table(statement: &Statement<'_>, query: &Query) -> Option<Arc<Table>> {
     if !tree.joins.is_empty() || renamed {
         return None;
     }
-    let parts = crate::relations::parts(name)?;
-    let (schema, last) = match parts.as_slice() {
-        [last] => (None, *last),
-        [schema, last] => (Some(crate::relations::fold(schema)), *last),
-        _ => return None,
-    };
-    let name = crate::relations::fold(last);
-    match statement
-        .snapshot
-        .resolve(schema.as_deref(), &name, statement.search_path)
-    {
-        Resolved::Known(table) => Some(table.placed()).filter(|t| t.sharded().is_some()),
-        Resolved::Home => None,
-    }
+    crate::relations::sharded(statement, name)
 }
 
 /// One format per column; None where a value's format means something on its own server only.
