@@ -357,6 +357,11 @@ impl Backend {
         self.pin = pin;
     }
 
+    /// Whether the connection belongs to a session.
+    pub fn is_pinned(&self) -> bool {
+        self.pin.is_some()
+    }
+
     /// State was left on the connection that no other owner may see (temporary objects, advisory locks …): it will be
     /// closed instead of going back to the pool.
     pub fn taint(&mut self) {

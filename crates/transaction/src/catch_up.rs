@@ -1,7 +1,7 @@
 //! A transaction at READ COMMITTED that does not go back in time from one shard to another.
 //!
 //! A statement on shard 1 has shown a commit over shards 1 and 3, and the next one is about to run on shard 3. When that does not
-//! show the commit, it is still prepared there, since all participants are prepared before any COMMIT PREPARED. So the names of
+//! show the commit, it is still prepared there, since all participants are prepared before any is visible. So the names of
 //! what is prepared on shard 3 say what there is to wait for: all that another shard of this transaction takes part in.
 //! They are few, and gone within milliseconds. The wait is a statement of its own in front of the client's, in the same message;
 //! the client's takes its snapshot behind it.
@@ -52,7 +52,7 @@ fn names(cluster: &str, database: &str, shards: &[ShardId]) -> String {
     // Of what a label is made of, only the point means something else.
     let cluster = cluster.replace('.', "[.]");
     let any = any.join("|");
-    format!("^{PREFIX}{cluster}:{database}:[0-9a-f]*({any}):[^:]+:[0-9]+[.][0-9]+:[0-9]+$")
+    format!("^{PREFIX}{cluster}:{database}:[0-9a-f]*({any}):[^:]+:[0-9]+[.][0-9]+:[0-9]+(:[0-9]+)?$")
 }
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ mod tests {
     fn names_of_commits() {
         assert_eq!(
             names("a.b", "1f3a9c02", &[ShardId(1), ShardId(10)]),
-            "^pgherd:a[.]b:1f3a9c02:[0-9a-f]*([2367abef].{0}|[4567cdef].{2}):[^:]+:[0-9]+[.][0-9]+:[0-9]+$"
+            "^pgherd:a[.]b:1f3a9c02:[0-9a-f]*([2367abef].{0}|[4567cdef].{2}):[^:]+:[0-9]+[.][0-9]+:[0-9]+(:[0-9]+)?$"
         );
     }
 }

@@ -50,6 +50,8 @@ impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Point::Before(Action::Prepare(s)) => write!(f, "before prepare {s}"),
+            Point::Before(Action::CommitLast(s)) => write!(f, "before last {s}"),
+            Point::Before(Action::RollBackLast(s)) => write!(f, "before roll back last {s}"),
             Point::Before(Action::Fence(s)) => write!(f, "before fence {s}"),
             Point::Before(Action::CommitPrepared(s)) => write!(f, "before commit {s}"),
             Point::Before(Action::RollbackPrepared(s)) => write!(f, "before rollback {s}"),
@@ -58,6 +60,7 @@ impl fmt::Display for Point {
             Point::Before(Action::Alarm(s)) => write!(f, "before alarm {s}"),
             Point::Before(Action::Acknowledge(_)) => write!(f, "before acknowledge"),
             Point::After(Event::Prepare(s, _)) => write!(f, "after prepare {s}"),
+            Point::After(Event::Last(s, _)) => write!(f, "after last {s}"),
             Point::After(Event::Fence(s, _)) => write!(f, "after fence {s}"),
             Point::After(Event::Commit(s, _)) => write!(f, "after commit {s}"),
             Point::After(Event::Rollback(s, _)) => write!(f, "after rollback {s}"),

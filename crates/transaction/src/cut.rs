@@ -87,6 +87,7 @@ mod tests {
                 generation: 0,
             },
             number,
+            last: None,
         }
     }
 

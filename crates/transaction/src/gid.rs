@@ -4,8 +4,9 @@
 //! recovery must know:
 //!
 //! ```text
-//! pgherd:<cluster>:<database>:<participants>:<gateway>:<incarnation>.<generation>:<number>
+//! pgherd:<cluster>:<database>:<participants>:<gateway>:<incarnation>.<generation>:<number>[:<last>]
 //! pgherd:prod:1f3a9c02:16:gw1:3.0:1742          participants 0x16: shards 1, 2 and 4
+//! pgherd:prod:1f3a9c02:16:gw1:3.0:1742:1        shard 1 is not prepared: it commits last, and so decides
 //! pgherd:prod:1f3a9c02:16:gw1:3.c7:1742         the same, prepared by a client under a name of its own (see [`crate::prepared`])
 //! ```
 //!
@@ -67,6 +68,8 @@ pub struct Gid {
     pub sequence: SequenceId,
     /// which of its transactions
     pub number: u64,
+    /// the participant that commits last, without being prepared
+    pub last: Option<ShardId>,
 }
 
 impl Gid {
@@ -76,14 +79,22 @@ impl Gid {
         let mut next = || parts.next();
         let (cluster, database, bitmap) = (next()?.to_string(), next()?.to_string(), next()?);
         let (gateway, life, number) = (next()?.to_string(), next()?, next()?.parse().ok()?);
+        let last = match next() {
+            Some(shard) => Some(ShardId(shard.parse().ok()?)),
+            None => None,
+        };
         if next().is_some() {
+            return None;
+        }
+        let participants = shards_of(bitmap)?;
+        if last.is_some_and(|last| !participants.contains(&last)) {
             return None;
         }
         let (incarnation, generation) = life.split_once('.')?;
         Some(Self {
             cluster,
             database,
-            participants: shards_of(bitmap)?,
+            participants,
             sequence: SequenceId {
                 gateway,
                 incarnation: incarnation.parse().ok()?,
@@ -93,6 +104,7 @@ impl Gid {
                 },
             },
             number,
+            last,
         })
     }
 
@@ -111,7 +123,11 @@ impl fmt::Display for Gid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bitmap = bitmap_of(&self.participants);
         let (cluster, database, sequence) = (&self.cluster, &self.database, &self.sequence);
-        write!(f, "{PREFIX}{cluster}:{database}:{bitmap}:{sequence}:{}", self.number)
+        write!(f, "{PREFIX}{cluster}:{database}:{bitmap}:{sequence}:{}", self.number)?;
+        match self.last {
+            Some(shard) => write!(f, ":{shard}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -192,6 +208,7 @@ mod tests {
                 generation: 0,
             },
             number: 1742,
+            last: None,
         }
     }
 
@@ -201,6 +218,10 @@ mod tests {
             let gid = sample(participants);
             assert_eq!(Gid::parse(&gid.to_string()), Some(gid));
         }
+        let mut with_last = sample(&[1, 12]);
+        with_last.last = Some(ShardId(12));
+        assert!(with_last.to_string().ends_with(":1742:12"), "{with_last}");
+        assert_eq!(Gid::parse(&with_last.to_string()), Some(with_last));
         let mut of_client = sample(&[1, 2]);
         of_client.sequence = of_client.sequence.of_client(7);
         assert!(of_client.is_of_client() && !sample(&[1, 2]).is_of_client());
@@ -210,6 +231,7 @@ mod tests {
         let all: Vec<u32> = (0..SHARD_LIMIT).collect();
         let mut longest = sample(&all);
         longest.cluster = label(&"x".repeat(500));
+        longest.last = Some(ShardId(255));
         longest.sequence = SequenceId {
             gateway: label(&"ü".repeat(60)),
             incarnation: u64::MAX / 1_000_000,
@@ -232,6 +254,8 @@ mod tests {
             "pgherd:a:b:0:g:1.0:1",
             "pgherd:a:b:2:g:1:1",
             "pgherd:a:b:2:g:1.0:1:2",
+            "pgherd:a:b:2:g:1.0:1:1:1",
+            "pgherd:a:b:2:g:1.0:1:",
             "pgherd:a:b:2:g:1.2147483648:1",
             "pgherd:a:b:2:g:1.c2147483648:1",
             "pgherd:a:b:zz:g:1.0:1",

@@ -4,7 +4,7 @@
 //! hands out shard connections on the statement path, so that every shard a statement touched is enlisted.
 //! How a COMMIT is decided, and how any gateway finishes what a dead one left, is told in `docs/life-of-a-commit.md`;
 //! the decisions themselves are pure code in [`two_phase_commit`], [`recovery`], [`cut`] and [`deadlock`], with the I/O around
-//! them in `commit`, `resolver`, `read_cut` and `deadlock_watch`.
+//! them in `two_phase_run`, `resolver`, `read_cut` and `deadlock_watch`.
 //!
 //! This room knows nothing of SQL statements, routing or clients. Schema and leases belong to the catalog.
 
@@ -21,6 +21,7 @@ pub mod gid;
 mod housekeeping;
 mod in_doubt;
 mod participant;
+mod phases;
 pub mod prepared;
 mod read_cut;
 pub mod recovery;
@@ -35,6 +36,7 @@ mod snapshot_name;
 mod strict_locking;
 mod transaction;
 pub mod two_phase_commit;
+mod two_phase_run;
 mod watched;
 mod write_cut;
 

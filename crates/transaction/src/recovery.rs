@@ -1,7 +1,8 @@
 //! What to do with a transaction that somebody left between the two phases, as pure code: [`decide`] takes what was seen
 //! on each of its shards. Looking and acting is `resolver`'s work, which then looks again, until it is settled.
 //!
-//! - A visible marker p anywhere: all shards were prepared. Commit the rest.
+//! - A visible marker p anywhere: all shards were prepared. Commit the rest. Where it is the *last* one's, whose COMMIT was the
+//!   decision, a small write there first: after a crash its marker shows before its standby has it.
 //! - A marker a anywhere: one shard can never be prepared. Roll back the rest.
 //! - Prepared on all: commit, once a small write has come back from each of them. `pg_prepared_xacts` also lists a
 //!   transaction whose PREPARE still waits for its standby, and that may yet be lost.
@@ -48,8 +49,8 @@ pub enum Decision {
     Torn,
 }
 
-/// Decides from what was seen on all participants.
-pub fn decide(seen: &[(ShardId, Observation)], confirmed: bool) -> Decision {
+/// Decides from what was seen on all participants, of which `last` was to commit without being prepared.
+pub fn decide(seen: &[(ShardId, Observation)], last: Option<ShardId>, confirmed: bool) -> Decision {
     use Observation::*;
     let all =
         |wanted: Observation| -> Vec<ShardId> { seen.iter().filter(|(_, o)| *o == wanted).map(|(s, _)| *s).collect() };
@@ -60,7 +61,12 @@ pub fn decide(seen: &[(ShardId, Observation)], confirmed: bool) -> Decision {
     }
     if !prepared.is_empty() {
         return if !committed.is_empty() {
-            Decision::Commit(prepared)
+            // Any other one is committed only after the last one is so for good.
+            let by_last_alone = committed.iter().all(|shard| Some(*shard) == last);
+            match by_last_alone && !confirmed {
+                true => Decision::Confirm(committed),
+                false => Decision::Commit(prepared),
+            }
         } else if !fenced.is_empty() {
             Decision::RollBack(prepared)
         } else if !missing.is_empty() {
@@ -126,7 +132,24 @@ mod tests {
         ];
         for (seen, confirmed, expected) in cases {
             let seen: Vec<_> = [A, B, C].into_iter().zip(seen).collect();
-            assert_eq!(decide(&seen, confirmed), expected, "{seen:?}");
+            assert_eq!(decide(&seen, None, confirmed), expected, "{seen:?}");
         }
+    }
+
+    #[test]
+    fn the_last_ones_marker_is_confirmed_first() {
+        let seen = |a, b, c| [(A, a), (B, b), (C, c)];
+        let last = Some(A);
+        let decided = seen(Committed, Prepared, Prepared);
+        assert_eq!(decide(&decided, last, false), Decision::Confirm(vec![A]));
+        assert_eq!(decide(&decided, last, true), Decision::Commit(vec![B, C]));
+        let begun = seen(Committed, Committed, Prepared);
+        assert_eq!(decide(&begun, last, false), Decision::Commit(vec![C]));
+        let undecided = seen(Missing, Prepared, Prepared);
+        assert_eq!(decide(&undecided, last, false), Decision::Fence(vec![A]));
+        assert_eq!(
+            decide(&seen(Unreachable, Prepared, Prepared), last, true),
+            Decision::Wait(vec![A])
+        );
     }
 }

@@ -144,7 +144,7 @@ pub(crate) async fn resolve(coordinator: &Coordinator, gid: &Gid, listed_at: Ins
             tracing::debug!(gid = name, "was seen too long ago: it is looked for anew");
             return Resolution::Late;
         }
-        let decision = decide(&seen, confirmed);
+        let decision = decide(&seen, gid.last, confirmed);
         tracing::debug!(gid = name, ?seen, ?decision, "recovery");
         match decision {
             Decision::Commit(shards) => {
@@ -344,7 +344,7 @@ pub(crate) async fn fence(coordinator: &Coordinator, shard: ShardId, name: &str)
     }
 }
 
-/// What became of a participant whose answer to PREPARE was lost; `None`: look again.
+/// What became of a participant whose answer to PREPARE, or to the last COMMIT, was lost; `None`: look again.
 pub(crate) async fn fence_lost(coordinator: &Coordinator, shard: ShardId, name: &str) -> Result<Option<Fence>, Error> {
     Ok(match fence(coordinator, shard, name).await? {
         // A gateway that stood still for long may have been taken for dead: if others committed the transaction and
@@ -352,7 +352,8 @@ pub(crate) async fn fence_lost(coordinator: &Coordinator, shard: ShardId, name: 
         Fenced::Done if is_closed(coordinator, shard, name).await? => Some(Fence::Unreachable),
         Fenced::Done => Some(Fence::NeverPrepared),
         Fenced::Refused => match marker(coordinator, shard, name).await?.as_deref() {
-            Some("p") => Some(Fence::Committed),
+            // Where its connection was lost in a COMMIT, its standby may not have it yet.
+            Some("p") => confirm(coordinator, &[shard]).await.then_some(Fence::Committed),
             Some(_) => Some(Fence::NeverPrepared),
             None => None,
         },

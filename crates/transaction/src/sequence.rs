@@ -52,8 +52,8 @@ impl Sequence {
         self.inner.lock().id.clone()
     }
 
-    /// Names a commit over these shards.
-    pub(crate) fn begin(self: &Arc<Self>, mut participants: Vec<ShardId>) -> InFlight {
+    /// Names a commit over these shards, of which one may commit last without being prepared.
+    pub(crate) fn begin(self: &Arc<Self>, mut participants: Vec<ShardId>, last: Option<ShardId>) -> InFlight {
         participants.sort();
         let mut inner = self.inner.lock();
         // Under the lock, so that numbers of a sequence are given in order and the watermark holds.
@@ -64,6 +64,7 @@ impl Sequence {
             participants,
             sequence: inner.id.clone(),
             number,
+            last,
         };
         inner.last = number as i64;
         inner.in_flight.insert(gid.clone());
@@ -86,6 +87,7 @@ impl Sequence {
             participants,
             sequence: inner.id.of_client(number),
             number,
+            last: None,
         };
         inner.in_flight.insert(gid.clone());
         InFlight {
@@ -155,8 +157,8 @@ mod tests {
         let sequence = Sequence::new("c".into(), "d".into(), id.clone());
         assert_eq!(sequence.watermark(), (id.clone(), -1));
         let (a, b) = (
-            sequence.begin(vec![ShardId(2), ShardId(1)]),
-            sequence.begin(vec![ShardId(1), ShardId(2)]),
+            sequence.begin(vec![ShardId(2), ShardId(1)], None),
+            sequence.begin(vec![ShardId(1), ShardId(2)], None),
         );
         assert_eq!(a.gid.participants, [ShardId(1), ShardId(2)]);
         sequence.settle(&b.gid);

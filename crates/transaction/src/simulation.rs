@@ -8,7 +8,7 @@
 //! [`Bug`]s show that the checks can fail.
 
 use crate::recovery::{Decision, Observation, decide};
-use crate::two_phase_commit::{Action, Commit, Event, Fence, Finish, Marker, Outcome, Prepare};
+use crate::two_phase_commit::{Action, Commit, Event, Fence, Finish, Last, Marker, Outcome, Prepare};
 use pgherd_model::ShardId;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -63,6 +63,8 @@ enum Message {
 
 struct Transaction {
     gateway: usize,
+    /// the shard that is not prepared
+    last: Option<ShardId>,
     changes: BTreeMap<ShardId, i64>,
     commit: Commit,
     told: Option<Outcome>,
@@ -115,10 +117,12 @@ impl World {
         for shard in &writers {
             self.shard(*shard).parts.insert(gid, Part::InProgress);
         }
-        let (commit, actions) = Commit::start(&writers);
+        let last = self.random.random_bool(0.3).then_some(ShardId(1));
+        let (commit, actions) = Commit::start(&writers, last);
         self.messages.extend(actions.into_iter().map(|a| Message::Do(gid, a)));
         self.transactions.push(Transaction {
             gateway: gid % GATEWAYS,
+            last,
             changes,
             commit,
             told: None,
@@ -197,9 +201,10 @@ impl World {
 
     fn tell(&mut self, gid: usize, event: Event) {
         let transaction = &mut self.transactions[gid];
-        if event == Event::Prepare(shard_of(event), Prepare::Unknown) {
+        let shard = shard_of(event);
+        if event == Event::Prepare(shard, Prepare::Unknown) || event == Event::Last(shard, Last::Unknown) {
             // Its connection is gone, and the backend finds out sooner or later.
-            self.messages.push(Message::Disconnect(gid, shard_of(event)));
+            self.messages.push(Message::Disconnect(gid, shard));
         }
         for action in transaction.commit.step(event) {
             match action {
@@ -208,6 +213,7 @@ impl World {
                     transaction.told = Some(outcome);
                 }
                 Action::HandOver(_) => transaction.handed_over = true,
+                Action::RollBackLast(shard) => self.messages.push(Message::Disconnect(gid, shard)),
                 Action::Alarm(shard) => self.alarms.push(format!("{gid} is gone from shard {shard}")),
                 other => self.messages.push(Message::Do(gid, other)),
             }
@@ -230,6 +236,19 @@ impl World {
                 }
                 Event::Prepare(shard, Prepare::Refused)
             }
+            Action::CommitLast(shard) => {
+                let here = self.shard(shard);
+                let fenced = here.fences.contains(&gid) && !ignore_fences;
+                let part = here.parts.get_mut(&gid).expect("it has a part");
+                if *part == Part::InProgress && !fenced {
+                    *part = Part::Committed;
+                    return Event::Last(shard, Last::Committed);
+                }
+                if *part == Part::InProgress {
+                    *part = Part::RolledBack;
+                }
+                Event::Last(shard, Last::Refused)
+            }
             Action::CommitPrepared(shard) => Event::Commit(shard, self.finish(gid, shard, Part::Committed)),
             Action::RollbackPrepared(shard) => Event::Rollback(shard, self.finish(gid, shard, Part::RolledBack)),
             Action::LookForMarker(shard) => {
@@ -248,7 +267,9 @@ impl World {
                 };
                 Event::Fence(shard, found)
             }
-            Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => unreachable!("nothing to send"),
+            Action::RollBackLast(_) | Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => {
+                unreachable!("nothing to send")
+            }
         }
     }
 
@@ -316,7 +337,7 @@ impl World {
             if let Some(next) = shards.get(me.seen.len()) {
                 me.seen.push((*next, self.observe(gid, *next)));
             } else {
-                let decision = decide(&me.seen, me.confirmed);
+                let decision = decide(&me.seen, self.transactions[gid].last, me.confirmed);
                 me.confirmed = matches!(decision, Decision::Confirm(_));
                 if self.carry_out(gid, decision, &me.seen.clone()) {
                     me.at = None;
@@ -428,6 +449,7 @@ fn prepared_of(seen: &[(ShardId, Observation)]) -> Vec<ShardId> {
 fn shard_of(event: Event) -> ShardId {
     match event {
         Event::Prepare(s, _)
+        | Event::Last(s, _)
         | Event::Fence(s, _)
         | Event::Commit(s, _)
         | Event::Rollback(s, _)
@@ -439,6 +461,7 @@ fn shard_of(event: Event) -> ShardId {
 fn lost(event: Event) -> Event {
     match event {
         Event::Prepare(s, _) => Event::Prepare(s, Prepare::Unknown),
+        Event::Last(s, _) => Event::Last(s, Last::Unknown),
         Event::Fence(s, _) => Event::Fence(s, Fence::Unreachable),
         Event::Commit(s, _) => Event::Commit(s, Finish::Unreachable),
         Event::Rollback(s, _) => Event::Rollback(s, Finish::Unreachable),
@@ -449,11 +472,12 @@ fn lost(event: Event) -> Event {
 fn unanswered(action: Action, crashed: ShardId) -> Option<Event> {
     let (shard, event) = match action {
         Action::Prepare(s) => (s, Event::Prepare(s, Prepare::Unknown)),
+        Action::CommitLast(s) => (s, Event::Last(s, Last::Unknown)),
         Action::Fence(s) => (s, Event::Fence(s, Fence::Unreachable)),
         Action::CommitPrepared(s) => (s, Event::Commit(s, Finish::Unreachable)),
         Action::RollbackPrepared(s) => (s, Event::Rollback(s, Finish::Unreachable)),
         Action::LookForMarker(s) => (s, Event::Marker(s, Marker::Unreachable)),
-        Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => return None,
+        Action::RollBackLast(_) | Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => return None,
     };
     (shard == crashed).then_some(event)
 }

@@ -12,6 +12,16 @@
 //!                            ├─── prepared after all ► as if it had answered
 //!                            └─── out of reach, or prepared without its standby ► (Unknown), recovery goes on
 //! ```
+//!
+//! One shard may be the *last*: its part holds what PostgreSQL does not prepare, such as temporary tables. It is asked when all
+//! others are prepared, and its plain COMMIT, with the marker in it, decides:
+//!
+//! ```text
+//! Prepare ─ all others prepared ► CommitLast ─ committed ► CommitPrepared ► (Committed)
+//!    │                               │         refused ──► RollbackPrepared ► (Aborted)
+//!    │                               └──────── lost ─────► Fence, as above; a marker that stands is a commit
+//!    └───── anything else ► RollBackLast, RollbackPrepared ► (Aborted)
+//! ```
 
 use pgherd_model::ShardId;
 
@@ -23,6 +33,19 @@ pub enum Prepare {
     /// prepared, but the wait for its standby was cut short: not to be counted on
     NotDurable,
     /// an error, or another tag: it is not prepared and never will be
+    Refused,
+    /// no answer
+    Unknown,
+}
+
+/// What the last shard answered to marker and COMMIT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Last {
+    /// the tag was COMMIT
+    Committed,
+    /// committed, but the wait for its standby was cut short: not to be counted on
+    NotDurable,
+    /// an error, or another tag: it is not committed and never will be
     Refused,
     /// no answer
     Unknown,
@@ -70,6 +93,8 @@ pub enum Marker {
 pub enum Event {
     /// answers [`Action::Prepare`]
     Prepare(ShardId, Prepare),
+    /// answers [`Action::CommitLast`]
+    Last(ShardId, Last),
     /// answers [`Action::Fence`]
     Fence(ShardId, Fence),
     /// answers [`Action::CommitPrepared`]
@@ -96,6 +121,10 @@ pub enum Outcome {
 pub enum Action {
     /// write the marker and PREPARE TRANSACTION, in one pipeline
     Prepare(ShardId),
+    /// write the marker and COMMIT, in one pipeline
+    CommitLast(ShardId),
+    /// end the block that was to be committed last; answers nothing
+    RollBackLast(ShardId),
     /// keep it from being prepared, on a connection of its own
     Fence(ShardId),
     /// COMMIT PREPARED
@@ -116,6 +145,9 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     Preparing,
+    /// the last one, which waits for the others
+    Held,
+    CommittingLast,
     Prepared,
     NotDurable,
     Refused,
@@ -136,14 +168,19 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// For these writers, at least two; with the first things to do.
-    pub fn start(writers: &[ShardId]) -> (Self, Vec<Action>) {
+    /// For these writers, at least two, one of which may have to be the last; with the first things to do.
+    pub fn start(writers: &[ShardId], last: Option<ShardId>) -> (Self, Vec<Action>) {
+        let first = |shard: &ShardId| match Some(*shard) == last {
+            true => (*shard, State::Held),
+            false => (*shard, State::Preparing),
+        };
         let this = Self {
-            shards: writers.iter().map(|s| (*s, State::Preparing)).collect(),
+            shards: writers.iter().map(first).collect(),
             decided: None,
             acknowledged: false,
         };
-        (this, writers.iter().map(|s| Action::Prepare(*s)).collect())
+        let prepared = writers.iter().filter(|s| Some(**s) != last);
+        (this, prepared.map(|s| Action::Prepare(*s)).collect())
     }
 
     /// What was decided; `None` while it is open.
@@ -162,6 +199,16 @@ impl Commit {
                     Prepare::Unknown => State::Lost,
                 };
                 self.change(shard, State::Preparing, state);
+                self.decide()
+            }
+            Event::Last(shard, reply) => {
+                let state = match reply {
+                    Last::Committed => State::Committed,
+                    Last::NotDurable => State::NotDurable,
+                    Last::Refused => State::Refused,
+                    Last::Unknown => State::Lost,
+                };
+                self.change(shard, State::CommittingLast, state);
                 self.decide()
             }
             Event::Fence(shard, found) => {
@@ -202,10 +249,19 @@ impl Commit {
 
     /// Once no answer is outstanding.
     fn decide(&mut self) -> Vec<Action> {
-        if self.any(|s| matches!(s, State::Preparing | State::Fencing)) {
+        if self.any(|s| matches!(s, State::Preparing | State::Fencing | State::CommittingLast)) {
             return Vec::new();
         }
-        // Somebody who took this gateway for dead found all of them prepared.
+        if let Some(at) = self.shards.iter().position(|(_, s)| *s == State::Held) {
+            // Without the last one's marker nobody can commit, so all that is not as it should be ends it.
+            if self.any(|s| !matches!(s, State::Held | State::Prepared)) {
+                return self.finish(Outcome::Aborted);
+            }
+            let (shard, state) = &mut self.shards[at];
+            *state = State::CommittingLast;
+            return vec![Action::CommitLast(*shard)];
+        }
+        // The last one; or somebody who took this gateway for dead found all of them prepared.
         if self.any(|s| s == State::Committed) {
             return self.finish(Outcome::Committed);
         }
@@ -236,6 +292,7 @@ impl Commit {
         for (shard, state) in &mut self.shards {
             let (next, action) = match (outcome, *state) {
                 (_, State::Refused | State::Committed) => (State::Over, None),
+                (_, State::Held) => (State::Over, Some(Action::RollBackLast(*shard))),
                 (Outcome::Committed, _) => (State::Finishing, Some(Action::CommitPrepared(*shard))),
                 (Outcome::Aborted, State::Prepared | State::NotDurable) => {
                     (State::Finishing, Some(Action::RollbackPrepared(*shard)))
@@ -273,7 +330,7 @@ mod tests {
     const B: ShardId = ShardId(2);
 
     fn after(events: &[Event]) -> Vec<Action> {
-        let (mut commit, _) = Commit::start(&[A, B]);
+        let (mut commit, _) = Commit::start(&[A, B], None);
         events.iter().map(|e| commit.step(*e)).last().unwrap_or_default()
     }
 
@@ -351,5 +408,46 @@ mod tests {
             Event::Marker(A, Marker::Missing),
         ];
         assert_eq!(after(&events), [Alarm(A)]);
+    }
+
+    #[test]
+    fn the_last_one_decides() {
+        let with_last = |events: &[Event]| {
+            let (mut commit, first) = Commit::start(&[A, B], Some(A));
+            assert_eq!(first, [Action::Prepare(B)]);
+            events.iter().map(|e| commit.step(*e)).last().unwrap_or_default()
+        };
+        assert_eq!(with_last(&[prepared(B)]), [Action::CommitLast(A)]);
+        let then = |last: Event| with_last(&[prepared(B), last]);
+        assert_eq!(then(Event::Last(A, Last::Committed)), [CommitPrepared(B)]);
+        assert_eq!(then(Event::Last(A, Last::Refused)), [RollbackPrepared(B)]);
+        assert_eq!(then(Event::Last(A, Last::Unknown)), [Action::Fence(A)]);
+        let not_durable = [HandOver(A), HandOver(B), Acknowledge(Outcome::Unknown)];
+        assert_eq!(then(Event::Last(A, Last::NotDurable)), not_durable);
+        let found = |found| {
+            let lost = Event::Last(A, Last::Unknown);
+            with_last(&[prepared(B), lost, Event::Fence(A, found)])
+        };
+        assert_eq!(found(Fence::Committed), [CommitPrepared(B)]);
+        assert_eq!(found(Fence::NeverPrepared), [RollbackPrepared(B)]);
+        assert_eq!(found(Fence::Unreachable), not_durable);
+    }
+
+    #[test]
+    fn the_last_one_is_not_asked_unless_all_others_are_prepared() {
+        for (reply, other) in [
+            (Prepare::Refused, None),
+            (Prepare::Unknown, Some(HandOver(B))),
+            (Prepare::NotDurable, Some(RollbackPrepared(B))),
+        ] {
+            let (mut commit, _) = Commit::start(&[A, B], Some(A));
+            let actions = commit.step(Event::Prepare(B, reply));
+            assert_eq!(actions[0], Action::RollBackLast(A), "{reply:?}");
+            assert_eq!(
+                actions.get(1).copied(),
+                other.or(Some(Acknowledge(Outcome::Aborted))),
+                "{reply:?}"
+            );
+        }
     }
 }

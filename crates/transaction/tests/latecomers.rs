@@ -35,6 +35,7 @@ fn gid(number: u64) -> Gid {
             generation: 0,
         },
         number,
+        last: None,
     }
 }
 

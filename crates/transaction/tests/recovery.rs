@@ -5,10 +5,11 @@ mod bed;
 
 use bed::{BALANCE, Bed, add, begin, run, state};
 use pgherd_model::ShardId;
+use pgherd_shards::Pin;
 use pgherd_transaction::control::Point;
 use pgherd_transaction::gid::{Gid, SequenceId, database_hash, proof};
 use pgherd_transaction::two_phase_commit::Action;
-use pgherd_transaction::{Committed, Error};
+use pgherd_transaction::{Committed, Error, Transaction};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -43,8 +44,27 @@ fn check_told(told: &Result<Committed, Error>, there: bool, at: &str) {
     }
 }
 
+/// Makes that shard's part of the transaction one that PostgreSQL does not prepare, on a session's own connection.
+async fn hold_what_is_not_prepared(transaction: &mut Transaction, shard: u32) -> Arc<Pin> {
+    let pin = Pin::new(ShardId(shard));
+    let backend = transaction.participant(ShardId(shard)).await.expect("enlisted");
+    let temporary = "CREATE TEMPORARY TABLE own ON COMMIT DROP AS SELECT 1";
+    backend.simple(temporary).await.expect("a temporary table");
+    backend.pin(Some(pin.clone()));
+    pin
+}
+
 #[tokio::test]
 async fn a_gateway_dies_at_every_step() {
+    gateway_dies_at_every_step(None).await;
+}
+
+#[tokio::test]
+async fn a_gateway_dies_at_every_step_when_one_shard_commits_last() {
+    gateway_dies_at_every_step(Some(2)).await;
+}
+
+async fn gateway_dies_at_every_step(last: Option<u32>) {
     let bed = Bed::start(3).await;
     let _survivor = bed.gateway("survivor", 1).await;
     let (mut outcomes, mut stop_at) = ([0, 0], 0);
@@ -63,6 +83,10 @@ async fn a_gateway_dies_at_every_step() {
         let before = bed.balances(1).await;
         let mut transaction = begin(&gateway);
         add(&mut transaction, 1, &CHANGES).await.expect("updates");
+        let _pin = match last {
+            Some(shard) => Some(hold_what_is_not_prepared(&mut transaction, shard).await),
+            None => None,
+        };
         let told = transaction.commit().await;
         // Its background task would do the survivor's work.
         drop(gateway);
@@ -77,7 +101,8 @@ async fn a_gateway_dies_at_every_step() {
         }
         stop_at += 1;
     }
-    assert!(stop_at >= 12, "three shards, two phases, before and after: {stop_at}");
+    let requests = if last.is_some() { 5 } else { 6 };
+    assert!(stop_at >= 2 * requests, "before and after each: {stop_at}");
     assert!(
         outcomes[0] > 2 && outcomes[1] > 4,
         "both outcomes were seen: {outcomes:?}"
@@ -87,12 +112,30 @@ async fn a_gateway_dies_at_every_step() {
 
 #[tokio::test]
 async fn a_shard_dies_at_every_step() {
+    shard_dies_at_every_step(None).await;
+}
+
+#[tokio::test]
+async fn the_shard_that_commits_last_dies_at_every_step() {
+    shard_dies_at_every_step(Some(2)).await;
+}
+
+#[tokio::test]
+async fn a_shard_dies_at_every_step_while_another_commits_last() {
+    shard_dies_at_every_step(Some(1)).await;
+}
+
+async fn shard_dies_at_every_step(last: Option<u32>) {
     let bed = Arc::new(Bed::start(3).await);
     let gateway = bed.gateway("gw1", 2).await;
     for stop_at in 0..13 {
         let before = bed.balances(1).await;
         let mut transaction = begin(&gateway);
         add(&mut transaction, 1, &CHANGES).await.expect("updates");
+        let _pin = match last {
+            Some(shard) => Some(hold_what_is_not_prepared(&mut transaction, shard).await),
+            None => None,
+        };
         let passed = Arc::new(AtomicUsize::new(0));
         let (counter, crashing) = (passed.clone(), bed.clone());
         gateway.set_control(Some(Arc::new(move |_| {
@@ -108,17 +151,17 @@ async fn a_shard_dies_at_every_step() {
             }
             true
         })));
-        let (told, ()) = tokio::join!(transaction.commit(), async {
-            while passed.load(Ordering::SeqCst) <= stop_at {
+        let told = std::sync::OnceLock::new();
+        let commit = async { told.set(transaction.commit().await).expect("once") };
+        tokio::join!(commit, async {
+            while passed.load(Ordering::SeqCst) <= stop_at && told.get().is_none() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
-                if passed.load(Ordering::SeqCst) >= 12 {
-                    break;
-                }
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
             bed.cluster.restart_shard(2).await.expect("restart");
         });
         gateway.set_control(None);
+        let told = told.into_inner().expect("an end");
         // The first statement there after an acknowledged commit sees it, whatever is still to be finished.
         if told.is_ok() {
             let mut reading = begin(&gateway);
@@ -157,6 +200,7 @@ async fn leave_prepared(
             generation: 0,
         },
         number,
+        last: None,
     };
     let (name, sequence) = (gid.to_string(), gid.sequence.to_string());
     for shard in on {

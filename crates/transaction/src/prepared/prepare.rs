@@ -5,9 +5,10 @@
 
 use super::decide::Record;
 use super::{NAME_BYTES, Step, in_use, pass, record, recovery};
-use crate::commit::{abandon, check_deferred, read_prepare, rolled_back};
+use crate::commit::{abandon, check_deferred, rolled_back};
 use crate::gid::{self, Gid, PREFIX};
 use crate::participant::{Participant, roll_back};
+use crate::phases::read_prepare;
 use crate::sequence::InFlight;
 use crate::transaction::{Committed, Transaction};
 use crate::{Coordinator, Error, deadlock_error, resolver};

@@ -44,14 +44,14 @@ impl Model for Protocol {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut all = vec![
             Property::always("committed on all shards or on none", |_, w: &World| {
-                !(w.part(|p| p == Part::Committed) && w.part(|p| p == Part::RolledBack))
+                !(w.part(Part::is_visible) && w.part(|p| p == Part::RolledBack))
             }),
             Property::always("acknowledged is committed or prepared everywhere", |_, w: &World| {
                 let safe = |p| matches!(p, Part::Prepared | Part::Committed);
                 w.told != Some(Outcome::Committed) || !w.part(|p| !safe(p))
             }),
             Property::always("refused is committed nowhere", |_, w: &World| {
-                w.told != Some(Outcome::Aborted) || !w.part(|p| p == Part::Committed)
+                w.told != Some(Outcome::Aborted) || !w.part(Part::is_visible)
             }),
             Property::always("nothing decided is lost, nothing looks torn", |_, w: &World| {
                 !matches!(w.wrong, Some(Wrong::Alarm | Wrong::Torn))
@@ -217,6 +217,7 @@ const TWO: Protocol = Protocol {
     recoverers: 2,
     faults: 1,
     reader: false,
+    last: false,
     bug: Bug::None,
 };
 
@@ -231,11 +232,34 @@ fn one_commit_and_two_recoverers() {
 
 #[test]
 fn three_shards() {
-    nothing_is_wrong(Protocol {
+    let three = Protocol {
         shards: 3,
         recoverers: 1,
         ..TWO
+    };
+    nothing_is_wrong(three.clone());
+    nothing_is_wrong(Protocol { last: true, ..three });
+}
+
+#[test]
+fn one_shard_commits_last() {
+    let with_last = Protocol { last: true, ..TWO };
+    nothing_is_wrong(with_last.clone());
+    nothing_is_wrong(Protocol {
+        reader: true,
+        recoverers: 1,
+        ..with_last.clone()
     });
+    if deep() {
+        nothing_is_wrong(Protocol {
+            faults: 2,
+            ..with_last.clone()
+        });
+        nothing_is_wrong(Protocol {
+            recoverers: 3,
+            ..with_last
+        });
+    }
 }
 
 #[test]
@@ -269,6 +293,7 @@ fn each_mistake_is_found() {
         (EarlyWatermark, 1, true),
         (LateMarker, 2, false),
         (StaleFence, 2, false),
+        (LastNotConfirmed, 2, false),
     ] {
         // The reader needs nobody else, the others need somebody who takes the gateway for dead.
         let recoverers = if reader { 1 } else { 2 };
@@ -276,6 +301,7 @@ fn each_mistake_is_found() {
             faults,
             reader,
             recoverers,
+            last: bug == LastNotConfirmed,
             bug,
             ..TWO
         });

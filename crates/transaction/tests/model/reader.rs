@@ -13,7 +13,7 @@ pub fn bind(world: &mut World, s: usize) {
         && bound[s].is_none()
     {
         bound[s] = Some(Snapshot {
-            rows: shard.part == Part::Committed,
+            rows: shard.part.is_visible(),
             listed: shard.shows_marker() && !*knows,
         });
     }
@@ -37,6 +37,7 @@ pub fn judge(world: &mut World) {
             generation: 0,
         },
         number: 1,
+        last: world.last.map(id),
     };
     let list = |listed: bool| {
         if listed {

@@ -1,10 +1,10 @@
 //! Recoverers: they look, decide by [`decide`], and act.
 
-use crate::steps::{Bug, Protocol, id};
+use crate::steps::{Bug, Protocol, id, synchronise};
 use crate::world::*;
 use pgherd_model::ShardId;
 use pgherd_transaction::recovery::{Decision, Observation, decide};
-use pgherd_transaction::two_phase_commit::{Action, Event, Prepare};
+use pgherd_transaction::two_phase_commit::Action;
 
 impl Protocol {
     pub fn decide(&self, world: &mut World, r: usize) {
@@ -27,7 +27,8 @@ impl Protocol {
                 .collect::<Vec<_>>()
         };
         let prepared = all(Observation::Prepared);
-        let decision = match (decide(&seen, confirmed), self.bug) {
+        let last = world.last.filter(|_| self.bug != Bug::LastNotConfirmed).map(id);
+        let decision = match (decide(&seen, last, confirmed), self.bug) {
             (Decision::Fence(_), Bug::NoFence) if !prepared.is_empty() => Decision::RollBack(prepared),
             (Decision::Fence(_), Bug::CommitTooEarly) if !prepared.is_empty() => Decision::Commit(prepared),
             (Decision::Confirm(_) | Decision::Fence(_), Bug::AbortsTheLive) => Decision::RollBack(prepared),
@@ -80,18 +81,14 @@ impl Protocol {
             None => return,
             Some(Task::Commit) => _ = shard.finish(Part::Committed),
             Some(Task::RollBack) => _ = shard.finish(Part::RolledBack),
-            Some(Task::Confirm) if shard.part == Part::Written => {
-                shard.part = Part::Prepared;
-                if let Wire::Asked(Action::Prepare(id)) = shard.wire {
-                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Prepared));
-                }
-            }
-            Some(Task::Confirm) => {}
+            Some(Task::Confirm) => synchronise(shard),
             Some(Task::Fence) => {
-                let was_marked = shard.part == Part::Marked;
+                let is_held = matches!(shard.part, Part::Marked | Part::Committing);
                 shard.fence();
-                if let (true, Wire::Asked(Action::Prepare(id))) = (was_marked, shard.wire) {
-                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Unknown));
+                // The backend that held the key was ended.
+                if let (true, Wire::Asked(asked @ (Action::Prepare(_) | Action::CommitLast(_)))) = (is_held, shard.wire)
+                {
+                    shard.wire = Wire::Answered(unanswered(asked));
                 }
             }
         }

@@ -5,7 +5,7 @@ use crate::recoverers::{give_up, looking, runs, see};
 use crate::world::*;
 use pgherd_model::ShardId;
 use pgherd_transaction::recovery::Observation;
-use pgherd_transaction::two_phase_commit::{Action, Commit, Event, Fence, Prepare};
+use pgherd_transaction::two_phase_commit::{Action, Commit, Event, Fence, Last, Prepare};
 
 /// Mistakes that the properties must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,13 +33,15 @@ pub enum Bug {
     LateMarker,
     /// a gateway that was taken for dead trusts its own fences
     StaleFence,
+    /// recovery takes the last one's marker for a commit before its standby has it
+    LastNotConfirmed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// a request reaches its shard
     Arrive(usize),
-    /// PREPARE TRANSACTION, right behind the marker
+    /// PREPARE TRANSACTION or COMMIT, right behind the marker
     Write(usize),
     /// its standby has it
     Sync(usize),
@@ -106,15 +108,20 @@ pub struct Protocol {
     pub recoverers: usize,
     pub faults: u8,
     pub reader: bool,
+    /// the first shard is not prepared, and commits last
+    pub last: bool,
     pub bug: Bug,
 }
 
 impl Protocol {
     pub fn first(&self) -> World {
         let ids: Vec<ShardId> = (1..=self.shards).map(ShardId).collect();
-        let (commit, actions) = Commit::start(&ids);
+        let last = self.last.then_some(0);
+        let (commit, actions) = Commit::start(&ids, last.map(id));
+        let first = |at: &ShardId| actions.iter().copied().find(|a| shard_of(*a) == Some(*at));
         World {
-            shards: actions.into_iter().map(Shard::new).collect(),
+            shards: ids.iter().map(first).map(Shard::new).collect(),
+            last,
             commit,
             gateway: Life::Alive,
             handed_over: false,
@@ -184,7 +191,7 @@ impl Protocol {
         match step {
             Arrive(s) => matches!(shard(s).wire, Wire::Asked(_)) && shard(s).part != Part::Marked && !waits(shard(s)),
             Write(s) => shard(s).part == Part::Marked,
-            Sync(s) => shard(s).part == Part::Written,
+            Sync(s) => matches!(shard(s).part, Part::Written | Part::Committing | Part::Exposed),
             Answer(s) => alive && matches!(shard(s).wire, Wire::Answered(_)),
             ArriveLate(s) => shard(s).late.is_some() && shard(s).part != Part::Marked,
             HangUp(s) => {
@@ -200,7 +207,7 @@ impl Protocol {
                 !world.settled
                     && world.shards.iter().all(|s| s.closed)
                     && !world.is_prepared()
-                    && !world.part(|p| p == Part::Marked)
+                    && !world.part(|p| matches!(p, Part::Marked | Part::Committing))
             }
             Tell(s) => self.is_settled(world) && !shard(s).told,
             Forget(s) => self.may_forget(world, s),
@@ -209,8 +216,8 @@ impl Protocol {
             LoseRequest(s) => matches!(shard(s).wire, Wire::Asked(_)) && alive,
             LoseReply(s) => matches!(shard(s).wire, Wire::Answered(e) if e != lost(e)),
             Crash(s) => matches!(shard(s).part, Part::Open | Part::Marked) || matches!(shard(s).wire, Wire::Asked(_)),
-            FailOver(s) => shard(s).part == Part::Written,
-            CutShort(s) => shard(s).part == Part::Written && waits(shard(s)),
+            FailOver(s) => matches!(shard(s).part, Part::Written | Part::Committing | Part::Exposed),
+            CutShort(s) => matches!(shard(s).part, Part::Written | Part::Committing) && waits(shard(s)),
             Pause => alive,
             Kill => world.gateway != Life::Dead && (world.told.is_none() || !world.settled),
         }
@@ -235,7 +242,7 @@ impl Protocol {
 
     fn may_forget(&self, world: &World, s: usize) -> bool {
         let shard = &world.shards[s];
-        if shard.key == Key::Forgotten || (shard.key == Key::Free && shard.part != Part::Committed) {
+        if shard.key == Key::Forgotten || (shard.key == Key::Free && !shard.part.is_visible()) {
             return false;
         }
         // Markers stay for longer than a reader works with what it learned at its beginning.
@@ -258,14 +265,13 @@ impl Protocol {
                     world.shards[s].wire = Wire::Answered(event);
                 }
             }
-            Write(s) => world.shards[s].part = Part::Written,
-            Sync(s) => {
-                let shard = &mut world.shards[s];
-                shard.part = Part::Prepared;
-                if waits(shard) || matches!(shard.wire, Wire::Asked(Action::Prepare(_))) {
-                    shard.wire = Wire::Answered(Event::Prepare(id(s), Prepare::Prepared));
+            Write(s) => {
+                world.shards[s].part = match world.last == Some(s) {
+                    true => Part::Committing,
+                    false => Part::Written,
                 }
             }
+            Sync(s) => synchronise(&mut world.shards[s]),
             Answer(s) => self.answer(world, s),
             ArriveLate(s) => {
                 let late = world.shards[s].late.take().expect("checked");
@@ -303,16 +309,19 @@ impl Protocol {
     fn carry_out(&self, world: &mut World, s: usize, action: Action) -> Option<Event> {
         let shard = &mut world.shards[s];
         match action {
-            Action::Prepare(id) => {
+            Action::Prepare(id) | Action::CommitLast(id) => {
                 if shard.part != Part::Open {
                     // The block is gone, and its connection with it.
-                    return Some(Event::Prepare(id, Prepare::Unknown));
+                    return Some(unanswered(action));
                 }
                 let fenced = shard.key == Key::Fence && self.bug != Bug::FenceIgnored;
                 let settled = shard.told && self.bug != Bug::LateMarker;
                 if fenced || shard.closed || settled {
                     shard.part = Part::RolledBack;
-                    return Some(Event::Prepare(id, Prepare::Refused));
+                    return Some(match action {
+                        Action::CommitLast(_) => Event::Last(id, Last::Refused),
+                        _ => Event::Prepare(id, Prepare::Refused),
+                    });
                 }
                 if shard.key == Key::Forgotten {
                     shard.key = Key::Free;
@@ -325,11 +334,8 @@ impl Protocol {
             Action::LookForMarker(id) => Some(Event::Marker(id, shard.look_for_marker())),
             Action::Fence(id) => {
                 let found = shard.fence();
-                if found == Some(Fence::Prepared) && self.bug != Bug::NoConfirmation {
-                    shard.part = Part::Prepared;
-                }
-                if matches!(shard.wire, Wire::Asked(Action::Prepare(_))) && shard.part == Part::RolledBack {
-                    shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Unknown));
+                if matches!(found, Some(Fence::Prepared | Fence::Committed)) && self.bug != Bug::NoConfirmation {
+                    synchronise(shard);
                 }
                 let found = match found? {
                     Fence::NeverPrepared if shard.closed && self.bug != Bug::StaleFence => Fence::Unreachable,
@@ -337,7 +343,7 @@ impl Protocol {
                 };
                 Some(Event::Fence(id, found))
             }
-            Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => None,
+            Action::RollBackLast(_) | Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => None,
         }
     }
 
@@ -356,6 +362,8 @@ impl Protocol {
                 Action::Acknowledge(told) => outcome = Some(told),
                 Action::HandOver(_) => handed_over = true,
                 Action::Alarm(_) => world.wrong = Some(Wrong::Alarm),
+                // Its block ends with [`Step::HangUp`].
+                Action::RollBackLast(_) => {}
                 request => {
                     let shard = shard_of(request).expect("sent to a shard");
                     world.shards[index(shard)].wire = Wire::Asked(request);
@@ -377,15 +385,38 @@ pub fn id(s: usize) -> ShardId {
     ShardId(s as u32 + 1)
 }
 
-/// Its PREPARE was taken, and its answer has not been sent.
+/// Its PREPARE or last COMMIT was taken, and its answer has not been sent.
 fn waits(shard: &Shard) -> bool {
-    matches!(shard.wire, Wire::Asked(Action::Prepare(_))) && matches!(shard.part, Part::Written | Part::Prepared)
+    matches!(shard.wire, Wire::Asked(Action::Prepare(_) | Action::CommitLast(_)))
+        && matches!(shard.part, Part::Written | Part::Prepared | Part::Committing)
+}
+
+/// The standby has all that the shard has written; who waits for that is answered.
+pub fn synchronise(shard: &mut Shard) {
+    shard.part = match shard.part {
+        Part::Written => Part::Prepared,
+        Part::Committing | Part::Exposed => Part::Committed,
+        other => other,
+    };
+    match (shard.part, shard.wire) {
+        (Part::Prepared, Wire::Asked(Action::Prepare(id))) => {
+            shard.wire = Wire::Answered(Event::Prepare(id, Prepare::Prepared));
+        }
+        (Part::Committed, Wire::Asked(Action::CommitLast(id))) => {
+            shard.wire = Wire::Answered(Event::Last(id, Last::Committed));
+        }
+        _ => {}
+    }
 }
 
 /// Whether the gateway's connection for the transaction is still of use.
 fn alive_for(world: &World, s: usize) -> bool {
-    let gave_up = matches!(world.shards[s].wire, Wire::Asked(Action::Prepare(_)));
-    world.gateway != Life::Dead && gave_up
+    let is_of_use = match world.shards[s].wire {
+        Wire::Asked(action) => matches!(action, Action::Prepare(_) | Action::CommitLast(_)),
+        Wire::Idle => world.last == Some(s) && world.commit.decision().is_none(),
+        Wire::Answered(_) => false,
+    };
+    world.gateway != Life::Dead && is_of_use
 }
 
 /// What goes wrong.
@@ -409,7 +440,16 @@ fn strike(world: &mut World, fault: Step) {
         }
         Crash(s) => world.shards[s].crash(false),
         FailOver(s) => world.shards[s].crash(true),
-        CutShort(s) => world.shards[s].wire = Wire::Answered(Event::Prepare(id(s), Prepare::NotDurable)),
+        CutShort(s) => {
+            let shard = &mut world.shards[s];
+            shard.wire = Wire::Answered(match shard.part {
+                Part::Committing => {
+                    shard.part = Part::Exposed;
+                    Event::Last(id(s), Last::NotDurable)
+                }
+                _ => Event::Prepare(id(s), Prepare::NotDurable),
+            });
+        }
         Pause => world.gateway = Life::Paused,
         Kill => kill(world),
         Replace(r) => world.recoverers[r] = Recoverer::Idle,

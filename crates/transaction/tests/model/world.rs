@@ -6,7 +6,7 @@
 
 use pgherd_model::ShardId;
 use pgherd_transaction::recovery::Observation;
-use pgherd_transaction::two_phase_commit::{Action, Commit, Event, Fence, Finish, Marker, Outcome, Prepare};
+use pgherd_transaction::two_phase_commit::{Action, Commit, Event, Fence, Finish, Last, Marker, Outcome, Prepare};
 
 /// What a shard has of the transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +19,10 @@ pub enum Part {
     Written,
     /// prepared, as durable as the shard makes things
     Prepared,
+    /// the last one's COMMIT: waits for the standby, and nobody sees it
+    Committing,
+    /// the same after its wait was cut short, by a crash too: all see it, and the standby may not have it yet
+    Exposed,
     Committed,
     RolledBack,
 }
@@ -39,6 +43,13 @@ pub enum Wire {
     Idle,
     Asked(Action),
     Answered(Event),
+}
+
+impl Part {
+    /// Whether rows and marker can be seen.
+    pub fn is_visible(self) -> bool {
+        matches!(self, Part::Exposed | Part::Committed)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -123,6 +134,8 @@ pub enum Wrong {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct World {
     pub shards: Vec<Shard>,
+    /// the shard that is not prepared
+    pub last: Option<usize>,
     pub commit: Commit,
     pub gateway: Life,
     /// the gateway has left something to recovery
@@ -150,11 +163,11 @@ impl World {
 }
 
 impl Shard {
-    pub fn new(first: Action) -> Self {
+    pub fn new(first: Option<Action>) -> Self {
         Self {
             part: Part::Open,
             key: Key::Free,
-            wire: Wire::Asked(first),
+            wire: first.map_or(Wire::Idle, Wire::Asked),
             late: None,
             closed: false,
             told: false,
@@ -163,7 +176,7 @@ impl Shard {
 
     /// Whether marker p can be seen.
     pub fn shows_marker(&self) -> bool {
-        self.part == Part::Committed && self.key != Key::Forgotten
+        self.part.is_visible() && self.key != Key::Forgotten
     }
 
     pub fn observe(&self) -> Observation {
@@ -184,14 +197,18 @@ impl Shard {
         Finish::Done
     }
 
-    /// Writes marker a, or finds why not. A backend that holds the key without being prepared is ended; what is prepared
-    /// is only told once the standby has it.
+    /// Writes marker a, or finds why not. A backend that holds the key without being prepared is ended, which cuts short a COMMIT's
+    /// wait; what is prepared or committed is only told once the standby has it.
     pub fn fence(&mut self) -> Option<Fence> {
         match self.part {
             _ if self.shows_marker() => Some(Fence::Committed),
             Part::Written | Part::Prepared => Some(Fence::Prepared),
             Part::Marked => {
                 self.part = Part::RolledBack;
+                None
+            }
+            Part::Committing => {
+                self.part = Part::Exposed;
                 None
             }
             _ => {
@@ -212,8 +229,11 @@ impl Shard {
 
     /// The machine stops; where a standby takes over, it lacks what was not waited for.
     pub fn crash(&mut self, failover: bool) {
-        if matches!(self.part, Part::Open | Part::Marked) || (failover && self.part == Part::Written) {
+        let is_local = matches!(self.part, Part::Written | Part::Committing | Part::Exposed);
+        if matches!(self.part, Part::Open | Part::Marked) || (failover && is_local) {
             self.part = Part::RolledBack;
+        } else if self.part == Part::Committing {
+            self.part = Part::Exposed;
         }
         if let Wire::Asked(action) = self.wire {
             self.wire = Wire::Answered(unanswered(action));
@@ -229,6 +249,8 @@ pub fn index(shard: ShardId) -> usize {
 pub fn shard_of(action: Action) -> Option<ShardId> {
     match action {
         Action::Prepare(s)
+        | Action::CommitLast(s)
+        | Action::RollBackLast(s)
         | Action::Fence(s)
         | Action::CommitPrepared(s)
         | Action::RollbackPrepared(s)
@@ -241,11 +263,14 @@ pub fn shard_of(action: Action) -> Option<ShardId> {
 pub fn unanswered(action: Action) -> Event {
     match action {
         Action::Prepare(s) => Event::Prepare(s, Prepare::Unknown),
+        Action::CommitLast(s) => Event::Last(s, Last::Unknown),
         Action::Fence(s) => Event::Fence(s, Fence::Unreachable),
         Action::CommitPrepared(s) => Event::Commit(s, Finish::Unreachable),
         Action::RollbackPrepared(s) => Event::Rollback(s, Finish::Unreachable),
         Action::LookForMarker(s) => Event::Marker(s, Marker::Unreachable),
-        Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => unreachable!("nothing is sent"),
+        Action::RollBackLast(_) | Action::HandOver(_) | Action::Alarm(_) | Action::Acknowledge(_) => {
+            unreachable!("nothing is asked")
+        }
     }
 }
 
@@ -253,6 +278,7 @@ pub fn unanswered(action: Action) -> Event {
 pub fn lost(event: Event) -> Event {
     match event {
         Event::Prepare(s, _) => Event::Prepare(s, Prepare::Unknown),
+        Event::Last(s, _) => Event::Last(s, Last::Unknown),
         Event::Fence(s, _) => Event::Fence(s, Fence::Unreachable),
         Event::Commit(s, _) => Event::Commit(s, Finish::Unreachable),
         Event::Rollback(s, _) => Event::Rollback(s, Finish::Unreachable),
