@@ -77,6 +77,12 @@ pub(crate) async fn next_rows_or_pause(backend: &mut Backend) -> Result<Next, Se
         }
         let message = backend.next_message().await?;
         match message.tag {
+            // A notice stood before it.
+            b'D' => {
+                let mut batch = RowBatch::default();
+                batch.add(&message.body);
+                return Ok(Next::Rows(batch));
+            }
             b'C' | b'I' => return Ok(Next::Complete),
             b's' => return Ok(Next::Paused),
             b'E' => return Err(ServerError::from_body(&message.body)),

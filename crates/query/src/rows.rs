@@ -75,6 +75,8 @@ pub struct Rows<'t> {
     computed: Option<Arc<dyn ExecutionPlan>>,
     /// what was done for them before
     steps: Vec<Step>,
+    /// what PostgreSQL told while it ran on a connection that is no participant
+    notices: Vec<ServerError>,
 }
 
 /// What a statement used beside its rows.
@@ -106,6 +108,7 @@ impl Default for Rows<'_> {
             source: Source::Done,
             computed: None,
             steps: Vec::new(),
+            notices: Vec::new(),
         }
     }
 }
@@ -166,6 +169,9 @@ impl<'t> Rows<'t> {
         if matches!(next, Ok(Some(_))) {
             return next;
         }
+        if let Source::Scratch(scratch, _) = &mut self.source {
+            self.notices.extend(scratch.backend().take_notices());
+        }
         match std::mem::replace(&mut self.source, Source::Done) {
             Source::Scratch(scratch, map_error) if next.is_ok() => scratch.finish().await.map_err(map_error)?,
             // The statement has failed and is over. What cannot be ended now is closed.
@@ -183,6 +189,11 @@ impl<'t> Rows<'t> {
             _ => {}
         }
         next
+    }
+
+    /// Notices that came with the rows, and that no participant of the transaction has kept; all of them once there are no more rows.
+    pub fn take_notices(&mut self) -> Vec<ServerError> {
+        std::mem::take(&mut self.notices)
     }
 
     /// With the plan that computes them.

@@ -371,9 +371,11 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else {
+        let (Some(mut connection), Some(permit)) = (self.connection.take(), self.permit.take()) else {
             return;
         };
+        // Whoever uses it next is not told what this use has left.
+        connection.notices.clear();
         match self.pin.take() {
             Some(pin) if connection.is_kept() => pin.hold(connection, self.pool.clone(), permit),
             Some(pin) => pin.lose(),

@@ -155,6 +155,8 @@ pub struct Transaction {
     confined_to: Option<ShardId>,
     /// for the search for deadlocks, once there are several participants
     watched: Option<Registration>,
+    /// what was told on other connections, for the client
+    notices: Vec<ServerError>,
 }
 
 impl Transaction {
@@ -175,6 +177,7 @@ impl Transaction {
             shown: Shown::Open,
             confined_to: None,
             watched: None,
+            notices: Vec::new(),
         }
     }
 
@@ -375,6 +378,20 @@ impl Transaction {
     pub fn participants(&mut self) -> impl Iterator<Item = (ShardId, &mut Backend)> {
         self.begin_statement();
         self.participants.iter_mut().map(|p| (p.shard(), &mut p.backend))
+    }
+
+    /// Notices that a connection other than the participants has given for the running statement.
+    pub fn note_notices(&mut self, notices: Vec<ServerError>) {
+        self.notices.extend(notices);
+    }
+
+    /// All notices that came since the last call, or since the last statement that relayed its own.
+    pub fn take_notices(&mut self) -> Vec<ServerError> {
+        let mut notices = std::mem::take(&mut self.notices);
+        for participant in &mut self.participants {
+            notices.extend(participant.backend.take_notices());
+        }
+        notices
     }
 
     /// What cancels the statement on all shards that take part.

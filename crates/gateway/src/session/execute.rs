@@ -315,13 +315,32 @@ impl Session {
             },
             false => query,
         };
-        let results = self.ask_home(&query).await?;
+        let results = match self.ask_home(&query).await {
+            Ok(results) => results,
+            Err(error) => return Err(self.at_its_place(unit, error).await.into()),
+        };
         let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
         let text = |v: Option<bytes::Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
         Ok(rows
             .into_iter()
             .map(|row| row.into_iter().map(text).collect())
             .collect())
+    }
+
+    /// An error of a query that was made of the statement's expressions: its position counts in that query. What PostgreSQL finds
+    /// while it reads the client's own text, it finds there at its place.
+    async fn at_its_place(&mut self, unit: Unit<'_>, error: ServerError) -> ServerError {
+        if error.fields().position.is_none() {
+            return error;
+        }
+        let read = match self.home_backend().await {
+            Ok(mut backend) => pgherd_query::describe(&mut backend, &unit.statement.text, unit.types).await,
+            Err(_) => return error.with_position(None),
+        };
+        let is_same =
+            |own: &ServerError| own.sqlstate() == error.sqlstate() && own.fields().message == error.fields().message;
+        let position = read.err().filter(is_same).and_then(|own| own.fields().position);
+        error.with_position(position)
     }
 
     /// An error with the user's names for things.

@@ -17,6 +17,10 @@ impl Session {
         let description = self.description(unit, &entered.snapshot).await?;
         let made = self.ensure_block();
         let result = self.plan_in_block(unit, entered, &description, made).await;
+        if let Some(open) = self.block.open_mut() {
+            let notices = open.transaction.take_notices();
+            self.put_notices(notices);
+        }
         let result = result.map_err(|problem| match problem {
             Problem::Error(error) if !names_missing_child(&error) => self.as_client_sees(error).into(),
             other => other,
@@ -108,7 +112,19 @@ impl Session {
             return Err(canceled().into());
         }
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
-        while let Some(mut batch) = rows.next().await? {
+        let statistics = loop {
+            let mut batch = match rows.next().await {
+                Ok(Some(batch)) => batch,
+                ended => {
+                    let notices = rows.take_notices();
+                    let statistics = rows.statistics();
+                    // They borrow the transaction, which the session needs again.
+                    drop(rows);
+                    self.put_notices(notices);
+                    ended?;
+                    break statistics;
+                }
+            };
             if slot.requested().is_some() {
                 return Err(canceled().into());
             }
@@ -127,11 +143,8 @@ impl Session {
                 }
                 self.client.flush().await?;
             }
-        }
-        let statistics = self.client.is_discarding().then(|| rows.statistics());
-        // They borrow the transaction, which the session needs again.
-        drop(rows);
-        if let (Some(statistics), Some(open)) = (statistics, self.block.open_mut()) {
+        };
+        if let (true, Some(open)) = (self.client.is_discarding(), self.block.open_mut()) {
             let mut received = received(&mut open.transaction);
             for (shard, bytes) in &mut received {
                 let known = before.iter().find(|(s, _)| s == shard);

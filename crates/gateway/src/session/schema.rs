@@ -18,6 +18,10 @@ impl Session {
             open.has_changed_schema = true;
         }
         self.note_schema_change();
+        if matches!(&result, Err(Problem::Error(error)) if error.sqlstate() == SqlState::FEATURE_NOT_SUPPORTED) {
+            // What is no SQL is not refused for anything else.
+            self.check_syntax(&unit.statement.text).await?;
+        }
         result
     }
 
@@ -203,7 +207,7 @@ impl Session {
         Ok(Some(self.put_outcome(unit, outcome)))
     }
 
-    fn put_notices(&mut self, notices: Vec<ServerError>) {
+    pub(crate) fn put_notices(&mut self, notices: Vec<ServerError>) {
         for notice in notices {
             let notice = self.as_client_sees(notice);
             self.client.put_notice(&notice);

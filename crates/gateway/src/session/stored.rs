@@ -68,7 +68,14 @@ impl Session {
         }
         let before = text[..inner.start].chars().count() as u32;
         let behind = |problem| with_position(problem, |position| position.map(|p| p + before));
-        let statements = self.database.cache.parse(&text[inner]).map_err(|e| behind(e.into()))?;
+        let parsed = self.database.cache.parse(&text[inner]);
+        if !parsed
+            .as_ref()
+            .is_ok_and(|statements| statements.first().is_some_and(|s| can_be_prepared(&s.parsed.kind)))
+        {
+            self.check_syntax(text).await?;
+        }
+        let statements = parsed.map_err(|e| behind(e.into()))?;
         let statement = statements.first().cloned();
         let mut prepared = Prepared {
             statement,
@@ -303,6 +310,12 @@ impl Session {
 
 /// Numbers the statements that compute arguments.
 static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+
+/// What PREPARE takes by PostgreSQL's grammar (gram.y, PreparableStmt).
+fn can_be_prepared(kind: &Kind) -> bool {
+    let writes = matches!(kind, Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge);
+    writes || matches!(kind, Kind::Select { .. })
+}
 
 /// An error with another position.
 fn with_position(problem: Problem, position: impl Fn(Option<u32>) -> Option<u32>) -> Problem {

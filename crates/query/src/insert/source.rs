@@ -195,6 +195,7 @@ impl Source {
             Source::Gathered(rows) => match rows.next().await? {
                 Some(batch) => Ok(Some(vec![batch])),
                 None => {
+                    transaction.note_notices(rows.take_notices());
                     *self = Source::Ended;
                     Ok(None)
                 }

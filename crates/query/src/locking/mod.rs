@@ -351,6 +351,7 @@ impl Attempt<'_> {
                 return Err(not_supported("It has too many rows."));
             }
         }
+        transaction.note_notices(rows.take_notices());
         drop(rows);
         self.lock_and_return(&messages_read, transaction).await
     }

@@ -211,6 +211,7 @@ async fn find(
             ));
         }
     }
+    transaction.note_notices(rows.take_notices());
     Ok(())
 }
 

@@ -40,11 +40,11 @@ impl ServerError {
     }
 }
 
-/// As psql shows it, and with the SQLSTATE on a line of its own, so that a regular expression can match any of them.
+/// As psql shows it, and with the SQLSTATE and the position on lines of their own, so that a regular expression can match any of them.
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field('S').unwrap_or("ERROR"), self.message())?;
-        for (letter, label) in [('D', "DETAIL"), ('H', "HINT"), ('C', "SQLSTATE")] {
+        for (letter, label) in [('D', "DETAIL"), ('H', "HINT"), ('C', "SQLSTATE"), ('P', "POSITION")] {
             if let Some(value) = self.field(letter) {
                 write!(f, "\n{label}: {value}")?;
             }

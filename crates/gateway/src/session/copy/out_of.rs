@@ -155,11 +155,17 @@ impl Session {
                 client.flush().await?;
             }
         }
+        let mut notices = rows.take_notices();
+        drop(rows);
         if !entered.guard.holds().await {
             return Err(lost_lease().into());
         }
         writer.finish(&mut client.out);
         client.put(b'c', &[]);
+        if let Some(open) = self.block.open_mut() {
+            notices.extend(open.transaction.take_notices());
+        }
+        self.put_notices(notices);
         Ok(format!("COPY {count}"))
     }
 }
