@@ -323,7 +323,8 @@ impl Analysis {
         if !self.touches_sharded {
             return true;
         }
-        if let Some(instead) = instead::tableoid(&walk.references, context) {
+        if let Some(instead) = instead::tableoid(&walk.references, context).or_else(|| instead::table_queries(context))
+        {
             self.instead = Some(instead);
             self.decision = Decision::Refuse(not_understood(&parsed.kind));
             return true;

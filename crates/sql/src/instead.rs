@@ -6,7 +6,7 @@ use crate::lexer::{Token, TokenKind};
 use crate::position::map_back;
 use crate::relations::{Reference, references, substitute};
 use crate::route::Replaced;
-use crate::tree::tree;
+use crate::tree::{starts_query, tree};
 use pgherd_model::{ServerError, TableKind, quote_literal};
 use std::ops::Range;
 use std::sync::Arc;
@@ -119,6 +119,22 @@ pub(crate) fn only(context: &Context) -> Option<Only> {
         "ONLY of a sharded table is not supported here yet",
         "Leave ONLY out: pgherd's ranges are no tables of their own.",
     )))
+}
+
+/// TABLE t as SELECT * FROM t, in which the name can be replaced by a query; None without one.
+pub(crate) fn table_queries(context: &Context) -> Option<Instead> {
+    let (text, tokens) = (context.text, context.tokens);
+    let is_query = |i: &usize| tokens[*i].is_word(text, "table") && starts_query(text, tokens, *i);
+    let queries = (0..tokens.len()).filter(is_query);
+    let replacements: Vec<_> = queries
+        .map(|i| {
+            (
+                tokens[i].start as usize..tokens[i].end as usize,
+                "SELECT * FROM".to_owned(),
+            )
+        })
+        .collect();
+    (!replacements.is_empty()).then(|| Instead::new(text, &replacements))
 }
 
 /// `tableoid` of a table whose ranges are pgherd's: the table itself. Where it is a column of the result, the home shard's

@@ -7,6 +7,7 @@
 
 mod marks;
 mod tokens;
+mod using_alias;
 
 use crate::lexer::{Token, TokenKind};
 use crate::lock_order::limits_first;
@@ -18,6 +19,7 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer as sp;
 use tokens::{convert, place};
+use using_alias::using_aliases;
 
 /// Longer chains of operators have no tree: it would be as deep, and walking or dropping it would need as much stack.
 const LONGEST_CHAIN: usize = 1000;
@@ -43,6 +45,7 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         symmetric: Vec::new(),
         collation_end: None,
         rows_from: rows_from(text, tokens),
+        using_aliases: using_aliases(text, tokens),
         marked: false,
     };
     match limits_first(text, tokens) {
@@ -209,6 +212,8 @@ struct Conversion<'a> {
     collation_end: Option<usize>,
     /// words and parentheses of ROWS FROM
     rows_from: Vec<usize>,
+    /// the alias of a join's merged columns, with its AS
+    using_aliases: Vec<usize>,
     /// something has a meaning that [`Unmark`] puts back
     marked: bool,
 }
@@ -281,7 +286,18 @@ impl Conversion<'_> {
             || self.inside(i, &["overriding", "system", "value"], 0, 3)
             || self.inside(i, &["group", "by", "distinct"], 2, 1)
             || (i > 0 && self.direction(i - 1).is_some())
+            || self.is_from_of_trim(i)
             || EXCLUSIONS.iter().any(|words| self.excludes(i, words))
+    }
+
+    /// TRIM(FROM s) and TRIM(LEADING FROM s) are TRIM(s) and TRIM(LEADING s).
+    fn is_from_of_trim(&self, i: usize) -> bool {
+        let side = ["leading", "trailing", "both"]
+            .iter()
+            .any(|side| i > 0 && self.word(i - 1, side));
+        let open = i.checked_sub(1 + usize::from(side));
+        let opens = |open: usize| open > 0 && self.tokens[open].is(self.text, "(") && self.word(open - 1, "trim");
+        self.word(i, "from") && open.is_some_and(opens)
     }
 
     /// What USING with an operator of the default order means behind ORDER BY.
@@ -341,7 +357,10 @@ impl Conversion<'_> {
         if self.word(i, "only") && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
             return None;
         }
-        let left_out = self.subscripts.contains(&i) || self.rows_from.contains(&i) || self.left_out(i);
+        let left_out = self.subscripts.contains(&i)
+            || self.rows_from.contains(&i)
+            || self.using_aliases.contains(&i)
+            || self.left_out(i);
         if left_out || self.redundant.get(i) == Some(&true) {
             return Some(());
         }
@@ -505,7 +524,7 @@ fn rows_from(text: &str, tokens: &[Token]) -> Vec<usize> {
 }
 
 /// Whether a query can begin at token `i`.
-fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
+pub(crate) fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
     let Some(before) = i.checked_sub(1).map(|b| &tokens[b]) else {
         return true;
     };

@@ -529,19 +529,17 @@ impl Gathered {
     /// Starts the COPY into it.
     pub fn copy_sql(&self) -> String {
         let format = if self.binary { "binary" } else { "text" };
-        format!(
-            "COPY pg_temp.{} ({}{}) FROM STDIN (FORMAT {format})",
-            match self.identity {
-                Identity::Beside => self.marked(),
-                _ => self.temporary.clone(),
-            },
-            self.columns_sql(),
-            if self.identity != Identity::None {
-                format!(", {IDENTITY}")
-            } else {
-                String::new()
-            }
-        )
+        let table = match self.identity {
+            Identity::Beside => self.marked(),
+            _ => self.temporary.clone(),
+        };
+        // A table without columns has no list of them.
+        let columns = match (self.columns_sql(), self.identity != Identity::None) {
+            (columns, true) => format!(" ({columns}, {IDENTITY})"),
+            (columns, false) if columns.is_empty() => columns,
+            (columns, false) => format!(" ({columns})"),
+        };
+        format!("COPY pg_temp.{table}{columns} FROM STDIN (FORMAT {format})")
     }
 
     /// What makes a loaded table behave and plan like the relation it stands for.
