@@ -222,17 +222,21 @@ fn object(c: &mut Cursor, action: usize) -> Option<Ddl> {
     Some(make(DdlKind::OtherDdl, Vec::new()))
 }
 
-/// ALTER DATABASE name SET or RESET: settings, which every shard has, in a transaction. A database's name is part of what the
-/// shards know of transactions, and a tablespace is a place on one server: RENAME and SET TABLESPACE concern whole servers.
+/// ALTER DATABASE name SET or RESET: settings, which every shard has, in a transaction.
 fn alter_database(c: &mut Cursor) -> Option<Kind> {
     let name = c.identifier()?;
     if c.is("reset") || (c.is("set") && !c.is_ahead(1, "tablespace")) {
         return plain(DdlKind::AlterDatabase, Vec::new());
     }
-    Some(match c.is("rename") || c.is("set") {
-        true => Kind::WholeServer,
-        false => Kind::Database(DatabaseChange::Alter { name }),
-    })
+    let change = if c.accept("rename to") {
+        let to = Some(c.identifier()?);
+        DatabaseChange::Move { name, to }
+    } else if c.is("set") {
+        DatabaseChange::Move { name, to: None }
+    } else {
+        DatabaseChange::Alter { name }
+    };
+    Some(Kind::Database(change))
 }
 
 fn alter(c: &mut Cursor) -> Option<Kind> {

@@ -92,6 +92,13 @@ pub enum DatabaseChange {
         /// the database
         name: String,
     },
+    /// ALTER DATABASE … RENAME TO or SET TABLESPACE: nobody may use it meanwhile
+    Move {
+        /// the database
+        name: String,
+        /// its new name
+        to: Option<String>,
+    },
     /// DROP DATABASE
     Drop {
         /// the database
@@ -368,7 +375,7 @@ pub enum Kind {
     Notify(String),
     /// CREATE, ALTER or DROP DATABASE
     Database(DatabaseChange),
-    /// what moves or renames a database, CREATE, ALTER or DROP TABLESPACE, ALTER SYSTEM: not in a transaction block
+    /// CREATE, ALTER or DROP TABLESPACE, ALTER SYSTEM: not in a transaction block
     WholeServer,
     /// CHECKPOINT, LOAD
     Server,

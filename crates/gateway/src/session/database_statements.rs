@@ -1,7 +1,7 @@
 //! CREATE, ALTER and DROP DATABASE: a database is one on every shard, with a catalog on the home shard.
 //!
 //! PostgreSQL does none of them in a transaction, so the shards are asked one after the other, the home shard first: it
-//! judges. What CREATE could not finish, it takes back; what a gateway that died has left on other shards, DROP DATABASE IF
+//! judges. What CREATE or RENAME could not finish, it takes back; what a gateway that died has left on other shards, DROP DATABASE IF
 //! EXISTS removes.
 
 use super::{Problem, Session, Unit};
@@ -16,11 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Session {
-    /// Runs one of the three.
+    /// Runs one of them.
     pub(crate) async fn change_database(&mut self, unit: Unit<'_>, change: &DatabaseChange) -> Result<(), Problem> {
         let tag = match change {
             DatabaseChange::Create { .. } => "CREATE DATABASE",
-            DatabaseChange::Alter { .. } => "ALTER DATABASE",
+            DatabaseChange::Alter { .. } | DatabaseChange::Move { .. } => "ALTER DATABASE",
             DatabaseChange::Drop { .. } => "DROP DATABASE",
         };
         // ALTER DATABASE … OWNER TO may be part of one for PostgreSQL; over several shards it is not undone.
@@ -39,6 +39,7 @@ impl Session {
                     self.on_shard(shard, &text, true).await?;
                 }
             }
+            DatabaseChange::Move { name, to } => self.move_database(&text, name, to.as_deref()).await?,
             DatabaseChange::Drop { name, if_exists, force } => {
                 self.drop_database(&text, name, *if_exists, *force).await?;
             }
@@ -104,21 +105,47 @@ impl Session {
         }
     }
 
-    async fn drop_database(&mut self, text: &str, name: &str, if_exists: bool, force: bool) -> Result<(), Problem> {
-        let home = self.gateway.shards.home();
-        let literal = quote_literal(name);
+    /// RENAME and SET TABLESPACE: of a database that nobody uses.
+    async fn move_database(&mut self, text: &str, name: &str, to: Option<&str>) -> Result<(), Problem> {
+        if self.may_be_left(name).await? {
+            self.leave_database(name, false).await?;
+        }
+        let mut moved = Vec::new();
+        for shard in self.shard_ids() {
+            if let Err(error) = self.on_shard(shard, text, true).await {
+                let back = to.map(|to| {
+                    let (from, to) = (quote_identifier(to), quote_identifier(name));
+                    format!("ALTER DATABASE {from} RENAME TO {to}")
+                });
+                for (shard, sql) in moved.into_iter().zip(back.iter().cycle()) {
+                    if let Err(error) = self.on_shard(shard, sql, false).await {
+                        tracing::warn!(%shard, "{sql}: {error}");
+                    }
+                }
+                return Err(error.into());
+            }
+            moved.push(shard);
+        }
+        Ok(())
+    }
+
+    /// Whether there is such a database, another than the session's, that its role may change. Else PostgreSQL says what is wrong.
+    async fn may_be_left(&mut self, name: &str) -> Result<bool, Problem> {
         let sql = format!(
-            "SELECT pg_catalog.pg_has_role(datdba, 'USAGE') FROM pg_catalog.pg_database WHERE datname = {literal}"
+            "SELECT pg_catalog.pg_has_role(datdba, 'USAGE') FROM pg_catalog.pg_database WHERE datname = {}",
+            quote_literal(name)
         );
         let results = self.ask_home(&sql).await?;
-        let may_drop = results.first().and_then(|r| r.text(0, 0)).map(|t| t == "t");
-        // PostgreSQL says what is wrong: there is none, it is the session's own, it belongs to another role.
-        if may_drop != Some(true) || name == &*self.who.database {
-            self.on_shard(home, text, true).await?;
-        } else {
+        let may = results.first().and_then(|r| r.text(0, 0)) == Some("t");
+        Ok(may && name != &*self.who.database)
+    }
+
+    async fn drop_database(&mut self, text: &str, name: &str, if_exists: bool, force: bool) -> Result<(), Problem> {
+        let home = self.gateway.shards.home();
+        if self.may_be_left(name).await? {
             self.leave_database(name, force).await?;
-            self.on_shard(home, text, true).await?;
         }
+        self.on_shard(home, text, true).await?;
         let others = self.shard_ids().into_iter().filter(|shard| *shard != home);
         let sql = match if_exists {
             true => text.to_owned(),

@@ -12,13 +12,6 @@ impl Session {
         let text = unit.statement.text.clone();
         let words: Vec<String> = unit.statement.parsed.identifiers(&text).take(3).collect();
         let word = |i: usize| words.get(i).map_or("", String::as_str);
-        if word(1) == "database" {
-            return Err(ServerError::unsupported(
-                "what moves or renames a database is not supported through a gateway yet",
-                "Run it on each shard.",
-            )
-            .into());
-        }
         if self.block.open().is_some() {
             // PostgreSQL has its own words for why not.
             return self.judged_by_home(unit).await;

@@ -117,7 +117,10 @@ def databases():
                 conn.execute(sql.SQL("DROP DATABASE {}").format(name))
             except psycopg.Error as error:
                 print("error", error.sqlstate, error.diag.message_primary, error.diag.message_detail)
-        for statement in ["CREATE DATABASE {}", "DROP DATABASE {}", "DROP DATABASE {}", "DROP DATABASE IF EXISTS {}"]:
+        renames = ["ALTER DATABASE {} RENAME TO " + to for to in ["postgres", '"Renamed"', '"Other"']]
+        back = ['ALTER DATABASE "Renamed" RENAME TO {}', "ALTER DATABASE postgres RENAME TO {}"]
+        drops = ["DROP DATABASE {}", "DROP DATABASE {}", "DROP DATABASE IF EXISTS {}"]
+        for statement in ["CREATE DATABASE {}", *renames, *back, *drops]:
             try:
                 print(conn.execute(sql.SQL(statement).format(name)).statusmessage)
             except psycopg.Error as error:
