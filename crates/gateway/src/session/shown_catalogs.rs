@@ -18,7 +18,7 @@ use super::{Problem, Session, Unit};
 use pgherd_model::{Name, ServerError, Sharded, Snapshot, quote_literal};
 use pgherd_shards::SimpleResult;
 use pgherd_sql::lexer::{Token, TokenKind};
-use pgherd_sql::{Instead, Kind, LockStrength};
+use pgherd_sql::{DdlKind, Instead, Kind, LockStrength};
 pub(crate) use places::reads_catalogs;
 use places::{Place, places};
 use serde_json::{Map, Value, json};
@@ -58,7 +58,12 @@ impl Session {
     /// What to run in the statement's place; None where PostgreSQL shows what there is.
     pub(crate) async fn with_shown_catalogs(&mut self, unit: Unit<'_>) -> Result<Option<Instead>, Problem> {
         let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
-        if !matches!(unit.statement.parsed.kind, Kind::Select { .. }) {
+        let is_query = match &unit.statement.parsed.kind {
+            Kind::Select { .. } | Kind::Insert => true,
+            Kind::Ddl(ddl) => ddl.kind == DdlKind::CreateTableAs,
+            _ => false,
+        };
+        if !is_query {
             return Ok(None);
         }
         let mut places = places(text, tokens);

@@ -212,7 +212,7 @@ fn is_sampled(text: &str, behind: &[Token]) -> bool {
 
 /// Whether the token behind a relation's name begins an alias.
 fn is_alias(text: &str, token: &Token) -> bool {
-    const OTHERS: [&str; 22] = [
+    const OTHERS: [&str; 24] = [
         "where",
         "join",
         "left",
@@ -235,6 +235,8 @@ fn is_alias(text: &str, token: &Token) -> bool {
         "intersect",
         "window",
         "tablesample",
+        "returning",
+        "with",
     ];
     matches!(token.kind, TokenKind::Word | TokenKind::Quoted) && !OTHERS.iter().any(|word| token.is_word(text, word))
 }
