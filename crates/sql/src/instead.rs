@@ -92,9 +92,15 @@ pub(crate) fn only(context: &Context) -> Option<Only> {
     let tree = tree(&blanked, &tokens)?;
     let references = references(&tree, &|schema, name| context.resolve(schema, name))?;
     let is_only = |r: &Reference| only.iter().any(|(name, _)| *name == r.name.span.start);
-    let by_default = |r: &&Reference| {
-        let sharded = r.table.as_ref().and_then(|t| t.sharded());
-        is_only(r) && sharded.is_some_and(|s| s.by_default)
+    // Without children in the client's catalogs: what pgherd sharded by itself, and a declared partition.
+    let childless = |r: &&Reference| {
+        let kind = r.table.as_ref().map(|t| &t.kind);
+        is_only(r)
+            && match kind {
+                Some(TableKind::Sharded(sharded)) => sharded.by_default,
+                Some(TableKind::Partition { .. }) => true,
+                _ => false,
+            }
     };
     let declared = |r: &Reference| match r.table.as_ref().map(|t| &t.kind) {
         Some(TableKind::Sharded(sharded)) => !sharded.automatic,
@@ -103,7 +109,7 @@ pub(crate) fn only(context: &Context) -> Option<Only> {
     if references.iter().all(|r| r.table.is_none()) {
         return None;
     }
-    let spans: Vec<_> = references.iter().filter(by_default).collect();
+    let spans: Vec<_> = references.iter().filter(childless).collect();
     if !spans.is_empty() {
         let here = |(name, _): &&(usize, Vec<Range<usize>>)| spans.iter().any(|r| r.name.span.start == *name);
         let spans: Vec<_> = only.iter().filter(here).flat_map(|(_, s)| s.clone()).collect();

@@ -526,6 +526,7 @@ fn partitions_views_and_refusals() {
             "1: select * from decl where k = 15 [fence_9_5]",
         ),
         ("select * from p1", "2: select * from p1"),
+        ("select * from only p1", "2: select * from      p1"),
         ("select * from p1 where k = 5", "2: select * from p1 where k = 5"),
         ("select * from p1 join p2 on true", "plan"),
         ("select * from tv", "plan"),
