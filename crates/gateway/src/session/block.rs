@@ -1,6 +1,7 @@
 //! Transaction blocks: BEGIN, COMMIT, ROLLBACK, savepoints, and the implicit blocks of several statements in one
 //! message.
 
+use super::forward::no_block;
 use super::serializable::{Strict, level_for};
 use super::settings::Settings;
 use super::{Problem, Session, Unit};
@@ -90,6 +91,17 @@ impl Block {
 
     pub(crate) fn is_failed(&self) -> bool {
         matches!(self, Block::Failed(_))
+    }
+
+    /// 25P02 in a failed block.
+    pub(crate) fn check_not_failed(&self) -> Result<(), ServerError> {
+        if self.is_failed() {
+            return Err(ServerError::new(
+                SqlState::IN_FAILED_TRANSACTION,
+                "current transaction is aborted, commands ignored until end of transaction block",
+            ));
+        }
+        Ok(())
     }
 
     pub(crate) fn is_none(&self) -> bool {
@@ -273,37 +285,19 @@ impl Session {
             Kind::Rollback { chain } => self.rollback(*chain).await?,
             Kind::Savepoint(name) => {
                 self.check_not_failed()?;
-                let settings = self.settings.clone();
-                let open = self.explicit_block("SAVEPOINT")?;
-                open.transaction.savepoint(name).await?;
-                open.savepoints.push((name.clone(), settings));
+                self.explicit_block("SAVEPOINT")?;
+                self.set_savepoint(name).await?;
                 self.client.put_tag("SAVEPOINT");
             }
             Kind::RollbackTo(name) => {
-                let open = self.explicit_block("ROLLBACK TO SAVEPOINT")?;
-                open.transaction.rollback_to(name).await?;
-                if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
-                    open.savepoints.truncate(at + 1);
-                    open.gathered_cursors.retain(|_, cursor| cursor.depth <= at);
-                    open.strict.roll_back_to(at + 1);
-                    let settings = open.savepoints[at].1.clone();
-                    self.restore_settings(settings);
-                }
-                self.block.recover();
-                self.reload_overlay().await?;
+                self.explicit_block("ROLLBACK TO SAVEPOINT")?;
+                self.back_to_savepoint(name).await?;
                 self.client.put_tag("ROLLBACK");
             }
             Kind::Release(name) => {
                 self.check_not_failed()?;
-                let open = self.explicit_block("RELEASE SAVEPOINT")?;
-                open.transaction.release(name).await?;
-                if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
-                    open.savepoints.truncate(at);
-                    for cursor in open.gathered_cursors.values_mut() {
-                        cursor.depth = cursor.depth.min(at);
-                    }
-                    open.strict.release(at);
-                }
+                self.explicit_block("RELEASE SAVEPOINT")?;
+                self.release_savepoint(name).await?;
                 self.client.put_tag("RELEASE");
             }
             _ => return Ok(false),
@@ -311,15 +305,47 @@ impl Session {
         Ok(true)
     }
 
-    /// 25P02 in a failed block.
-    pub(crate) fn check_not_failed(&self) -> Result<(), ServerError> {
-        if self.block.is_failed() {
-            return Err(ServerError::new(
-                SqlState::IN_FAILED_TRANSACTION,
-                "current transaction is aborted, commands ignored until end of transaction block",
-            ));
+    /// SAVEPOINT in the open block.
+    pub(super) async fn set_savepoint(&mut self, name: &str) -> Result<(), Problem> {
+        let settings = self.settings.clone();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        open.transaction.savepoint(name).await?;
+        open.savepoints.push((name.to_owned(), settings));
+        Ok(())
+    }
+
+    /// ROLLBACK TO in the block, which goes on if it had failed.
+    pub(super) async fn back_to_savepoint(&mut self, name: &str) -> Result<(), Problem> {
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        open.transaction.rollback_to(name).await?;
+        if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
+            open.savepoints.truncate(at + 1);
+            open.gathered_cursors.retain(|_, cursor| cursor.depth <= at);
+            open.strict.roll_back_to(at + 1);
+            let settings = open.savepoints[at].1.clone();
+            self.restore_settings(settings);
+        }
+        self.block.recover();
+        self.reload_overlay().await
+    }
+
+    /// RELEASE in the open block.
+    pub(super) async fn release_savepoint(&mut self, name: &str) -> Result<(), Problem> {
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        open.transaction.release(name).await?;
+        if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
+            open.savepoints.truncate(at);
+            for cursor in open.gathered_cursors.values_mut() {
+                cursor.depth = cursor.depth.min(at);
+            }
+            open.strict.release(at);
         }
         Ok(())
+    }
+
+    /// 25P02 in a failed block.
+    pub(crate) fn check_not_failed(&self) -> Result<(), ServerError> {
+        self.block.check_not_failed()
     }
 
     fn explicit_block(&mut self, what: &str) -> Result<&mut Open, ServerError> {
@@ -346,7 +372,7 @@ impl Session {
                     SqlState::ACTIVE_TRANSACTION,
                     "there is already a transaction in progress",
                 );
-                self.client.put_notice(&warning);
+                self.put_notice(&warning);
             }
         }
         Ok(())
@@ -397,7 +423,7 @@ impl Session {
             SqlState::NO_ACTIVE_TRANSACTION,
             "there is no transaction in progress",
         );
-        self.client.put_notice(&warning);
+        self.put_notice(&warning);
         if self.block.open().is_some() {
             match tag {
                 "COMMIT" if !self.block.is_failed() => {

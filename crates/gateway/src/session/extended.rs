@@ -424,6 +424,10 @@ impl Session {
             self.client.put(b'I', &[]);
             return Ok(());
         };
+        // Also a portal that was run before: what it gave last is no answer any more.
+        if !ends_failed_block(&statement.parsed.kind) {
+            self.block.check_not_failed()?;
+        }
         match std::mem::replace(&mut portal.state, PortalState::Done(None)) {
             PortalState::Ready => {}
             PortalState::OnShard(shard, holding) => {

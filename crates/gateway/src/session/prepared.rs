@@ -32,8 +32,7 @@ impl Session {
     async fn prepare_transaction(&mut self, name: &str) -> Result<(), Problem> {
         if self.block.open().is_none_or(|open| open.implicit) {
             let message = "there is no transaction in progress";
-            self.client
-                .put_notice(&notice("WARNING", SqlState::NO_ACTIVE_TRANSACTION, message));
+            self.put_notice(&notice("WARNING", SqlState::NO_ACTIVE_TRANSACTION, message));
         }
         let tag = if self.block.is_none() {
             "ROLLBACK"

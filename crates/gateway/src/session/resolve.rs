@@ -33,7 +33,7 @@ impl Session {
             .await
             .map_err(ServerError::from)?;
         let outcome = if resolved.committed { "committed" } else { "rolled back" };
-        self.client.put_notice(&notice(
+        self.put_notice(&notice(
             "NOTICE",
             SqlState::SUCCESS,
             &format!("transaction \"{gid}\" was {outcome}"),
@@ -47,7 +47,7 @@ impl Session {
             );
             let warning =
                 warning.with_detail("Whatever is left of the transaction there is finished when the shard is back.");
-            self.client.put_notice(&warning);
+            self.put_notice(&warning);
         }
         self.client.put_tag("CALL");
         Ok(())

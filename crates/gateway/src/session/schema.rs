@@ -112,7 +112,7 @@ impl Session {
         };
         if ddl.kind == DdlKind::CreateIndex {
             let message = "CREATE INDEX CONCURRENTLY on a sharded table blocks writes while the index is built";
-            self.client.put_notice(&notice("NOTICE", SqlState::SUCCESS, message));
+            self.put_notice(&notice("NOTICE", SqlState::SUCCESS, message));
         }
         // Blanks keep every position.
         let span = word.start as usize..word.end as usize;
@@ -210,7 +210,7 @@ impl Session {
     pub(crate) fn put_notices(&mut self, notices: Vec<ServerError>) {
         for notice in notices {
             let notice = self.as_client_sees(notice);
-            self.client.put_notice(&notice);
+            self.put_notice(&notice);
         }
     }
 

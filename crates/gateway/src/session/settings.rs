@@ -34,12 +34,39 @@ pub(crate) struct Settings {
     /// pgherd.pool_mode is `session`, see [`super::start`]
     pub(crate) keeps_backend: bool,
     pub(crate) timeouts: Timeouts,
+    /// client_min_messages
+    pub(crate) least_severity: Severity,
     /// client_encoding, where it is not UTF8: the shards' stays UTF8
     pub(crate) encoding: Option<Arc<Encoding>>,
     /// the same at the start, where RESET goes back to
     pub(crate) startup_encoding: Option<Arc<Encoding>>,
     /// after SET LOCAL: what `encoding` is to be again when the transaction has committed
     pub(crate) encoding_afterwards: Option<Option<Arc<Encoding>>>,
+}
+
+/// How severe a message is: the kinds that the gateway itself sends, lowest first.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Severity {
+    /// NOTICE; as client_min_messages, this and everything below it
+    #[default]
+    Notice,
+    /// WARNING
+    Warning,
+    /// ERROR and above, which is never held back
+    Error,
+}
+
+impl Severity {
+    /// By PostgreSQL's word for it, as a message or the setting has it.
+    fn from_word(word: &str) -> Self {
+        if word.eq_ignore_ascii_case("warning") {
+            Self::Warning
+        } else if word.eq_ignore_ascii_case("error") {
+            Self::Error
+        } else {
+            Self::Notice
+        }
+    }
 }
 
 /// The time limits that the gateway keeps itself, where a shard sees a part of the time only.
@@ -296,6 +323,13 @@ impl Session {
         Distribution::from_settings(Some(&settings.default_distribution), Some(&settings.initial_bounds)).map(|_| ())
     }
 
+    /// Puts a notice or warning of the gateway's own, unless the client wants none of its kind. Shards hold theirs back themselves.
+    pub(crate) fn put_notice(&mut self, notice: &ServerError) {
+        if Severity::from_word(&notice.fields().severity) >= self.settings.least_severity {
+            self.client.put_notice(notice);
+        }
+    }
+
     /// Asks the home shard what the settings that routing depends on are now.
     pub(crate) async fn refresh_effective_settings(&mut self) -> Result<(), ServerError> {
         const ASK: &str = "SELECT current_setting('search_path'), \
@@ -304,7 +338,7 @@ impl Session {
              (SELECT string_agg((extract(epoch FROM current_setting(n)::interval) * 1000)::bigint::text, ' ' ORDER BY i) \
               FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout']) \
               WITH ORDINALITY AS u (n, i)), current_setting('default_transaction_read_only'), \
-             current_setting('pgherd.pool_mode', true)";
+             current_setting('pgherd.pool_mode', true), current_setting('client_min_messages')";
         let results = self.ask_home(ASK).await?;
         let text = |i| results.first().and_then(|r| r.text(0, i));
         let role = self.who.role.clone();
@@ -313,6 +347,7 @@ impl Session {
         self.settings.default_isolation = isolation.filter(|level| level.is_one_snapshot());
         self.settings.default_read_only = text(5) == Some("on");
         self.settings.keeps_backend = text(6) == Some("session");
+        self.settings.least_severity = text(7).map(Severity::from_word).unwrap_or_default();
         let mut limits = text(4).unwrap_or_default().split(' ').map(|ms| {
             let ms = ms.parse().unwrap_or(0);
             (ms > 0).then(|| Duration::from_millis(ms))

@@ -33,7 +33,7 @@ impl Session {
                         SqlState::NO_ACTIVE_TRANSACTION,
                         "SET LOCAL can only be used in transaction blocks",
                     );
-                    self.client.put_notice(&warning);
+                    self.put_notice(&warning);
                 } else {
                     // It holds within the transaction only, so the home shard must be in it to judge and to be asked.
                     let home = self.gateway.shards.home();
@@ -196,6 +196,7 @@ impl Session {
         if settings.fingerprint() != self.settings.fingerprint()
             || settings.search_path_id != self.settings.search_path_id
             || settings.timeouts != self.settings.timeouts
+            || settings.least_severity != self.settings.least_severity
         {
             self.settings = settings;
             self.settings_changed();
@@ -206,7 +207,7 @@ impl Session {
 
     /// Routing and the gateway's own time limits depend on few settings; only those are asked for again.
     pub(super) async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
-        const CONCERNS_GATEWAY: [&str; 8] = [
+        const CONCERNS_GATEWAY: [&str; 9] = [
             "search_path",
             "role",
             "session_authorization",
@@ -215,6 +216,7 @@ impl Session {
             "statement_timeout",
             "idle_in_transaction_session_timeout",
             "idle_session_timeout",
+            "client_min_messages",
         ];
         if CONCERNS_GATEWAY.contains(&name) || name.starts_with("pgherd.") {
             self.refresh_effective_settings().await?;
@@ -246,7 +248,7 @@ impl Session {
                 SqlState::NO_ACTIVE_TRANSACTION,
                 "SET TRANSACTION can only be used in transaction blocks",
             );
-            self.client.put_notice(&warning);
+            self.put_notice(&warning);
         } else if snapshot.is_none() {
             let mode = Mode {
                 isolation: isolation.map(super::block::isolation_of),

@@ -23,6 +23,10 @@ def simple(sql):
     return message(b"Q", sql.encode() + b"\0")
 
 
+def execute(portal, rows):
+    return message(b"E", portal.encode() + b"\0" + struct.pack("!i", rows))
+
+
 SYNC = message(b"S")
 FLUSH = message(b"H")
 
@@ -80,6 +84,23 @@ def main():
     # What is wrong with a statement in itself is said instead of ParseComplete, and its name is free.
     connection.say(1, message(b"P", b"named\0SELECT nothing\0\0\0"), message(b"B", b"\0named\0" + bytes(6)), message(b"E", b"\0" + bytes(4)), SYNC)
     connection.say(1, message(b"P", b"named\0SELECT 11\0\0\0"), message(b"B", b"\0named\0" + bytes(6)), message(b"E", b"\0" + bytes(4)), SYNC)
+    # A portal that has failed is not run again, nor is any other before the block has ended.
+    connection.say(1, simple("BEGIN"))
+    connection.say(1, message(b"P", b"\0SELECT 6 / (3 - n) FROM generate_series(1, 5) n\0\0\0"), message(b"B", b"some\0\0" + bytes(6)), execute("some", 1), SYNC)
+    connection.say(1, execute("some", 5), SYNC)
+    connection.say(1, execute("some", 1), SYNC)
+    connection.say(1, simple("ROLLBACK"))
+    # What is not severe enough stays unsaid.
+    connection.say(1, simple("COMMIT"))
+    connection.say(1, simple("SET client_min_messages = error"))
+    connection.say(1, simple("COMMIT"))
+    connection.say(1, simple("BEGIN"))
+    connection.say(1, simple("SET LOCAL client_min_messages = warning"))
+    connection.say(1, simple("BEGIN"))
+    connection.say(1, simple("ROLLBACK"))
+    connection.say(1, simple("ROLLBACK"))
+    connection.say(1, simple("RESET client_min_messages"))
+    connection.say(1, simple("ROLLBACK"))
 
 
 main()
