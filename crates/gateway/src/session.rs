@@ -11,6 +11,7 @@ mod constraints;
 mod copy;
 mod cursor;
 mod database_statements;
+mod do_block;
 mod encoding_setting;
 mod enter;
 mod execute;

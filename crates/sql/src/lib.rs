@@ -15,6 +15,7 @@ pub mod clock;
 mod condition;
 pub mod copy_split;
 mod cursor;
+mod do_block;
 mod explain;
 mod facts;
 mod functions;
@@ -51,6 +52,7 @@ mod walk;
 mod with_queries;
 
 pub use analysis::{Analysis, Clock, analyze, hidden_name, hides_a_name, level_hash, name_hash};
+pub use do_block::{Action, DoBlock, Handler, Step, do_block};
 pub use explain::{ExplainFormat, ExplainOptions};
 pub use functions::calls_builtins_only;
 pub use instead::Instead;
