@@ -3,7 +3,8 @@
 
 use crate::convert::undistribute;
 use crate::copy_rows::copy_rows;
-use crate::partition::{changed, declare, drop_automatic, least_used, parse_for_values, stand_in};
+use crate::localize::localize;
+use crate::partition::{changed, declare, drop_automatic, least_used, no_range, parse_for_values, stand_in};
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use pgherd_model::{Name, ServerError, ShardId, TableKind, quote_identifier, quote_literal};
@@ -34,7 +35,7 @@ pub(crate) async fn attach(
         ));
     }
     let before = work.inspect(text.written(name)).await?;
-    if sharded.automatic && before.as_ref().is_some_and(|t| t.kind == 'r' && !t.is_partition) {
+    if sharded.automatic && before.as_ref().is_some_and(|t| !t.is_partition) {
         drop_automatic(work, &table.name, &mut sharded).await?;
     }
     let differs = match &before {
@@ -46,12 +47,11 @@ pub(crate) async fn attach(
     let full = made.full_name();
     let bounds = made.bound.as_deref();
     let bounds = bounds.and_then(|b| parse_for_values(b, &sharded.key_types));
-    let refused = match &bounds {
-        _ if made.kind != 'r' => Some("it is no plain table".to_owned()),
-        None => Some("a sharded table cannot have a DEFAULT partition".to_owned()),
-        Some(_) => differs,
-    };
-    if let Some(why) = refused {
+    if bounds.is_none() || made.kind != 'r' {
+        localize(work, &table, no_range(made.kind)).await?;
+        return Ok(tag);
+    }
+    if let Some(why) = differs {
         return Err(ServerError::unsupported(
             format!(
                 "cannot attach \"{}\" to sharded table \"{}\": {why}",

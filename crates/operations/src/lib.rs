@@ -21,6 +21,7 @@ mod everywhere;
 mod foreign_keys;
 mod index;
 mod inspect;
+mod localize;
 mod maintenance;
 mod materialized;
 mod on_table;

@@ -5,11 +5,13 @@
 //! written there by mistake.
 
 use crate::copy_rows::copy_rows;
+use crate::localize::localize;
 use crate::ranges::{NewRange, colocation, write_range};
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use pgherd_model::{
-    Bound, KeyBound, KeyType, Name, RangeId, ServerError, ShardId, Sharded, SqlState, Table, TableKind, quote_literal,
+    Bound, KeyBound, KeyType, Name, Range, RangeId, ServerError, ShardId, Sharded, SqlState, Table, TableKind,
+    quote_literal,
 };
 use pgherd_sql::{Ddl, ObjectName};
 use serde_json::json;
@@ -51,11 +53,8 @@ pub(crate) async fn create(
         .as_deref()
         .and_then(|b| parse_for_values(b, &sharded.key_types));
     let Some((from, to)) = bounds.filter(|_| made.kind == 'r') else {
-        let what = if made.kind == 'p' { "sub-partitioned" } else { "DEFAULT" };
-        return Err(ServerError::unsupported(
-            format!("sharded table \"{}\" cannot have a {what} partition", table.name.name),
-            "Call pgherd.undistribute first, while the table is empty, or declare ranges with FOR VALUES FROM … TO ….",
-        ));
+        localize(work, &table, no_range(made.kind)).await?;
+        return Ok(tag);
     };
     let shard = owner_of_linked(work, &table, &from, &to)?.unwrap_or_else(|| least_used(&sharded, &shards));
     if shard != work.home() {
@@ -67,6 +66,31 @@ pub(crate) async fn create(
         work.keep_children(&shards, std::slice::from_ref(&table.name)).await?;
     }
     Ok(tag)
+}
+
+/// Why a partition cannot be a range on a shard.
+pub(crate) fn no_range(kind: char) -> &'static str {
+    match kind {
+        'p' => "it has a partition that is partitioned itself",
+        'f' => "it has a partition on a foreign server",
+        _ => "it has a DEFAULT partition",
+    }
+}
+
+/// Brings a declared partition's rows to the home shard, and drops it where it was.
+pub(crate) async fn return_rows(work: &mut Work<'_, '_>, range: &Range) -> Result<(), ServerError> {
+    if range.shard == work.home() {
+        return Ok(());
+    }
+    let child = range.child.to_string();
+    let definition = work.definition(&range.child).await?;
+    let columns = definition.copied_columns();
+    work.on_home(&format!("ALTER TABLE {child} DROP CONSTRAINT {ELSEWHERE}"))
+        .await?;
+    let query = format!("SELECT {columns} FROM {child}");
+    let target = (work.home(), child.as_str(), columns.as_str());
+    copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
+    work.on(range.shard, &format!("DROP TABLE {child}")).await.map(drop)
 }
 
 /// What the home shard has is not the real one.
@@ -223,7 +247,7 @@ fn parse_value(text: &str) -> Option<(String, &str)> {
 }
 
 /// The sharded table and the range of a declared partition.
-pub(crate) fn owner(work: &Work<'_, '_>, partition: &Table) -> Option<(Arc<Table>, pgherd_model::Range)> {
+pub(crate) fn owner(work: &Work<'_, '_>, partition: &Table) -> Option<(Arc<Table>, Range)> {
     let TableKind::Partition { parent, range } = &partition.kind else {
         return None;
     };
@@ -347,17 +371,7 @@ pub(crate) async fn detach(
     let (Some((_, range)), Some(sharded)) = (found, table.sharded()) else {
         return Ok(tag);
     };
-    if range.shard != work.home() {
-        let child = range.child.to_string();
-        let definition = work.definition(&range.child).await?;
-        let columns = definition.copied_columns();
-        work.on_home(&format!("ALTER TABLE {child} DROP CONSTRAINT {ELSEWHERE}"))
-            .await?;
-        let query = format!("SELECT {columns} FROM {child}");
-        let target = (work.home(), child.as_str(), columns.as_str());
-        copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
-        work.on(range.shard, &format!("DROP TABLE {child}")).await?;
-    }
+    return_rows(work, &range).await?;
     work.write(json!({"do": "drop_range", "table": sharded.id.0, "id": range.id.0}));
     work.write(json!({"do": "set", "id": sharded.id.0, "colocation": sharded.id.0}));
     work.renew_fence(sharded).await?;
