@@ -7,7 +7,7 @@ use crate::position::map_back;
 use crate::relations::{Reference, references, substitute};
 use crate::route::Replaced;
 use crate::tree::{starts_query, tree};
-use pgherd_model::{ServerError, TableKind, quote_literal};
+use pgherd_model::{ServerError, Table, TableKind, quote_identifier, quote_literal};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -145,30 +145,28 @@ pub(crate) fn table_queries(context: &Context) -> Option<Instead> {
 
 /// `tableoid` of a table whose ranges are pgherd's: the table itself. Where it is a column of the result, the home shard's
 /// OID, which is the one that the client's catalogs show; in expressions, which the shard compares with other names, its
-/// own. None where it is not mentioned, or where a row of the table may be missing in a join.
+/// own. None where it is not mentioned, or where it is not clear of which table it is.
 pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<Instead> {
     let (text, tokens) = (context.text, context.tokens);
     let mentioned = |t: &Token| t.kind == TokenKind::Word && t.is_word(text, "tableoid");
     if !tokens.iter().any(mentioned) {
         return None;
     }
-    let [reference] = references else { return None };
-    let table = reference.table.as_ref()?;
-    let sharded = table.sharded().filter(|s| s.automatic && s.through_view.is_none())?;
-    let exposed = reference.alias.as_deref().unwrap_or(&reference.name.name);
     let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
     let mut replacements = Vec::new();
     for (i, token) in tokens.iter().enumerate().filter(|(_, t)| mentioned(t)) {
         let named = i > 0 && tokens[i - 1].is_word(text, "as");
-        let mut start = token.start as usize;
+        let (mut start, mut qualifier) = (token.start as usize, None);
         if i > 1 && is(i - 1, ".") {
-            (tokens[i - 2].identifier(text)? == exposed).then_some(())?;
             (i < 3 || !is(i - 3, ".")).then_some(())?;
+            qualifier = Some(tokens[i - 2].identifier(text)?);
             start = tokens[i - 2].start as usize;
         }
         if named || is(i + 1, "(") || is(i + 1, ".") {
             return None;
         }
+        let (table, present) = whose(references, qualifier.as_deref())?;
+        let sharded = table.sharded().filter(|s| s.automatic && s.through_view.is_none())?;
         let first = tokens.iter().position(|t| t.start as usize == start).unwrap_or(i);
         let begins = |t: &Token| t.is(text, ",") || ["select", "distinct", "all"].iter().any(|w| t.is_word(text, w));
         let ends = |t: &Token| t.is(text, ",") || ["from", "as"].iter().any(|w| t.is_word(text, w));
@@ -177,7 +175,31 @@ pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<In
             true => format!("{}::pg_catalog.oid", sharded.relation),
             false => format!("{}::pg_catalog.regclass", quote_literal(&table.name.to_string())),
         };
+        let oid = match present {
+            None => oid,
+            Some(column) => format!("CASE WHEN {column} IS NOT NULL THEN {oid} END"),
+        };
         replacements.push((start..token.end as usize, format!("pgherd.tableoid({oid})")));
     }
     Some(Instead::new(text, &replacements))
+}
+
+/// The table whose column is meant, and among several a column that tells whether an outer join has a row of it. None where it is not
+/// clear.
+fn whose<'r>(references: &'r [Reference], qualifier: Option<&str>) -> Option<(&'r Arc<Table>, Option<String>)> {
+    let exposed = |r: &&Reference| {
+        let name = r.alias.as_deref().unwrap_or(&r.name.name);
+        qualifier.is_none_or(|qualifier| qualifier == name)
+    };
+    let mut found = references.iter().filter(exposed);
+    let (reference, None) = (found.next()?, found.next()) else {
+        return None;
+    };
+    let table = reference.table.as_ref()?;
+    if references.len() == 1 {
+        return Some((table, None));
+    }
+    let certain = table.columns.iter().find(|c| c.not_null)?;
+    let column = format!("{}.{}", quote_identifier(qualifier?), quote_identifier(&certain.name));
+    Some((table, Some(column)))
 }

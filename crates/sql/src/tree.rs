@@ -419,6 +419,9 @@ impl Conversion<'_> {
             self.push(sp::Token::make_word(&name, Some('"')), token);
             return Some(());
         }
+        if self.begins_whole_row_cast(i) {
+            self.push(sp::Token::LParen, token);
+        }
         let converted = convert(token, self.text, dialect)?;
         match converted {
             sp::Token::LParen | sp::Token::LBracket => self.depth += 1,
@@ -428,6 +431,9 @@ impl Conversion<'_> {
             _ => {}
         }
         self.push(converted, token);
+        if self.ends_whole_row(i) && self.symbol(i + 1, "::") {
+            self.push(sp::Token::RParen, token);
+        }
         if self.collation_end == Some(i) {
             self.collation_end = None;
             self.push(sp::Token::RParen, token);
@@ -440,6 +446,27 @@ impl Conversion<'_> {
             self.push(sp::Token::LParen, token);
         }
         Some(())
+    }
+
+    fn symbol(&self, i: usize, symbol: &str) -> bool {
+        self.tokens.get(i).is_some_and(|t| t.is(self.text, symbol))
+    }
+
+    /// Whether token `i` is the star of `t.*`.
+    fn ends_whole_row(&self, i: usize) -> bool {
+        i > 1 && self.symbol(i, "*") && self.symbol(i - 1, ".")
+    }
+
+    /// Whether a whole row that is cast begins there: `t.*::text` is `(t.*)::text`.
+    fn begins_whole_row_cast(&self, i: usize) -> bool {
+        if i > 0 && self.symbol(i - 1, ".") || !self.symbol(i + 1, ".") {
+            return false;
+        }
+        let mut end = i + 2;
+        while self.symbol(end + 1, ".") {
+            end += 2;
+        }
+        self.ends_whole_row(end) && self.symbol(end + 1, "::")
     }
 
     /// Whether nothing but a type's name stands between a cast and token `i`.

@@ -51,12 +51,13 @@ fn not_supported(what: &str) -> ServerError {
 }
 
 impl Returning {
-    /// Reads the clause. Widths of `*` are left 0.
+    /// Reads the clause. Widths of `*` are left 0. `may_move`: rows may go to other shards.
     pub fn read(
         text: &str,
         shape: &Shape,
         items: &[SelectItem],
         columns: &[crate::metadata::Column],
+        may_move: bool,
     ) -> Result<Self, ServerError> {
         let mut this = Self::default();
         if items.len() != shape.returning.len() {
@@ -96,7 +97,7 @@ impl Returning {
                 }
                 _ => {
                     let span = first.start as usize..last.end as usize;
-                    this.expression(text, shape, item, columns, span)?;
+                    this.expression(text, shape, (item, span), columns, may_move)?;
                 }
             }
         }
@@ -112,9 +113,9 @@ impl Returning {
         &mut self,
         text: &str,
         shape: &Shape,
-        item: &SelectItem,
+        (item, span): (&SelectItem, Range<usize>),
         columns: &[crate::metadata::Column],
-        span: Range<usize>,
+        may_move: bool,
     ) -> Result<(), ServerError> {
         let mut names = Names::default();
         let _ = item.visit(&mut names);
@@ -126,7 +127,11 @@ impl Returning {
             let folded: Vec<_> = parts.iter().map(|(name, _)| name.as_str()).collect();
             let is_targets = match folded.as_slice() {
                 [name] if columns.iter().any(|c| c.name == *name) => true,
-                [name] if *name == shape.alias => return Err(not_supported("a whole row")),
+                // A row that moves comes out of a query, which has no type of its own; and another relation may have a column of this name.
+                [name] if *name == shape.alias && (may_move || shape.from.is_some()) => {
+                    return Err(not_supported("a whole row"));
+                }
+                [name] if *name == shape.alias => true,
                 [_] => shape.from.is_none(),
                 [.., qualifier, _] => *qualifier == shape.alias,
                 _ => return Err(not_supported("this form")),
