@@ -28,6 +28,7 @@ mod plan;
 mod prepared;
 pub(crate) mod relay;
 mod resolve;
+mod returning_query;
 mod rewritten;
 mod row_locks;
 mod scatter;
@@ -201,6 +202,8 @@ pub(crate) enum Problem {
     NeedsSharedClock,
     /// its WITH writes on several shards: it must be run in parts
     NeedsParts,
+    /// its RETURNING reads tables: it must be run as a WITH that writes
+    NeedsReturningQuery,
     /// its subqueries that lock rows run first
     NeedsLocks,
     /// the client is gone, or the session must end

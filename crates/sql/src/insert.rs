@@ -114,14 +114,8 @@ impl InsertPlan {
             .iter()
             .any(|r| r.role != Role::Insert && r.table.is_some())
         {
-            // Without DEFAULT, VALUES is a query like any other.
-            if values.is_some() && !context.tokens.iter().any(|t| t.is_word(context.text, "default")) {
-                return None;
-            }
-            return Some(Err(ServerError::unsupported(
-                "INSERT … VALUES cannot use sharded tables in its expressions together with DEFAULT",
-                "Use INSERT … SELECT, or read first and then write.",
-            )));
+            // VALUES is a query like any other.
+            return None;
         }
         // A partition may have columns in another order; its own are what its INSERT means.
         let table = if partition.is_some() { named } else { parent.clone() };
@@ -352,6 +346,10 @@ impl InsertPlan {
             }
         }
         let union: BTreeSet<Slot> = slots.iter().flatten().copied().collect();
+        if self.reads_home && !self.stays_home(union.is_empty(), snapshot, parameters) {
+            // Before anything is drawn from a sequence.
+            return Route::Plan;
+        }
         let given = match given {
             None if union.is_empty() => None,
             None => {
@@ -376,14 +374,14 @@ impl InsertPlan {
             Ok(ranges) => ranges,
             Err(error) => return Route::Refuse(error),
         };
-        let elsewhere = |range: &Option<usize>| self.shard_of(*range, snapshot) != snapshot.home();
-        if self.reads_home && ranges.iter().any(elsewhere) {
-            return Route::Refuse(ServerError::unsupported(
-                "ON CONFLICT and RETURNING of this INSERT cannot read tables",
-                "Read first and then write, or use INSERT … SELECT without them.",
-            ));
-        }
         self.place(text, snapshot, &ranges, given.as_ref())
+    }
+
+    /// Whether all rows surely go to the home shard, which has the tables that ON CONFLICT and RETURNING read.
+    fn stays_home(&self, is_complete: bool, snapshot: &Snapshot, parameters: Parameters) -> bool {
+        let here = |range: Option<usize>| self.shard_of(range, snapshot) == snapshot.home();
+        let ranges = self.ranges(snapshot, parameters, None);
+        is_complete && ranges.is_ok_and(|ranges| ranges.into_iter().all(here))
     }
 
     fn through_parent(&self, text: &Arc<str>, shard: ShardId) -> Part {

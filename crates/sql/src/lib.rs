@@ -42,6 +42,7 @@ mod prepared_xacts;
 mod prune;
 pub mod relations;
 mod restriction;
+mod returning_query;
 pub mod route;
 mod scalar;
 mod set_targets;
@@ -50,6 +51,7 @@ mod table_as;
 mod tree;
 mod walk;
 mod with_queries;
+mod written_rows;
 
 pub use analysis::{Analysis, Clock, analyze, hidden_name, hides_a_name, level_hash, name_hash};
 pub use do_block::{Action, DoBlock, Handler, Step, do_block};
@@ -67,9 +69,11 @@ pub use parse::{Parsed, parse};
 pub use point::Point;
 pub use position::map_position;
 pub use prune::ranges_of;
+pub use returning_query::{ReturningQuery, returning_query};
 pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Route};
 pub use table_as::{TableAs, table_as, with_constants};
 pub use with_queries::{WithQueries, WithQuery, with_queries};
+pub use written_rows::{passing_by, returning_also};
 
 #[cfg(test)]
 mod tests;

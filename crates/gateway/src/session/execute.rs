@@ -173,6 +173,9 @@ impl Session {
             if let Err(Problem::NeedsParts) = result {
                 return Box::pin(self.with_writes(unit)).await;
             }
+            if let Err(Problem::NeedsReturningQuery) = result {
+                return Box::pin(self.with_returning_query(unit)).await;
+            }
             if let Err(Problem::NeedsLocks) = result {
                 return Box::pin(self.with_locking_subqueries(unit)).await;
             }
@@ -231,6 +234,9 @@ impl Session {
             }
             if pgherd_sql::with_queries(text, tokens).is_some_and(|parts| parts.writes()) {
                 return Err(Problem::NeedsParts);
+            }
+            if entered.analysis.returning && pgherd_sql::returning_query(text, tokens).is_some() {
+                return Err(Problem::NeedsReturningQuery);
             }
         }
         match route {

@@ -4,16 +4,20 @@
 //! PostgreSQL runs all of them in one snapshot, in which none sees what another does. Where several parts read tables, they want
 //! one snapshot: a statement by itself then runs at REPEATABLE READ, unseen, and again where others have changed its rows. In a block
 //! at READ COMMITTED, which has no snapshot to share, what the parts read is locked against writers first, and stays as it is until
-//! the transaction ends, so that the newest state is the same for all parts. What one part reads and another writes is read before anything is written, whole, and stands in the reader's text as constants too. Two
-//! parts never write the same table.
+//! the transaction ends, so that the newest state is the same for all parts. What one part reads and another writes is read before anything is written, whole, and stands in the reader's text as constants too.
+//!
+//! Where two parts write the same table, see [`one_table`].
+
+mod one_table;
 
 use super::forward::no_block;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
 use bytes::Bytes;
+use one_table::{OneTable, Written};
 use pgherd_model::{Name, ServerError, ShardId, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_shards::{ColumnDescription, Row, parse_data_row};
-use pgherd_sql::{WithQueries, WithQuery, relations::Role, with_queries};
+use pgherd_sql::{Kind, WithQueries, WithQuery, relations::Role, with_queries};
 use pgherd_transaction::Isolation;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -36,6 +40,22 @@ struct Step {
     /// what it reads and writes that the catalog does not know: the home shard's own
     homely: Vec<String>,
     writes_home: bool,
+    /// its own text, without WITH
+    body: String,
+    /// what it does, and the table that it names for that, by its own name and as the catalog knows it
+    role: Role,
+    target: Option<(String, Option<Arc<Table>>)>,
+    /// what it names beside that table
+    mentions: HashSet<String>,
+    /// it is an INSERT that changes no row that is there
+    only_adds: bool,
+}
+
+impl Step {
+    /// Whether this is the table that it names to write it.
+    fn writes_to(&self, name: &str) -> bool {
+        self.target.as_ref().is_some_and(|(target, _)| target == name)
+    }
 }
 
 /// What the parts want.
@@ -50,6 +70,7 @@ struct Wants {
     one_snapshot: bool,
     /// a foreign key links tables that different parts write
     linked: bool,
+    one_table: OneTable,
 }
 
 impl Session {
@@ -163,17 +184,17 @@ impl Session {
         let mut steps = Vec::new();
         for (at, query) in parts.queries.iter().enumerate().filter(|(_, q)| q.writes) {
             let whole = statement_of(text, &parts.queries[..at], &query.words, &[], &text[query.body.clone()]);
-            steps.push(self.step(unit, &whole, &parts.queries)?);
+            steps.push(self.step(unit, &whole, &text[query.body.clone()], &parts.queries)?);
         }
-        let whole = statement_of(text, &parts.queries, &parts.main_words, &[], &text[parts.main.clone()]);
-        steps.push(self.step(unit, &whole, &parts.queries)?);
+        let main = &text[parts.main.clone()];
+        let whole = statement_of(text, &parts.queries, &parts.main_words, &[], main);
+        steps.push(self.step(unit, &whole, main, &parts.queries)?);
+        let one_table = OneTable::of(&steps)?;
         let mut old: Vec<String> = Vec::new();
         for (i, step) in steps.iter().enumerate() {
             for (_, other) in steps.iter().enumerate().filter(|(j, _)| *j != i) {
-                if !step.writes.is_disjoint(&other.writes) {
-                    return Err(not_in_parts("Two parts of it write the same table.").into());
-                }
-                for name in step.writes.intersection(&other.reads) {
+                let read = step.writes.intersection(&other.reads);
+                for name in read.filter(|name| !other.writes.contains(*name)) {
                     if other.qualified.contains(name) {
                         return Err(not_in_parts(
                             "One part of it reads what another part writes, with its schema's name.",
@@ -221,6 +242,7 @@ impl Session {
             written: steps.into_iter().map(|step| step.writes).collect(),
             one_snapshot,
             linked,
+            one_table,
         })
     }
 
@@ -242,7 +264,7 @@ impl Session {
         }
     }
 
-    fn step(&self, unit: Unit<'_>, text: &str, queries: &[WithQuery]) -> Result<Step, Problem> {
+    fn step(&self, unit: Unit<'_>, text: &str, body: &str, queries: &[WithQuery]) -> Result<Step, Problem> {
         let unclear = || not_in_parts("A part of it is not understood.");
         let statements = self.database.cache.parse(text)?;
         let [statement] = &statements[..] else {
@@ -252,7 +274,8 @@ impl Session {
         let analysis = self.analysis(Unit { statement, ..unit }, &snapshot)?;
         let (mut reads, mut writes) = (HashSet::new(), HashSet::new());
         let (mut qualified, mut homely, mut writes_home) = (HashSet::new(), Vec::new(), false);
-        let mut relations = Vec::new();
+        let (mut relations, mut mentions) = (Vec::new(), HashSet::new());
+        let (mut role, mut target) = (Role::Read, None);
         for reference in analysis.references().ok_or_else(unclear)? {
             let name = reference.name.name.clone();
             let returned = queries.iter().any(|q| q.writes && q.name == name) && reference.name.schema.is_none();
@@ -281,9 +304,13 @@ impl Session {
             if reference.role == Role::Read && reference.name.schema.is_some() {
                 qualified.insert(name.clone());
             }
+            if reference.role != Role::Read {
+                (role, target) = (reference.role, Some((name.clone(), reference.table.clone())));
+            }
             match reference.role {
                 Role::Read if returned => {}
                 Role::Read => {
+                    mentions.insert(name.clone());
                     reads.insert(name);
                 }
                 Role::Insert => {
@@ -301,7 +328,16 @@ impl Session {
         if calls_home_function(&snapshot, text, statement) {
             return Err(not_in_parts("A part of it calls a function that needs tables.").into());
         }
+        let tokens = &statement.parsed.tokens;
+        let updates = tokens
+            .windows(2)
+            .any(|t| t[0].is_word(text, "do") && t[1].is_word(text, "update"));
         Ok(Step {
+            body: body.to_owned(),
+            role,
+            target,
+            mentions,
+            only_adds: matches!(statement.parsed.kind, Kind::Insert) && !updates,
             statement: statement.clone(),
             relations,
             reads,
@@ -323,14 +359,15 @@ impl Session {
         for name in &wants.old {
             old.push((name.clone(), self.old_rows(unit, name).await?));
         }
-        let mut written = wants.written.iter();
+        let (mut written, mut rows_written) = (wants.written.iter(), Written::new());
         // (name, WITH's entry that stands in the query's place)
         let mut returned: Vec<(String, String)> = Vec::new();
-        for (at, query) in parts.queries.iter().enumerate().filter(|(_, q)| q.writes) {
-            let body = &text[query.body.clone()];
+        let writing = parts.queries.iter().enumerate().filter(|(_, q)| q.writes);
+        for (number, (at, query)) in writing.enumerate() {
+            let body = wants.one_table.body(number, &text[query.body.clone()], &rows_written);
             let known = known(&old, written.next(), &returned);
-            let whole = statement_of(text, &parts.queries[..at], &query.words, &known, body);
-            let step = self.step(unit, &whole, &parts.queries)?;
+            let whole = statement_of(text, &parts.queries[..at], &query.words, &known, &body);
+            let step = self.step(unit, &whole, &body, &parts.queries)?;
             let part = Unit {
                 statement: &step.statement,
                 mode: Mode::HIDDEN,
@@ -339,14 +376,22 @@ impl Session {
             let snapshot = self.present_snapshot();
             let columns = self.description(part, &snapshot).await?.columns.clone();
             let rows = self.rows_of(part).await?;
-            if let Some(columns) = columns {
+            if let Some(mut columns) = columns {
+                let types = self.column_types(&columns).await?;
+                wants
+                    .one_table
+                    .take_keys(number, &mut columns, &rows, &types, &mut rows_written);
+                if columns.is_empty() {
+                    continue;
+                }
                 let entry = self.entry(text, query, &columns, rows).await?;
                 returned.push((query.name.clone(), entry));
             }
         }
-        let main = &text[parts.main.clone()];
+        let last = wants.written.len() - 1;
+        let main = wants.one_table.body(last, &text[parts.main.clone()], &rows_written);
         let known = known(&old, written.next(), &returned);
-        let whole = statement_of(text, &parts.queries, &parts.main_words, &known, main);
+        let whole = statement_of(text, &parts.queries, &parts.main_words, &known, &main);
         let statements = self.database.cache.parse(&whole)?;
         let statement = statements
             .first()
@@ -400,24 +445,31 @@ impl Session {
         Ok(format!("{} {names} AS ({source})", quote_identifier(&query.name)))
     }
 
-    /// Rows as a query of constants of their types.
-    pub(super) async fn constants(&mut self, columns: &[ColumnDescription], rows: Bytes) -> Result<String, Problem> {
-        if rows.len() > MOST_BYTES {
-            return Err(not_in_parts("A part of it returns too many rows.").into());
-        }
+    /// The columns' types as SQL.
+    async fn column_types(&mut self, columns: &[ColumnDescription]) -> Result<Vec<String>, Problem> {
         let types: Vec<_> = columns
             .iter()
             .map(|c| format!("pg_catalog.format_type({}, {})", c.type_oid, c.type_modifier))
             .collect();
         let results = self.ask_home(&format!("SELECT {}", types.join(", "))).await?;
-        let type_of = |i: usize| results.first().and_then(|r| r.text(0, i)).unwrap_or("text");
+        let name = |i: usize| results.first().and_then(|r| r.text(0, i)).unwrap_or("text").to_owned();
+        Ok((0..columns.len()).map(name).collect())
+    }
+
+    /// Rows as a query of constants of their types, without what they have beyond these columns.
+    pub(super) async fn constants(&mut self, columns: &[ColumnDescription], rows: Bytes) -> Result<String, Problem> {
+        if rows.len() > MOST_BYTES {
+            return Err(not_in_parts("A part of it returns too many rows.").into());
+        }
+        let types = self.column_types(columns).await?;
         let value = |i: usize, value: Option<Bytes>| match value {
-            Some(value) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(&value)), type_of(i)),
-            None => format!("NULL::{}", type_of(i)),
+            Some(value) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(&value)), types[i]),
+            None => format!("NULL::{}", types[i]),
         };
         let mut tuples = Vec::new();
         for row in data_rows(rows) {
-            let values: Vec<_> = row.into_iter().enumerate().map(|(i, v)| value(i, v)).collect();
+            let own = row.into_iter().take(columns.len()).enumerate();
+            let values: Vec<_> = own.map(|(i, v)| value(i, v)).collect();
             tuples.push(format!("({})", values.join(", ")));
         }
         Ok(match tuples.is_empty() {

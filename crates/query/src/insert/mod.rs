@@ -8,8 +8,13 @@
 //! A batch is a statement of its own on its shard: statement triggers fire per batch. ON CONFLICT wants to see all rows of a
 //! statement, so it gets one batch per shard and a limit on its size.
 
+mod columns;
+mod conflict;
 mod source;
 mod target;
+mod upsert;
+pub(crate) mod upsert_write;
+mod values;
 mod write;
 
 use crate::carrier::TargetType;
@@ -22,6 +27,7 @@ use pgherd_sql::lexer::tokenize;
 pub(crate) use source::base_type;
 use std::sync::Arc;
 use target::Target;
+pub(crate) use upsert::Upsert;
 
 /// Where rows go, and as what.
 pub(crate) struct Plan {
@@ -48,16 +54,76 @@ pub async fn insert_select<'t>(
     engine: &Engine,
 ) -> Result<(u64, Option<Rows<'t>>), ServerError> {
     let _ = engine;
-    let behind = target::with_behind(statement.text);
+    let prepared = Prepared::read(&statement, transaction).await?;
     let statement = Statement {
-        text: behind.as_deref().unwrap_or(statement.text),
+        text: &prepared.text,
         ..statement
     };
     let target = target::parse(statement.text)?;
-    check(&statement, &target)?;
+    let updates = prepared.updates;
+    check(&statement, &target, updates)?;
     let plan = plan(&statement, target)?;
-    let (count, rows) = write::run(&statement, plan, transaction).await?;
+    let (count, rows) = match updates {
+        true => {
+            let upsert = upsert::build(statement, &prepared.with, plan, transaction).await?;
+            crate::write::upsert(&upsert, transaction).await?
+        }
+        false => write::run(&statement, plan, transaction).await?,
+    };
     Ok((count, returning.map(|_| Rows::ready(rows))))
+}
+
+/// The statement in the words in which it runs.
+struct Prepared {
+    /// `WITH …` that stays in front, or empty
+    with: String,
+    text: String,
+    /// its ON CONFLICT reads tables
+    updates: bool,
+}
+
+impl Prepared {
+    /// With VALUES whose expressions have their columns' types, and WITH behind INTO where nothing but the source needs it.
+    async fn read(statement: &Statement<'_>, transaction: &mut Transaction) -> Result<Self, ServerError> {
+        let (with, insert) = target::split_with(statement.text);
+        let target = target::parse(insert)?;
+        let source = &insert[target.source.clone()];
+        let is_values = source
+            .trim_start()
+            .get(..6)
+            .is_some_and(|word| word.eq_ignore_ascii_case("values"));
+        let mut text = insert.to_owned();
+        if is_values {
+            let lookup = lookup(statement, &target);
+            let home = transaction.participant(statement.snapshot.home()).await?;
+            let columns = columns::read(&lookup, home).await?;
+            text = values::assigned(insert, &target, &columns)?.unwrap_or(text);
+        }
+        let target = target::parse(&text)?;
+        let updates = conflict::reads_tables(&text[target.tail]);
+        if with.is_empty() || updates {
+            let with = with.to_owned();
+            return Ok(Self { with, text, updates });
+        }
+        let whole = format!("{with} {text}");
+        let text = target::with_behind(&whole).unwrap_or(whole);
+        Ok(Self {
+            with: String::new(),
+            text,
+            updates,
+        })
+    }
+}
+
+/// The target's name as SQL, for the home shard.
+fn lookup(statement: &Statement<'_>, target: &Target) -> String {
+    let resolved = statement
+        .snapshot
+        .resolve(target.schema.as_deref(), &target.name, statement.search_path);
+    match resolved {
+        Resolved::Known(table) => table.name.to_string(),
+        Resolved::Home => target.home_name(),
+    }
 }
 
 /// What is asked of which shard for the rows; for EXPLAIN.
@@ -65,20 +131,29 @@ pub(crate) async fn fragments(
     statement: &Statement<'_>,
     transaction: &mut Transaction,
 ) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
-    let behind = target::with_behind(statement.text);
+    let prepared = Prepared::read(statement, transaction).await?;
     let statement = &Statement {
-        text: behind.as_deref().unwrap_or(statement.text),
+        text: &prepared.text,
         ..*statement
     };
     let target = target::parse(statement.text)?;
+    check(statement, &target, prepared.updates)?;
     let mut plan = plan(statement, target)?;
+    if prepared.updates {
+        let upsert = upsert::build(*statement, &prepared.with, plan, transaction).await?;
+        let select = Statement {
+            text: &upsert.find,
+            ..*statement
+        };
+        return crate::gather::fragments(&select, Some(upsert.target_at), transaction).await;
+    }
     let wrapped = source::wrap(statement, &mut plan, transaction).await?;
     source::fragments(statement, &wrapped.sql, transaction).await
 }
 
 /// Refuses what would run on each shard and read that shard's rows only, and what is no query.
-fn check(statement: &Statement<'_>, target: &Target) -> Result<(), ServerError> {
-    let (text, tail) = (statement.text, &statement.text[target.tail.clone()]);
+fn check(statement: &Statement<'_>, target: &Target, updates: bool) -> Result<(), ServerError> {
+    let tail = &statement.text[target.tail.clone()];
     let tokens = tokenize(tail).unwrap_or_default();
     let has = |word: &str| tokens.iter().any(|token| token.is_word(tail, word));
     let known = |name: &str| statement.snapshot.relations.contains_key(name);
@@ -89,20 +164,19 @@ fn check(statement: &Statement<'_>, target: &Target) -> Result<(), ServerError> 
             .filter_map(|token| token.identifier(tail))
             .any(|name| known(&name))
     };
+    let source = statement.text[target.source.clone()].trim_start();
+    if source.get(..7).is_some_and(|word| word.eq_ignore_ascii_case("default")) {
+        return Err(ServerError::unsupported(
+            "DEFAULT VALUES is not supported where INSERT needs rows of more than one shard",
+            "Name a column, with VALUES (DEFAULT).",
+        ));
+    }
     // On other shards than the home shard, local tables are not there either.
-    if (has("select") && has("from") || has("table")) && (sharded || names_known()) {
+    let reads = (has("select") && has("from") || has("table")) && (sharded || names_known());
+    if reads && !updates {
         return Err(ServerError::unsupported(
             "ON CONFLICT and RETURNING of this INSERT cannot read tables",
             "Read first and then write, or use INSERT … SELECT without them.",
-        ));
-    }
-    let source = &text[target.source.clone()];
-    let tokens = tokenize(source).unwrap_or_default();
-    let is_values = tokens.first().is_some_and(|token| token.is_word(source, "values"));
-    if is_values && tokens.iter().any(|token| token.is_word(source, "default")) {
-        return Err(ServerError::unsupported(
-            "DEFAULT beside a subquery in INSERT … VALUES is not supported over several shards",
-            "Leave the column out, or read first and then write.",
         ));
     }
     Ok(())
@@ -177,6 +251,14 @@ impl Plan {
         self.key = key.iter().map(|k| self.columns.iter().position(|c| c == k)).collect();
         self.defaults = defaults.into_iter().map(|(_, sql)| sql).collect();
         Ok(())
+    }
+
+    /// The target's name as SQL, for the home shard.
+    fn lookup(&self) -> String {
+        match &self.table {
+            Some(table) => table.name.to_string(),
+            None => self.target.home_name(),
+        }
     }
 
     /// `(a, b)`, or nothing for a local table without a list.

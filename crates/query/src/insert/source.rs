@@ -22,16 +22,24 @@ pub(super) struct Wrapped {
     pub types: Vec<u32>,
 }
 
-/// Describes the source, completes the plan, and wraps the source: its columns, the computed defaults, then the key's
-/// columns cast to the key's types.
-pub(super) async fn wrap(
+/// The source with computed defaults behind its columns, `c1` and so on.
+pub(super) struct Inner {
+    pub sql: String,
+    /// the source's own columns
+    pub given: usize,
+}
+
+/// Describes the source behind `with`, completes the plan, and puts the computed defaults behind the source's columns.
+pub(super) async fn wrap_with_defaults(
     statement: &Statement<'_>,
+    with: &str,
     plan: &mut Plan,
     transaction: &mut Transaction,
-) -> Result<Wrapped, ServerError> {
+) -> Result<Inner, ServerError> {
     let source = statement.text[plan.target.source.clone()].trim();
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let description = describe(home, source, statement.parameter_types)
+    let described = format!("{with} {source}");
+    let description = describe(home, &described, statement.parameter_types)
         .await
         .map_err(|e| e.with_position(None))?;
     let given = description.columns.unwrap_or_default().len();
@@ -50,7 +58,17 @@ pub(super) async fn wrap(
     } else {
         format!(" ({})", columns.join(", "))
     };
-    let mut sql = format!("SELECT {} FROM ({source}) AS pgherd_source{list}", inner.join(", "));
+    let sql = format!("SELECT {} FROM ({source}) AS pgherd_source{list}", inner.join(", "));
+    Ok(Inner { sql, given })
+}
+
+/// Wraps the source: its columns, the computed defaults, then the key's columns cast to the key's types.
+pub(super) async fn wrap(
+    statement: &Statement<'_>,
+    plan: &mut Plan,
+    transaction: &mut Transaction,
+) -> Result<Wrapped, ServerError> {
+    let Inner { mut sql, given } = wrap_with_defaults(statement, "", plan, transaction).await?;
     if let Some(sharded) = plan.table.as_ref().and_then(|t| t.sharded()) {
         let mut outer = vec!["pgherd_rows.*".to_owned()];
         outer.extend(key_sql(plan, sharded));
@@ -70,7 +88,7 @@ pub(super) async fn wrap(
 }
 
 /// The key's columns as the target stores them.
-fn key_sql(plan: &Plan, sharded: &Sharded) -> Vec<String> {
+pub(super) fn key_sql(plan: &Plan, sharded: &Sharded) -> Vec<String> {
     let cast = |(place, key_type): (&Option<usize>, &KeyType)| match place {
         Some(place) => format!(
             "CAST(CAST(pgherd_rows.c{} AS {}) AS {})",

@@ -1,6 +1,6 @@
 //! The parts of an INSERT … SELECT, found in its tokens: the tree keeps no places of clauses.
 
-use pgherd_model::ServerError;
+use pgherd_model::{ServerError, quote_identifier};
 use pgherd_sql::lexer::{Token, TokenKind, tokenize};
 use std::ops::Range;
 
@@ -11,10 +11,14 @@ pub(super) struct Target {
     pub schema: Option<String>,
     /// the target's name
     pub name: String,
+    /// what the target's columns are qualified with
+    pub alias: String,
     /// `INSERT INTO name [AS alias]`
     pub head: Range<usize>,
     /// the column list's names; None without a list
     pub columns: Option<Vec<String>>,
+    /// `name [AS alias]`
+    pub named: Range<usize>,
     /// OVERRIDING … VALUE, or empty
     pub overriding: Range<usize>,
     /// the source query
@@ -25,6 +29,14 @@ pub(super) struct Target {
     pub conflict: bool,
     /// the tail has RETURNING
     pub returning: bool,
+}
+
+impl Target {
+    /// Its name as it was given, as SQL.
+    pub fn home_name(&self) -> String {
+        let schema = self.schema.as_ref().map(|s| quote_identifier(s) + ".");
+        schema.unwrap_or_default() + &quote_identifier(&self.name)
+    }
 }
 
 /// Reads an INSERT's parts. Errors: 0A000 for a form that is not known.
@@ -59,6 +71,19 @@ pub(super) fn with_behind(text: &str) -> Option<String> {
     Some(format!("{} {with} {}", &rest[..at], &rest[at..]))
 }
 
+/// `WITH …` and the INSERT behind it, where one stands in front.
+pub(super) fn split_with(text: &str) -> (&str, &str) {
+    let insert = tokenize(text).ok().and_then(|tokens| {
+        let first = tokens.first().filter(|t| t.is_word(text, "with"))?;
+        let insert = top_level(text, &tokens, 1, "insert", Some("into"))?;
+        Some((first.start as usize, tokens[insert].start as usize))
+    });
+    match insert {
+        Some((start, at)) => (text[start..at].trim_end(), &text[at..]),
+        None => ("", text),
+    }
+}
+
 fn find(text: &str) -> Option<Target> {
     let tokens = tokenize(text).ok()?;
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
@@ -72,7 +97,9 @@ fn find(text: &str) -> Option<Target> {
         schema = Some(std::mem::replace(&mut name, identifier(at + 1)?));
         at += 2;
     }
+    let mut alias = name.clone();
     if word(at, "as") {
+        alias = identifier(at + 1)?;
         at += 2;
     }
     let head = tokens.first()?.start as usize..tokens.get(at - 1)?.end as usize;
@@ -107,6 +134,8 @@ fn find(text: &str) -> Option<Target> {
     Some(Target {
         schema,
         name,
+        alias,
+        named: tokens.get(2)?.start as usize..head.end,
         head,
         columns,
         overriding,

@@ -317,7 +317,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn put(
+pub(crate) fn put(
     backend: &mut Backend,
     sql: &str,
     types: &[u32],
@@ -332,7 +332,7 @@ fn put(
 }
 
 /// Reads one statement's reply: its count, and its rows.
-pub(super) async fn read_reply(
+pub(crate) async fn read_reply(
     backend: &mut Backend,
     returns: bool,
     returned: &mut RowBatch,

@@ -10,13 +10,13 @@
 //!
 //! The design is in docs/designs/0007-gathered-writes.md.
 
-mod apply;
+pub(crate) mod apply;
 mod merge;
 mod referred;
 mod returning;
 pub(crate) mod shape;
 mod source;
-mod target;
+pub(crate) mod target;
 
 use crate::plan::row;
 use crate::relay::RowBatch;
@@ -65,17 +65,38 @@ pub async fn gathered_write<'t>(
     let tries = most_tries(transaction)?;
     let shape = shape::parse(statement.text)?;
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let target = Target::read(&statement, &shape, verb(&shape), home).await?;
+    let target = Target::read(&statement, shape.schema.as_deref(), &shape.name, verb(&shape), home).await?;
     let items = returning_items(statement.ast);
-    let mut list = Returning::read(statement.text, &shape, items, &target.columns)?;
+    let mut list = Returning::read(
+        statement.text,
+        &shape,
+        items,
+        &target.columns,
+        may_move(&shape, &target),
+    )?;
     let source = source::build(&statement, &shape, &target, &mut list, transaction).await?;
     let work = Work::Rows(Box::new(Writer::new(&statement, &shape, &target, &source, &list)));
     let (count, rows) = until_unchanged(&statement, &work, tries, transaction).await?;
     Ok((count, returning.map(|_| Rows::ready(rows))))
 }
 
+/// Runs an INSERT whose ON CONFLICT reads tables. Returns the number of rows inserted or changed, and those of RETURNING.
+pub(crate) async fn upsert(
+    upsert: &crate::insert::Upsert<'_>,
+    transaction: &mut Transaction,
+) -> Result<(u64, RowBatch), ServerError> {
+    let tries = most_tries(transaction)?;
+    until_unchanged(&upsert.statement, &Work::Upsert(upsert), tries, transaction).await
+}
+
 fn verb(shape: &shape::Shape) -> &'static str {
     if shape.deletes { "DELETE" } else { "UPDATE" }
+}
+
+/// Whether it sets a column of the shard key.
+fn may_move(shape: &shape::Shape, target: &Target) -> bool {
+    let key = target.sharded().map_or(&[][..], |sharded| &sharded.key);
+    shape.set.iter().any(|(name, _)| key.contains(name))
 }
 
 /// What is tried until nobody else has changed a row meanwhile.
@@ -84,6 +105,8 @@ enum Work<'a> {
     Rows(Box<Writer<'a>>),
     /// a MERGE
     Merge(Vec<merge::When<'a>>),
+    /// an INSERT whose ON CONFLICT reads tables
+    Upsert(&'a crate::insert::Upsert<'a>),
 }
 
 /// How often a statement may be tried in this transaction.
@@ -114,6 +137,7 @@ async fn until_unchanged(
         let written = match work {
             Work::Rows(writer) => attempt(statement, writer, again, transaction).await?,
             Work::Merge(whens) => merge::attempt(statement, whens, again, transaction).await?,
+            Work::Upsert(upsert) => crate::insert::upsert_write::attempt(upsert, again, transaction).await?,
         };
         match written {
             Some(written) => {
@@ -139,8 +163,15 @@ pub(crate) async fn fragments(
 ) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
     let shape = shape::parse(statement.text)?;
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let target = Target::read(statement, &shape, verb(&shape), home).await?;
-    let mut list = Returning::read(statement.text, &shape, returning_items(statement.ast), &target.columns)?;
+    let target = Target::read(statement, shape.schema.as_deref(), &shape.name, verb(&shape), home).await?;
+    let items = returning_items(statement.ast);
+    let mut list = Returning::read(
+        statement.text,
+        &shape,
+        items,
+        &target.columns,
+        may_move(&shape, &target),
+    )?;
     let source = source::build(statement, &shape, &target, &mut list, transaction).await?;
     let select = Statement {
         text: &source.sql,

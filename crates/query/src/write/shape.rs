@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// What a column of SET is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// an expression, as SQL
     Expression(String),
     /// the key word DEFAULT
@@ -204,7 +204,7 @@ fn find(text: &str) -> Option<Shape> {
 }
 
 /// `a = 1, (b, c) = (2, DEFAULT), (d, e) = (SELECT …)`
-pub(super) fn assignments(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<(String, Value)>> {
+pub(crate) fn assignments(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<(String, Value)>> {
     let mut set = Vec::new();
     for item in r.split(tokens) {
         let value_of = |tokens: Range<usize>| match tokens.len() == 1 && r.word(tokens.start, "default") {

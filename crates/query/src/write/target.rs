@@ -1,6 +1,5 @@
 //! The table that a gathered write changes: what PostgreSQL would apply to it, and what the role may do.
 
-use super::shape::Shape;
 use crate::metadata::{self, Column};
 use crate::statement::Statement;
 use pgherd_model::{
@@ -11,7 +10,7 @@ use pgherd_shards::Backend;
 use std::sync::Arc;
 
 /// The target.
-pub(super) struct Target {
+pub(crate) struct Target {
     /// its name as the client knows it
     pub name: String,
     /// as the catalog has it; None for a table of the home shard
@@ -38,23 +37,21 @@ impl Target {
     /// Finds the target, and refuses what would not be exact.
     pub async fn read(
         statement: &Statement<'_>,
-        shape: &Shape,
+        schema: Option<&str>,
+        name: &str,
         verb: &str,
         home: &mut Backend,
     ) -> Result<Self, ServerError> {
-        let resolved = statement
-            .snapshot
-            .resolve(shape.schema.as_deref(), &shape.name, statement.search_path);
+        let resolved = statement.snapshot.resolve(schema, name, statement.search_path);
         let (lookup, table) = match resolved {
             Resolved::Known(table) => match &table.kind {
                 TableKind::Sharded(_) => (table.name.to_string(), Some(table)),
                 TableKind::Partition { parent, .. } => (parent.to_string(), Some(table)),
-                _ => return Err(not_exact(&shape.name, "it is no table")),
+                _ => return Err(not_exact(name, "it is no table")),
             },
             Resolved::Home => {
-                let name = quote_identifier(&shape.name);
-                let schema = shape.schema.as_ref().map(|s| quote_identifier(s) + ".");
-                (schema.unwrap_or_default() + &name, None)
+                let schema = schema.map(|s| quote_identifier(s) + ".");
+                (schema.unwrap_or_default() + &quote_identifier(name), None)
             }
         };
         let facts = Facts::read(&lookup, home).await?;
@@ -65,15 +62,15 @@ impl Target {
             ));
         }
         if let Some(reason) = facts.reason {
-            return Err(not_exact(&shape.name, reason));
+            return Err(not_exact(name, reason));
         }
         if facts.refers_to_itself && verb == "MERGE" {
-            return Err(not_exact(&shape.name, "it has a foreign key to itself"));
+            return Err(not_exact(name, "it has a foreign key to itself"));
         }
         let metadata = metadata::read(home, &[lookup], &[]).await?;
         let relation = metadata.relations.into_iter().next().flatten();
         if relation.as_ref().is_some_and(crate::metadata::Relation::is_system) {
-            return Err(not_exact(&shape.name, "it is one of PostgreSQL's own tables"));
+            return Err(not_exact(name, "it is one of PostgreSQL's own tables"));
         }
         let any_shard = match table.as_ref().map(|t| &t.kind) {
             Some(TableKind::Partition { parent, range }) => {
@@ -89,7 +86,7 @@ impl Target {
         let keys = root.into_iter().flat_map(|root| statement.snapshot.referencing(root));
         let referencing = keys.map(|(t, key)| (t.name.clone(), key.clone())).collect();
         Ok(Self {
-            name: shape.name.clone(),
+            name: name.to_owned(),
             referencing,
             table,
             columns: relation.map(|r| r.columns).unwrap_or_default(),

@@ -32,9 +32,11 @@ impl From<Problem> for Cause {
     fn from(problem: Problem) -> Self {
         match problem {
             Problem::Error(error) => Self::Error(error),
-            Problem::NeedsWholeText | Problem::NeedsSharedClock | Problem::NeedsParts | Problem::NeedsLocks => {
-                Self::Error(ServerError::internal("COPY has no template"))
-            }
+            Problem::NeedsWholeText
+            | Problem::NeedsSharedClock
+            | Problem::NeedsParts
+            | Problem::NeedsReturningQuery
+            | Problem::NeedsLocks => Self::Error(ServerError::internal("COPY has no template")),
             Problem::Gone => Self::Gone,
         }
     }

@@ -33,7 +33,14 @@ pub async fn merge(statement: Statement<'_>, transaction: &mut Transaction) -> R
     let tries = most_tries(transaction)?;
     let shape = shape::parse(statement.text)?;
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let target = Target::read(&statement, &shape.target, "MERGE", home).await?;
+    let target = Target::read(
+        &statement,
+        shape.target.schema.as_deref(),
+        &shape.target.name,
+        "MERGE",
+        home,
+    )
+    .await?;
     let written = source::build(&statement, &shape, &target, transaction).await?;
     let nothing = Returning::default();
     let mut whens: Vec<_> = written
@@ -56,7 +63,14 @@ pub(crate) async fn fragments(
 ) -> Result<Vec<(Option<String>, Fragment)>, ServerError> {
     let shape = shape::parse(statement.text)?;
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let target = Target::read(statement, &shape.target, "MERGE", home).await?;
+    let target = Target::read(
+        statement,
+        shape.target.schema.as_deref(),
+        &shape.target.name,
+        "MERGE",
+        home,
+    )
+    .await?;
     let written = source::build(statement, &shape, &target, transaction).await?;
     let Some(first) = written.first() else {
         return Ok(Vec::new());
