@@ -251,7 +251,10 @@ fn queries() {
             "Database(Drop { name: \"X\", if_exists: true, force: true })",
         ),
         ("alter database x owner to y", "Database(Alter { name: \"x\" })"),
-        ("alter database x rename to y", "WholeServer"),
+        (
+            "alter database x rename to y",
+            "Database(Move { name: \"x\", to: Some(\"y\") })",
+        ),
         ("selec 1", "Other"),
     ] {
         check(text, &[&format!("{text}: {expected}")]);
