@@ -443,18 +443,18 @@ impl Client {
         discarded
     }
 
-    /// Keeps back what is put from here on.
-    pub(crate) fn capture(&mut self) {
-        self.discarding = Some(Discarded {
+    /// Keeps back what is put from here on; returns what was being kept back before.
+    pub(crate) fn capture(&mut self) -> Option<Discarded> {
+        self.discarding.replace(Discarded {
             from: self.out.len(),
             wanted: true,
             ..Discarded::default()
-        });
+        })
     }
 
     /// The end of that: the messages.
-    pub(crate) fn captured(&mut self) -> BytesMut {
-        let from = self.discarding.take().map_or(self.out.len(), |d| d.from);
+    pub(crate) fn captured(&mut self, before: Option<Discarded>) -> BytesMut {
+        let from = std::mem::replace(&mut self.discarding, before).map_or(self.out.len(), |d| d.from);
         self.out.split_off(from)
     }
 

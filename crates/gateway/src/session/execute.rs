@@ -108,7 +108,7 @@ impl Session {
             {
                 self.judged_by_home(unit).await
             }
-            Kind::Do if Box::pin(self.do_block(unit)).await? => Ok(()),
+            Kind::Do => Box::pin(self.do_block(unit)).await,
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
             Kind::Show { .. } if Box::pin(self.show_level(unit)).await? || self.show_encoding(unit) => Ok(()),
             Kind::Database(change) => Box::pin(self.change_database(unit, change)).await,

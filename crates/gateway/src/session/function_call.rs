@@ -70,9 +70,9 @@ impl Session {
                 portal: "",
             },
         };
-        self.client.capture();
+        let before = self.client.capture();
         let run = Box::pin(self.run(unit)).await;
-        let replies = self.client.captured().freeze();
+        let replies = self.client.captured(before).freeze();
         self.answer(replies, call.format == 0)?;
         run
     }

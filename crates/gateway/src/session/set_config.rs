@@ -66,7 +66,7 @@ impl Session {
         if name.eq_ignore_ascii_case("client_encoding") {
             return Ok(self.set_encoding(value.unwrap_or("UTF8")).await?);
         }
-        let in_block = self.block.open().is_some_and(|open| !open.implicit);
+        let in_block = self.block.open().is_some();
         if local && !in_block {
             return Ok(());
         }

@@ -44,27 +44,37 @@ pub(crate) struct Settings {
     pub(crate) encoding_afterwards: Option<Option<Arc<Encoding>>>,
 }
 
-/// How severe a message is: the kinds that the gateway itself sends, lowest first.
+/// How severe a message is for `client_min_messages`, lowest first.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Severity {
-    /// NOTICE; as client_min_messages, this and everything below it
+    /// DEBUG5 to DEBUG2
+    Debug(u8),
+    /// DEBUG1, which is what RAISE DEBUG says
+    Debug1,
+    /// LOG
+    Log,
+    /// NOTICE
     #[default]
     Notice,
     /// WARNING
     Warning,
-    /// ERROR and above, which is never held back
+    /// ERROR and above, and INFO: never held back
     Error,
 }
 
 impl Severity {
     /// By PostgreSQL's word for it, as a message or the setting has it.
     fn from_word(word: &str) -> Self {
-        if word.eq_ignore_ascii_case("warning") {
-            Self::Warning
-        } else if word.eq_ignore_ascii_case("error") {
-            Self::Error
-        } else {
-            Self::Notice
+        match word.to_ascii_lowercase().as_str() {
+            "debug5" => Self::Debug(0),
+            "debug4" => Self::Debug(1),
+            "debug3" => Self::Debug(2),
+            "debug2" => Self::Debug(3),
+            "debug1" | "debug" => Self::Debug1,
+            "log" => Self::Log,
+            "warning" => Self::Warning,
+            "error" | "fatal" | "panic" | "info" => Self::Error,
+            _ => Self::Notice,
         }
     }
 }

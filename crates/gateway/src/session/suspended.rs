@@ -134,9 +134,9 @@ impl Session {
                 self.describe(&Describe::new(b'P', Some(name.to_owned()))).await?;
             }
         }
-        self.client.capture();
+        let before = self.client.capture();
         let run = Box::pin(self.execute(&Execute::new(Some(name.to_owned()), count), false, false)).await;
-        let replies = self.client.captured().freeze();
+        let replies = self.client.captured(before).freeze();
         run?;
         let rows = self.put_rows(replies, moves);
         self.client

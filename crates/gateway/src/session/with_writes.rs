@@ -132,9 +132,9 @@ impl Session {
 
     /// Runs a part; its rows, which do not go to the client.
     pub(super) async fn rows_of(&mut self, part: Unit<'_>) -> Result<Bytes, Problem> {
-        self.client.capture();
+        let before = self.client.capture();
         let run = Box::pin(self.routed(part)).await;
-        let captured = self.client.captured();
+        let captured = self.client.captured(before);
         run.map(|()| captured.freeze())
     }
 

@@ -1,0 +1,176 @@
+//! Variables in SQL: wherever PostgreSQL would see a column, and there is a variable of that name, its value stands instead.
+
+use super::NotUnderstood;
+use crate::kind::Kind;
+use crate::lexer::{Token, TokenKind, tokenize};
+use sqlparser::ast::{Expr, Ident, Visit, Visitor};
+use std::ops::ControlFlow;
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// no variable
+    Nothing,
+    /// SQL that gives the value
+    Value(String),
+    /// a variable that cannot stand there
+    Unusable,
+}
+
+/// The statement with values in place of variables. `find` is asked for each name that may be a column's, such as `a` and `a.b`.
+///
+/// Errors: variables in what sqlparser does not read, where their places cannot be known.
+pub fn bind(text: &str, find: &dyn Fn(&[String]) -> Found) -> Result<String, NotUnderstood> {
+    let tokens = tokenize(text).map_err(|_| NotUnderstood("A string in it does not end.".into()))?;
+    let name = |token: &Token| token.identifier(text);
+    let mentions = tokens
+        .iter()
+        .filter_map(name)
+        .any(|name| find(std::slice::from_ref(&name)) != Found::Nothing);
+    if !mentions {
+        return Ok(text.to_owned());
+    }
+    let unclear = || {
+        NotUnderstood(format!(
+            "Where its variables stand in \"{}\" is not understood.",
+            short(text)
+        ))
+    };
+    let statements = crate::parse(text).map_err(|_| unclear())?;
+    let [statement] = &statements[..] else {
+        return Err(unclear());
+    };
+    let takes_values = matches!(
+        statement.kind,
+        Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
+    );
+    if !takes_values {
+        // A statement of any other kind has no variables in PL/pgSQL.
+        return match &statement.kind {
+            Kind::Other | Kind::Explain { .. } | Kind::Copy(_) | Kind::Call => Err(unclear()),
+            Kind::Ddl(_) if tokens.iter().any(|token| token.is_word(text, "select")) => Err(unclear()),
+            _ => Ok(text.to_owned()),
+        };
+    }
+    let tree = statement.ast.as_ref().ok_or_else(unclear)?;
+    let mut places = Places {
+        text,
+        offset: statement.span.start,
+        tokens: &statement.tokens,
+        find,
+        found: Vec::new(),
+    };
+    if tree.visit(&mut places).is_break() {
+        return Err(unclear());
+    }
+    let mut found = places.found;
+    found.sort_by_key(|(start, ..)| *start);
+    found.dedup_by_key(|(start, ..)| *start);
+    let mut bound = String::with_capacity(text.len() + 64);
+    let mut done = 0;
+    for (start, end, value) in found {
+        bound.push_str(&text[done..start]);
+        bound.push_str(&value);
+        done = end;
+    }
+    bound.push_str(&text[done..]);
+    Ok(bound)
+}
+
+/// The text with values in place of `$1`, `$2` and so on.
+///
+/// Errors: a parameter without a value.
+pub fn parameters(text: &str, values: &[String]) -> Result<String, NotUnderstood> {
+    let Ok(tokens) = tokenize(text) else {
+        return Ok(text.to_owned());
+    };
+    let mut bound = String::with_capacity(text.len());
+    let mut done = 0;
+    for token in tokens.iter().filter(|token| token.kind == TokenKind::Parameter) {
+        let number = token.text(text)[1..].parse::<usize>().unwrap_or(0);
+        let value = number.checked_sub(1).and_then(|at| values.get(at));
+        let value = value.ok_or_else(|| NotUnderstood(format!("There is no value for ${number}.")))?;
+        bound.push_str(&text[done..token.start as usize]);
+        bound.push_str(value);
+        done = token.end as usize;
+    }
+    bound.push_str(&text[done..]);
+    Ok(bound)
+}
+
+fn short(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+struct Places<'a> {
+    text: &'a str,
+    offset: usize,
+    tokens: &'a [Token],
+    find: &'a dyn Fn(&[String]) -> Found,
+    /// from, to, and what stands there instead
+    found: Vec<(usize, usize, String)>,
+}
+
+impl Places<'_> {
+    fn note(&mut self, idents: &[Ident]) -> ControlFlow<()> {
+        let names: Vec<String> = idents
+            .iter()
+            .map(|ident| match ident.quote_style {
+                Some(_) => ident.value.clone(),
+                None => ident.value.to_ascii_lowercase(),
+            })
+            .collect();
+        let value = match (self.find)(&names) {
+            Found::Nothing => return ControlFlow::Continue(()),
+            Found::Unusable => return ControlFlow::Break(()),
+            Found::Value(value) => value,
+        };
+        // What the parser was given in other words has no place here.
+        let place = |ident: &Ident| {
+            let start = usize::try_from(ident.span.start.column).ok()?.checked_sub(1)?;
+            let token = self.tokens.iter().find(|token| token.start as usize == start)?;
+            let statement = &self.text[self.offset..];
+            let name = token.identifier(statement)?;
+            let wanted = match ident.quote_style {
+                Some(_) => ident.value.clone(),
+                None => ident.value.to_ascii_lowercase(),
+            };
+            (name == wanted).then_some((self.offset + token.start as usize, self.offset + token.end as usize))
+        };
+        match (idents.first().and_then(place), idents.last().and_then(place)) {
+            // The name of an argument.
+            (Some(_), Some((_, end))) if self.is_named_argument(end) => ControlFlow::Continue(()),
+            (Some((start, _)), Some((_, end))) => {
+                self.found.push((start, end, value));
+                ControlFlow::Continue(())
+            }
+            _ => ControlFlow::Break(()),
+        }
+    }
+}
+
+impl Places<'_> {
+    fn is_named_argument(&self, end: usize) -> bool {
+        let behind = self
+            .tokens
+            .iter()
+            .find(|token| self.offset + token.start as usize >= end);
+        let statement = &self.text[self.offset..];
+        behind.is_some_and(|token| token.is(statement, "=>") || token.is(statement, ":="))
+    }
+}
+
+impl Visitor for Places<'_> {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        match expr {
+            Expr::Identifier(ident) => self.note(std::slice::from_ref(ident)),
+            Expr::CompoundIdentifier(idents) => self.note(idents),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}

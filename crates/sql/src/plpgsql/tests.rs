@@ -1,0 +1,132 @@
+use super::*;
+
+fn literal(names: &[String]) -> Found {
+    match names.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["n"] => Found::Value("('5'::integer)".into()),
+        ["r", "a"] => Found::Value("('x'::text)".into()),
+        ["r"] => Found::Unusable,
+        _ => Found::Nothing,
+    }
+}
+
+#[test]
+fn variables_stand_where_columns_may() {
+    for (text, bound) in [
+        ("SELECT n + 1", "SELECT ('5'::integer) + 1"),
+        (
+            "INSERT INTO t (n) VALUES (N)",
+            "INSERT INTO t (n) VALUES (('5'::integer))",
+        ),
+        (
+            "UPDATE t SET n = n WHERE t.n = \"n\"",
+            "UPDATE t SET n = ('5'::integer) WHERE t.n = ('5'::integer)",
+        ),
+        ("SELECT r.a FROM n", "SELECT ('x'::text) FROM n"),
+        ("SELECT f(n => 1, x => n)", "SELECT f(n => 1, x => ('5'::integer))"),
+        ("SELECT 'n', $$n$$ AS n", "SELECT 'n', $$n$$ AS n"),
+        (
+            "CREATE TABLE n (n int CHECK (n > 0))",
+            "CREATE TABLE n (n int CHECK (n > 0))",
+        ),
+    ] {
+        assert_eq!(bind(text, &literal).as_deref(), Ok(bound));
+    }
+    assert!(bind("SELECT r", &literal).is_err());
+    assert!(bind("CREATE TABLE t AS SELECT n", &literal).is_err());
+    assert_eq!(
+        parameters("SELECT $1, '$1', $2", &["1".into(), "NULL".into()]).as_deref(),
+        Ok("SELECT 1, '$1', NULL")
+    );
+    assert!(parameters("SELECT $3", &["1".into()]).is_err());
+}
+
+#[test]
+fn a_block_with_all_of_it() {
+    let block = parse(
+        "
+<<outer>>
+DECLARE
+    n CONSTANT int NOT NULL := 1 + (2);
+    v public.t.c%TYPE;
+    r t%ROWTYPE;
+    s numeric(10, 2) DEFAULT 0;
+BEGIN
+    IF EXISTS (SELECT 1 FROM t) AND n = 1 THEN
+        n := n + 1;
+    ELSIF false THEN NULL;
+    ELSE
+        PERFORM f(n);
+    END IF;
+    FOR i IN REVERSE 10..1 BY 2 LOOP EXIT outer WHEN i = 3; END LOOP;
+    FOR a, b IN SELECT 1, 2 LOOP CONTINUE; END LOOP;
+    SELECT a, b INTO STRICT n, r.x FROM t WHERE a > 1;
+    INSERT INTO t VALUES (1) RETURNING id INTO n;
+    EXECUTE format('DROP %I', n) INTO v USING n, 2;
+    RAISE NOTICE 'a % b', n USING HINT = 'h', ERRCODE = '22000';
+    GET DIAGNOSTICS n = ROW_COUNT;
+    CASE n WHEN 1, 2 THEN NULL; ELSE RETURN; END CASE;
+EXCEPTION
+    WHEN unique_violation OR SQLSTATE '42P01' THEN RAISE;
+    WHEN others THEN NULL;
+END outer",
+    )
+    .expect("it is understood");
+    assert_eq!(block.label.as_deref(), Some("outer"));
+    let kinds: Vec<_> = block.variables.iter().map(|v| &v.kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            &VariableKind::Of("int".into()),
+            &VariableKind::OfColumn("public.t".into(), "c".into()),
+            &VariableKind::Row("t".into()),
+            &VariableKind::Of("numeric(10, 2)".into()),
+        ]
+    );
+    assert_eq!(block.variables[0].default.as_deref(), Some("1 + (2)"));
+    assert_eq!(block.statements[0].line, 9);
+    let actions: Vec<_> = block.statements.iter().map(|s| &s.action).collect();
+    let Action::If(branches, otherwise) = actions[0] else {
+        panic!("{:?}", actions[0])
+    };
+    assert_eq!(branches[0].0, "EXISTS (SELECT 1 FROM t) AND n = 1");
+    assert_eq!((branches.len(), otherwise.len()), (2, 1));
+    let Action::Sql(text, Some(into)) = actions[3] else {
+        panic!("{:?}", actions[3])
+    };
+    assert_eq!(text, "SELECT a, b                    FROM t WHERE a > 1");
+    assert_eq!(
+        *into,
+        Into {
+            strict: true,
+            targets: vec![vec!["n".into()], vec!["r".into(), "x".into()]],
+        }
+    );
+    assert!(matches!(actions[4], Action::Sql(text, Some(_)) if text == "INSERT INTO t VALUES (1) RETURNING id       "));
+    assert!(matches!(actions[5], Action::Execute { using, .. } if using.len() == 2));
+    assert_eq!(block.handlers.len(), 2);
+    assert_eq!(block.handlers[0].conditions[1], Condition::Code("42P01".into()));
+}
+
+#[test]
+fn what_is_not_run_is_named() {
+    for (body, told) in [
+        ("BEGIN COMMIT; END", "\"COMMIT\" in line 1 is not understood."),
+        (
+            "DECLARE c CURSOR FOR SELECT 1; BEGIN END",
+            "\"CURSOR\" in line 1 is not understood.",
+        ),
+        ("BEGIN\n a[1] := 2; END", "\"[\" in line 2 is not understood."),
+        ("BEGIN SELECT 1 END", "Its last statement has no end."),
+        ("BEGIN IF a THEN NULL; END", "It ends where \"if\" is expected."),
+    ] {
+        let error = parse(body).expect_err(body);
+        assert_eq!(error.0, told, "{body}");
+    }
+}
+
+#[test]
+fn schema_changes_are_seen() {
+    assert!(changes_schema("BEGIN CREATE TYPE t AS ENUM (); END"));
+    assert!(changes_schema("BEGIN EXECUTE x; END"));
+    assert!(!changes_schema("BEGIN PERFORM 'create'; END"));
+}
