@@ -65,14 +65,20 @@ async fn alter_sharded(
         true => text.text.to_owned(),
         false => text.without_only(name),
     };
+    // PostgreSQL has no such keys on partitioned tables: it is checked at once, and is valid from the start.
+    let mut blank: Vec<_> = clauses.iter().filter_map(|c| c.not_valid.clone()).collect();
+    blank.retain(|_| by_default);
     if by_default {
-        // PostgreSQL has no such keys on partitioned tables: it is checked at once, and is valid from the start.
-        let unchecked = clauses.iter().filter_map(|c| c.not_valid.clone());
-        sql = text.over(&text.blanked(unchecked)).without_only(name);
+        sql = text.over(&text.blanked(blank.clone())).without_only(name);
     }
+    let qualifiers = text.qualifiers(name);
+    let unqualified = (!declared && !qualifiers.is_empty()).then(|| {
+        blank.extend(qualifiers);
+        text.over(&text.blanked(blank)).without_only(name)
+    });
     let home = work.home();
-    work.attempt(home).await?;
-    let judged = match work.on_home(&sql).await {
+    let (sql, done) = attempt_on_home(work, sql, unqualified).await?;
+    let judged = match done {
         Ok(tag) => foreign_keys_hold(work, &table).await?.map(|()| tag),
         // The rows may be on other shards.
         Err(e) if e.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION && !align::all_hold(work, &table, text) => Err(
@@ -127,6 +133,27 @@ async fn alter_sharded(
         work.close_sequences(&[now.to_string()]).await?;
     }
     Ok(tag)
+}
+
+/// Runs the statement on the home shard, with a savepoint before it, and returns the text that it was. A partitioned table's
+/// name does not stand for its partitions, in which PostgreSQL reads expressions again: then it is tried without the name in
+/// front of columns.
+async fn attempt_on_home(
+    work: &mut Work<'_, '_>,
+    sql: String,
+    unqualified: Option<String>,
+) -> Result<(String, Result<String, ServerError>), ServerError> {
+    let home = work.home();
+    work.attempt(home).await?;
+    let done = work.on_home(&sql).await;
+    let is_unknown = done.as_ref().is_err_and(|e| e.sqlstate() == SqlState::UNDEFINED_TABLE);
+    let Some(unqualified) = unqualified.filter(|_| is_unknown) else {
+        return Ok((sql, done));
+    };
+    work.undo(home).await?;
+    work.attempt(home).await?;
+    let done = work.on_home(&unqualified).await;
+    Ok((unqualified, done))
 }
 
 /// Its user made it a plain table.

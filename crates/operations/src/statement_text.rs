@@ -140,6 +140,26 @@ impl<'a> StatementText<'a> {
         text
     }
 
+    /// The table's name and the dot in front of columns, behind the place where the statement names its table.
+    pub fn qualifiers(&self, table: &ObjectName) -> Vec<Range<usize>> {
+        let is = |at: usize, symbol: &str| self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol));
+        let identifier = |at: usize| self.tokens.get(at).and_then(|t| t.identifier(self.text));
+        let of_type =
+            |at: usize| is(at, "::") || ["as", "collate"].iter().any(|w| self.tokens[at].is_word(self.text, w));
+        let qualifier = |at: usize| {
+            let behind = self.tokens[at].start as usize >= table.span.end;
+            let before_column = is(at + 1, ".") && identifier(at + 2).is_some() && !is(at + 3, "(") && !is(at + 3, ".");
+            if !behind || !before_column || identifier(at)? != table.name {
+                return None;
+            }
+            let first = if is(at - 1, ".") { at - 2 } else { at };
+            let of_schema = first < at && table.schema.is_some() && identifier(first) == table.schema;
+            let is_column = (first == at || of_schema) && !of_type(first - 1) && !is(first - 1, ".");
+            is_column.then(|| self.tokens[first].start as usize..self.tokens[at + 1].end as usize)
+        };
+        (2..self.tokens.len()).filter_map(qualifier).collect()
+    }
+
     /// The same tokens in another text of the same offsets.
     pub fn over<'t>(&'t self, text: &'t str) -> StatementText<'t> {
         StatementText {
@@ -390,6 +410,31 @@ mod tests {
         let names: Vec<_> = found.iter().map(|n| (n.schema.as_deref(), n.name.as_str())).collect();
         assert_eq!(names, [(Some("s"), "C"), (None, "e")]);
     }
+
+    #[test]
+    fn qualifiers_of_columns_are_found() {
+        for (sql, without) in [
+            (
+                "alter table a add check (a.b > 0 and A.\"C\" is null)",
+                "alter table a add check (  b > 0 and   \"C\" is null)",
+            ),
+            (
+                "alter table s.a add check (s.a.b > a.c)",
+                "alter table s.a add check (    b >   c)",
+            ),
+            (
+                "alter table a add check (b::a.c > a.f(1))",
+                "alter table a add check (b::a.c > a.f(1))",
+            ),
+            (
+                "alter table a add check (s.a.b > cast(b as a.c))",
+                "alter table a add check (s.a.b > cast(b as a.c))",
+            ),
+        ] {
+            check(sql, |t, n| t.blanked(t.qualifiers(&n[0])), without);
+        }
+    }
+
     #[test]
     fn foreign_keys_are_read() {
         let text = "alter table a add constraint k foreign key (x, \"Y\") references s.b (p, q) match full not valid, \

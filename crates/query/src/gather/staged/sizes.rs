@@ -6,8 +6,12 @@ use crate::Transaction;
 use crate::gather::source::{Gathered, Resolution};
 use crate::plan::engine::Engine;
 use futures::future::try_join_all;
-use pgherd_model::{ServerError, ShardId, Table, quote_literal};
+use pgherd_model::{ServerError, ShardId, SqlState, Table, quote_literal};
 use std::collections::BTreeMap;
+
+/// How long a question about sizes waits for a lock. The one who holds it may be the transaction that asks: it has changed the
+/// table's schema.
+const LOCK_TIMEOUT_MS: u32 = 50;
 
 /// Rows of all sharded tables that are mentioned, each counted once.
 pub(in crate::gather) async fn total_rows(
@@ -37,8 +41,9 @@ pub(in crate::gather) async fn total_rows(
                 )
             })
             .collect();
-        let per_shard = ask(transaction, &asked.join("; ")).await?;
-        for (i, name) in names.iter().enumerate() {
+        let per_shard = ask(transaction, &asked.join("; ")).await?.unwrap_or_default();
+        let known = names.iter().enumerate().filter(|_| !per_shard.is_empty());
+        for (i, name) in known {
             let rows: f64 = per_shard.iter().map(|lines| number(lines, i)).sum();
             for table in resolutions.iter().filter_map(|r| r.table.as_ref()) {
                 if rows_are_in(table) == **name {
@@ -65,20 +70,30 @@ fn number(lines: &[Vec<String>], place: usize) -> f64 {
         .unwrap_or(0.0)
 }
 
-/// Runs statements on every shard, outside of the transaction; the first column of each result.
-async fn ask(transaction: &Transaction, sql: &str) -> Result<Vec<Vec<Vec<String>>>, ServerError> {
+/// Runs statements on every shard, outside of the transaction; the first column of each result. None where a table cannot be
+/// looked at from outside: it is locked, or only the transaction knows it.
+async fn ask(transaction: &Transaction, sql: &str) -> Result<Option<Vec<Vec<Vec<String>>>>, ServerError> {
     let (shards, who) = (transaction.shards(), transaction.who());
+    let sql = &format!("SET LOCAL lock_timeout TO {LOCK_TIMEOUT_MS}; {sql}");
     let on = |id: ShardId| async move {
         let mut backend = shards.checkout(id, who).await?;
         let results = backend.simple(sql).await?;
-        let lines = results.iter().map(|result| {
+        let lines = results.iter().skip(1).map(|result| {
             let rows = 0..result.rows.len();
             rows.map(|row| result.text(row, 0).unwrap_or_default().to_owned())
                 .collect()
         });
         Ok::<_, ServerError>(lines.collect())
     };
-    try_join_all(shards.all().iter().map(|s| on(s.id))).await
+    match try_join_all(shards.all().iter().map(|s| on(s.id))).await {
+        Ok(per_shard) => Ok(Some(per_shard)),
+        Err(e) if cannot_be_seen(e.sqlstate()) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn cannot_be_seen(why: SqlState) -> bool {
+    why == SqlState::LOCK_NOT_AVAILABLE || why.code().starts_with("42")
 }
 
 /// The size of each mention, from a source of its own with its conditions. Estimates come from PostgreSQL's planner on each shard;
@@ -120,7 +135,9 @@ pub(super) async fn sizes(
         return Ok(sizes);
     }
     let sql: Vec<&str> = asked.iter().map(|(_, sql)| sql.as_str()).collect();
-    let per_shard = ask(transaction, &sql.join("; ")).await?;
+    let Some(per_shard) = ask(transaction, &sql.join("; ")).await? else {
+        return Ok(sizes);
+    };
     for (i, (mention, _)) in asked.iter().enumerate() {
         let estimate = |lines: &Vec<Vec<String>>| -> f64 {
             let first = lines.get(i).and_then(|l| l.first()).map_or("", String::as_str);
