@@ -13,6 +13,7 @@
 //! | `schema` | tables, split points, rows |
 //! | `node` | a statement as a tree that can be made smaller |
 //! | `expression`, `condition`, `source`, `query`, `write`, `merge` | the grammar, by clause |
+//! | `script`, `script_schema`, `script_copy` | what takes several statements: cursors, savepoints, schema changes, COPY |
 //! | `side` | a server, and what it answers to a statement by each protocol |
 //! | `compare` | whether two answers are the same |
 //! | `round` | one schema's statements on both sides |
@@ -37,6 +38,9 @@ mod report;
 mod round;
 mod run;
 mod schema;
+mod script;
+mod script_copy;
+mod script_schema;
 mod side;
 mod source;
 mod types;
@@ -63,6 +67,8 @@ pub enum Kind {
     Block,
     /// Statements that fail: on some values, or in their names and types.
     Error,
+    /// Several statements in a transaction block: cursors, savepoints, schema changes, COPY, settings, prepared statements.
+    Script,
 }
 
 /// A statement, and how its answers are compared.
@@ -85,12 +91,19 @@ struct Statement {
     writes_rows: bool,
     /// Keys change: whether a new one meets an old one that is about to change depends on the order of rows.
     may_collide: bool,
+    /// What runs before it is part of it: each answer counts, also those behind an error.
+    is_script: bool,
 }
 
 impl Statement {
+    /// Whether constants travel as parameters. What changes a schema or declares a name takes none.
+    fn has_parameters(&self, carrier: side::Carrier) -> bool {
+        carrier.has_parameters() && !self.is_script
+    }
+
     /// Whether it runs in a transaction that may fail because others have changed something.
     fn keeps_snapshot(&self) -> bool {
-        !self.before.is_empty() && self.isolation != "READ COMMITTED"
+        (self.is_script || !self.before.is_empty()) && self.isolation != "READ COMMITTED"
     }
 
     /// Its text, behind what runs before it.
@@ -159,10 +172,11 @@ impl<'a> Grammar<'a> {
 
     /// A statement of one of the kinds.
     fn any(mut self, kinds: &[Kind]) -> Statement {
-        let kind = match self.chance.below(20) {
+        let kind = match self.chance.below(22) {
             0 => Kind::Error,
             1..=5 => Kind::Write,
             6..=8 => Kind::Block,
+            20 | 21 => Kind::Script,
             _ => Kind::Query,
         };
         let kind = if kinds.contains(&kind) { kind } else { kinds[0] };
@@ -186,6 +200,11 @@ impl<'a> Grammar<'a> {
                 }
             }
             Kind::Query => self.statement(),
+            Kind::Script => {
+                before = self.script();
+                // No script is empty.
+                before.pop().unwrap_or_else(|| self.statement())
+            }
             Kind::Error if self.chance.one_in(3) => self.wrong_statement(),
             Kind::Error => self.failing_statement(),
             Kind::Write => {
@@ -207,6 +226,7 @@ impl<'a> Grammar<'a> {
             picks_rows: self.picks_rows,
             writes_rows: self.writes_rows,
             may_collide: self.may_collide,
+            is_script: kind == Kind::Script,
         }
     }
 }

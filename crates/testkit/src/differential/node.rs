@@ -35,6 +35,8 @@ pub(super) enum Node {
     Ordinal(usize),
     /// The outermost ORDER BY leaves no choice: rows are compared in order.
     TotalOrder,
+    /// What COPY FROM STDIN is given.
+    Data(String),
 }
 
 /// A statement's text, and what is to be known about it.
@@ -46,6 +48,18 @@ pub(super) struct Rendered {
     /// Output columns (from 1) that the rows are ordered by, first things first.
     pub(super) ordered: Vec<usize>,
     pub(super) total_order: bool,
+    /// What COPY FROM STDIN is given.
+    pub(super) data: Option<String>,
+}
+
+impl Rendered {
+    /// As psql takes it: with a semicolon, and the data of COPY behind it.
+    pub(super) fn for_psql(&self) -> String {
+        match &self.data {
+            Some(lines) => format!("{};\n{lines}\\.\n", self.sql),
+            None => format!("{};\n", self.sql),
+        }
+    }
 }
 
 /// `Text`, from anything like it.
@@ -131,6 +145,7 @@ impl Node {
                 out.sql.push_str(&position.to_string());
             }
             Node::TotalOrder => out.total_order = true,
+            Node::Data(lines) => out.data = Some(lines.clone()),
         }
     }
 
@@ -147,7 +162,7 @@ impl Node {
             found
         };
         match self {
-            Node::Text(_) | Node::Constant { .. } | Node::Ordinal(_) | Node::TotalOrder => None,
+            Node::Text(_) | Node::Constant { .. } | Node::Ordinal(_) | Node::TotalOrder | Node::Data(_) => None,
             Node::Optional(node) => {
                 if here(left) {
                     return Some(Node::All(Vec::new()));

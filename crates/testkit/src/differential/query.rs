@@ -194,7 +194,10 @@ impl Grammar<'_> {
     fn grouped(&mut self, from: From, filter: Node, wanted: Option<&[Type]>) -> Select {
         let mut keys = Vec::new();
         for _ in 0..*self.chance.pick(&[0, 1, 1, 1, 2, 2, 3]) {
-            let key = self.ordered_column(&from.scope);
+            let mut key = self.ordered_column(&from.scope);
+            if self.chance.one_in(4) {
+                key.1 = self.expression(key.0, &from.scope, 1);
+            }
             let is_constant = matches!(&key.1, Node::Typed(_, inner) if matches!(**inner, Node::Constant { .. }));
             if !is_constant {
                 self.note_ambiguous(key.0);
@@ -276,7 +279,7 @@ impl Grammar<'_> {
     }
 
     /// Types of a few output columns: those of columns in sight, or any.
-    fn types(&mut self, wanted: Option<&[Type]>, scope: &Scope) -> Vec<Type> {
+    pub(super) fn types(&mut self, wanted: Option<&[Type]>, scope: &Scope) -> Vec<Type> {
         if let Some(wanted) = wanted {
             return wanted.to_vec();
         }
@@ -525,7 +528,7 @@ impl Grammar<'_> {
 }
 
 /// `item AS o1, …`
-fn as_numbered(items: Vec<Node>) -> Vec<Node> {
+pub(super) fn as_numbered(items: Vec<Node>) -> Vec<Node> {
     (1..)
         .zip(items)
         .map(|(number, item)| all([item, text(format!(" AS o{number}"))]))
@@ -533,7 +536,7 @@ fn as_numbered(items: Vec<Node>) -> Vec<Node> {
 }
 
 /// ` ORDER BY …`; shrinking leaves so many of them at least.
-fn order_by(items: Vec<Node>, least: usize) -> Node {
+pub(super) fn order_by(items: Vec<Node>, least: usize) -> Node {
     Node::List {
         before: " ORDER BY ",
         items,

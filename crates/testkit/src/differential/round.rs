@@ -58,7 +58,7 @@ impl<'a> Round<'a> {
             report.count(number, carrier, &statement.sql(), &verdict);
             if let Verdict::Differs(what) = verdict {
                 let (statement, what) = self.shrink(statement, carrier, what).await?;
-                let rendered = statement.node.render(carrier.has_parameters());
+                let rendered = statement.node.render(statement.has_parameters(carrier));
                 let difference = Difference {
                     number,
                     carrier,
@@ -83,9 +83,13 @@ impl<'a> Round<'a> {
     }
 
     async fn check(&mut self, statement: &Statement, carrier: Carrier) -> Result<Verdict> {
-        if !statement.before.is_empty() {
+        if statement.is_script || !statement.before.is_empty() {
             let verdict = self.check_in_block(statement, carrier).await?;
             self.both_simple("ROLLBACK").await?;
+            if statement.is_script {
+                // Prepared statements outlive their transaction.
+                self.both_simple("DEALLOCATE ALL").await?;
+            }
             return Ok(verdict);
         }
         let rendered = statement.node.render(carrier.has_parameters());
@@ -115,26 +119,33 @@ impl<'a> Round<'a> {
         Ok(verdict)
     }
 
-    /// One after the other in one transaction, as far as both sides say the same.
+    /// One after the other in one transaction, as far as both sides say the same; a script goes on behind an error.
     async fn check_in_block(&mut self, statement: &Statement, carrier: Carrier) -> Result<Verdict> {
         let begin = format!("BEGIN ISOLATION LEVEL {}", statement.isolation);
         self.both_simple(&begin).await?;
-        let mut verdict = Verdict::Same(0);
+        let (mut rows, mut failed) = (0, None);
         for node in statement.before.iter().chain([&statement.node]) {
-            let rendered = node.render(carrier.has_parameters());
+            let rendered = node.render(statement.has_parameters(carrier));
             let (plain, herd) = self.both(&rendered, carrier).await?;
-            verdict = compare(statement, &rendered, carrier, &plain, &herd);
-            if !matches!(verdict, Verdict::Same(_)) {
-                return Ok(verdict);
+            match compare(statement, &rendered, carrier, &plain, &herd) {
+                Verdict::Same(more) => rows += more,
+                Verdict::SameError(code) if statement.is_script => _ = failed.get_or_insert(code),
+                Verdict::Differs(what) if statement.is_script => {
+                    return Ok(Verdict::Differs(format!("in {}\n{what}", rendered.sql)));
+                }
+                other => return Ok(other),
             }
         }
         if let Some(table) = &statement.writes {
             let table = self.table(table)?;
             if let Verdict::Differs(what) = self.contents(statement, &table).await? {
-                verdict = Verdict::Differs(format!("afterwards, in {}: {what}", table.name));
+                return Ok(Verdict::Differs(format!("afterwards, in {}: {what}", table.name)));
             }
         }
-        Ok(verdict)
+        Ok(match failed {
+            Some(code) => Verdict::SameError(code),
+            None => Verdict::Same(rows),
+        })
     }
 
     fn table(&self, name: &str) -> Result<Table> {
@@ -235,12 +246,12 @@ impl<'a> Round<'a> {
         let tables: Vec<&Table> = self.schema.tables.iter().filter(used).collect();
         let mut script = self.schema.script(true, &tables).join(";\n");
         script.push_str(";\n");
-        if !statement.before.is_empty() {
+        if statement.is_script || !statement.before.is_empty() {
             script += &format!("BEGIN ISOLATION LEVEL {};\n", statement.isolation);
-            script.extend(statement.before.iter().map(|node| node.render(false).sql + ";\n"));
+            script.extend(statement.before.iter().map(|node| node.render(false).for_psql()));
         }
         if rendered.parameters.is_empty() {
-            return script + &rendered.sql + ";\n";
+            return script + &rendered.for_psql();
         }
         let values: Vec<_> = rendered
             .parameters
@@ -265,6 +276,7 @@ mod tests {
                 super::super::Kind::Write,
                 super::super::Kind::Block,
                 super::super::Kind::Error,
+                super::super::Kind::Script,
             ];
             Grammar::new(&schema, Chance::new(3, number)).any(&kinds).node
         };

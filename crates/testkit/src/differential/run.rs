@@ -6,6 +6,7 @@ use super::round::Round;
 use crate::herd::Herd;
 use crate::wire::Target;
 use crate::{Error, Result};
+use clap::ValueEnum;
 use futures::StreamExt;
 use pgherd_local_cluster::PlainServer;
 use std::path::PathBuf;
@@ -48,7 +49,7 @@ impl Options {
             first: 0,
             statements,
             time: None,
-            kinds: vec![Kind::Query, Kind::Write, Kind::Block, Kind::Error],
+            kinds: Kind::value_variants().to_vec(),
             jobs: 2,
             shrink: true,
             show: false,

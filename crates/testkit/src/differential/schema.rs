@@ -26,6 +26,33 @@ pub(super) struct Column {
     not_null: bool,
     /// A CHECK, DEFAULT or COLLATE, with a blank before it.
     extra: &'static str,
+    /// What it is generated from, where it is.
+    generated: Option<String>,
+}
+
+impl Column {
+    /// One with nothing to be said about it.
+    pub(super) fn plain(name: &str, of: Type) -> Self {
+        Self {
+            name: name.to_owned(),
+            of,
+            not_null: false,
+            extra: "",
+            generated: None,
+        }
+    }
+
+    /// GENERATED ALWAYS AS that expression.
+    pub(super) fn generated(name: &str, of: Type, from: String) -> Self {
+        Self {
+            generated: Some(from),
+            ..Self::plain(name, of)
+        }
+    }
+
+    pub(super) fn is_generated(&self) -> bool {
+        self.generated.is_some()
+    }
 }
 
 /// All tables of a round, in a schema of their own.
@@ -133,7 +160,7 @@ fn table(chance: &mut Chance, number: usize, like: Option<&Table>, is_local: boo
             name: format!("k{position}"),
             of,
             not_null: true,
-            extra: "",
+            ..Column::plain("", of)
         });
     }
     for position in 0..chance.between(3, 8) {
@@ -158,6 +185,7 @@ fn table(chance: &mut Chance, number: usize, like: Option<&Table>, is_local: boo
                 Type::Text if chance.one_in(8) => " COLLATE \"en-x-icu\"",
                 _ => "",
             },
+            generated: None,
         });
     }
     let bounds = (!is_local).then(|| match like.and_then(|like| like.bounds.clone()) {
@@ -167,14 +195,19 @@ fn table(chance: &mut Chance, number: usize, like: Option<&Table>, is_local: boo
     let rows = rows(chance, &columns, key);
     // A local table may do without a key.
     let key = if is_local && chance.one_in(3) { 0 } else { key };
-    let named = format!("t{number}");
-    Table {
-        name: named,
+    let mut table = Table {
+        name: format!("t{number}"),
         columns,
         key,
         bounds,
         rows,
+    };
+    if chance.one_in(4)
+        && let Some((of, from)) = super::script_schema::generated(&table)
+    {
+        table.columns.push(Column::generated("g", of, from));
     }
+    table
 }
 
 fn random_bounds(chance: &mut Chance, of: Type) -> String {
@@ -212,7 +245,26 @@ impl Table {
         &self.columns[..self.key]
     }
 
-    fn distribution(&self) -> Vec<String> {
+    /// The same with one more column at the end.
+    pub(super) fn with_column(&self, column: Column) -> Self {
+        let mut table = self.clone();
+        table.columns.push(column);
+        table
+    }
+
+    /// Another relation with some of the columns, the key among them and first.
+    pub(super) fn seen_as(&self, name: &str, mut columns: Vec<Column>) -> Self {
+        let position = |column: &Column| self.key_columns().iter().position(|key| key.name == column.name);
+        columns.sort_by_key(|column| position(column).unwrap_or(self.key));
+        Self {
+            name: name.to_owned(),
+            columns,
+            ..self.clone()
+        }
+    }
+
+    /// Settings under which pgherd places a table of the same key type as it has placed this one.
+    pub(super) fn distribution(&self) -> Vec<String> {
         match &self.bounds {
             Some(bounds) => vec![
                 "SET pgherd.default_distribution = 'primary_key'".to_owned(),
@@ -228,7 +280,10 @@ impl Table {
             .iter()
             .map(|column| {
                 let not_null = if column.not_null { " NOT NULL" } else { "" };
-                let extra = column.extra.replace("VALUE", &column.name);
+                let extra = match &column.generated {
+                    Some(from) => format!(" GENERATED ALWAYS AS ({from}) STORED"),
+                    None => column.extra.replace("VALUE", &column.name),
+                };
                 format!("{} {}{extra}{not_null}", column.name, column.of.sql())
             })
             .collect();

@@ -117,6 +117,9 @@ impl Side {
     /// Runs one generated statement.
     pub(super) async fn answer(&mut self, statement: &Rendered, carrier: Carrier) -> Result<Answer> {
         let (sql, limit) = (&statement.sql, self.limit);
+        if let Some(lines) = &statement.data {
+            self.session.feed(lines);
+        }
         let reply = match carrier {
             Carrier::Simple => self.session.run(sql, Protocol::Simple, limit).await,
             Carrier::Text => self.session.run_with(sql, &statement.parameters, false, limit).await,
@@ -151,6 +154,13 @@ impl Side {
         let Some(result) = reply.results.into_iter().last() else {
             return Answer::Done(Table::default());
         };
+        if let Some(lines) = result.copied {
+            return Answer::Done(Table {
+                columns: Some(vec![("lines of COPY".to_owned(), String::new())]),
+                rows: lines.into_iter().map(|line| vec![Some(line)]).collect(),
+                tag: result.tag,
+            });
+        }
         let mut rows = result.rows;
         if let Some(columns) = result.columns.as_ref().filter(|_| binary) {
             for (position, column) in columns.iter().enumerate() {

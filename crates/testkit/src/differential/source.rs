@@ -176,6 +176,7 @@ impl Grammar<'_> {
 
     fn source(&mut self, outer: &Scope, depth: usize, lateral: &Scope) -> (Node, Source) {
         match self.chance.below(if depth == 0 { 10 } else { 15 }) {
+            8 if !lateral.columns.is_empty() && self.chance.one_in(3) => self.lateral_values(lateral),
             8 => self.values(),
             9 => self.function(lateral),
             10 if !self.ctes.is_empty() => self.cte(),
@@ -239,6 +240,25 @@ impl Grammar<'_> {
         )
     }
 
+    /// VALUES of what stands before it in FROM.
+    fn lateral_values(&mut self, lateral: &Scope) -> (Node, Source) {
+        let alias = self.alias('v');
+        let types = [self.any_column(lateral).0, self.any_column(lateral).0];
+        let rows = (0..self.chance.between(1, 3))
+            .map(|_| {
+                let values = types.map(|of| self.expression(of, lateral, 1));
+                list("(", values.into(), ")")
+            })
+            .collect();
+        let source = Source {
+            alias: alias.clone(),
+            columns: vec![("a".to_owned(), types[0]), ("b".to_owned(), types[1])],
+            unique: Vec::new(),
+        };
+        let end = text(format!("{alias}(a, b)"));
+        (all([text("LATERAL "), list("(VALUES ", rows, ") AS "), end]), source)
+    }
+
     fn function(&mut self, lateral: &Scope) -> (Node, Source) {
         let alias = self.alias('f');
         let (call, of) = match self.chance.below(9) {
@@ -297,7 +317,33 @@ impl Grammar<'_> {
 
     /// A set of values of one type, for the list of a SELECT.
     pub(super) fn set_of_values(&mut self, scope: &Scope) -> (Type, Node) {
-        match self.chance.below(3) {
+        match self.chance.below(8) {
+            3 => {
+                let last = self.leaf(Type::Int4, scope);
+                let call = all([text("abs(generate_series(0, "), last, text(" % 4))")]);
+                (Type::Int4, call)
+            }
+            4 => {
+                let words = self.leaf(Type::Text, scope);
+                (
+                    Type::TextArray,
+                    all([text("regexp_matches("), words, text(", '[a-z]', 'g')")]),
+                )
+            }
+            5 => {
+                let (a, b) = (self.leaf(Type::Numeric, scope), self.leaf(Type::Numeric, scope));
+                let call = all([text("unnest(ARRAY["), a, text(", "), b, text("])")]);
+                (Type::Numeric, call)
+            }
+            6 => {
+                let array = self.leaf(Type::Jsonb, scope);
+                let call = all([
+                    text("jsonb_array_elements_text(jsonb_build_array("),
+                    array,
+                    text(", 1))"),
+                ]);
+                (Type::Text, call)
+            }
             0 => (Type::Int4, text("generate_series(1, 3)").typed(Type::Int4)),
             1 => {
                 let array = self.leaf(Type::TextArray, scope);

@@ -11,20 +11,25 @@ impl Grammar<'_> {
     /// A statement that writes, and the table that it writes to.
     pub(super) fn write(&mut self) -> (Node, String) {
         let table = self.chance.pick(&self.schema.tables).clone();
+        let node = self.write_to(&table);
+        (node, table.name)
+    }
+
+    /// The same for one table.
+    pub(super) fn write_to(&mut self, table: &Table) -> Node {
         let kind = self.chance.below(14);
         self.writes_rows |= kind > 2;
-        let node = match kind {
-            0..=2 => self.insert_values(&table),
-            3 | 4 => self.insert_select(&table),
-            5..=7 => self.update(&table),
-            8 | 9 => self.delete(&table),
-            10 | 11 => match self.merge(&table) {
+        match kind {
+            0..=2 => self.insert_values(table),
+            3 | 4 => self.insert_select(table),
+            5..=7 => self.update(table),
+            8 | 9 => self.delete(table),
+            10 | 11 => match self.merge(table) {
                 Some(merge) => merge,
-                None => self.delete(&table),
+                None => self.delete(table),
             },
-            _ => self.with_write(&table),
-        };
-        (node, table.name)
+            _ => self.with_write(table),
+        }
     }
 
     fn insert_values(&mut self, table: &Table) -> Node {
@@ -222,7 +227,14 @@ impl Grammar<'_> {
             };
             assignments.push(all([text(format!("{} = ", column.name)), value]));
         }
-        let others = &table.columns[table.key..];
+        let others: Vec<_> = table.columns[table.key..]
+            .iter()
+            .filter(|column| !column.is_generated() || self.chance.one_in(20))
+            .collect();
+        if others.is_empty() && assignments.is_empty() {
+            let column = self.chance.pick(&table.columns).clone();
+            assignments.push(text(format!("{0} = {0}", column.name)));
+        }
         if assignments.is_empty() && others.len() > 1 && self.chance.one_in(8) {
             let values = others[..2]
                 .iter()
@@ -230,8 +242,8 @@ impl Grammar<'_> {
                 .collect();
             let names = format!("({}, {}) = ", others[0].name, others[1].name);
             assignments.push(all([text(names), list("ROW(", values, ")")]));
-        } else if assignments.is_empty() || self.chance.one_in(2) {
-            let column = self.chance.pick(others).clone();
+        } else if assignments.is_empty() || !others.is_empty() && self.chance.one_in(2) {
+            let column = (*self.chance.pick(&others)).clone();
             let value = match self.chance.one_in(12) {
                 true => text("DEFAULT"),
                 false => self.expression(column.of, scope, 2),
@@ -265,8 +277,8 @@ impl Grammar<'_> {
     pub(super) fn some_columns(&mut self, table: &Table) -> Vec<Column> {
         let must = table.key.max(1);
         let mut columns = table.columns[..must].to_vec();
-        for column in &table.columns[must..] {
-            if !self.chance.one_in(3) {
+        for column in &table.columns[must.min(table.columns.len())..] {
+            if !column.is_generated() && !self.chance.one_in(3) {
                 let at = self.chance.below(columns.len() + 1);
                 columns.insert(at, column.clone());
             }

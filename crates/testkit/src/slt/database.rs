@@ -143,6 +143,7 @@ mod tests {
             columns: Some(vec![column]),
             rows,
             tag: tag.into(),
+            ..StatementResult::default()
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Both protocols ask for text results, which `tokio-postgres` cannot do in the extended one, and every field of an
 //! error, every notice and every command tag is kept, since those are what a compatibility test compares. There is no
-//! TLS and no COPY here: a COPY is ended at once.
+//! TLS here. A COPY FROM STDIN gets what [`Session::feed`] was given before, or is ended at once.
 
 mod server_error;
 mod startup;
@@ -46,6 +46,8 @@ pub struct StatementResult {
     pub columns: Option<Vec<Column>>,
     /// Values in the server's text format; `None` is NULL.
     pub rows: Vec<Vec<Option<String>>>,
+    /// What COPY TO STDOUT sent, a message's bytes each; `None` for anything else.
+    pub copied: Option<Vec<String>>,
     /// The command tag, such as `UPDATE 3`; empty if the text was empty.
     pub tag: String,
 }
@@ -77,6 +79,8 @@ pub struct Session {
     stream: Stream,
     incoming: BytesMut,
     outgoing: BytesMut,
+    /// What the next COPY FROM STDIN gets.
+    fed: Option<String>,
     transaction_status: u8,
     usable: bool,
 }
@@ -112,6 +116,11 @@ impl Session {
         self.exchange(sql, Protocol::Extended, parameters, binary, limit).await
     }
 
+    /// Keeps the data that the next COPY FROM STDIN is to get.
+    pub fn feed(&mut self, data: &str) {
+        self.fed = Some(data.to_owned());
+    }
+
     async fn exchange(
         &mut self,
         sql: &str,
@@ -123,11 +132,12 @@ impl Session {
         self.usable = false;
         let exchange = async {
             self.send(sql, protocol, parameters, binary).await?;
-            self.receive(binary).await
+            self.receive(protocol, binary).await
         };
         let reply = tokio::time::timeout(limit, exchange)
             .await
             .map_err(|_| Error::Timeout(limit))??;
+        self.fed = None;
         self.usable = true;
         Ok(reply)
     }
@@ -181,7 +191,7 @@ impl Session {
         Ok(())
     }
 
-    async fn receive(&mut self, binary: bool) -> Result<Reply> {
+    async fn receive(&mut self, protocol: Protocol, binary: bool) -> Result<Reply> {
         let mut reply = Reply::default();
         let mut current = StatementResult::default();
         loop {
@@ -195,7 +205,12 @@ impl Session {
                 Message::EmptyQueryResponse => reply.results.push(std::mem::take(&mut current)),
                 Message::ErrorResponse(body) => reply.error = Some(ServerError::read(body.fields())?),
                 Message::NoticeResponse(body) => reply.notices.push(ServerError::read(body.fields())?),
-                Message::CopyInResponse(_) => self.refuse_copy().await?,
+                Message::CopyInResponse(_) => self.answer_copy(protocol).await?,
+                Message::CopyOutResponse(_) => current.copied = Some(Vec::new()),
+                Message::CopyData(body) => current
+                    .copied
+                    .get_or_insert_default()
+                    .push(String::from_utf8_lossy(body.data()).into_owned()),
                 Message::ReadyForQuery(body) => {
                     self.transaction_status = body.status();
                     return Ok(reply);
@@ -205,17 +220,26 @@ impl Session {
                 | Message::NoData
                 | Message::ParameterStatus(_)
                 | Message::NotificationResponse(_)
-                | Message::CopyOutResponse(_)
-                | Message::CopyData(_)
                 | Message::CopyDone => {}
                 _ => return Err(Error::Protocol("unexpected message in answer to a query".into())),
             }
         }
     }
 
-    async fn refuse_copy(&mut self) -> Result<()> {
-        self.outgoing.clear();
-        frontend::copy_fail("COPY FROM STDIN has no data here", &mut self.outgoing)?;
+    async fn answer_copy(&mut self, protocol: Protocol) -> Result<()> {
+        let buffer = &mut self.outgoing;
+        buffer.clear();
+        match self.fed.take() {
+            Some(data) => {
+                frontend::CopyData::new(data.as_bytes())?.write(buffer);
+                frontend::copy_done(buffer);
+            }
+            None => frontend::copy_fail("COPY FROM STDIN has no data here", buffer)?,
+        }
+        // The server leaves the Sync that stood behind Execute unread: it comes while COPY waits for data.
+        if protocol == Protocol::Extended {
+            frontend::sync(buffer);
+        }
         self.stream.write_all(&self.outgoing).await?;
         Ok(())
     }

@@ -98,6 +98,7 @@ impl Target {
                 incoming: BytesMut::new(),
                 outgoing: BytesMut::new(),
                 transaction_status: b'I',
+                fed: None,
                 usable: true,
             };
             self.log_in(&mut session).await?;
