@@ -21,7 +21,9 @@ impl Session {
             let notices = open.transaction.take_notices();
             self.put_notices(notices);
         }
+        let has_made = self.block.open().is_some_and(|open| open.has_changed_schema);
         let result = result.map_err(|problem| match problem {
+            Problem::Error(error) if has_made && names_nothing(&error) => uncommitted().into(),
             Problem::Error(error) if !names_missing_child(&error) => self.as_client_sees(error).into(),
             other => other,
         });
@@ -161,6 +163,19 @@ impl Session {
         }
         Ok(Some(tag(seen)))
     }
+}
+
+/// Whether a name means nothing: a function's, a type's, a schema's.
+fn names_nothing(error: &ServerError) -> bool {
+    ["42883", "42704", "3F000"].contains(&error.sqlstate().code())
+}
+
+/// PostgreSQL found the names when it judged the statement in its transaction; the connection that gathers rows is another one.
+fn uncommitted() -> ServerError {
+    ServerError::unsupported(
+        "a query over several shards cannot use functions, types and schemas that its transaction has made",
+        "Commit them first.",
+    )
 }
 
 /// Bytes that came from each participant.
