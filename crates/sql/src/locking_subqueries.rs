@@ -33,7 +33,7 @@ pub fn locking_subqueries(text: &str, tokens: &[Token]) -> Vec<LockingSubquery> 
             *is_locking |= ["select", "with"].iter().any(|w| word(*start + 1, w));
         }
     }
-    let with = with_queries(text, tokens);
+    let with = with_queries(text, tokens).filter(|with| !with.recursive);
     let names = |body: &Range<usize>, inside: &Range<usize>| {
         let own = &tokens[inside.clone()];
         let before = with

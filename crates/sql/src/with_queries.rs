@@ -24,6 +24,8 @@ pub struct WithQuery {
 /// The parts of such a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WithQueries {
+    /// WITH RECURSIVE, in which nevertheless no query names a later one
+    pub recursive: bool,
     /// in the order of the text
     pub queries: Vec<WithQuery>,
     /// the statement behind them: bytes
@@ -39,10 +41,12 @@ impl WithQueries {
     }
 }
 
-/// The parts of a statement; None where it does not begin with WITH, is RECURSIVE, or has what is not known here.
+/// The parts of a statement; None where it does not begin with WITH, where one of its queries names a later one, or one that writes
+/// names itself, as RECURSIVE lets them, or where it has what is not known here.
 pub fn with_queries(text: &str, tokens: &[Token]) -> Option<WithQueries> {
     let mut c = Cursor::new(text, tokens);
-    (c.accept("with") && !c.is("recursive")).then_some(())?;
+    c.accept("with").then_some(())?;
+    let recursive = c.accept("recursive");
     let mut queries = Vec::new();
     loop {
         let start = c.at;
@@ -73,10 +77,20 @@ pub fn with_queries(text: &str, tokens: &[Token]) -> Option<WithQueries> {
     // SEARCH and CYCLE stand there, which only RECURSIVE has.
     let known = ["select", "values", "insert", "update", "delete", "merge"];
     (known.iter().any(|w| c.is(w)) || c.is_symbol("(")).then_some(())?;
+    (!recursive || names_only_what_is_before(&queries)).then_some(())?;
     Some(WithQueries {
+        recursive,
         queries,
         main: c.bytes(c.at..tokens.len()),
         main_words: words(text, &tokens[c.at..]),
+    })
+}
+
+fn names_only_what_is_before(queries: &[WithQuery]) -> bool {
+    let names = |query: &WithQuery, other: &WithQuery| query.words.contains(&other.name);
+    (0..queries.len()).all(|i| {
+        let (query, behind) = (&queries[i], &queries[i + 1..]);
+        !behind.iter().any(|other| names(query, other)) && !(query.writes && names(query, query))
     })
 }
 
@@ -126,11 +140,17 @@ mod tests {
         assert_eq!(&text[parts.main], "INSERT INTO u SELECT * FROM a");
         for text in [
             "SELECT 1",
-            "WITH RECURSIVE a AS (SELECT 1) SELECT 1",
+            "WITH RECURSIVE a AS (SELECT * FROM b), b AS (SELECT 1) SELECT 1",
+            "WITH RECURSIVE a AS (DELETE FROM a RETURNING *) SELECT 1",
+            "WITH RECURSIVE a AS (SELECT 1) CYCLE x SET y USING z SELECT 1",
             "WITH a AS SELECT 1",
         ] {
             let tokens = crate::lexer::tokenize(text).unwrap();
             assert_eq!(with_queries(text, &tokens), None, "{text}");
         }
+        let text =
+            "WITH RECURSIVE a AS (SELECT 1 UNION SELECT * FROM a), b AS (DELETE FROM t USING a RETURNING *) SELECT 1";
+        let parts = with_queries(text, &crate::lexer::tokenize(text).unwrap());
+        assert!(parts.is_some_and(|parts| parts.recursive && parts.queries.len() == 2));
     }
 }

@@ -183,11 +183,11 @@ impl Session {
     async fn check_parts(&mut self, unit: Unit<'_>, text: &str, parts: &WithQueries) -> Result<Wants, Problem> {
         let mut steps = Vec::new();
         for (at, query) in parts.queries.iter().enumerate().filter(|(_, q)| q.writes) {
-            let whole = statement_of(text, &parts.queries[..at], &query.words, &[], &text[query.body.clone()]);
+            let whole = statement_of(text, parts, at, &query.words, &[], &text[query.body.clone()]);
             steps.push(self.step(unit, &whole, &text[query.body.clone()], &parts.queries)?);
         }
         let main = &text[parts.main.clone()];
-        let whole = statement_of(text, &parts.queries, &parts.main_words, &[], main);
+        let whole = statement_of(text, parts, parts.queries.len(), &parts.main_words, &[], main);
         steps.push(self.step(unit, &whole, main, &parts.queries)?);
         let one_table = OneTable::of(&steps)?;
         let mut old: Vec<String> = Vec::new();
@@ -366,7 +366,7 @@ impl Session {
         for (number, (at, query)) in writing.enumerate() {
             let body = wants.one_table.body(number, &text[query.body.clone()], &rows_written);
             let known = known(&old, written.next(), &returned);
-            let whole = statement_of(text, &parts.queries[..at], &query.words, &known, &body);
+            let whole = statement_of(text, parts, at, &query.words, &known, &body);
             let step = self.step(unit, &whole, &body, &parts.queries)?;
             let part = Unit {
                 statement: &step.statement,
@@ -391,7 +391,7 @@ impl Session {
         let last = wants.written.len() - 1;
         let main = wants.one_table.body(last, &text[parts.main.clone()], &rows_written);
         let known = known(&old, written.next(), &returned);
-        let whole = statement_of(text, &parts.queries, &parts.main_words, &known, &main);
+        let whole = statement_of(text, parts, parts.queries.len(), &parts.main_words, &known, &main);
         let statements = self.database.cache.parse(&whole)?;
         let statement = statements
             .first()
@@ -494,14 +494,16 @@ fn known(
 }
 
 /// `WITH …` of those queries that these words name, themselves or through others, and the statement. Those that write are
-/// what they returned.
+/// what they returned. `before`: how many of WITH stand before it.
 fn statement_of(
     text: &str,
-    queries: &[WithQuery],
+    parts: &WithQueries,
+    before: usize,
     words: &[String],
     returned: &[(String, String)],
     body: &str,
 ) -> String {
+    let queries = &parts.queries[..before];
     let mut needed: HashSet<&str> = HashSet::new();
     let mut wanted: HashSet<&str> = words.iter().map(String::as_str).collect();
     for query in queries.iter().rev().filter(|q| !q.writes) {
@@ -531,7 +533,10 @@ fn statement_of(
     let entries: Vec<_> = tables.chain(entries).collect();
     match entries.is_empty() {
         true => body.to_owned(),
-        false => format!("WITH {} {body}", entries.join(", ")),
+        false => {
+            let recursive = if parts.recursive { "RECURSIVE " } else { "" };
+            format!("WITH {recursive}{} {body}", entries.join(", "))
+        }
     }
 }
 
