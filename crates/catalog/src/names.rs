@@ -20,7 +20,12 @@ pub fn fence_name(table: TableId, number: u32) -> Name {
 /// server would have said it. Everything else stays.
 pub fn restore_parent_names(error: &mut ServerError, snapshot: &Snapshot) {
     let fields = error.fields_mut();
-    let texts = [Some(&mut fields.message), fields.detail.as_mut(), fields.hint.as_mut()];
+    if let Some(detail) = fields.detail.as_ref().and_then(|text| restore(text, snapshot)) {
+        fields.detail = Some(detail);
+        tell_once(error);
+    }
+    let fields = error.fields_mut();
+    let texts = [Some(&mut fields.message), fields.hint.as_mut()];
     for text in texts.into_iter().flatten() {
         if let Some(restored) = restore(text, snapshot) {
             *text = restored;
@@ -46,6 +51,35 @@ pub fn restore_parent_names(error: &mut ServerError, snapshot: &Snapshot) {
                 }
             }
             _ => {}
+        }
+    }
+}
+
+/// What depends on something, and what is dropped with it, PostgreSQL lists in the detail: a table and its ranges are one there.
+fn tell_once(error: &mut ServerError) {
+    let fields = error.fields_mut();
+    let Some(detail) = &fields.detail else { return };
+    let mut lines: Vec<&str> = Vec::new();
+    for line in detail.lines() {
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    let all = detail.lines().count();
+    if lines.len() == all {
+        return;
+    }
+    let counted = fields.message == format!("drop cascades to {all} other objects");
+    match lines.as_slice() {
+        [only] if counted => {
+            fields.message = (*only).to_owned();
+            fields.detail = None;
+        }
+        lines => {
+            if counted {
+                fields.message = format!("drop cascades to {} other objects", lines.len());
+            }
+            fields.detail = Some(lines.join("\n"));
         }
     }
 }

@@ -85,3 +85,23 @@ fn a_null_key_breaks_not_null() {
         SqlState::CHECK_VIOLATION
     );
 }
+
+#[test]
+fn a_table_and_its_ranges_are_told_once() {
+    let told = |message: &str, detail: &str| {
+        let mut notice = ServerError::new(SqlState::SUCCESS, message).with_detail(detail);
+        restore_parent_names(&mut notice, &snapshot());
+        (notice.fields().message.clone(), notice.fields().detail.clone())
+    };
+    let column = |table: &str| format!("drop cascades to column m of table {table}");
+    let two = format!("{}\n{}", column("orders"), column("t4_r1"));
+    assert_eq!(told("drop cascades to 2 other objects", &two), (column("orders"), None));
+    let three = format!("{two}\ndrop cascades to view v");
+    let rest = format!("{}\ndrop cascades to view v", column("orders"));
+    assert_eq!(
+        told("drop cascades to 3 other objects", &three),
+        ("drop cascades to 2 other objects".to_owned(), Some(rest))
+    );
+    let other = told("cannot drop type mood", "a depends on mood\nb depends on mood");
+    assert_eq!(other.1.as_deref(), Some("a depends on mood\nb depends on mood"));
+}
