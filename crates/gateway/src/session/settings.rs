@@ -146,6 +146,13 @@ impl Settings {
         self.refingerprint();
     }
 
+    /// What the start-up message gives for a setting.
+    pub(crate) fn startup_value(&self, name: &str) -> Option<&str> {
+        let mut given = self.startup.iter().rev();
+        let last = given.find(|(n, _)| n.eq_ignore_ascii_case(name));
+        last.map(|(_, value)| value.as_str())
+    }
+
     /// Notes a RESET ALL.
     pub(crate) fn reset_all(&mut self) {
         // RESET ALL leaves role and session authorization as they are.

@@ -142,13 +142,18 @@ impl Session {
         let mut backend = self.home_backend().await?;
         backend.set_settings(UNKNOWN_SETTINGS);
         let before = backend.parameters().to_vec();
-        backend.simple(text).await?;
+        // What was said when it was brought in line with the session is nothing new.
+        backend.take_notices();
+        let set = backend.simple(text).await;
+        let notices = backend.take_notices();
         let told: Vec<_> = backend
             .parameters()
             .iter()
             .filter(|p| !before.contains(p))
             .cloned()
             .collect();
+        notices.iter().for_each(|notice| self.client.put_notice(notice));
+        set?;
         self.tell_parameters(&told);
         Ok(told)
     }

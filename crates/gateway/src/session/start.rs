@@ -6,7 +6,7 @@
 //! from outside (pg_locks, pg_blocking_pids(), pg_stat_activity) sees the session as it sees those of a PostgreSQL server.
 //! It costs what a PostgreSQL session costs: nobody else uses the connection.
 
-use super::block::Block;
+use super::block::{Block, notice};
 use super::settings::{Settings, parse_options};
 use super::{Problem, Session};
 use crate::authentication::limits;
@@ -108,6 +108,7 @@ impl Session {
             self.keep_backend().await?;
         }
         self.client.put(b'R', &0i32.to_be_bytes());
+        self.tell_of_cut_name();
         for (name, value) in &reported {
             self.client.put_parameter(name, value);
         }
@@ -134,6 +135,19 @@ impl Session {
                 Err(error) if error.sqlstate() == SqlState::UNDEFINED_OBJECT => backend.taint(),
                 result => return result,
             }
+        }
+    }
+
+    /// What PostgreSQL says where it cuts the start-up's application_name; a pooled backend has it already, or says so to nobody.
+    fn tell_of_cut_name(&mut self) {
+        let Some(name) = self.settings.startup_value("application_name") else {
+            return;
+        };
+        let cut = pgherd_sql::lexer::cut_name(name.to_owned());
+        if cut != name {
+            let message = format!("identifier \"{name}\" will be truncated to \"{cut}\"");
+            let told = notice("NOTICE", SqlState::from_code("42622"), &message);
+            self.put_notice(&told);
         }
     }
 

@@ -32,13 +32,13 @@ FLUSH = message(b"H")
 
 
 class Connection:
-    def __init__(self):
+    def __init__(self, application="messages"):
         self.socket = socket.create_connection((os.environ["PGHOST"], int(os.environ["PGPORT"])), timeout=30)
         start = struct.pack("!i", 196608)
-        start += f"user\0{os.environ['PGUSER']}\0database\0{os.environ['PGDATABASE']}\0\0".encode()
+        start += f"user\0{os.environ['PGUSER']}\0database\0{os.environ['PGDATABASE']}\0application_name\0{application}\0\0".encode()
         self.socket.sendall(struct.pack("!i", len(start) + 4) + start)
         self.file = self.socket.makefile("rb")
-        self.until_ready(1)
+        self.started = self.until_ready(1)
 
     def read(self):
         letter = self.file.read(1)
@@ -101,6 +101,10 @@ def main():
     connection.say(1, simple("ROLLBACK"))
     connection.say(1, simple("RESET client_min_messages"))
     connection.say(1, simple("ROLLBACK"))
+    # A name that is cut is told of once.
+    connection = Connection("x" * 65)
+    connection.socket.sendall(simple(f"SET application_name = '{'y' * 64}'"))
+    print(connection.started.count("N"), connection.until_ready(1).count("N"))
 
 
 main()
