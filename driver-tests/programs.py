@@ -33,9 +33,9 @@ def has_packages(*names):
     return lambda: all(importlib.util.find_spec(name) for name in names)
 
 
-def has_node():
-    folders = os.environ.get("NODE_PATH", "").split(":")
-    return bool(shutil.which("node")) and all(any((pathlib.Path(f) / p).exists() for f in folders if f) for p in ["pg", "pg-cursor", "pg-query-stream"])
+def has_node(*names):
+    folders = [pathlib.Path(f) for f in os.environ.get("NODE_PATH", "").split(":") if f]
+    return lambda: bool(shutil.which("node")) and all(any((f / name).exists() for f in folders) for name in names)
 
 
 def has_jdbc():
@@ -46,14 +46,18 @@ def python(name):
     return [sys.executable, FOLDER / "python" / f"{name}.py"]
 
 
+NODE_ORMS = ["sequelize", "typeorm", "reflect-metadata", "knex", "drizzle-orm", "kysely", "pg-promise", "postgres", "pg"]
 # Command, whether it can be run here, and what it is.
 PROGRAMS = {
     "psql": (lambda: [f"{programs()}/psql", "-X", "-f", FOLDER / "psql" / "session.sql"], lambda: True, "psql: a session with its \\-commands"),
+    "catalogs": (lambda: [f"{programs()}/psql", "-X", "-f", FOLDER / "psql" / "catalogs.sql"], lambda: True, "what Rails, Hibernate, Prisma, PostgREST, DBeaver, pgcli and drivers ask the catalogs"),
     "pgbench": (lambda: ["bash", FOLDER / "shell" / "pgbench.sh"], lambda: True, "pgbench: -i, built-in scripts in all protocols, own scripts, pipelines"),
     "pg_dump": (lambda: python("with_pg_dump"), lambda: True, "pg_dump and pg_restore: five formats, restored into itself and into plain PostgreSQL"),
     "sqlalchemy": (lambda: python("with_sqlalchemy"), has_packages("sqlalchemy", "alembic", "psycopg", "asyncpg", "greenlet"), "SQLAlchemy 2 (psycopg 3, asyncpg) with Alembic"),
     "django": (lambda: python("with_django"), has_packages("django", "psycopg"), "Django: migrations, ORM, transactions, administration, inspectdb"),
-    "node-postgres": (lambda: ["node", FOLDER / "node" / "with_pg.js"], has_node, "node-postgres with pg-cursor and pg-query-stream"),
+    "node-postgres": (lambda: ["node", FOLDER / "node" / "with_pg.js"], has_node("pg", "pg-cursor", "pg-query-stream"), "node-postgres with pg-cursor and pg-query-stream"),
+    "python-orms": (lambda: python("with_small_orms"), has_packages("peewee", "psycopg2", "pony", "tortoise", "sqlmodel", "psycopg", "asyncpg"), "Peewee, Pony, Tortoise, SQLModel"),
+    "node-orms": (lambda: ["node", FOLDER / "node" / "with_orms.js"], has_node(*NODE_ORMS), "Sequelize, TypeORM, Knex, Drizzle, Kysely, pg-promise, postgres.js"),
     "jdbc": (lambda: ["java", "-cp", os.environ["JDBC_JAR"], FOLDER / "java" / "WithJdbc.java"], has_jdbc, "JDBC in its query modes, with COPY, large objects, metadata"),
 }
 
