@@ -69,7 +69,7 @@ def output(name, side, folder, port, other_port):
     environment.update(PGPROGRAMS=programs(), PGOTHER=str(other_port), PYTHONDONTWRITEBYTECODE="1", TZ="UTC")
     command, _, _ = PROGRAMS[name]
     try:
-        done = subprocess.run(command(), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+        done = subprocess.run(command(), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
         status, said = done.returncode, done.stdout
     except subprocess.TimeoutExpired as expired:
         status, said = "none: it did not end in time", expired.stdout or b""
