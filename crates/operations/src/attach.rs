@@ -148,7 +148,9 @@ async fn take_to(
             quote_identifier(&definition.owner)
         ));
     }
+    let before = work.notice_count();
     work.on(shard, &statements.join("; ")).await?;
+    work.truncate_notices(before);
     let columns = definition.copied_columns();
     let (home, target) = (work.home(), full.to_string());
     let query = format!("SELECT {columns} FROM {full}");

@@ -216,8 +216,10 @@ pub(crate) async fn establish(
         let owner = pgherd_model::quote_identifier(&definition.owner);
         statements.push(format!("ALTER TABLE {} OWNER TO {owner}", table.name));
     }
-    let others = work.others();
+    let (others, before) = (work.others(), work.notice_count());
     work.on_each(&others, &statements.join("; ")).await?;
+    // The sequences may be there already, which is not news to the client.
+    work.truncate_notices(before);
     let payload = json!({"create": [*fence_name(table.id, 1).name], "drop": []}).to_string();
     for shard in work.shards() {
         work.signed(shard, "change_fences", &payload).await?;
