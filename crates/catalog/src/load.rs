@@ -344,6 +344,7 @@ fn refuse_unsafe_defaults(tables: &mut [Table], functions: &HashSet<String>) {
         if let Some(function) = table.columns.iter().find_map(calls) {
             table.kind = TableKind::Refused {
                 reason: format!("A column's default calls function {function}, which may read a sharded table."),
+                readable: false,
             };
         }
     }

@@ -107,6 +107,8 @@ pub enum TableKind {
     Refused {
         /// said in the error's detail
         reason: String,
+        /// only changes would reach other tables, by a trigger: its rows are all on the home shard, where they can be read
+        readable: bool,
     },
 }
 
@@ -227,6 +229,11 @@ impl Table {
             TableKind::Sharded(sharded) => Some(sharded.as_ref()),
             _ => None,
         }
+    }
+
+    /// Whether reading it is as with any local table, although it cannot be changed.
+    pub fn is_readable_only(&self) -> bool {
+        matches!(self.kind, TableKind::Refused { readable: true, .. })
     }
 
     /// What is routed as a table: the table itself, or what stands for a view.

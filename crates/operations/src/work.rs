@@ -431,7 +431,7 @@ impl<'w, 's> Work<'w, 's> {
     /// Refuses what would show one shard's part only.
     pub fn refuse_refused(&self, table: &Table) -> Result<(), ServerError> {
         match &table.kind {
-            TableKind::Refused { reason } => Err(ServerError::unsupported(
+            TableKind::Refused { reason, .. } => Err(ServerError::unsupported(
                 format!(
                     "relation \"{}\" cannot be used while it reaches sharded tables",
                     table.name.name

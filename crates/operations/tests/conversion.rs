@@ -50,7 +50,8 @@ async fn a_primary_key_distributes_and_what_cannot_hold_makes_local_again() {
 
     // A key that is added later distributes what is there.
     c.ok("CREATE SEQUENCE late_id").await;
-    c.ok("CREATE TABLE late (id int DEFAULT nextval('late_id'), v text)").await;
+    c.ok("CREATE TABLE late (id int DEFAULT nextval('late_id'), v text)")
+        .await;
     c.ok("ALTER SEQUENCE late_id OWNED BY late.id").await;
     c.on(
         1,

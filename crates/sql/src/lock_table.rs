@@ -34,6 +34,9 @@ impl LockTable {
             let Some(table) = context.resolve(name.schema.as_deref(), &name.name) else {
                 return Ok(Target::Home);
             };
+            if table.is_readable_only() {
+                return Ok(Target::Home);
+            }
             match (&table.kind, sharded_of(&table, context.snapshot)) {
                 (TableKind::Partition { range, .. }, Some((parent, _))) => Ok(Target::Partition(parent, *range)),
                 (_, Some((table, _))) => Ok(Target::Sharded(table)),

@@ -423,6 +423,7 @@ impl<'a> Walk<'a> {
 
     fn refer(&mut self, name: ObjectName, alias: Option<String>, end: usize, role: Role) -> usize {
         let table = (self.resolve)(name.schema.as_deref(), &name.name);
+        let table = table.filter(|table| role != Role::Read || !table.is_readable_only());
         self.references.push(Reference {
             name,
             alias,

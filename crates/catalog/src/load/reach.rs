@@ -103,6 +103,8 @@ pub(super) struct Reach {
     pub home: HashSet<String>,
     /// why a relation is refused
     refused: HashMap<Name, String>,
+    /// those of them that are refused for a trigger only
+    readable: HashSet<Name>,
     /// views to expand, by OID
     expanded: HashSet<u32>,
 }
@@ -210,6 +212,11 @@ impl Reach {
                     "Trigger {} runs a function that may read or write a sharded table.",
                     trigger.name
                 );
+                let name = Name::new(&trigger.schema, &trigger.table);
+                let is_local = !reach.refused.contains_key(&name) && tables.iter().all(|t| t.name != name);
+                if is_local {
+                    reach.readable.insert(name);
+                }
                 reach.refuse(&trigger.schema, &trigger.table, reason, &mut names);
                 relations.insert(trigger.oid);
             }
@@ -290,7 +297,12 @@ impl Reach {
 
     fn refuse(&mut self, schema: &str, table: &str, reason: String, names: &mut HashSet<String>) {
         names.insert(table.to_lowercase());
-        self.refused.entry(Name::new(schema, table)).or_insert(reason);
+        let name = Name::new(schema, table);
+        // A second reason is no trigger's, or another one's.
+        if self.refused.get(&name).is_some_and(|first| *first != reason) && !reason.starts_with("Trigger ") {
+            self.readable.remove(&name);
+        }
+        self.refused.entry(name).or_insert(reason);
     }
 
     fn refuse_foreign_key(&mut self, key: &ForeignKey, roots: &ByOid<String>, names: &mut HashSet<String>) {
@@ -349,7 +361,10 @@ impl Reach {
         tables.extend(self.refused.iter().map(|(name, reason)| Table {
             name: name.clone(),
             columns: Vec::new(),
-            kind: TableKind::Refused { reason: reason.clone() },
+            kind: TableKind::Refused {
+                reason: reason.clone(),
+                readable: self.readable.contains(name),
+            },
         }));
         tables
     }

@@ -145,7 +145,17 @@ impl Session {
                 self.relay_copy(unit, entered, &part).await
             }
             TableKind::View { .. } => Err(copy_of_view(&table, shape.from).into()),
-            TableKind::Refused { reason } => Err(ServerError::new(
+            TableKind::Refused { readable: true, .. } if !shape.from => {
+                let part = Part {
+                    shard: self.gateway.shards.home(),
+                    text: unit.statement.text.clone(),
+                    parameters: None,
+                    fences: Vec::new(),
+                    replaced: [].into(),
+                };
+                self.relay_copy(unit, entered, &part).await
+            }
+            TableKind::Refused { reason, .. } => Err(ServerError::new(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!("COPY of \"{}\" is not supported", table.name.name),
             )

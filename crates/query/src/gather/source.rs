@@ -76,10 +76,11 @@ pub(super) fn resolve(statement: &Statement<'_>, parsed: &ParsedQuery) -> Result
                 .resolve(mention.schema.as_deref(), &mention.name, statement.search_path);
             let (lookup, table) = match resolved {
                 Resolved::Home => (home_name(mention), None),
+                Resolved::Known(table) if table.is_readable_only() => (home_name(mention), None),
                 Resolved::Known(table) => {
                     let table = table.placed();
                     let lookup = match &table.kind {
-                        TableKind::Refused { reason } => {
+                        TableKind::Refused { reason, .. } => {
                             return Err(ServerError::unsupported(
                                 format!("relation \"{}\" cannot be read over several shards", mention.name),
                                 "Read the sharded tables themselves.",

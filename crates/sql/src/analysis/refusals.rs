@@ -37,7 +37,7 @@ pub(super) fn refused(references: &[Reference]) -> Option<ServerError> {
     references.iter().find_map(|reference| {
         let table = reference.table.as_ref()?;
         match &table.kind {
-            TableKind::Refused { reason } => Some(
+            TableKind::Refused { reason, .. } => Some(
                 ServerError::unsupported(
                     format!(
                         "\"{}\" cannot be used while its data lies on several shards",

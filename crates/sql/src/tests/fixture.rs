@@ -318,7 +318,14 @@ pub fn snapshot() -> Snapshot {
     };
     tables.push(other("sums", &[("k", 20)], sums));
     let reason = "It was made from one shard's rows.".to_owned();
-    tables.push(other("mat", &[("k", 23)], TableKind::Refused { reason }));
+    tables.push(other(
+        "mat",
+        &[("k", 23)],
+        TableKind::Refused {
+            reason,
+            readable: false,
+        },
+    ));
     let mut snapshot = Snapshot {
         epoch: Epoch(5),
         shards: vec![ShardId(1), ShardId(2), ShardId(3)],
