@@ -90,7 +90,8 @@ fn names_only_what_is_before(queries: &[WithQuery]) -> bool {
     let names = |query: &WithQuery, other: &WithQuery| query.words.contains(&other.name);
     (0..queries.len()).all(|i| {
         let (query, behind) = (&queries[i], &queries[i + 1..]);
-        !behind.iter().any(|other| names(query, other)) && !(query.writes && names(query, query))
+        let names_itself = query.writes && names(query, query);
+        !names_itself && !behind.iter().any(|other| names(query, other))
     })
 }
 
