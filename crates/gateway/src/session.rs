@@ -7,6 +7,7 @@
 //! in [`stored`], the protocol's function call in [`function_call`]. Some are run in other words: [`rewritten`], [`sequences`], [`own_state`], [`shown_catalogs`]. What SERIALIZABLE locks is in [`serializable`] and [`row_locks`].
 
 mod block;
+mod constants;
 mod constraints;
 mod copy;
 mod cursor;

@@ -1,10 +1,13 @@
 //! Triggers, rules, policies and statistics, which belong to a table. On a sharded table they exist on every shard, as
 //! far as what runs inside one shard cannot see less than it should.
 
+use crate::alter_table::as_local;
+use crate::convert;
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use pgherd_model::{ServerError, TableKind};
-use pgherd_sql::{Ddl, DdlKind};
+use pgherd_sql::{Ddl, DdlKind, ObjectName};
+use std::collections::BTreeSet;
 
 /// CREATE, ALTER or DROP of such an object.
 pub(crate) async fn change(
@@ -16,6 +19,7 @@ pub(crate) async fn change(
         refuse_unsafe_function(work, text)?;
     }
     if matches!(ddl.kind, DdlKind::CreateRule) {
+        free_for_rule(work, text).await?;
         refuse_rule(work, ddl, text)?;
     }
     let Some(table) = ddl.relations.first().and_then(|n| work.resolve(n)) else {
@@ -35,10 +39,25 @@ pub(crate) async fn change(
             return work.on_home(text.text).await;
         }
     }
+    let for_each_row = text.has(&["for", "each", "row"]) || text.has(&["for", "row"]);
+    if ddl.kind == DdlKind::CreateTrigger && table.sharded().is_some_and(|s| s.by_default) {
+        if !for_each_row {
+            return as_local(work, &table, "it has a statement-level trigger", text).await;
+        }
+        if refuse_home_function(work, text).is_err() {
+            return as_local(
+                work,
+                &table,
+                "it has a trigger whose function needs the home shard",
+                text,
+            )
+            .await;
+        }
+    }
     if ddl.kind == DdlKind::CreateTrigger {
         refuse_home_function(work, text)?;
     }
-    if ddl.kind == DdlKind::CreateTrigger && !text.has(&["for", "each", "row"]) && !text.has(&["for", "row"]) {
+    if ddl.kind == DdlKind::CreateTrigger && !for_each_row {
         return Err(ServerError::unsupported(
             format!("statement-level triggers on sharded table \"{name}\" would fire once on every shard"),
             "Use a trigger FOR EACH ROW.",
@@ -79,6 +98,30 @@ fn refuse_home_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Result
         )),
         None => Ok(()),
     }
+}
+
+/// A rule is about tables of one shard: what `pgherd.default_distribution` has made sharded becomes local for it.
+async fn free_for_rule(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
+    let names: BTreeSet<String> = text.identifiers().collect();
+    for name in names {
+        let name = ObjectName {
+            schema: None,
+            name,
+            span: 0..0,
+        };
+        let Some(table) = work
+            .sharded(&name)
+            .filter(|t| t.sharded().is_some_and(|s| s.by_default))
+        else {
+            continue;
+        };
+        convert::refuse_to_free(work, &table)?;
+        let linked = convert::undistribute(work, &table.name).await?;
+        work.notice(format!("table \"{}\" is local: a rule involves it", table.name.name));
+        convert::notice_linked(work, &linked, &table.name);
+        work.reload().await?;
+    }
+    Ok(())
 }
 
 /// A rule rewrites inside one shard.

@@ -307,6 +307,49 @@ async fn merges_lose_nothing() {
 }
 
 /// A queue that is taken from by a join, and by a subquery that locks: each job is done once, and all are.
+/// ON CONFLICT DO UPDATE that reads a table, by writers that insert and change the same rows: each finds the row that another has just
+/// added or changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn upserts_lose_nothing() {
+    let bed = Bed::start(
+        "CREATE TABLE counter (k int PRIMARY KEY, n int NOT NULL); \
+         CREATE TABLE step (id int PRIMARY KEY, n int); INSERT INTO step VALUES (5, 1), (15, 0), (25, 0)",
+    )
+    .await;
+    let upsert = |first: i32| {
+        format!(
+            "INSERT INTO counter SELECT i, 1 FROM generate_series({first}, 30, 4) i \
+             ON CONFLICT (k) DO UPDATE SET n = counter.n + (SELECT max(n) FROM step)"
+        )
+    };
+    let statements = [
+        upsert(1),
+        upsert(3),
+        upsert(1),
+        "UPDATE counter SET n = n + 1 WHERE k = 5".to_owned(),
+    ];
+    let mut tasks = Vec::new();
+    for (number, sql) in statements.into_iter().enumerate() {
+        let client = bed.client(number).await;
+        tasks.push(tokio::spawn(async move {
+            let mut written = 0;
+            for _ in 0..10 {
+                written += write(&client, &sql).await;
+            }
+            written
+        }));
+    }
+    let mut written = 0;
+    for task in tasks {
+        written += task.await.expect("a writer");
+    }
+    let client = bed.client(0).await;
+    let sums = row(&client, "SELECT sum(n), count(*) FROM counter").await;
+    assert_eq!(sums, [written.to_string(), "15".to_owned()]);
+    drop(client);
+    bed.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_found_by_joins_are_done_once() {
     let bed = Bed::start(

@@ -29,6 +29,7 @@ mod literal;
 mod lock_order;
 mod lock_strength;
 mod lock_table;
+mod locked_inside;
 mod locking_subqueries;
 pub mod locks;
 mod nested_joins;
@@ -62,6 +63,7 @@ pub use kind::{
     SetValue,
 };
 pub use lock_strength::LockStrength;
+pub use locked_inside::locked_inside;
 pub use locking_subqueries::{LockingSubquery, locking_subqueries};
 pub use locks::{Locks, ShardLocks};
 pub use parse::{Parsed, parse};

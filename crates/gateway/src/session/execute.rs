@@ -229,7 +229,8 @@ impl Session {
         };
         if matches!(route, Route::Plan | Route::GatherWrite | Route::Refuse(_)) {
             let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
-            if !pgherd_sql::locking_subqueries(text, tokens).is_empty() {
+            let locks_inside = || entered.analysis.locking && pgherd_sql::locked_inside(text, tokens).is_some();
+            if !pgherd_sql::locking_subqueries(text, tokens).is_empty() || locks_inside() {
                 return Err(Problem::NeedsLocks);
             }
             if pgherd_sql::with_queries(text, tokens).is_some_and(|parts| parts.writes()) {

@@ -1,5 +1,5 @@
 //! Subqueries and queries of WITH that lock rows, in a statement that needs several shards: each runs first, as the statement that it
-//! is, and its rows stand in its place as constants of their types.
+//! is, and its rows stand in its place as constants of their types. A query that locks the rows of its one subquery is such a statement too.
 //!
 //! PostgreSQL runs such a subquery once as well, where it names nothing of the statement around it. What it has locked nobody
 //! changes until the rest of the statement reads it, so that it does not matter that the rest has a snapshot of its own at READ
@@ -7,13 +7,11 @@
 
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, quote_identifier};
-use pgherd_sql::{LockingSubquery, locking_subqueries};
+use pgherd_sql::{LockingSubquery, locked_inside, locking_subqueries};
 
 impl Session {
     /// Runs the statement with its locking subqueries first.
     pub(crate) async fn with_locking_subqueries(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        let text = unit.statement.text.clone();
-        let found = locking_subqueries(&text, &unit.statement.parsed.tokens);
         if let Mode::Extended { max_rows: 1.., .. } = unit.mode {
             return Err(not_first("Its client asks for rows a few at a time.").into());
         }
@@ -21,6 +19,12 @@ impl Session {
         let snapshot = self.present_snapshot();
         let types = self.description(unit, &snapshot).await?.parameter_types.clone();
         let unit = Unit { types: &types, ..unit };
+        let (own, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let inside = locked_inside(own, tokens).map(|text| self.database.cache.parse(&text));
+        let inside = inside.transpose()?;
+        let statement = inside.as_ref().and_then(|all| all.first()).unwrap_or(unit.statement);
+        let text = statement.text.clone();
+        let found = locking_subqueries(&text, &statement.parsed.tokens);
         let made = self.ensure_block();
         let held = self.client.hold_tag();
         let result = self.run_locking_first(unit, &text, &found).await;

@@ -16,14 +16,11 @@ use crate::statements::Statement;
 use bytes::Bytes;
 use one_table::{OneTable, Written};
 use pgherd_model::{Name, ServerError, ShardId, SqlState, Table, TableKind, quote_identifier, quote_literal};
-use pgherd_shards::{ColumnDescription, Row, parse_data_row};
+use pgherd_shards::ColumnDescription;
 use pgherd_sql::{Kind, WithQueries, WithQuery, relations::Role, with_queries};
 use pgherd_transaction::Isolation;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-
-/// The returned rows of one part are kept in memory, and become text.
-const MOST_BYTES: usize = 64 << 20;
 
 /// How often a statement is run again because others changed its rows.
 const MOST_TRIES: u32 = 20;
@@ -377,6 +374,7 @@ impl Session {
             let columns = self.description(part, &snapshot).await?.columns.clone();
             let rows = self.rows_of(part).await?;
             if let Some(mut columns) = columns {
+                self.refuse_collations(&step, &columns).await?;
                 let types = self.column_types(&columns).await?;
                 wants
                     .one_table
@@ -445,40 +443,38 @@ impl Session {
         Ok(format!("{} {names} AS ({source})", quote_identifier(&query.name)))
     }
 
-    /// The columns' types as SQL.
-    async fn column_types(&mut self, columns: &[ColumnDescription]) -> Result<Vec<String>, Problem> {
-        let types: Vec<_> = columns
+    /// The collation of an expression cannot be asked for: refused where it may be another one than its type's.
+    async fn refuse_collations(&mut self, step: &Step, columns: &[ColumnDescription]) -> Result<(), Problem> {
+        let computed: Vec<_> = columns
             .iter()
-            .map(|c| format!("pg_catalog.format_type({}, {})", c.type_oid, c.type_modifier))
+            .filter(|c| c.table_oid == 0)
+            .map(|c| c.type_oid.to_string())
             .collect();
-        let results = self.ask_home(&format!("SELECT {}", types.join(", "))).await?;
-        let name = |i: usize| results.first().and_then(|r| r.text(0, i)).unwrap_or("text").to_owned();
-        Ok((0..columns.len()).map(name).collect())
-    }
-
-    /// Rows as a query of constants of their types, without what they have beyond these columns.
-    pub(super) async fn constants(&mut self, columns: &[ColumnDescription], rows: Bytes) -> Result<String, Problem> {
-        if rows.len() > MOST_BYTES {
-            return Err(not_in_parts("A part of it returns too many rows.").into());
+        if computed.is_empty() {
+            return Ok(());
         }
-        let types = self.column_types(columns).await?;
-        let value = |i: usize, value: Option<Bytes>| match value {
-            Some(value) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(&value)), types[i]),
-            None => format!("NULL::{}", types[i]),
-        };
-        let mut tuples = Vec::new();
-        for row in data_rows(rows) {
-            let own = row.into_iter().take(columns.len()).enumerate();
-            let values: Vec<_> = own.map(|(i, v)| value(i, v)).collect();
-            tuples.push(format!("({})", values.join(", ")));
+        let target = step.target.iter().map(|(name, table)| match table {
+            Some(table) => table.name.to_string(),
+            None => quote_identifier(name),
+        });
+        let names = step.relations.iter().map(|(name, _)| name.clone()).chain(target);
+        let names: Vec<_> = names.map(|name| quote_literal(&name)).collect();
+        let sql = format!(
+            "SELECT (EXISTS (SELECT FROM pg_catalog.pg_type t WHERE t.oid IN ({}) AND t.typcollation <> 0) \
+             AND EXISTS (SELECT FROM pg_catalog.unnest(ARRAY[{}]::text[]) n \
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = pg_catalog.to_regclass(n) AND a.attnum > 0 AND NOT a.attisdropped \
+             JOIN pg_catalog.pg_type t ON t.oid = a.atttypid WHERE a.attcollation <> t.typcollation))::text",
+            computed.join(", "),
+            names.join(", ")
+        );
+        let answer = self.ask_home(&sql).await?;
+        match answer.first().and_then(|r| r.text(0, 0)) {
+            Some("false") => Ok(()),
+            _ => Err(not_in_parts(
+                "A part of it returns an expression over a table whose columns have collations of their own.",
+            )
+            .into()),
         }
-        Ok(match tuples.is_empty() {
-            true => {
-                let nulls: Vec<_> = (0..columns.len()).map(|i| value(i, None)).collect();
-                format!("SELECT {} WHERE false", nulls.join(", "))
-            }
-            false => format!("VALUES {}", tuples.join(", ")),
-        })
     }
 }
 
@@ -546,20 +542,7 @@ fn calls_home_function(snapshot: &pgherd_model::Snapshot, text: &str, statement:
     called.is_none_or(|names| names.iter().any(|name| snapshot.home_functions.contains(name)))
 }
 
-/// The values of the DataRow messages among these.
-fn data_rows(mut messages: Bytes) -> Vec<Row> {
-    let mut rows = Vec::new();
-    while let [tag, a, b, c, d, ..] = messages[..] {
-        let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
-        let message = messages.split_to(whole.min(messages.len()));
-        if tag == b'D' {
-            rows.push(parse_data_row(message.slice(5..)));
-        }
-    }
-    rows
-}
-
-fn not_in_parts(detail: &str) -> ServerError {
+pub(super) fn not_in_parts(detail: &str) -> ServerError {
     ServerError::unsupported(
         "this WITH that writes needs more than one shard",
         "Run its statements one after another in a transaction.",

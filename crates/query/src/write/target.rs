@@ -64,8 +64,9 @@ impl Target {
         if let Some(reason) = facts.reason {
             return Err(not_exact(name, reason));
         }
-        if facts.refers_to_itself && verb == "MERGE" {
-            return Err(not_exact(name, "it has a foreign key to itself"));
+        let acts_on_itself = |t: &Arc<Table>| t.sharded().is_none_or(|s| s.acts_on.contains(&t.name));
+        if facts.refers_to_itself && verb == "MERGE" && table.as_ref().is_none_or(acts_on_itself) {
+            return Err(not_exact(name, "it has a foreign key to itself, with actions"));
         }
         let metadata = metadata::read(home, &[lookup], &[]).await?;
         let relation = metadata.relations.into_iter().next().flatten();

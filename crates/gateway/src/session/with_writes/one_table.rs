@@ -2,7 +2,8 @@
 //! DELETE passes by what earlier ones have written, which return the keys of their rows for that. A later INSERT only adds rows, among
 //! which one may take the place of a row that is gone, where PostgreSQL, going row by row, may still find that in its way.
 
-use super::{Step, data_rows, not_in_parts};
+use super::super::constants::data_rows;
+use super::{Step, not_in_parts};
 use bytes::Bytes;
 use pgherd_model::{ServerError, Table, quote_literal};
 use pgherd_shards::ColumnDescription;
@@ -90,7 +91,7 @@ impl OneTable {
         part: usize,
         columns: &mut Vec<ColumnDescription>,
         rows: &Bytes,
-        types: &[String],
+        types: &[(String, String)],
         written: &mut Written,
     ) {
         let Some(key) = self.tells.get(&part) else { return };
@@ -99,7 +100,7 @@ impl OneTable {
             Some(value) => format!(
                 "{}::{}",
                 quote_literal(&String::from_utf8_lossy(&value)),
-                types[first + i]
+                types[first + i].0
             ),
             None => "NULL".to_owned(),
         };

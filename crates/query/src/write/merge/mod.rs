@@ -107,6 +107,7 @@ pub(super) async fn attempt(
     })
     .await?;
     let mut count = 0;
+    let several = found.iter().filter(|rows| !rows.is_empty()).count() > 1;
     for (when, rows) in whens.iter().zip(&mut found) {
         rows.sort_by(Found::as_they_lie);
         if when.rank == 1 {
@@ -116,7 +117,7 @@ pub(super) async fn attempt(
             2 => when.writer.insert(rows, transaction).await,
             _ => when.writer.write(rows, transaction).await,
         };
-        let written = written.map_err(|e| match whens.len() > 1 && first.writer.target.is_referenced {
+        let written = written.map_err(|e| match several && first.writer.target.is_referenced {
             true => first.writer.target.unless_broken(e),
             false => e,
         });
