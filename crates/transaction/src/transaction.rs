@@ -202,6 +202,11 @@ impl Transaction {
         self.replays.push((self.savepoints.len(), sql));
     }
 
+    /// What [`Self::replay_on_join`] was told, as far as it was not undone.
+    pub fn replays(&self) -> impl Iterator<Item = &str> {
+        self.replays.iter().map(|(_, sql)| &**sql)
+    }
+
     /// Tells of each connection that joins from now on, so that a statement which enlists shards as it goes can be
     /// cancelled on all of them.
     pub fn on_join(&mut self, tell: Arc<dyn Fn(CancelToken) + Send + Sync>) {

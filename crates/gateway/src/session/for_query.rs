@@ -18,10 +18,29 @@ impl Session {
     /// For a statement whose parameters have these types.
     pub(super) async fn surroundings(&self, types: &[u32], snapshot: &Snapshot) -> Result<Surroundings, ServerError> {
         Ok(Surroundings {
-            settings_sql: self.settings.set_sql(),
+            settings_sql: self.settings_sql(),
             search_path: self.settings.search_path.clone(),
             types_elsewhere: self.types_elsewhere(types, snapshot).await?,
         })
+    }
+
+    /// What gives a connection that is not of the transaction its settings, those of SET LOCAL too.
+    fn settings_sql(&self) -> String {
+        let mut sql = self.settings.set_sql();
+        let replays = self
+            .block
+            .open()
+            .into_iter()
+            .flat_map(|open| open.transaction.replays());
+        let is_setting = |text: &&str| {
+            let second = text.split_whitespace().nth(1);
+            second.is_none_or(|word| !word.eq_ignore_ascii_case("constraints"))
+        };
+        for local in replays.filter(is_setting) {
+            sql.push_str(local);
+            sql.push(';');
+        }
+        sql
     }
 
     /// What the parameters' types are on other shards than the home shard, where users made them.
