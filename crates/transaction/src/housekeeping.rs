@@ -73,8 +73,8 @@ async fn tick(
         if let Err(e) = close_dead_sequences(coordinator).await {
             tracing::debug!("cannot clear up after dead gateways: {e}");
         }
-        if let Err(e) = look_for_deferrable(coordinator).await {
-            tracing::debug!("cannot see whether deferrable constraints exist: {e}");
+        if let Err(e) = look_at_schema(coordinator).await {
+            tracing::debug!("cannot see what of the schema matters to commits: {e}");
         }
     }
 }
@@ -351,12 +351,19 @@ async fn on_all(coordinator: &Coordinator, sql: &str, name: &str) -> Result<(), 
     join_all(runs).await.into_iter().collect()
 }
 
-async fn look_for_deferrable(coordinator: &Coordinator) -> Result<(), Error> {
+/// What of a shard's schema matters to commits: deferrable constraints, and users' functions with a word in them for what PostgreSQL does
+/// not prepare. One of those too many costs a round where the home shard is one of several writers.
+const LOOK_AT_SCHEMA: &str = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgdeferrable), \
+    EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+            WHERE p.oid >= 16384 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd', 'pgherd_data') \
+              AND p.prosrc ~* '\\m(notify|pg_notify|temp|temporary|refresh|pg_export_snapshot)\\M')";
+
+async fn look_at_schema(coordinator: &Coordinator) -> Result<(), Error> {
     let looks = coordinator.states.iter().map(async |state| {
         let client = state.connected().ok_or_else(|| not_connected(state))?;
-        let sql = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgdeferrable)";
-        let exist: bool = state.within(client.query_one(sql, &[])).await?.get(0);
-        state.deferrable.store(exist, Ordering::Relaxed);
+        let row = state.within(client.query_one(LOOK_AT_SCHEMA, &[])).await?;
+        state.deferrable.store(row.get(0), Ordering::Relaxed);
+        state.unpreparable.store(row.get(1), Ordering::Relaxed);
         Ok(())
     });
     join_all(looks).await.into_iter().collect()

@@ -32,6 +32,8 @@ pub(crate) struct ShardState {
     commits: OnceLock<Arc<Semaphore>>,
     /// deferrable constraints exist
     pub deferrable: AtomicBool,
+    /// functions exist that may do what PostgreSQL does not prepare
+    pub unpreparable: AtomicBool,
     registered: Mutex<Option<SequenceId>>,
     /// the watermark that it was last told
     pub published: Mutex<Option<(SequenceId, i64)>>,
@@ -48,6 +50,7 @@ impl ShardState {
             owed_count: AtomicUsize::new(0),
             commits: OnceLock::new(),
             deferrable: AtomicBool::new(true),
+            unpreparable: AtomicBool::new(false),
             registered: Mutex::new(None),
             published: Mutex::new(None),
         }

@@ -20,6 +20,7 @@ use pgherd_model::{ServerError, ShardId, SqlState};
 use pgherd_shards::Backend;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -41,8 +42,7 @@ pub(crate) async fn two_phases(
             return Err(abandon(all, e).await);
         }
     };
-    // A session's own connection may hold what PostgreSQL does not prepare: temporary tables, cursors WITH HOLD, LISTEN.
-    let last = writers.iter().find(|w| w.backend.is_pinned()).map(Participant::shard);
+    let last = last_of(&coordinator, &writers);
     let in_flight = coordinator.sequence.begin(ids.clone(), last);
     let name = in_flight.gid.to_string();
     let run = Run {
@@ -71,6 +71,19 @@ pub(crate) async fn two_phases(
     metrics::counter!("pgherd_two_phase_commits_total", "outcome" => outcome).increment(1);
     metrics::histogram!("pgherd_two_phase_commit_seconds").record(begun.elapsed().as_secs_f64());
     result
+}
+
+/// Whose part may not be one that PostgreSQL prepares. A session's own connection may hold temporary tables, cursors WITH HOLD, or LISTEN; on
+/// the home shard, triggers of local tables may notify, or refresh a materialized view.
+fn last_of(coordinator: &Coordinator, writers: &[Participant]) -> Option<ShardId> {
+    let pinned = writers.iter().find(|w| w.backend.is_pinned()).map(Participant::shard);
+    let home = coordinator.shards.home();
+    let is_doubtful = || {
+        coordinator
+            .state(home)
+            .is_ok_and(|state| state.unpreparable.load(Ordering::Relaxed))
+    };
+    pinned.or_else(|| (writers.iter().any(|w| w.shard() == home) && is_doubtful()).then_some(home))
 }
 
 /// A place for one more prepared transaction on each shard, taken in shard order so that nobody waits in a circle.

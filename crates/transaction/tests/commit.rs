@@ -6,6 +6,7 @@ use bed::{BALANCE, Bed, add, app, begin, run, state};
 use pgherd_model::{ServerError, ShardId};
 use pgherd_shards::TransactionStatus;
 use pgherd_transaction::{Isolation, Mode};
+use std::time::{Duration, Instant};
 
 #[tokio::test]
 async fn commits_and_rolls_back() {
@@ -209,6 +210,30 @@ async fn what_cannot_be_prepared_is_rolled_back_everywhere() {
             "{sql}"
         );
     }
+    // Where functions may do so on the home shard, that one is not prepared.
+    bed.sql(
+        1,
+        "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_notify($$n$$, $$$$); RETURN NEW; END'; \
+         CREATE TRIGGER tell AFTER UPDATE ON account FOR EACH ROW WHEN (NEW.id = 7) EXECUTE FUNCTION tell()",
+    )
+    .await;
+    let begun = Instant::now();
+    loop {
+        let mut transaction = begin(&gateway);
+        add(&mut transaction, 7, &[(1, -1), (2, 1)]).await.expect("updates");
+        match transaction.commit().await {
+            Ok(_) => break,
+            Err(error) => assert!(
+                state(&error) == "0A000" && begun.elapsed() < Duration::from_secs(60),
+                "{error}"
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(
+        (bed.balances(7).await, bed.prepared().await),
+        (vec![BALANCE - 1, BALANCE + 1], 0)
+    );
     // Alone on its shard, a transaction may do all of this, and a NOTIFY can be kept for after the decision.
     let mut transaction = begin(&gateway);
     run(&mut transaction, 1, "CREATE TEMP TABLE t (); NOTIFY n; SELECT 1")
