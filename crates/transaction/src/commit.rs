@@ -17,6 +17,7 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
         return Ok(rolled_back());
     }
     let after = std::mem::take(&mut transaction.after_commit);
+    let changes_schema = transaction.changes_schema;
     let coordinator = transaction.coordinator.clone();
     let who = transaction.who().clone();
     let read_only = transaction.mode().read_only == Some(true);
@@ -44,7 +45,7 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
                     None => error,
                 });
             }
-            let task = tokio::spawn(two_phases(coordinator.clone(), writers, readers));
+            let task = tokio::spawn(two_phases(coordinator.clone(), writers, readers, changes_schema));
             task.await
                 .map_err(|e| Error::OutcomeUnknown { cause: e.to_string() })??
         }

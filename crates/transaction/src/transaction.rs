@@ -147,6 +147,8 @@ pub struct Transaction {
     /// told of each connection that joins
     on_join: Option<Arc<dyn Fn(CancelToken) + Send + Sync>>,
     pub(crate) after_commit: Vec<(ShardId, String)>,
+    /// the schema changes with it, so that what is known of the schema is not yet so
+    pub(crate) changes_schema: bool,
     /// commits that this transaction's cuts have shown it
     pub(crate) seen_gids: BTreeSet<Gid>,
     /// at REPEATABLE READ
@@ -173,6 +175,7 @@ impl Transaction {
             failed: false,
             on_join: None,
             after_commit: Vec::new(),
+            changes_schema: false,
             seen_gids: BTreeSet::new(),
             shown: Shown::Open,
             confined_to: None,
@@ -200,6 +203,12 @@ impl Transaction {
     /// caller sends it to those that are enlisted. Undone with the savepoint it came after.
     pub fn replay_on_join(&mut self, sql: Arc<str>) {
         self.replays.push((self.savepoints.len(), sql));
+    }
+
+    /// The schema changes with it. The home shard then commits last: triggers that nobody has looked at yet may do there what PostgreSQL does not
+    /// prepare, and one more round is nothing beside a schema change.
+    pub fn changes_schema(&mut self) {
+        self.changes_schema = true;
     }
 
     /// What [`Self::replay_on_join`] was told, as far as it was not undone.

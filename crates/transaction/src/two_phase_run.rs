@@ -32,6 +32,7 @@ pub(crate) async fn two_phases(
     coordinator: Arc<Coordinator>,
     writers: Vec<Participant>,
     readers: Vec<Participant>,
+    changes_schema: bool,
 ) -> Result<Committed, Error> {
     let begun = Instant::now();
     let ids: Vec<ShardId> = writers.iter().map(Participant::shard).collect();
@@ -42,7 +43,7 @@ pub(crate) async fn two_phases(
             return Err(abandon(all, e).await);
         }
     };
-    let last = last_of(&coordinator, &writers);
+    let last = last_of(&coordinator, &writers, changes_schema);
     let in_flight = coordinator.sequence.begin(ids.clone(), last);
     let name = in_flight.gid.to_string();
     let run = Run {
@@ -75,13 +76,12 @@ pub(crate) async fn two_phases(
 
 /// Whose part may not be one that PostgreSQL prepares. A session's own connection may hold temporary tables, cursors WITH HOLD, or LISTEN; on
 /// the home shard, triggers of local tables may notify, or refresh a materialized view.
-fn last_of(coordinator: &Coordinator, writers: &[Participant]) -> Option<ShardId> {
+fn last_of(coordinator: &Coordinator, writers: &[Participant], changes_schema: bool) -> Option<ShardId> {
     let pinned = writers.iter().find(|w| w.backend.is_pinned()).map(Participant::shard);
     let home = coordinator.shards.home();
     let is_doubtful = || {
-        coordinator
-            .state(home)
-            .is_ok_and(|state| state.unpreparable.load(Ordering::Relaxed))
+        let state = coordinator.state(home);
+        changes_schema || state.is_ok_and(|state| state.unpreparable.load(Ordering::Relaxed))
     };
     pinned.or_else(|| (writers.iter().any(|w| w.shard() == home) && is_doubtful()).then_some(home))
 }

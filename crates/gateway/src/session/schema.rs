@@ -16,6 +16,7 @@ impl Session {
         let result = self.run_schema_change(unit).await;
         if let Some(open) = self.block.open_mut() {
             open.has_changed_schema = true;
+            open.transaction.changes_schema();
         }
         self.note_schema_change();
         if matches!(&result, Err(Problem::Error(error)) if error.sqlstate() == SqlState::FEATURE_NOT_SUPPORTED) {
