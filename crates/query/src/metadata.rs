@@ -57,8 +57,8 @@ impl Relation {
 pub(crate) struct Metadata {
     /// one per name asked for; None when there is no such relation
     pub relations: Vec<Option<Relation>>,
-    /// users' functions among the words asked for: (name, volatile)
-    pub functions: Vec<(String, bool)>,
+    /// users' functions among the words asked for
+    pub functions: Vec<UserFunction>,
     /// this connection's transaction has changed something
     pub wrote: bool,
     /// under the session's settings, a value that is written as text is read as the same value
@@ -76,6 +76,17 @@ pub(crate) fn text_is_not_exact() -> ServerError {
         "values of these types cannot be passed between shards under the session's DateStyle or extra_float_digits",
         "SET DateStyle = ISO and extra_float_digits = 1, which are the defaults.",
     )
+}
+
+/// A function of a user's that is not immutable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UserFunction {
+    /// its name, without its schema
+    pub name: String,
+    /// VOLATILE, not STABLE
+    pub volatile: bool,
+    /// in a language that the catalog judges: what it reads is known
+    pub shows_body: bool,
 }
 
 /// Asks the home shard, in one round trip, for relations by name (quoted, with or without a schema) and for users'
@@ -100,7 +111,8 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typelem <> 0 \
          LEFT JOIN pg_catalog.pg_constraint p ON p.conrelid = c.oid AND p.contype = 'p' \
          ORDER BY r.n, a.attnum; \
-         SELECT f.proname::text, (f.provolatile = 'v')::text FROM pg_catalog.pg_proc f \
+         SELECT f.proname::text, (f.provolatile = 'v')::text, (l.lanname IN ('sql', 'plpgsql'))::text \
+         FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_language l ON l.oid = f.prolang \
          WHERE f.proname = ANY ({words}::text[]) AND f.provolatile <> 'i' AND f.oid >= 16384 \
          AND f.pronamespace IS DISTINCT FROM to_regnamespace('pgherd')::oid; \
          SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text, {TEXT_IS_EXACT}",
@@ -123,9 +135,11 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
     }
     for row in 0..functions.rows.len() {
         let name = functions.text(row, 0).unwrap_or_default();
-        metadata
-            .functions
-            .push((name.to_owned(), functions.text(row, 1) == Some("true")));
+        metadata.functions.push(UserFunction {
+            name: name.to_owned(),
+            volatile: functions.text(row, 1) == Some("true"),
+            shows_body: functions.text(row, 2) == Some("true"),
+        });
     }
     metadata.wrote = wrote.text(0, 0) == Some("true");
     metadata.text_is_exact = wrote.text(0, 1) == Some("true");

@@ -19,7 +19,7 @@ mod source;
 mod staged;
 
 use crate::edit::Edited;
-use crate::metadata::{self, Metadata};
+use crate::metadata::{self, Metadata, UserFunction};
 use crate::plan::engine::Engine;
 use crate::read_ahead::ReadAhead;
 use crate::relay;
@@ -60,9 +60,12 @@ async fn plan(
 ) -> Result<Plan, ServerError> {
     let target = reading.target;
     let parsed = &reading.parsed;
-    let volatile = metadata.functions.iter().any(|(_, volatile)| *volatile);
+    let volatile = metadata.functions.iter().any(|function| function.volatile);
+    // It runs on a connection that does not see what the transaction wrote.
+    let home_functions = &statement.snapshot.home_functions;
+    let may_read = |f: &&UserFunction| !f.shows_body || home_functions.contains(&f.name);
     if metadata.wrote
-        && let Some((name, _)) = metadata.functions.first()
+        && let Some(UserFunction { name, .. }) = metadata.functions.iter().find(may_read)
     {
         return Err(ServerError::unsupported(
             format!("a query over several shards cannot call {name}() after its transaction has written"),
