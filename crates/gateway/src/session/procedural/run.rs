@@ -118,7 +118,8 @@ impl Session {
                 self.release_savepoint(&savepoint).await?;
                 return Ok(flow);
             }
-            Err(Problem::Error(error)) if error.fields().severity == "ERROR" => error,
+            // What a handler asks of it is what the client would be told.
+            Err(Problem::Error(error)) if error.fields().severity == "ERROR" => self.as_client_sees(error),
             Err(other) => return Err(other),
         };
         machine.scopes.truncate(depth);

@@ -7,8 +7,10 @@ use std::fmt;
 pub enum Path {
     /// it commits
     Commit,
-    /// shard 1 refuses to prepare
+    /// shard 2 refuses to prepare
     Refused,
+    /// shard 1 cannot be prepared, and commits last
+    Last,
     /// shard 2's connection is lost before it prepared
     Lost,
     /// its gateway was killed when all was prepared, and is started again: recovery commits
@@ -58,7 +60,7 @@ pub struct Case {
     pub companion: Companion,
 }
 
-const POINTS: [(Path, &[&str]); 5] = [
+const POINTS: [(Path, &[&str]); 6] = [
     (
         Path::Commit,
         &[
@@ -74,7 +76,18 @@ const POINTS: [(Path, &[&str]); 5] = [
     ),
     (
         Path::Refused,
-        &["after prepare 1", "before rollback 2", "after rollback 2"],
+        &["after prepare 2", "before rollback 1", "after rollback 1"],
+    ),
+    (
+        Path::Last,
+        &[
+            "before prepare 2",
+            "after prepare 2",
+            "before last 1",
+            "after last 1",
+            "before commit 2",
+            "after commit 2",
+        ],
     ),
     (
         Path::Lost,
@@ -156,6 +169,7 @@ impl fmt::Display for Path {
         f.write_str(match self {
             Path::Commit => "commit",
             Path::Refused => "refused",
+            Path::Last => "shard 1 last",
             Path::Lost => "lost answer",
             Path::RecoverWhole => "recovery, all prepared",
             Path::RecoverHalf => "recovery, one prepared",

@@ -52,6 +52,20 @@ impl Stage {
                  CREATE TABLE ledger (id bigint PRIMARY KEY) PARTITION BY RANGE (id)",
             )
             .await?;
+        // Shard 2 can be made to refuse PREPARE, behind the gateways' backs.
+        let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF current_setting('faults.refused', true) = 'on' THEN
+                    CREATE TEMPORARY TABLE scratch (a int) ON COMMIT DROP;
+                END IF;
+                RETURN NULL;
+            END $$;
+            CREATE TRIGGER refuse AFTER INSERT ON ledger FOR EACH ROW EXECUTE FUNCTION refuse()";
+        let shard = &stage.herd.cluster().shards()[1];
+        shard
+            .connect("postgres", "postgres")
+            .await?
+            .batch_execute(refuse)
+            .await?;
         Ok(stage)
     }
 

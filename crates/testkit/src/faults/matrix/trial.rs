@@ -122,16 +122,16 @@ impl Trial<'_> {
     /// Sends the transaction on its way to the step.
     async fn begin(&mut self) -> Result<JoinHandle<Told>> {
         let first = match self.case.path {
-            Path::Commit | Path::Refused => self.case.point,
+            Path::Commit | Path::Refused | Path::Last => self.case.point,
             Path::Lost | Path::RecoverHalf => "before prepare 2",
             Path::RecoverWhole => "before commit 1",
         };
         self.stage.hold(first)?;
         let gateway = self.stage.subject()?;
         let config = gateway.config();
-        let client = tokio::spawn(transfer(config, self.id, self.case.path == Path::Refused));
+        let client = tokio::spawn(transfer(config, self.id, self.case.path));
         match self.case.path {
-            Path::Commit | Path::Refused => return Ok(client),
+            Path::Commit | Path::Refused | Path::Last => return Ok(client),
             _ if !self.stage.reached(first).await => return Ok(client),
             _ => {}
         }
@@ -295,17 +295,18 @@ impl Trial<'_> {
 }
 
 /// One transaction on both shards.
-async fn transfer(config: tokio_postgres::Config, id: i64, refused: bool) -> Told {
+async fn transfer(config: tokio_postgres::Config, id: i64, path: Path) -> Told {
     let connected = config.connect(tokio_postgres::NoTls).await;
     let Ok((client, connection)) = connected else {
         return Told::Refused("no connection".into());
     };
     tokio::spawn(connection);
-    // What used a temporary table cannot be prepared, on the shard where that is: the home shard.
-    let first = if refused {
-        "CREATE TEMPORARY TABLE scratch (a int) ON COMMIT DROP;"
-    } else {
-        ""
+    let first = match path {
+        // By the trigger that the stage has made there.
+        Path::Refused => "SET LOCAL faults.refused = 'on';",
+        // What used a temporary table is not prepared, on the shard where that is: the home shard.
+        Path::Last => "CREATE TEMPORARY TABLE scratch (a int) ON COMMIT DROP;",
+        _ => "",
     };
     let sql = format!("BEGIN; {first} INSERT INTO ledger VALUES ({id}); INSERT INTO ledger VALUES (-{id})");
     if let Err(error) = client.batch_execute(&sql).await {
