@@ -99,7 +99,6 @@ async fn declared_partitions_spread_and_replace_automatic_ranges() {
             .await,
         "42P17"
     );
-    assert_eq!(c.refused("CREATE TABLE t_x PARTITION OF t DEFAULT").await, "0A000");
     c.on(2, "INSERT INTO t_2 VALUES (25, 1), (26, 2)").await;
     c.ok("ALTER TABLE t DETACH PARTITION t_2").await;
     assert_eq!(c.on_all("SELECT count(*) FROM t_2").await[0], "2");
@@ -112,6 +111,14 @@ async fn declared_partitions_spread_and_replace_automatic_ranges() {
         "MINVALUE..20 shard1, 40..50 shard1, 50..60 shard2, 60..70 shard3"
     );
     c.ok("ALTER TABLE t ADD PRIMARY KEY (id)").await;
+    // A DEFAULT partition is no range of keys.
+    let local = c.ok("CREATE TABLE t_x PARTITION OF t DEFAULT").await;
+    assert!(
+        local.notices[0].fields().message.contains("is local"),
+        "{:?}",
+        local.notices
+    );
+    assert_eq!(c.on_all("SELECT to_regclass('t_5')").await, ["t_5", "NULL", "NULL"]);
     c.ok("DROP TABLE t").await;
     assert_eq!(c.on_all("SELECT to_regclass('t_5')").await, ["NULL", "NULL", "NULL"]);
     c.stop().await;
