@@ -1,9 +1,10 @@
 //! Variables in SQL: wherever PostgreSQL would see a column, and there is a variable of that name, its value stands instead.
 
 use super::NotUnderstood;
-use crate::kind::Kind;
+use crate::kind::{DdlKind, Kind};
 use crate::lexer::{Token, TokenKind, tokenize};
-use sqlparser::ast::{Expr, Ident, Visit, Visitor};
+use sqlparser::ast::{Expr, GroupByExpr, Ident, OrderByKind, Query, Select, SelectItem, SetExpr, Visit, Visitor};
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 /// What a name stands for.
@@ -48,7 +49,8 @@ pub fn bind(text: &str, find: &dyn Fn(&[String]) -> Found) -> Result<String, Not
         // A statement of any other kind has no variables in PL/pgSQL.
         return match &statement.kind {
             Kind::Other | Kind::Explain { .. } | Kind::Copy(_) | Kind::Call => Err(unclear()),
-            Kind::Ddl(_) if tokens.iter().any(|token| token.is_word(text, "select")) => Err(unclear()),
+            // CREATE TABLE AS takes values as its query would.
+            Kind::Ddl(ddl) if ddl.kind == DdlKind::CreateTableAs => Err(unclear()),
             _ => Ok(text.to_owned()),
         };
     }
@@ -58,6 +60,7 @@ pub fn bind(text: &str, find: &dyn Fn(&[String]) -> Found) -> Result<String, Not
         offset: statement.span.start,
         tokens: &statement.tokens,
         find,
+        outputs: HashSet::new(),
         found: Vec::new(),
     };
     if tree.visit(&mut places).is_break() {
@@ -110,19 +113,20 @@ struct Places<'a> {
     offset: usize,
     tokens: &'a [Token],
     find: &'a dyn Fn(&[String]) -> Found,
+    /// where ORDER BY and GROUP BY name what is in the select list
+    outputs: HashSet<u64>,
     /// from, to, and what stands there instead
     found: Vec<(usize, usize, String)>,
 }
 
 impl Places<'_> {
     fn note(&mut self, idents: &[Ident]) -> ControlFlow<()> {
-        let names: Vec<String> = idents
-            .iter()
-            .map(|ident| match ident.quote_style {
-                Some(_) => ident.value.clone(),
-                None => ident.value.to_ascii_lowercase(),
-            })
-            .collect();
+        if let [one] = idents
+            && self.outputs.contains(&one.span.start.column)
+        {
+            return ControlFlow::Continue(());
+        }
+        let names: Vec<String> = idents.iter().map(folded).collect();
         let value = match (self.find)(&names) {
             Found::Nothing => return ControlFlow::Continue(()),
             Found::Unusable => return ControlFlow::Break(()),
@@ -134,11 +138,7 @@ impl Places<'_> {
             let token = self.tokens.iter().find(|token| token.start as usize == start)?;
             let statement = &self.text[self.offset..];
             let name = token.identifier(statement)?;
-            let wanted = match ident.quote_style {
-                Some(_) => ident.value.clone(),
-                None => ident.value.to_ascii_lowercase(),
-            };
-            (name == wanted).then_some((self.offset + token.start as usize, self.offset + token.end as usize))
+            (name == folded(ident)).then_some((self.offset + token.start as usize, self.offset + token.end as usize))
         };
         match (idents.first().and_then(place), idents.last().and_then(place)) {
             // The name of an argument.
@@ -153,6 +153,29 @@ impl Places<'_> {
 }
 
 impl Places<'_> {
+    /// A name alone in ORDER BY or GROUP BY is that of a column of the result first.
+    fn note_outputs(&mut self, query: &Query) {
+        let Some(select) = first_select(&query.body) else {
+            return;
+        };
+        let names: HashSet<String> = select.projection.iter().filter_map(output_name).collect();
+        let by_order = match query.order_by.as_ref().map(|order| &order.kind) {
+            Some(OrderByKind::Expressions(items)) => items.iter().map(|item| &item.expr).collect(),
+            _ => Vec::new(),
+        };
+        let by_group = match &select.group_by {
+            GroupByExpr::Expressions(items, _) => &items[..],
+            GroupByExpr::All(_) => &[],
+        };
+        for expr in by_order.into_iter().chain(by_group) {
+            if let Expr::Identifier(ident) = expr
+                && names.contains(&folded(ident))
+            {
+                self.outputs.insert(ident.span.start.column);
+            }
+        }
+    }
+
     fn is_named_argument(&self, end: usize) -> bool {
         let behind = self
             .tokens
@@ -163,8 +186,38 @@ impl Places<'_> {
     }
 }
 
+fn folded(ident: &Ident) -> String {
+    match ident.quote_style {
+        Some(_) => ident.value.clone(),
+        None => ident.value.to_ascii_lowercase(),
+    }
+}
+
+fn first_select(body: &SetExpr) -> Option<&Select> {
+    match body {
+        SetExpr::Select(select) => Some(select),
+        SetExpr::SetOperation { left, .. } => first_select(left),
+        SetExpr::Query(query) => first_select(&query.body),
+        _ => None,
+    }
+}
+
+/// What a column of the result is called, where that is written.
+fn output_name(item: &SelectItem) -> Option<String> {
+    match item {
+        SelectItem::ExprWithAlias { alias, .. } => Some(folded(alias)),
+        SelectItem::UnnamedExpr(Expr::CompoundIdentifier(idents)) => idents.last().map(folded),
+        _ => None,
+    }
+}
+
 impl Visitor for Places<'_> {
     type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        self.note_outputs(query);
+        ControlFlow::Continue(())
+    }
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         match expr {

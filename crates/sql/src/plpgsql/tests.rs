@@ -28,6 +28,19 @@ fn variables_stand_where_columns_may() {
             "CREATE TABLE n (n int CHECK (n > 0))",
             "CREATE TABLE n (n int CHECK (n > 0))",
         ),
+        ("CREATE VIEW v AS SELECT n FROM t", "CREATE VIEW v AS SELECT n FROM t"),
+        (
+            "SELECT k, count(*) AS n FROM t GROUP BY k ORDER BY n DESC, k + n",
+            "SELECT k, count(*) AS n FROM t GROUP BY k ORDER BY n DESC, k + ('5'::integer)",
+        ),
+        (
+            "INSERT INTO t (n) VALUES (1) ON CONFLICT (n) DO UPDATE SET n = n",
+            "INSERT INTO t (n) VALUES (1) ON CONFLICT (n) DO UPDATE SET n = ('5'::integer)",
+        ),
+        (
+            "SELECT g FROM generate_series(1, n) g LIMIT n",
+            "SELECT g FROM generate_series(1, ('5'::integer)) g LIMIT ('5'::integer)",
+        ),
     ] {
         assert_eq!(bind(text, &literal).as_deref(), Ok(bound));
     }

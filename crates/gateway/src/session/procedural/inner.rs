@@ -73,6 +73,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// Whether it is about rows, and so says whether any were found.
+    pub(super) fn handles_rows(&self) -> bool {
+        self.returns_rows || self.tag.ends_with(|c: char| c.is_ascii_digit())
+    }
+
     /// How many rows it returned or changed.
     pub(super) fn count(&self) -> u64 {
         let count = self.tag.rsplit(' ').next().and_then(|n| n.parse().ok());

@@ -46,8 +46,13 @@ impl Session {
             self.client.put(b'n', &[]);
         }
         let made = self.ensure_block();
+        // SET LOCAL holds inside of a DO, also where no BEGIN was said.
+        let implicit = self.block.open_mut().map(|open| std::mem::take(&mut open.implicit));
         let mut machine = Machine::new();
         let run = self.run_whole(&mut machine, &block).await;
+        if let (Some(open), Some(implicit)) = (self.block.open_mut(), implicit) {
+            open.implicit = implicit;
+        }
         let result = run.map(|()| Some("DO".to_owned())).map_err(|problem| match problem {
             Problem::Error(error) => error.with_position(None).into(),
             other => other,

@@ -276,7 +276,9 @@ impl Session {
     async fn run_sql(&mut self, machine: &mut Machine, text: &str, into: Option<&Into>) -> Result<(), Problem> {
         let answer = self.query(machine, text, Words::statement(text)).await?;
         machine.row_count = answer.count();
-        machine.found = machine.row_count > 0;
+        if answer.handles_rows() {
+            machine.found = machine.row_count > 0;
+        }
         match into {
             Some(into) => self.put_into(machine, into, &answer).await,
             None if answer.returns_rows => {
