@@ -31,6 +31,8 @@ const BIGINT_ARRAY: u32 = 1016;
 pub(crate) const EAGER_TRIES: u32 = 3;
 /// How long a statement looks for a cut. A gateway that died in the middle of a commit is replaced in less.
 pub(crate) const SEARCH_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a search begins anew because a round took longer than markers can be relied on: a gateway stood still, or waited for a lock.
+pub(crate) const LATE_ROUNDS: u32 = 5;
 
 /// What a statement reads on one shard.
 #[derive(Debug, Clone)]
@@ -125,7 +127,7 @@ impl Transaction {
     async fn search(&mut self, by_shard: &BTreeMap<ShardId, Vec<&Fragment>>) -> Result<(), Error> {
         let coordinator = self.coordinator.clone();
         let all: BTreeSet<ShardId> = by_shard.keys().copied().collect();
-        let begun = Instant::now();
+        let (mut begun, mut late) = (Instant::now(), 0);
         let mut seen: BTreeMap<ShardId, Seen> = BTreeMap::new();
         let (mut known, mut known_since) = (coordinator.known().await?, Instant::now());
         for tries in 0_u32.. {
@@ -150,6 +152,14 @@ impl Transaction {
             seen.extend(self.bind(by_shard, &refresh, Some(&known)).await?);
             if let Some(gate) = gate {
                 gate.open().await;
+            }
+            if known_since.elapsed() > cut::TIME_LIMIT {
+                // Markers that these lists lack may have been deleted since: they prove nothing.
+                (begun, late) = (Instant::now(), late + 1);
+                if late > LATE_ROUNDS {
+                    return Err(coordinator.why_no_cut(&BTreeMap::new(), tries).await);
+                }
+                continue;
             }
             let snapshots: Vec<_> = seen.iter().map(|(s, seen)| (*s, seen)).collect();
             if stale(&snapshots, &self.seen_gids).is_empty() {

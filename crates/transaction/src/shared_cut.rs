@@ -14,7 +14,7 @@
 use crate::commit_gate::Gate;
 use crate::cut::{self, Seen, stale};
 use crate::gid::Gid;
-use crate::read_cut::{EAGER_TRIES, Known, SEARCH_TIMEOUT};
+use crate::read_cut::{EAGER_TRIES, Known, LATE_ROUNDS, SEARCH_TIMEOUT};
 use crate::shard_state::SERVICE_TIMEOUT;
 use crate::{Coordinator, Error};
 use futures::future::{join, join_all};
@@ -195,7 +195,7 @@ impl Coordinator {
         holders: &mut BTreeMap<ShardId, Holder>,
         failed: &mut BTreeMap<ShardId, Error>,
     ) -> Result<(), Error> {
-        let begun = Instant::now();
+        let (mut begun, mut late) = (Instant::now(), 0);
         let mut seen: BTreeMap<ShardId, Seen> = BTreeMap::new();
         let (mut known, mut known_since) = (self.known().await?, Instant::now());
         for tries in 0_u32.. {
@@ -235,7 +235,15 @@ impl Coordinator {
                 Some(e) if holders.is_empty() => return Err(e.clone()),
                 _ => {}
             }
-            if stale_of(&seen).is_empty() && known_since.elapsed() <= cut::TIME_LIMIT {
+            if known_since.elapsed() > cut::TIME_LIMIT {
+                // Markers that these lists lack may have been deleted since: they prove nothing.
+                (begun, late) = (Instant::now(), late + 1);
+                if late > LATE_ROUNDS {
+                    return Err(self.why_no_cut(&BTreeMap::new(), tries).await);
+                }
+                continue;
+            }
+            if stale_of(&seen).is_empty() {
                 return Ok(());
             }
             if begun.elapsed() > SEARCH_TIMEOUT {
