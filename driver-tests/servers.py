@@ -86,7 +86,9 @@ def rules(cleartext):
 
 def psql(port, sql, database="postgres"):
     command = [f"{programs()}/psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres"]
-    subprocess.run(command + ["-d", database, "-c", sql], check=True, capture_output=True)
+    done = subprocess.run(command + ["-d", database, "-c", sql], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"psql, {sql}: {done.stderr}")
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ def psycopg(folder, target, port):
         "PYTHONDONTWRITEBYTECODE": "1",
         "PSYCOPG_TEST_DSN": f"host=127.0.0.1 port={port} dbname=psycopg user=postgres",
     }
-    return pytest(["-m", "not slow", "--ignore=tests/crdb", "--timeout=60", "tests"], folder, environment, target)
+    # Its own plugin for coroutines is anyio.
+    return pytest(["-p", "no:asyncio", "-m", "not slow", "--ignore=tests/crdb", "--timeout=60", "tests"], folder, environment, target)
 
 
 def asyncpg(folder, target, port):
@@ -85,7 +86,9 @@ def pg8000(folder, target, port):
     shutil.copytree(pathlib.Path(folder) / "test", target / "test")
     # Those of authentication want servers that are set up for each method.
     authentication = [f"--ignore=test/{part}/auth" for part in ["dbapi", "legacy", "native"]]
-    return pytest(["--timeout=60", *authentication, "--ignore=test/test_readme.py", "test"], target, environment, target)
+    # A benchmark is run once: it is no measurement here.
+    options = ["--timeout=60", "--benchmark-disable", *authentication, "--ignore=test/test_readme.py"]
+    return pytest([*options, "test"], target, environment, target)
 
 
 def tokio_postgres(folder, target, port):
@@ -148,7 +151,7 @@ def node_postgres(folder, target, port):
 SUITES = {
     "psycopg": (psycopg, "psycopg 3, all tests but those marked slow; pytest, pytest-timeout, anyio, pproxy"),
     "psycopg2": (psycopg2, "psycopg2; psycopg2, pytest, pytest-timeout"),
-    "pg8000": (pg8000, "pg8000, all but authentication; pg8000, pytest, pytest-timeout, pytest-benchmark, pytz"),
+    "pg8000": (pg8000, "pg8000, all but authentication; pg8000, pytest, pytest-timeout, pytest-benchmark, pytest-mock, pytz"),
     "tokio-postgres": (tokio_postgres, "tokio-postgres, with all its types"),
     "asyncpg": (asyncpg, "asyncpg, the tests that can use a server that runs; asyncpg, pytest, pytest-timeout, distro"),
     "sqlalchemy": (sqlalchemy, "SQLAlchemy's suite for dialects, and its tests of PostgreSQL's; psycopg, pytest, pytest-timeout"),

@@ -27,7 +27,9 @@ CREATE OR REPLACE FUNCTION pgherd.shown_facts(tables jsonb, wanted text[]) RETUR
         -- An empty stand-in of a partition that lies elsewhere has a check of its own.
         'checks', (SELECT c.relchecks - 1 FROM pg_class c JOIN pg_constraint k ON k.conrelid = c.oid AND k.conname = 'pgherd_elsewhere' WHERE c.oid = r.oid),
         'class', CASE WHEN 'class' = ANY (wanted) THEN (SELECT jsonb_build_object('reltuples', coalesce(sum(c.reltuples) FILTER (WHERE c.reltuples >= 0), -1),
-                'relpages', coalesce(sum(c.relpages), 0), 'relallvisible', coalesce(sum(c.relallvisible), 0))
+                'relpages', coalesce(sum(c.relpages), 0), 'relallvisible', coalesce(sum(c.relallvisible), 0),
+                -- PostgreSQL lets no partitioned table have any.
+                'reloptions', (array_agg(to_jsonb(c.reloptions)) FILTER (WHERE c.reloptions IS NOT NULL))[1])
             FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE tree.root = r.oid AND c.relkind IN ('r', 'i')) END,
         'sizes', CASE WHEN 'sizes' = ANY (wanted) THEN (SELECT jsonb_build_object('main', coalesce(sum(pg_relation_size(c.oid)), 0), 'table', coalesce(sum(pg_table_size(c.oid)), 0),
                 'indexes', coalesce(sum(pg_indexes_size(c.oid)), 0), 'total', coalesce(sum(pg_total_relation_size(c.oid)), 0))
@@ -92,6 +94,10 @@ CREATE OR REPLACE FUNCTION pgherd.pg_constraint(listed boolean) RETURNS SETOF pg
         -- Of a foreign key PostgreSQL has one for each range on either side.
         AND (k.conparentid OPERATOR(pg_catalog.=) 0 OR k.confrelid OPERATOR(pg_catalog.=) 0 OR NOT pgherd.is_inside(k.confrelid))
         AND k.connamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[])
+$$;
+CREATE OR REPLACE FUNCTION pgherd.pg_attrdef(listed boolean) RETURNS SETOF pg_catalog.pg_attrdef LANGUAGE sql STABLE AS $$
+    SELECT d.* FROM pg_catalog.pg_attrdef d WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) d.adrelid
+        AND c.relnamespace OPERATOR(pg_catalog.=) ANY ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[]))
 $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_event_trigger(listed boolean) RETURNS SETOF pg_catalog.pg_event_trigger LANGUAGE sql STABLE AS
 $$ SELECT e.* FROM pg_catalog.pg_event_trigger e WHERE NOT (listed AND e.evtname OPERATOR(pg_catalog.~~) 'pgherd\_%') $$;

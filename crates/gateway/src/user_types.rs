@@ -128,25 +128,13 @@ impl<'a> Asking<'a> {
             [format] => *format == 1,
             formats => formats.get(position) == Some(&1),
         };
-        let columns = description.columns.iter().flatten().map(|column| column.type_oid);
-        let columns: Holding = columns
-            .enumerate()
-            .filter(|(position, oid)| is_binary(*position) && may_hold(*oid))
-            .collect();
+        let columns = described(description, is_binary);
         if columns.is_empty() {
             return Ok(());
         }
-        let oids: Vec<u32> = columns.iter().map(|(_, oid)| *oid).collect();
         let mut start = 0;
         for (end, shard) in std::mem::take(&mut batch.origins) {
-            let there = self.on_shard(shard, &oids).await?;
-            let columns: Holding = match (self.foreign(shard), there) {
-                (None, _) => Holding::new(),
-                (_, there) => {
-                    let positions = columns.iter().map(|(position, _)| *position);
-                    positions.zip(there.unwrap_or_else(|| oids.clone())).collect()
-                }
-            };
+            let columns = self.holding_on(shard, &columns).await?;
             while start < end {
                 let length = oid_at(&batch.bytes, start + 1) as usize;
                 let body = start + 5..start + 1 + length;
@@ -157,6 +145,25 @@ impl<'a> Asking<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The columns of rows that this shard returns in binary, which the home shard describes so, as [`Asking::translate_row`] wants them.
+    pub(crate) async fn holding_in_binary(
+        &self,
+        shard: ShardId,
+        description: &Description,
+    ) -> Result<Holding, ServerError> {
+        self.holding_on(shard, &described(description, |_| true)).await
+    }
+
+    /// These columns, whose types' OIDs are the home shard's, with those of another shard; none where there is nothing to translate.
+    async fn holding_on(&self, shard: ShardId, columns: &[(usize, u32)]) -> Result<Holding, ServerError> {
+        if self.foreign(shard).is_none() {
+            return Ok(Holding::new());
+        }
+        let (positions, oids): (Vec<usize>, Vec<u32>) = columns.iter().copied().unzip();
+        let there = self.on_shard(shard, &oids).await?;
+        Ok(positions.into_iter().zip(there.unwrap_or(oids)).collect())
     }
 
     fn find(&self, shard: ShardId, columns: &[(usize, u32)], body: &[u8]) -> Result<Found, ServerError> {
@@ -293,6 +300,15 @@ pub(crate) fn may_be_held(description: &Description) -> bool {
         .iter()
         .flatten()
         .any(|column| may_hold(column.type_oid))
+}
+
+/// The columns of this description that are in binary, and whose values may have OIDs in them.
+fn described(description: &Description, is_binary: impl Fn(usize) -> bool) -> Holding {
+    let types = description.columns.iter().flatten().map(|column| column.type_oid);
+    let columns = types.enumerate();
+    columns
+        .filter(|(position, oid)| is_binary(*position) && may_hold(*oid))
+        .collect()
 }
 
 /// The columns that a RowDescription's body shows in binary, and whose values may have OIDs in them.

@@ -18,6 +18,7 @@ use super::forward::{lock_fences, lost_lease, no_block};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::client::{Client, FLUSH_AT, Gone};
+use crate::user_types::Asking;
 use pgherd_model::{Resolved, ServerError, ShardId, SqlState, Table, TableKind};
 use pgherd_shards::Backend;
 use pgherd_sql::{CopyShape, CopySource, CopyTarget, Kind, Part, Route};
@@ -175,9 +176,12 @@ impl Session {
 
     /// One shard runs the COPY; alone in autocommit, else as a participant of the block.
     async fn relay_copy(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
+        let holding = self.copied_types(unit, part.shard).await?;
         if self.block.is_none() && part.fences.is_empty() {
             let mut backend = self.database.coordinator.autocommit(part.shard, &self.who).await?;
-            let tag = self.relay_copy_on(&mut backend, unit, entered, part).await?;
+            let tag = self
+                .relay_copy_on(&mut backend, unit, entered, (part, &holding))
+                .await?;
             drop(backend);
             self.client.put_tag(&tag);
             return Ok(());
@@ -186,16 +190,21 @@ impl Session {
         if let (true, Some(open)) = (made, self.block.open_mut()) {
             open.transaction.stay_alone();
         }
-        let result = self.relay_copy_in_block(unit, entered, part).await;
+        let result = self.relay_copy_in_block(unit, entered, (part, &holding)).await;
         self.finish_statement(made, result.map(Some)).await
     }
 
-    async fn relay_copy_in_block(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<String, Problem> {
+    async fn relay_copy_in_block(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+        (part, holding): (&Part, &[(usize, u32)]),
+    ) -> Result<String, Problem> {
         // The block lends its backend for the time of the statement.
         let mut block = std::mem::take(&mut self.block);
         let result = match block.open_mut() {
             Some(open) => match caught_up(&mut open.transaction, part.shard).await {
-                Ok(backend) => self.relay_copy_on(backend, unit, entered, part).await,
+                Ok(backend) => self.relay_copy_on(backend, unit, entered, (part, holding)).await,
                 Err(error) => Err(error.into()),
             },
             None => Err(no_block().into()),
@@ -209,8 +218,11 @@ impl Session {
         backend: &mut Backend,
         unit: Unit<'_>,
         entered: &Entered,
-        part: &Part,
+        (part, holding): (&Part, &[(usize, u32)]),
     ) -> Result<String, Problem> {
+        // The session is borrowed while rows are relayed.
+        let (database, who) = (self.database.clone(), self.who.clone());
+        let asking = Asking::new(&database, &who, self.gateway.shards.home());
         let fresh = Fresh::Statement(&entered.guard);
         let mark = self.client.out.len();
         lock_fences(backend, part);
@@ -220,6 +232,8 @@ impl Session {
         let filter = Filter {
             hide_preparation: true,
             hold_tag: true,
+            foreign: asking.foreign(part.shard),
+            holding,
             ..Filter::default()
         };
         let mut end = relay(backend, &mut self.client, filter, fresh).await;

@@ -45,7 +45,10 @@ pub(crate) struct Told {
 pub(crate) struct Portal {
     prepared: Arc<Prepared>,
     parameters: Vec<(bool, Option<Bytes>)>,
+    /// those of its rows
     pub(crate) formats: Vec<i16>,
+    /// those that it was bound with, where FETCH was first to read from it and wanted others
+    pub(crate) bound_formats: Option<Vec<i16>>,
     pub(crate) state: PortalState,
 }
 
@@ -322,6 +325,7 @@ impl Session {
                 prepared,
                 parameters,
                 formats,
+                bound_formats: None,
                 state: PortalState::Ready,
             },
         );
@@ -428,6 +432,9 @@ impl Session {
         if !ends_failed_block(&statement.parsed.kind) {
             self.block.check_not_failed()?;
         }
+        if portal.bound_formats.is_some() && !matches!(portal.state, PortalState::Done(_)) {
+            return Err(super::suspended::in_other_formats().into());
+        }
         match std::mem::replace(&mut portal.state, PortalState::Done(None)) {
             PortalState::Ready => {}
             PortalState::OnShard(shard, holding) => {
@@ -493,9 +500,20 @@ impl Session {
         if prepared.told.lock().is_some() {
             self.check_told(unit, &prepared).await?;
         }
-        if self.converter().is_none() {
-            return self.run(unit).await;
+        let result = match self.converter() {
+            None => self.run(unit).await,
+            Some(_) => self.run_converted(unit).await,
+        };
+        // Only a portal that has stopped is read from again.
+        if execute.max_rows > 0
+            && let Some(portal) = self.portals.get_mut(&name)
+        {
+            portal.formats = formats;
         }
+        result
+    }
+
+    async fn run_converted(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let parameters = self.decode_parameters(unit).await?;
         let unit = Unit {
             parameters: &parameters,

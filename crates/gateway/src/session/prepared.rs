@@ -2,7 +2,7 @@
 //! transaction room's; here is what a session may say when, as PostgreSQL has it.
 
 use super::block::{Ending, notice};
-use super::{Problem, Session, Unit};
+use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::Kind;
 use pgherd_transaction::prepared::End;
@@ -23,18 +23,23 @@ impl Session {
             )
         })?;
         match end {
-            None => self.prepare_transaction(name).await?,
+            None => self.prepare_transaction(unit, name).await?,
             Some(end) => self.end_prepared(unit, name, end).await?,
         }
         Ok(true)
     }
 
-    async fn prepare_transaction(&mut self, name: &str) -> Result<(), Problem> {
-        if self.block.open().is_none_or(|open| open.implicit) {
+    async fn prepare_transaction(&mut self, unit: Unit<'_>, name: &str) -> Result<(), Problem> {
+        let outside = self.block.open().is_none_or(|open| open.implicit);
+        if outside {
             let message = "there is no transaction in progress";
             self.put_notice(&notice("WARNING", SqlState::NO_ACTIVE_TRANSACTION, message));
         }
         let tag = if self.block.is_none() {
+            "ROLLBACK"
+        } else if outside && !matches!(unit.mode, Mode::Simple) {
+            // Only statements of one text have a block that can be prepared. Those of a pipeline are committed, whatever the tag says.
+            self.commit_block().await?;
             "ROLLBACK"
         } else if self.block.is_failed() {
             self.rollback_block().await?;

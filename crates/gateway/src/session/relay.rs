@@ -24,7 +24,7 @@ pub(crate) struct Filter<'a> {
     pub(crate) hide_description: bool,
     /// who translates the OIDs of users' types, where it is not the home shard that answers
     pub(crate) foreign: Option<&'a Asking<'a>>,
-    /// what of the rows has such OIDs, where they were described before
+    /// what of the rows, or of a binary COPY's, has such OIDs, where they were described before
     pub(crate) holding: &'a [(usize, u32)],
 }
 
@@ -147,8 +147,9 @@ pub(crate) async fn relay(
                 continue;
             }
             Step::Row(mut message) => {
-                if let Some(asking) = filter.foreign {
-                    let body = &mut message[HEADER..];
+                let start = HEADER + row_start(&message);
+                if let Some(asking) = filter.foreign.filter(|_| start < message.len()) {
+                    let body = &mut message[start..];
                     let translated = asking.translate_row(backend.shard(), &reply.holding, body).await;
                     told(backend, translated)?;
                 }
@@ -187,11 +188,33 @@ fn told(backend: &mut Backend, asked: Result<(), ServerError>) -> Result<(), Fai
 /// Bytes before a message's body: its letter and its length.
 const HEADER: usize = 5;
 
+/// Where the fields of a row begin in a message's body. In a binary COPY's first message its header comes before them; where nothing
+/// comes behind that, or the message is the trailer, there is no row: the body's end.
+fn row_start(message: &[u8]) -> usize {
+    // Signature and flags; then as many bytes as the next number says.
+    const BEFORE_EXTENSION: usize = 15;
+    const TRAILER: &[u8] = &[0xff, 0xff];
+    let body = &message[HEADER..];
+    if message[0] != b'd' {
+        return 0;
+    }
+    let row = match body.get(BEFORE_EXTENSION..BEFORE_EXTENSION + 4) {
+        Some([a, b, c, d]) if body.starts_with(b"PGCOPY\n") => {
+            BEFORE_EXTENSION + 4 + u32::from_be_bytes([*a, *b, *c, *d]) as usize
+        }
+        _ => 0,
+    };
+    match body.get(row..) {
+        None | Some([] | TRAILER) => body.len(),
+        Some(_) => row,
+    }
+}
+
 enum Step {
     More,
     /// a RowDescription with OIDs that are that shard's own
     Types(BytesMut),
-    /// a DataRow that may have such OIDs in it
+    /// a DataRow, or a CopyData, that may have such OIDs in it
     Row(BytesMut),
     Ready,
     Copy(u8),
@@ -216,8 +239,8 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
         let tag = rest[0];
         let passes = match tag {
             b'T' => !filter.hide_description && (filter.foreign.is_none() || !has_user_types(&rest[HEADER..whole])),
-            b'D' => reply.holding.is_empty(),
-            b't' | b'I' | b'd' | b'c' => true,
+            b'D' | b'd' => reply.holding.is_empty(),
+            b't' | b'I' | b'c' => true,
             b'n' => !filter.hide_no_data && !filter.hide_description,
             b'C' => {
                 if filter.hold_tag {
@@ -256,7 +279,7 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
                 reply.error.get_or_insert_with(|| ServerError::from_body(body));
             }
             b'T' => return Step::Types(message),
-            b'D' => return Step::Row(message),
+            b'D' | b'd' => return Step::Row(message),
             b'S' => {
                 backend.note(tag, body);
                 client.out.extend_from_slice(&message);

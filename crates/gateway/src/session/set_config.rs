@@ -47,6 +47,10 @@ impl Session {
                         let [name, value, local] = &row;
                         let name = name.as_deref().ok_or_else(no_name)?;
                         let local = local.as_deref() == Some("t");
+                        if local {
+                            // It lasts until the statement's own transaction ends, and the statement reads it.
+                            self.begin_for_one_at_home().await?;
+                        }
                         self.set_by_call(name, value.as_deref(), local).await?;
                     }
                     replacements.push((call.span.clone(), shown(text, arguments, call.is_column)));

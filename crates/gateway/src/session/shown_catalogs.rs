@@ -23,8 +23,8 @@ pub(crate) use places::reads_catalogs;
 use places::{Place, places};
 use serde_json::{Map, Value, json};
 
-/// Columns of `pg_class` that count something.
-const COUNTS: [&str; 3] = ["reltuples", "relpages", "relallvisible"];
+/// Columns of `pg_class` that only ranges have values for: what counts something, and storage parameters.
+const OF_RANGES: [&str; 4] = ["reltuples", "relpages", "relallvisible", "reloptions"];
 /// The first OID that PostgreSQL gives to objects of users.
 const FIRST_OF_USERS: u32 = 16384;
 /// Columns that PostgreSQL's relations have and functions have not.
@@ -94,7 +94,7 @@ impl Session {
             return Ok(None);
         }
         // A star shows them as well.
-        let counts = COUNTS.iter().any(|column| mentions(column)) || tokens.iter().any(|t| t.is(text, "*"));
+        let counts = OF_RANGES.iter().any(|column| mentions(column)) || tokens.iter().any(|t| t.is(text, "*"));
         let wanted: Vec<Facts> = places
             .iter()
             .map(|place| place.facts)
@@ -239,6 +239,8 @@ fn added(field: &str, one: &Value, other: &Value) -> Value {
         (one, other) if field == "reltuples" && one.as_f64() < Some(0.0) => other.clone(),
         (one, other) if field == "reltuples" && other.as_f64() < Some(0.0) => one.clone(),
         (Value::String(one), Value::String(other)) => one.max(other).clone().into(),
+        // Storage parameters are the same everywhere.
+        (Value::Array(one), Value::Array(_)) => one.clone().into(),
         (one, other) => match (one.as_i64(), other.as_i64()) {
             (Some(one), Some(other)) => (one + other).into(),
             _ => (one.as_f64().unwrap_or(0.0) + other.as_f64().unwrap_or(0.0)).into(),
@@ -288,6 +290,11 @@ mod tests {
         assert_eq!(sum["s.t"]["class"]["reltuples"], -1);
         add(&mut sum, &shard(5, "2026-01-01".into()));
         add(&mut sum, &shard(7, Value::Null));
+        let options = json!({"s.t": {"class": {"reloptions": ["fillfactor=70"]}}});
+        for _ in 0..2 {
+            add(&mut sum, options.as_object().expect("object"));
+        }
+        assert_eq!(sum["s.t"]["class"]["reloptions"], json!(["fillfactor=70"]));
         assert_eq!(sum["s.t"]["class"]["reltuples"], 12);
         assert_eq!(sum["s.t"]["sizes"]["main"], 4 * 8192);
         assert_eq!(sum["s.t"]["activity"]["last_analyze"], "2026-01-02");

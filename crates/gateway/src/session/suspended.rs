@@ -122,26 +122,43 @@ impl Session {
                 self.client.put(b'n', &[]);
             }
         } else {
-            let binary = self.portals.get(name).is_some_and(|p| p.formats.contains(&1));
-            if binary {
-                return Err(ServerError::unsupported(
-                    "FETCH from a portal that was bound with binary columns is not supported",
-                    "Use Execute, or DECLARE to make a cursor.",
-                )
-                .into());
-            }
+            self.fetch_in_formats(name, unit.mode.formats())?;
             if !matches!(unit.mode, Mode::Extended { describe: false, .. }) {
                 self.describe(&Describe::new(b'P', Some(name.to_owned()))).await?;
             }
         }
+        let bound_formats = self.portals.get_mut(name).and_then(|p| p.bound_formats.take());
         let before = self.client.capture();
         let run = Box::pin(self.execute(&Execute::new(Some(name.to_owned()), count), false, false)).await;
         let replies = self.client.captured(before).freeze();
+        if let Some(portal) = self.portals.get_mut(name) {
+            portal.bound_formats = bound_formats;
+        }
         run?;
         let rows = self.put_rows(replies, moves);
         self.client
             .put_tag(&format!("{} {rows}", if moves { "MOVE" } else { "FETCH" }));
         Ok(())
+    }
+
+    /// FETCH gives a portal's rows in the formats that its own result has, whatever the portal was bound with. A shard was told these
+    /// when the portal was first run.
+    fn fetch_in_formats(&mut self, name: &str, wanted: &[i16]) -> Result<(), ServerError> {
+        let Some(portal) = self.portals.get_mut(name) else {
+            return Ok(());
+        };
+        let are_same = uniform(wanted) == uniform(&portal.formats);
+        match portal.state {
+            _ if are_same => Ok(()),
+            PortalState::Ready => {
+                let bound = std::mem::replace(&mut portal.formats, wanted.to_vec());
+                portal.bound_formats = Some(bound);
+                Ok(())
+            }
+            // No row is left to be shown in any format.
+            PortalState::Done(_) => Ok(()),
+            PortalState::OnShard(..) | PortalState::Rows(_) => Err(in_other_formats()),
+        }
     }
 
     /// Puts a portal's rows, or only counts them; notices go to the client in any case.
@@ -156,6 +173,23 @@ impl Session {
             }
         }
         rows
+    }
+}
+
+/// A portal that has stopped goes on in the formats that it began with.
+pub(super) fn in_other_formats() -> ServerError {
+    ServerError::unsupported(
+        "reading the rows of a portal partly in one format and partly in another is not supported",
+        "Use either Execute or FETCH for all of them, or DECLARE to make a cursor.",
+    )
+}
+
+/// Formats as Bind may have them, in the shortest form: none where all are text.
+fn uniform(formats: &[i16]) -> &[i16] {
+    match formats {
+        all if all.iter().all(|format| *format == 0) => &[],
+        [first, rest @ ..] if rest.iter().all(|format| format == first) => &formats[..1],
+        mixed => mixed,
     }
 }
 

@@ -90,6 +90,23 @@ def main():
     connection.say(1, execute("some", 5), SYNC)
     connection.say(1, execute("some", 1), SYNC)
     connection.say(1, simple("ROLLBACK"))
+    # Only the statements of one text can be prepared without BEGIN.
+    connection.say(1, simple("SET client_min_messages = error"))
+    connection.say(1, extended("SELECT 12"), FLUSH, extended("PREPARE TRANSACTION 'pipeline'"), extended("SELECT gid FROM pg_prepared_xacts"), SYNC)
+    connection.say(1, simple("SELECT 13; PREPARE TRANSACTION 'text'"))
+    connection.say(1, simple("SELECT gid FROM pg_prepared_xacts"))
+    connection.say(1, simple("ROLLBACK PREPARED 'text'"))
+    connection.say(1, simple("RESET client_min_messages"))
+    # FETCH gives a portal's rows in the formats of its own result.
+    connection.say(1, simple("BEGIN"))
+    connection.say(1, message(b"P", b"\0SELECT n FROM generate_series(7, 12) n\0\0\0"), message(b"B", b"bin\0\0\0\0\0\0\0\1\0\1"), SYNC)
+    connection.say(1, simple("FETCH 2 FROM bin"))
+    connection.say(1, simple("MOVE 1 FROM bin"), )
+    connection.say(1, simple("FETCH ALL FROM bin"))
+    connection.say(1, message(b"P", b"\0SELECT n FROM generate_series(7, 9) n\0\0\0"), message(b"B", b"text\0\0\0\0\0\0\0\0"), execute("text", 1), SYNC)
+    connection.say(1, simple("FETCH 1 FROM text"))
+    connection.say(1, execute("text", 1), SYNC)
+    connection.say(1, simple("ROLLBACK"))
     # What is not severe enough stays unsaid.
     connection.say(1, simple("COMMIT"))
     connection.say(1, simple("SET client_min_messages = error"))

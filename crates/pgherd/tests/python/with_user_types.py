@@ -2,7 +2,9 @@
 that stand in the values. Prints the same on PostgreSQL and on pgherd."""
 
 import asyncio
+import io
 import os
+import struct
 
 import asyncpg
 
@@ -51,11 +53,31 @@ async def read(connection):
         show("more", [row async for row in connection.cursor("SELECT id, rest FROM thing ORDER BY id", prefetch=2)])
 
 
+async def copy(connection):
+    """The numbers of types inside of a binary COPY's values, in both directions."""
+    await connection.copy_records_to_table("thing", records=[(n, ["happy", "sad"], ("ok", n, ["sad"])) for n in (5, 15, 25)], columns=["id", "states", "first"])
+    show("copied in", await connection.fetch("SELECT id, states, first FROM thing WHERE id % 10 = 5 ORDER BY id"))
+    mood = struct.pack("!I", await connection.fetchval("SELECT 'mood'::regtype::oid"))
+    sources = [f"SELECT states FROM thing WHERE id = {n}" for n in (5, 15, 25)] + ["SELECT states FROM thing ORDER BY id"]
+    for source in sources + ["SELECT first FROM thing WHERE id = 25", "SELECT states FROM thing WHERE id = 29"]:
+        out = io.BytesIO()
+        await connection.copy_from_query(source, output=out, format="binary")
+        print(source, out.getvalue().count(mood))
+    for table in ("thing", "thing_3"):
+        out = io.BytesIO()
+        await connection.copy_from_query(f"SELECT * FROM {table}", output=out, format="binary")
+        print(table, out.getvalue().count(mood))
+    out = io.BytesIO()
+    await connection.copy_from_table("thing_3", columns=["states"], output=out, format="binary")
+    print("thing_3", out.getvalue().count(mood))
+
+
 async def main():
     connection = await asyncpg.connect()
     await connection.execute(SCHEMA)
     await write(connection)
     await read(connection)
+    await copy(connection)
     # One who has never asked about these types.
     another = await asyncpg.connect(statement_cache_size=0)
     await read(another)

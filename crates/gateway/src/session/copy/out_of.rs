@@ -9,8 +9,9 @@ use crate::session::enter::Entered;
 use crate::session::forward::{lost_lease, no_block};
 use crate::session::plan::canceled;
 use crate::session::{Mode, Problem, Session, Unit};
+use crate::user_types::{Asking, Holding};
 use bytes::Bytes;
-use pgherd_model::{ServerError, SqlState, Table};
+use pgherd_model::{Resolved, ServerError, ShardId, SqlState, Table};
 use pgherd_shards::Backend;
 use pgherd_sql::copy_split::CopyOptions;
 use pgherd_sql::{CopyFormat, CopyShape, CopySource, Kind, Part, Route};
@@ -142,11 +143,15 @@ impl Session {
             put_data(&mut client.out, &prologue.header);
         }
         let mut count = 0;
-        while let Some(batch) = rows.next().await? {
+        let asking = Asking::new(&self.database, &self.who, home);
+        while let Some(mut batch) = rows.next().await? {
             if slot.requested().is_some() {
                 return Err(canceled().into());
             }
             count += batch.rows;
+            asking
+                .translate_returned(&mut batch, &description, &result_formats)
+                .await?;
             writer.write(batch.bytes, &mut client.out);
             if client.out.len() >= crate::client::FLUSH_AT {
                 if !entered.guard.holds().await {
@@ -167,6 +172,46 @@ impl Session {
         }
         self.put_notices(notices);
         Ok(format!("COPY {count}"))
+    }
+}
+
+impl Session {
+    /// Which columns of a COPY that this shard alone runs have OIDs of users' types in their binary values.
+    pub(super) async fn copied_types(&mut self, unit: Unit<'_>, shard: ShardId) -> Result<Holding, Problem> {
+        let home = self.gateway.shards.home();
+        let shape = match &unit.statement.parsed.kind {
+            Kind::Copy(shape) if !shape.from && shape.format == CopyFormat::Binary && shard != home => shape,
+            _ => return Ok(Holding::new()),
+        };
+        let query = match &shape.source {
+            CopySource::Query(span) => unit.statement.text.get(span.clone()).unwrap_or_default().to_owned(),
+            CopySource::Table(name) => {
+                let path = &self.settings.search_path;
+                let resolved = self
+                    .present_snapshot()
+                    .resolve(name.schema.as_deref(), &name.name, path);
+                let Resolved::Known(table) = resolved else {
+                    return Ok(Holding::new());
+                };
+                let columns = super::plan::columns(shape, &table);
+                format!("SELECT {} FROM {}", quote_list(columns), table.name)
+            }
+        };
+        let statements = self.database.cache.parse(&query)?;
+        let [statement] = &statements[..] else {
+            return Ok(Holding::new());
+        };
+        let inner = Unit {
+            statement,
+            types: &[],
+            parameters: &[],
+            mode: Mode::Simple,
+            template: None,
+        };
+        let entered = self.enter(inner).await?;
+        let description = self.description(inner, &entered.snapshot).await?;
+        let asking = Asking::new(&self.database, &self.who, home);
+        Ok(asking.holding_in_binary(shard, &description).await?)
     }
 }
 

@@ -5,7 +5,8 @@ use pgherd_sql::lexer::{Token, TokenKind};
 use std::ops::Range;
 
 /// Relations of `pg_catalog`, and what of the tables' facts each of them needs.
-const RELATIONS: [(&str, Facts); 14] = [
+const RELATIONS: [(&str, Facts); 15] = [
+    ("pg_attrdef", Facts::None),
     ("pg_class", Facts::Class),
     ("pg_constraint", Facts::None),
     ("pg_event_trigger", Facts::None),
