@@ -5,6 +5,7 @@
 //! PostgreSQL is written in a way that it reads right, where that changes nothing that is asked of the tree; else
 //! there is no tree.
 
+mod fetch_count;
 mod marks;
 mod tokens;
 mod using_alias;
@@ -13,6 +14,7 @@ use crate::lexer::{Token, TokenKind};
 use crate::lock_order::limits_first;
 use crate::nested_joins::{NestedJoins, nested_joins};
 use crate::set_targets::subscripts;
+use fetch_count::{FetchCounts, fetch_counts};
 use marks::{COLLATION, DISTINCT, NOT_DISTINCT, SYMMETRIC, Unmark};
 use sqlparser::ast::{Statement, VisitMut};
 use sqlparser::dialect::PostgreSqlDialect;
@@ -46,6 +48,7 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         collation_end: None,
         rows_from: rows_from(text, tokens),
         using_aliases: using_aliases(text, tokens),
+        fetch_counts: fetch_counts(text, tokens),
         marked: false,
     };
     match limits_first(text, tokens) {
@@ -214,6 +217,8 @@ struct Conversion<'a> {
     rows_from: Vec<usize>,
     /// the alias of a join's merged columns, with its AS
     using_aliases: Vec<usize>,
+    /// the words and parentheses of FETCH FIRST with an expression
+    fetch_counts: FetchCounts,
     /// something has a meaning that [`Unmark`] puts back
     marked: bool,
 }
@@ -360,6 +365,7 @@ impl Conversion<'_> {
         let left_out = self.subscripts.contains(&i)
             || self.rows_from.contains(&i)
             || self.using_aliases.contains(&i)
+            || self.fetch_counts.left_out.contains(&i)
             || self.left_out(i);
         if left_out || self.redundant.get(i) == Some(&true) {
             return Some(());
@@ -399,6 +405,14 @@ impl Conversion<'_> {
         if self.word(i, "isnull") && !named && !self.tokens.get(i + 1).is_some_and(|t| t.is(self.text, "(")) {
             self.push(sp::Token::make_word("IS", None), token);
             self.push(sp::Token::make_word("NULL", None), token);
+            return Some(());
+        }
+        if self.fetch_counts.limits.contains(&i) {
+            self.push(sp::Token::make_word("LIMIT", None), token);
+            return Some(());
+        }
+        if self.fetch_counts.numbers.contains(&i) {
+            self.push(sp::Token::Number("1".to_owned(), false), token);
             return Some(());
         }
         // ORDER BY a USING > is what DESC means.

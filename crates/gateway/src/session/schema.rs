@@ -316,11 +316,17 @@ impl Session {
         // The new table's own name may be that of a sharded one. What else CREATE TABLE names, as in LIKE, is about columns,
         // which the home shard has.
         if entered.analysis.touches_sharded && ddl.kind != DdlKind::CreateTable {
-            return Err(ServerError::unsupported(
-                "a temporary table made from a sharded table is not supported yet",
-                "Create the temporary table first, then INSERT … SELECT into it.",
-            )
-            .into());
+            let (what, remedy) = match ddl.kind {
+                DdlKind::CreateView => (
+                    "a temporary view of a sharded table is not supported yet",
+                    "Create the view without TEMPORARY.",
+                ),
+                _ => (
+                    "a temporary table made from a sharded table is not supported yet",
+                    "Create the temporary table first, then INSERT … SELECT into it.",
+                ),
+            };
+            return Err(ServerError::unsupported(what, remedy).into());
         }
         let home = self.gateway.shards.home();
         if self.who.pin.is_none() {

@@ -6,7 +6,7 @@ use super::frame::{self, Feed, Layout};
 use super::functions::{FinishGroup, FinishRow, JoinRows};
 use super::join::{self, JoinShape};
 use super::shape::Context;
-use super::{client_formats, wanted_ranges, whole_parameter};
+use super::{client_formats, parameter_type, wanted_ranges, whole_parameter};
 use crate::fragment;
 use crate::pushdown::{Columns, From};
 use crate::read_ahead::ReadAhead;
@@ -71,10 +71,7 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
         return None;
     }
     let formats = client_formats(statement, columns)?;
-    let parameter = |number: usize| {
-        let oid = number.checked_sub(1).and_then(|i| statement.parameter_types.get(i));
-        oid.is_some_and(|oid| (1..16384).contains(oid))
-    };
+    let parameter = |number: usize| parameter_type(statement, number).is_some();
     let number = |number: usize| whole_parameter(statement, number);
     let known = Tables {
         known,

@@ -81,10 +81,7 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
     };
     let table = the_table(statement, query)?;
     let formats = client_formats(statement, columns)?;
-    let parameter = |number: usize| {
-        let oid = number.checked_sub(1).and_then(|i| statement.parameter_types.get(i));
-        oid.is_some_and(|oid| (1..16384).contains(oid))
-    };
+    let parameter = |number: usize| parameter_type(statement, number).is_some();
     let number = |number: usize| whole_parameter(statement, number);
     let TableFactor::Table { name, .. } = &select.from.first()?.relation else {
         return None;
@@ -109,6 +106,11 @@ pub(crate) fn plan(statement: &Statement<'_>, columns: &[ColumnDescription]) -> 
     }
     // A view does not tell where its rows are.
     if locked::is_needed(&shape) && shape.through_view {
+        return None;
+    }
+    // Nor are its parameters' types told to each shard as that one numbers them.
+    let of_users = |number| parameter_type(statement, number).is_some_and(|oid| oid >= 16384);
+    if locked::is_needed(&shape) && (1..=statement.parameters.len()).any(of_users) {
         return None;
     }
     let wanted = wanted_ranges(statement, &table, select.selection.as_ref(), &from, None)?;
@@ -173,6 +175,12 @@ fn client_formats(statement: &Statement<'_>, columns: &[ColumnDescription]) -> O
         .zip(&formats)
         .all(|(c, f)| *f == 0 || !foreign(c.type_oid));
     portable.then_some(formats)
+}
+
+/// A parameter's type as the home shard numbers it, where it is known; [`fragment::parameters`] has other shards' numbers of users' types.
+fn parameter_type(statement: &Statement<'_>, number: usize) -> Option<u32> {
+    let oid = statement.parameter_types.get(number.checked_sub(1)?);
+    oid.copied().filter(|oid| *oid > 0)
 }
 
 /// A parameter's value where it is an int2, int4 or int8.
