@@ -59,6 +59,8 @@ pub(crate) struct Metadata {
     pub relations: Vec<Option<Relation>>,
     /// users' functions among the words asked for
     pub functions: Vec<UserFunction>,
+    /// users' functions among the words asked for that take a row of a relation or composite type
+    pub row_functions: Vec<String>,
     /// this connection's transaction has changed something
     pub wrote: bool,
     /// under the session's settings, a value that is written as text is read as the same value
@@ -115,6 +117,9 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          FROM pg_catalog.pg_proc f JOIN pg_catalog.pg_language l ON l.oid = f.prolang \
          WHERE f.proname = ANY ({words}::text[]) AND f.provolatile <> 'i' AND f.oid >= 16384 \
          AND f.pronamespace IS DISTINCT FROM to_regnamespace('pgherd')::oid; \
+         SELECT DISTINCT f.proname::text FROM pg_catalog.pg_proc f WHERE f.proname = ANY ({words}::text[]) AND f.oid >= 16384 \
+         AND EXISTS (SELECT FROM unnest(f.proargtypes) AS a(oid) JOIN pg_catalog.pg_type t ON t.oid = a.oid \
+         WHERE t.typtype = 'c'); \
          SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text, {TEXT_IS_EXACT}",
         names = array_literal(names),
         words = array_literal(words),
@@ -124,7 +129,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
         relations: vec![None; names.len()],
         ..Metadata::default()
     };
-    let [relations, functions, wrote] = results.as_slice() else {
+    let [relations, functions, row_functions, wrote] = results.as_slice() else {
         return Err(ServerError::internal(
             "the home shard described the relations in an unknown way",
         ));
@@ -141,6 +146,8 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
             shows_body: functions.text(row, 2) == Some("true"),
         });
     }
+    let names = (0..row_functions.rows.len()).filter_map(|row| row_functions.text(row, 0));
+    metadata.row_functions = names.map(str::to_owned).collect();
     metadata.wrote = wrote.text(0, 0) == Some("true");
     metadata.text_is_exact = wrote.text(0, 1) == Some("true");
     Ok(metadata)

@@ -62,7 +62,7 @@ pub(crate) fn fold(ident: &Ident) -> String {
 }
 
 /// Bytes of the statement, from a span on line 1.
-fn bytes(from: &Ident, to: &Ident) -> Option<Range<usize>> {
+pub(crate) fn bytes(from: &Ident, to: &Ident) -> Option<Range<usize>> {
     let (start, end) = (from.span.start, to.span.end);
     (start.line == 1 && end.line == 1 && end.column > start.column)
         .then(|| start.column as usize - 1..end.column as usize - 1)
@@ -142,6 +142,11 @@ impl Relations {
             }
             _ => mention.name.clone(),
         }
+    }
+
+    /// Whether only one FROM item, of all at any depth, can be meant by a name.
+    pub fn is_unique(&self, name: &str) -> bool {
+        self.exposed.iter().filter(|(_, exposed)| exposed == name).count() == 1
     }
 
     /// Replaces `schema.table` before columns by the alias of the mention that it means, for those mentions that are replaced.

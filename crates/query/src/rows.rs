@@ -49,7 +49,7 @@ impl Drop for Scratch {
     }
 }
 
-type MapError = Box<dyn Fn(ServerError) -> ServerError + Send + Sync>;
+pub(crate) type MapError = Box<dyn Fn(ServerError) -> ServerError + Send + Sync>;
 
 enum Source<'t> {
     /// PostgreSQL's own result, on the scratch connection

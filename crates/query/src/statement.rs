@@ -33,6 +33,8 @@ pub struct Statement<'a> {
     /// its relations are all known to the catalog and its functions are PostgreSQL's own, so that a new epoch tells when one of
     /// them changes
     pub told_by_epoch: bool,
+    /// its transaction has changed the schema, which no other connection sees
+    pub schema_is_own: bool,
 }
 
 /// What PostgreSQL says about a statement before it runs.

@@ -68,6 +68,7 @@ async fn ours(f: &Fixture, sql: &str) -> Result<(u64, Vec<String>), ServerError>
             settings_sql: "",
             alone: false,
             told_by_epoch: false,
+            schema_is_own: false,
         };
         let columns = description.columns.as_deref();
         let (count, rows) = insert_select(statement, columns, &mut transaction, &f.engine).await?;

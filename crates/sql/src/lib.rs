@@ -71,7 +71,7 @@ pub use point::Point;
 pub use position::map_position;
 pub use prune::ranges_of;
 pub use returning_query::{ReturningQuery, returning_query};
-pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Route};
+pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Replaced, Route};
 pub use table_as::{TableAs, table_as, with_constants};
 pub use with_queries::{WithQueries, WithQuery, with_queries};
 pub use written_rows::{passing_by, returning_also};

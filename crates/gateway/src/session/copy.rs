@@ -11,6 +11,7 @@ mod out_of;
 mod outflow;
 mod plan;
 mod running;
+mod words;
 
 use super::enter::Entered;
 use super::execute::{names_missing_child, stale_route};

@@ -195,6 +195,9 @@ impl Session {
                     }
                     return Err(stale_route(error).into());
                 }
+                Err(Problem::Error(error)) if misses_relation(&error) => {
+                    return Err(self.as_home_tells(unit, error).await.into());
+                }
                 other => return other,
             }
         }
@@ -259,7 +262,7 @@ impl Session {
     /// What is wrong with a statement in itself, PostgreSQL says before anybody asks where it would run.
     async fn refused(&mut self, unit: Unit<'_>, entered: &Entered, error: ServerError) -> Problem {
         match self.description(unit, &entered.snapshot).await {
-            Err(Problem::Error(own)) if own.sqlstate().code().starts_with("42") => own.into(),
+            Err(Problem::Error(own)) if ["42", "0A"].contains(&&own.sqlstate().code()[..2]) => own.into(),
             _ => error.into(),
         }
     }
@@ -351,6 +354,23 @@ impl Session {
         error.with_position(position)
     }
 
+    /// A name of a table that has an alias in the statement means nothing, and PostgreSQL says what was probably meant: but a shard
+    /// that reads a child does not know that it is the table's.
+    async fn as_home_tells(&mut self, unit: Unit<'_>, error: ServerError) -> ServerError {
+        let read = match self.home_backend().await {
+            Ok(mut backend) => pgherd_query::describe(&mut backend, &unit.statement.text, unit.types).await,
+            Err(_) => return error,
+        };
+        match read {
+            Err(told)
+                if told.sqlstate() == error.sqlstate() && told.fields().message.starts_with(INVALID_REFERENCE) =>
+            {
+                told.with_position(error.fields().position)
+            }
+            _ => error,
+        }
+    }
+
     /// An error with the user's names for things.
     pub(crate) fn as_client_sees(&self, mut error: ServerError) -> ServerError {
         let snapshot = self.present_snapshot();
@@ -385,6 +405,14 @@ pub(crate) fn stale_route(error: ServerError) -> ServerError {
     )
     .with_detail(error.fields().message.clone())
     .with_hint("Repeat the transaction.")
+}
+
+/// How PostgreSQL begins what it says of a table's name where the table has an alias.
+const INVALID_REFERENCE: &str = "invalid reference to FROM-clause entry";
+
+/// Whether no relation of that name is in the statement.
+fn misses_relation(error: &ServerError) -> bool {
+    error.sqlstate() == SqlState::UNDEFINED_TABLE && error.fields().message.starts_with("missing FROM-clause entry")
 }
 
 /// Whether an error says that a child or fence is not there (any more): the route was stale.

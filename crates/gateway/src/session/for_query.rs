@@ -84,6 +84,7 @@ impl Surroundings {
             settings_sql: &self.settings_sql,
             alone: false,
             told_by_epoch: false,
+            schema_is_own: false,
         })
     }
 }

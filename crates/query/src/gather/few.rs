@@ -35,10 +35,14 @@ pub(super) struct Inlined {
 }
 
 impl Plan {
-    /// Whether rows of all its relations may travel as arrays.
+    /// Whether rows of all its relations may travel as arrays to a connection that others use next.
     pub(super) fn suits_arrays(&self) -> bool {
-        let plain = !self.read_only && !self.leaves_traces && !self.has_marks && !self.reading.parsed.dotted_star;
-        plain
+        !self.read_only && !self.leaves_traces && !self.reading.parsed.dotted_star && self.has_arrays()
+    }
+
+    /// Whether rows of all its relations may travel as arrays. A row that is named as a whole by `.*` is a record then.
+    pub(super) fn has_arrays(&self) -> bool {
+        !self.has_marks
             && self
                 .sources
                 .iter()
@@ -74,6 +78,13 @@ impl Plan {
             edited: Edited::new(&parsed.text, edits),
             arrays,
         })
+    }
+}
+
+impl Inlined {
+    /// The arrays' types, and their values in binary.
+    pub(super) fn arrays(&self) -> &[(u32, Bytes)] {
+        &self.arrays
     }
 }
 
@@ -158,12 +169,13 @@ pub(super) async fn start(
     Ok(false)
 }
 
-/// Reads rows ahead until all are there (true), or they are too many.
+/// Reads rows ahead until all are there (true), or they are too many: of one relation, or in bytes.
 pub(super) async fn read(
     plan: &Plan,
     fragments: &[crate::Fragment],
     ahead: &mut ReadAhead,
     transaction: &mut Transaction,
+    (most_rows, most_bytes): (usize, usize),
 ) -> Result<bool, ServerError> {
     let mut bytes = 0;
     for source in &plan.sources {
@@ -172,7 +184,7 @@ pub(super) async fn read(
             while let Some(batch) = ahead.more(portal, fragments, transaction).await? {
                 (rows, bytes) = (rows + batch.rows, bytes + batch.bytes.len());
                 ahead.keep(portal, batch);
-                if rows > MOST_ROWS || bytes > MOST_BYTES {
+                if rows > most_rows || bytes > most_bytes {
                     return Ok(false);
                 }
             }

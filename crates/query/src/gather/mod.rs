@@ -14,7 +14,9 @@
 pub(crate) mod clock;
 mod few;
 mod load;
+mod own_transaction;
 mod reading;
+mod row_arguments;
 mod source;
 mod staged;
 
@@ -23,7 +25,7 @@ use crate::metadata::{self, Metadata, UserFunction};
 use crate::plan::engine::Engine;
 use crate::read_ahead::ReadAhead;
 use crate::relay;
-use crate::rows::{Rows, Scratch};
+use crate::rows::{MapError, Rows, Scratch};
 use crate::statement::Statement;
 use crate::{Fragment, Transaction, refusal};
 use bytes::Bytes;
@@ -43,6 +45,8 @@ pub(crate) struct Plan {
     more_edits: Vec<(Range<usize>, String)>,
     /// some relations are marked, for which there must be temporary tables
     has_marks: bool,
+    /// a function that may read what the transaction has written
+    reads_written: Option<String>,
     pub sources: Vec<Gathered>,
     /// nothing may be written where the statement runs
     read_only: bool,
@@ -61,17 +65,9 @@ async fn plan(
     let target = reading.target;
     let parsed = &reading.parsed;
     let volatile = metadata.functions.iter().any(|function| function.volatile);
-    // It runs on a connection that does not see what the transaction wrote.
     let home_functions = &statement.snapshot.home_functions;
     let may_read = |f: &&UserFunction| !f.shows_body || home_functions.contains(&f.name);
-    if metadata.wrote
-        && let Some(UserFunction { name, .. }) = metadata.functions.iter().find(may_read)
-    {
-        return Err(ServerError::unsupported(
-            format!("a query over several shards cannot call {name}() after its transaction has written"),
-            "Declare the function IMMUTABLE if it reads no tables, or run the query before the transaction writes.",
-        ));
-    }
+    let reading_function = metadata.functions.iter().filter(|_| metadata.wrote).find(may_read);
     let mut sources = source::sources(statement, parsed, &reading.resolutions, metadata, target);
     if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
         return Err(metadata::text_is_not_exact());
@@ -80,6 +76,12 @@ async fn plan(
     if let Some(marks) = marks {
         more_edits.push(marks.edit(&reading.resolutions, &mut sources)?);
     }
+    more_edits.extend(row_arguments::edits(
+        parsed,
+        &reading.resolutions,
+        &sources,
+        &metadata.row_functions,
+    ));
     if !clock::edits(parsed, "").is_empty() {
         // The transaction's first shard tells the time.
         transaction.participant(statement.snapshot.home()).await?;
@@ -89,6 +91,7 @@ async fn plan(
     Ok(Plan {
         more_edits,
         has_marks: marks.is_some(),
+        reads_written: reading_function.map(|function| function.name.clone()),
         sources,
         read_only: volatile,
         leaves_traces: volatile || parsed.words.iter().any(|w| w == "nextval" || w == "setval"),
@@ -97,6 +100,17 @@ async fn plan(
 }
 
 impl Plan {
+    /// Refuses what cannot run on a connection that does not see what the transaction wrote.
+    fn check_beside(&self) -> Result<(), ServerError> {
+        let Some(name) = &self.reads_written else {
+            return Ok(());
+        };
+        Err(ServerError::unsupported(
+            format!("a query over several shards cannot call {name}() after its transaction has written"),
+            "Declare the function IMMUTABLE if it reads no tables, or run the query before the transaction writes.",
+        ))
+    }
+
     fn fragments(&self, statement: &Statement<'_>) -> Vec<Fragment> {
         self.sources.iter().flat_map(|s| s.fragments(statement)).collect()
     }
@@ -237,13 +251,18 @@ async fn run(
     plan: Plan,
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
+    if statement.schema_is_own && plan.has_arrays() {
+        return own_transaction::run(statement, plan, transaction).await;
+    }
+    plan.check_beside()?;
     let fragments = plan.fragments(statement);
     transaction.open_cut(&fragments).await?;
     let ran = async {
         // All shards start at once; each is held back by its socket until its turn comes.
         relay::execute_all(&fragments, transaction).await?;
         let mut ahead = ReadAhead::new(fragments.len());
-        let are_few = plan.suits_arrays() && few::read(&plan, &fragments, &mut ahead, transaction).await?;
+        let limits = (few::MOST_ROWS, few::MOST_BYTES);
+        let are_few = plan.suits_arrays() && few::read(&plan, &fragments, &mut ahead, transaction, limits).await?;
         let mut scratch = checkout(statement, transaction).await?;
         if are_few {
             let inlined = plan.inline(statement, &ahead)?;
@@ -251,26 +270,44 @@ async fn run(
                 return Ok((inlined.edited, scratch));
             }
         }
-        copy(statement, &plan, &fragments, &mut ahead, transaction, &mut scratch).await?;
-        let edited = plan.edited();
-        start(statement, &edited.text, scratch.backend()).await?;
-        Ok((edited, scratch))
+        start_over_copies(statement, &plan, &fragments, &mut ahead, transaction, scratch).await
     };
     let ran: Result<(Edited, Scratch), ServerError> = ran.await;
     relay::finish(transaction, ran.is_ok()).await?;
     let (edited, scratch) = ran?;
-    let expanded = plan.reading.parsed.text;
-    let has_positions = !plan.reading.has_views && expanded == statement.text;
-    let explain_error = move |error: ServerError| {
-        let error = edited.map_back(&expanded, error);
-        let error = if has_positions {
-            error
-        } else {
-            error.with_position(None)
-        };
-        refusal::explain_read_only(error)
-    };
-    Ok(Rows::scratch(scratch, Box::new(explain_error)))
+    Ok(Rows::scratch(scratch, plan.explain_errors(edited, statement)))
+}
+
+/// Starts the statement over temporary tables.
+async fn start_over_copies(
+    statement: &Statement<'_>,
+    plan: &Plan,
+    fragments: &[Fragment],
+    ahead: &mut ReadAhead,
+    transaction: &mut Transaction,
+    mut scratch: Scratch,
+) -> Result<(Edited, Scratch), ServerError> {
+    copy(statement, plan, fragments, ahead, transaction, &mut scratch).await?;
+    let edited = plan.edited();
+    start(statement, &edited.text, scratch.backend()).await?;
+    Ok((edited, scratch))
+}
+
+impl Plan {
+    /// An error of the statement that was run becomes one of the client's.
+    fn explain_errors(self, edited: Edited, statement: &Statement<'_>) -> MapError {
+        let expanded = self.reading.parsed.text;
+        let has_positions = !self.reading.has_views && expanded == statement.text;
+        Box::new(move |error: ServerError| {
+            let error = edited.map_back(&expanded, error);
+            let error = if has_positions {
+                error
+            } else {
+                error.with_position(None)
+            };
+            refusal::explain_read_only(error)
+        })
+    }
 }
 
 /// A connection to the home shard that is no participant.
@@ -320,6 +357,7 @@ pub(crate) async fn declare(
     transaction: &mut Transaction,
 ) -> Result<Scratch, ServerError> {
     let plan = read_and_plan(statement, None, None, transaction).await?;
+    plan.check_beside()?;
     let fragments = plan.fragments(statement);
     transaction.open_cut(&fragments).await?;
     let copied = async {

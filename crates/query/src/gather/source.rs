@@ -131,6 +131,8 @@ impl Columns for Known<'_> {
 /// What the SELECTs of a tree say about the rows and columns they need.
 struct Needs<'a> {
     known: &'a Known<'a>,
+    /// functions that take rows, which `t.f` calls as well
+    row_functions: &'a [String],
     /// conditions by the place of the relation's name
     conditions: HashMap<usize, Vec<String>>,
     /// relations of which a `*` or a NATURAL JOIN takes all columns
@@ -194,8 +196,18 @@ impl Visitor for Needs<'_> {
         {
             self.exists.insert(select.select_token.0.span.start.column as usize);
         }
-        if let Expr::Identifier(ident) = expr {
-            self.lone.insert(crate::relations::fold(ident));
+        match expr {
+            Expr::Identifier(ident) => {
+                self.lone.insert(crate::relations::fold(ident));
+            }
+            Expr::CompoundIdentifier(idents) => {
+                if let [row, function] = &idents[..]
+                    && self.row_functions.contains(&crate::relations::fold(function))
+                {
+                    self.lone.insert(crate::relations::fold(row));
+                }
+            }
+            _ => {}
         }
         ControlFlow::Continue(())
     }
@@ -264,6 +276,7 @@ pub(super) fn apart(
     };
     let mut needs = Needs {
         known: &known,
+        row_functions: &metadata.row_functions,
         conditions: HashMap::new(),
         all_columns: HashSet::new(),
         lone: HashSet::new(),

@@ -318,6 +318,7 @@ impl Fixture {
             settings_sql: "",
             alone: false,
             told_by_epoch: false,
+            schema_is_own: false,
         };
         let columns = description.columns.unwrap_or_default();
         let mut rows = select(statement, &columns, transaction, &self.engine).await?;
@@ -352,6 +353,7 @@ impl Fixture {
             settings_sql: "",
             alone: false,
             told_by_epoch: false,
+            schema_is_own: false,
         };
         let mut transaction = self.transaction();
         let explained = explain(statement, &columns, "EXPLAIN ", &mut transaction, &self.engine)

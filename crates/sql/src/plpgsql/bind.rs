@@ -3,6 +3,9 @@
 use super::NotUnderstood;
 use crate::kind::{DdlKind, Kind};
 use crate::lexer::{Token, TokenKind, tokenize};
+use crate::position::map_back;
+use crate::relations::substitute;
+use crate::route::Replaced;
 use sqlparser::ast::{Expr, GroupByExpr, Ident, OrderByKind, Query, Select, SelectItem, SetExpr, Visit, Visitor};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -18,18 +21,48 @@ pub enum Found {
     Unusable,
 }
 
-/// The statement with values in place of variables. `find` is asked for each name that may be a column's, such as `a` and `a.b`.
+/// A statement with values in place of variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// what is run
+    pub text: String,
+    replaced: Vec<Replaced>,
+}
+
+impl Bound {
+    /// The text as it is.
+    pub fn unchanged(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            replaced: Vec::new(),
+        }
+    }
+
+    /// Whether no variable was found.
+    pub fn is_unchanged(&self) -> bool {
+        self.replaced.is_empty()
+    }
+
+    /// A position in the text that is run, in characters from 1, becomes one in the block's statement: a variable's beginning where it
+    /// is inside of its value.
+    pub fn map_position(&self, position: u32) -> u32 {
+        map_back(&self.text, &self.replaced, position)
+    }
+}
+
+/// The statement with values in place of variables. `find` is asked for each name that may be a column's, such as `a` and `a.b`, with
+/// the byte at which it stands; of names that only may be meant, with none.
 ///
 /// Errors: variables in what sqlparser does not read, where their places cannot be known.
-pub fn bind(text: &str, find: &dyn Fn(&[String]) -> Found) -> Result<String, NotUnderstood> {
+pub fn bind(text: &str, find: &dyn Fn(&[String], Option<usize>) -> Found) -> Result<Bound, NotUnderstood> {
     let tokens = tokenize(text).map_err(|_| NotUnderstood("A string in it does not end.".into()))?;
     let name = |token: &Token| token.identifier(text);
     let mentions = tokens
         .iter()
         .filter_map(name)
-        .any(|name| find(std::slice::from_ref(&name)) != Found::Nothing);
+        .any(|name| find(std::slice::from_ref(&name), None) != Found::Nothing);
     if !mentions {
-        return Ok(text.to_owned());
+        return Ok(Bound::unchanged(text));
     }
     let unclear = || {
         NotUnderstood(format!(
@@ -51,7 +84,7 @@ pub fn bind(text: &str, find: &dyn Fn(&[String]) -> Found) -> Result<String, Not
             Kind::Other | Kind::Explain { .. } | Kind::Copy(_) | Kind::Call => Err(unclear()),
             // CREATE TABLE AS takes values as its query would.
             Kind::Ddl(ddl) if ddl.kind == DdlKind::CreateTableAs => Err(unclear()),
-            _ => Ok(text.to_owned()),
+            _ => Ok(Bound::unchanged(text)),
         };
     }
     let tree = statement.ast.as_ref().ok_or_else(unclear)?;
@@ -69,36 +102,30 @@ pub fn bind(text: &str, find: &dyn Fn(&[String]) -> Found) -> Result<String, Not
     let mut found = places.found;
     found.sort_by_key(|(start, ..)| *start);
     found.dedup_by_key(|(start, ..)| *start);
-    let mut bound = String::with_capacity(text.len() + 64);
-    let mut done = 0;
-    for (start, end, value) in found {
-        bound.push_str(&text[done..start]);
-        bound.push_str(&value);
-        done = end;
-    }
-    bound.push_str(&text[done..]);
-    Ok(bound)
+    let replacements: Vec<_> = found
+        .into_iter()
+        .map(|(start, end, value)| (start..end, value))
+        .collect();
+    let (text, replaced) = substitute(text, &replacements);
+    Ok(Bound { text, replaced })
 }
 
 /// The text with values in place of `$1`, `$2` and so on.
 ///
 /// Errors: a parameter without a value.
-pub fn parameters(text: &str, values: &[String]) -> Result<String, NotUnderstood> {
+pub fn parameters(text: &str, values: &[String]) -> Result<Bound, NotUnderstood> {
     let Ok(tokens) = tokenize(text) else {
-        return Ok(text.to_owned());
+        return Ok(Bound::unchanged(text));
     };
-    let mut bound = String::with_capacity(text.len());
-    let mut done = 0;
+    let mut replacements = Vec::new();
     for token in tokens.iter().filter(|token| token.kind == TokenKind::Parameter) {
         let number = token.text(text)[1..].parse::<usize>().unwrap_or(0);
         let value = number.checked_sub(1).and_then(|at| values.get(at));
         let value = value.ok_or_else(|| NotUnderstood(format!("There is no value for ${number}.")))?;
-        bound.push_str(&text[done..token.start as usize]);
-        bound.push_str(value);
-        done = token.end as usize;
+        replacements.push((token.start as usize..token.end as usize, value.clone()));
     }
-    bound.push_str(&text[done..]);
-    Ok(bound)
+    let (text, replaced) = substitute(text, &replacements);
+    Ok(Bound { text, replaced })
 }
 
 fn short(text: &str) -> String {
@@ -112,7 +139,7 @@ struct Places<'a> {
     text: &'a str,
     offset: usize,
     tokens: &'a [Token],
-    find: &'a dyn Fn(&[String]) -> Found,
+    find: &'a dyn Fn(&[String], Option<usize>) -> Found,
     /// where ORDER BY and GROUP BY name what is in the select list
     outputs: HashSet<u64>,
     /// from, to, and what stands there instead
@@ -127,7 +154,9 @@ impl Places<'_> {
             return ControlFlow::Continue(());
         }
         let names: Vec<String> = idents.iter().map(folded).collect();
-        let value = match (self.find)(&names) {
+        let column = idents.first().map_or(0, |ident| ident.span.start.column as usize);
+        let at = column.checked_sub(1).map(|at| self.offset + at);
+        let value = match (self.find)(&names, at) {
             Found::Nothing => return ControlFlow::Continue(()),
             Found::Unusable => return ControlFlow::Break(()),
             Found::Value(value) => value,

@@ -9,7 +9,7 @@ mod statements;
 #[cfg(test)]
 mod tests;
 
-pub use bind::{Found, bind, parameters};
+pub use bind::{Bound, Found, bind, parameters};
 pub use parse::{NotUnderstood, changes_schema, parse};
 
 /// An SQL expression, as written: `SELECT` in front makes a query of it.

@@ -315,12 +315,13 @@ impl Reader<'_> {
         if first.kind != TokenKind::Word && !first.is(self.text, "(") {
             return Err(self.unclear(first));
         }
-        // Blanks in its place, as PostgreSQL has it, so that positions are what they were.
+        // Blanks in its place, as PostgreSQL has it, so that positions are what they were; none at the end.
         let mut text = self.text_of(from, self.at);
         if into.is_some() {
             let start = first.start as usize;
             let (from, to) = (into_from - start, into_to - start);
             text.replace_range(from..to, &" ".repeat(to - from));
+            text.truncate(text.trim_end().len());
         }
         match self.peek() {
             Some(_) => Ok(Action::Sql(text, into)),

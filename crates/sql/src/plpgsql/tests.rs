@@ -1,6 +1,6 @@
 use super::*;
 
-fn literal(names: &[String]) -> Found {
+fn literal(names: &[String], _at: Option<usize>) -> Found {
     match names.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["n"] => Found::Value("('5'::integer)".into()),
         ["r", "a"] => Found::Value("('x'::text)".into()),
@@ -42,12 +42,14 @@ fn variables_stand_where_columns_may() {
             "SELECT g FROM generate_series(1, ('5'::integer)) g LIMIT ('5'::integer)",
         ),
     ] {
-        assert_eq!(bind(text, &literal).as_deref(), Ok(bound));
+        assert_eq!(bind(text, &literal).map(|made| made.text).as_deref(), Ok(bound));
     }
     assert!(bind("SELECT r", &literal).is_err());
     assert!(bind("CREATE TABLE t AS SELECT n", &literal).is_err());
     assert_eq!(
-        parameters("SELECT $1, '$1', $2", &["1".into(), "NULL".into()]).as_deref(),
+        parameters("SELECT $1, '$1', $2", &["1".into(), "NULL".into()])
+            .map(|made| made.text)
+            .as_deref(),
         Ok("SELECT 1, '$1', NULL")
     );
     assert!(parameters("SELECT $3", &["1".into()]).is_err());
@@ -114,7 +116,7 @@ END outer",
             targets: vec![vec!["n".into()], vec!["r".into(), "x".into()]],
         }
     );
-    assert!(matches!(actions[4], Action::Sql(text, Some(_)) if text == "INSERT INTO t VALUES (1) RETURNING id       "));
+    assert!(matches!(actions[4], Action::Sql(text, Some(_)) if text == "INSERT INTO t VALUES (1) RETURNING id"));
     assert!(matches!(actions[5], Action::Execute { using, .. } if using.len() == 2));
     assert_eq!(block.handlers.len(), 2);
     assert_eq!(block.handlers[0].conditions[1], Condition::Code("42P01".into()));

@@ -4,6 +4,7 @@
 
 use super::evaluate::quote_list;
 use super::format::Writer;
+use super::words::Words;
 use super::{describes, put_data};
 use crate::session::enter::Entered;
 use crate::session::forward::{lost_lease, no_block};
@@ -37,7 +38,12 @@ impl Session {
             return Err(error.into());
         }
         let query = format!("SELECT {} FROM {}", quote_list(columns), table.name);
-        self.copy_rows(unit, shape, &query).await
+        let words = Words {
+            unit,
+            shape,
+            query: None,
+        };
+        self.copy_rows(words, &query).await
     }
 
     /// COPY (query) TO STDOUT.
@@ -45,15 +51,25 @@ impl Session {
         let CopySource::Query(span) = &shape.source else {
             return Err(ServerError::internal("COPY without a query").into());
         };
-        let query = unit.statement.text.get(span.clone()).unwrap_or_default().to_owned();
-        self.copy_rows(unit, shape, &query).await
+        let query = unit.statement.text.get(span.clone()).unwrap_or_default();
+        let words = Words {
+            unit,
+            shape,
+            query: Some(span.start),
+        };
+        self.copy_rows(words, query).await
     }
 
-    async fn copy_rows(&mut self, unit: Unit<'_>, shape: &CopyShape, query: &str) -> Result<(), Problem> {
-        let statements = self.database.cache.parse(query)?;
+    async fn copy_rows(&mut self, words: Words<'_>, query: &str) -> Result<(), Problem> {
+        let statements = self
+            .database
+            .cache
+            .parse(query)
+            .map_err(|error| words.told(error.into()))?;
         let [statement] = &statements[..] else {
             return Err(ServerError::new(SqlState::SYNTAX_ERROR, "COPY takes one query").into());
         };
+        let words = words.behind(statement.offset_chars);
         let inner = Unit {
             statement,
             types: &[],
@@ -61,24 +77,25 @@ impl Session {
             mode: Mode::Simple,
             template: None,
         };
-        let entered = self.enter(inner).await?;
+        let entered = self.enter(inner).await.map_err(|problem| words.told(problem))?;
         match entered.analysis.route(&entered.snapshot, &[]) {
             Route::Forward(part) => {
-                let options = unit.statement.text.get(shape.options.clone()).unwrap_or_default();
-                let text = format!("COPY ({}\n) TO STDOUT {options}", part.text);
-                let part = Part {
-                    text: text.into(),
-                    replaced: [].into(),
-                    ..part
-                };
-                self.relay_copy(unit, &entered, &part).await
+                let part = words.put_around(part, "COPY (", "\n) TO STDOUT ");
+                self.relay_copy(words.unit, &entered, &part).await
             }
             Route::Plan if matches!(statement.parsed.kind, Kind::Select { .. }) => {
                 let made = self.ensure_block();
-                let result = self.copy_plan(unit, inner, shape, &entered).await;
+                let prologue = self.judge_copy(words, inner).await;
+                let result = match prologue {
+                    Ok(prologue) => {
+                        let copied = self.copy_plan(words, inner, &entered, prologue).await;
+                        copied.map_err(|problem| words.told(problem))
+                    }
+                    Err(problem) => Err(problem),
+                };
                 self.finish_statement(made, result.map(Some)).await
             }
-            Route::Refuse(error) => Err(error.into()),
+            Route::Refuse(error) => Err(words.told(error.into())),
             _ => Err(ServerError::unsupported(
                 "COPY of this query over several shards is not supported yet",
                 "Only a SELECT can be copied from several shards.",
@@ -87,20 +104,21 @@ impl Session {
         }
     }
 
-    async fn copy_plan(
-        &mut self,
-        unit: Unit<'_>,
-        inner: Unit<'_>,
-        shape: &CopyShape,
-        entered: &Entered,
-    ) -> Result<String, Problem> {
+    /// What PostgreSQL says of the COPY, options included, before any row is read.
+    async fn judge_copy(&mut self, words: Words<'_>, inner: Unit<'_>) -> Result<Prologue, Problem> {
+        let Words { unit, shape, .. } = words;
         let home = self.gateway.shards.home();
-        let options = unit.statement.text.get(shape.options.clone()).unwrap_or_default();
-        let text = &inner.statement.text;
-        let judged = format!("COPY (SELECT * FROM ({text}\n) AS copied LIMIT 0) TO STDOUT {options}");
+        let whole = Part {
+            shard: home,
+            text: inner.statement.text.clone(),
+            parameters: None,
+            fences: Vec::new(),
+            replaced: [].into(),
+        };
+        let judged = words.put_around(whole, "COPY (SELECT * FROM (", "\n) AS copied LIMIT 0) TO STDOUT ");
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        let prologue = prologue(open.transaction.participant(home).await?, &judged).await?;
-        let prologue = prologue.map_err(|error| self.as_client_sees(error.with_position(None)))?;
+        let prologue = prologue(open.transaction.participant(home).await?, &judged.text).await?;
+        let prologue = prologue.map_err(|error| self.shard_error(&judged, unit, error))?;
         let own_encoding = shape.option_list.iter().find(|(name, _)| name == "encoding");
         if own_encoding.is_some_and(|(_, encoding)| !encoding.eq_ignore_ascii_case(&prologue.encoding)) {
             return Err(ServerError::unsupported(
@@ -109,6 +127,17 @@ impl Session {
             )
             .into());
         }
+        Ok(prologue)
+    }
+
+    async fn copy_plan(
+        &mut self,
+        words: Words<'_>,
+        inner: Unit<'_>,
+        entered: &Entered,
+        prologue: Prologue,
+    ) -> Result<String, Problem> {
+        let Words { unit, shape, .. } = words;
         let copy_options = CopyOptions::from_shape(shape, &prologue.encoding)?;
         let binary = copy_options.format == CopyFormat::Binary;
         let description = self.description(inner, &entered.snapshot).await?;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pgherd_model::ServerError;
 use pgherd_shards::{parse_data_row, parse_row_description};
 use pgherd_sql::Kind;
-use pgherd_sql::plpgsql::NotUnderstood;
+use pgherd_sql::plpgsql::{Bound, NotUnderstood};
 
 /// SQL of a block, for errors.
 #[derive(Clone, Copy)]
@@ -37,15 +37,14 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// As PostgreSQL tells it: with a position in the block's SQL, or with that in the context.
-    fn tell(&self, error: &mut ServerError, is_as_written: bool) {
+    /// As PostgreSQL tells it: with a position in the block's SQL, or with that in the context. The error's position counts in the
+    /// statement that these words are of.
+    pub(super) fn tell(&self, error: &mut ServerError) {
         match error.fields().position {
             Some(position) => {
                 let fields = &mut error.fields_mut().other;
-                if is_as_written {
-                    fields.push((b'p', position.saturating_sub(self.added).to_string()));
-                    fields.push((b'q', self.sql.to_owned()));
-                }
+                fields.push((b'p', position.saturating_sub(self.added).to_string()));
+                fields.push((b'q', self.sql.to_owned()));
             }
             None => add_line(error, format!("{} \"{}\"", self.what, self.sql)),
         }
@@ -90,17 +89,18 @@ impl Session {
     pub(super) async fn run_told(
         &mut self,
         machine: &Machine,
-        text: &str,
+        bound: &Bound,
         words: Words<'_>,
-        is_as_written: bool,
     ) -> Result<Answer, Problem> {
         let mark = self.client.out.len();
-        let run = self.run_inner(text).await;
+        let run = self.run_inner(&bound.text).await;
         let said = self.client.out.split_off(mark).freeze();
         self.put_said(machine, words, said);
         run.map_err(|problem| match problem {
-            Problem::Error(mut error) => {
-                words.tell(&mut error, is_as_written);
+            Problem::Error(error) => {
+                let position = error.fields().position.map(|at| bound.map_position(at));
+                let mut error = error.with_position(position);
+                words.tell(&mut error);
                 error.into()
             }
             other => other,
@@ -114,10 +114,10 @@ impl Session {
             let message = said.split_to(whole.min(said.len()));
             match tag {
                 b'N' => {
-                    let mut notice = ServerError::from_body(&message[5..]);
-                    words.tell(&mut notice, false);
+                    let mut notice = ServerError::from_body(&message[5..]).with_position(None);
+                    words.tell(&mut notice);
                     machine.add_context(&mut notice);
-                    self.client.put_notice(&notice.with_position(None));
+                    self.client.put_notice(&notice);
                 }
                 _ => self.client.out.extend_from_slice(&message),
             }

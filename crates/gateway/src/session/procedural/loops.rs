@@ -102,12 +102,9 @@ impl Session {
                 Turns::Rows(targets, answer, 0)
             }
             Over::Dynamic(targets, text, using) => {
-                let text = self.dynamic_text(machine, text, using).await?;
-                Turns::Rows(
-                    targets,
-                    self.run_told(machine, &text, Words::statement(&text), true).await?,
-                    0,
-                )
+                let (text, bound) = self.dynamic_text(machine, text, using).await?;
+                let answer = self.run_told(machine, &bound, Words::statement(&text)).await?;
+                Turns::Rows(targets, answer, 0)
             }
             Over::Array(target, expression) => {
                 let is_null = self.is_true(machine, &format!("({expression}) IS NULL")).await?;

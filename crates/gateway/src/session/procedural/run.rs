@@ -5,7 +5,7 @@ use super::not_run;
 use super::values::{NULL_VALUE, Scope, Value};
 use crate::session::{Problem, Session};
 use pgherd_model::{ServerError, SqlState};
-use pgherd_sql::plpgsql::{Action, Block, Expression, Into, NotUnderstood, Over, Statement, Target, parameters};
+use pgherd_sql::plpgsql::{Action, Block, Bound, Expression, Into, NotUnderstood, Over, Statement, Target, parameters};
 use std::collections::{HashMap, HashSet};
 
 const NO_DATA: SqlState = SqlState::from_bytes(b"P0002");
@@ -305,8 +305,8 @@ impl Session {
         into: Option<&Into>,
         using: &[Expression],
     ) -> Result<(), Problem> {
-        let text = self.dynamic_text(machine, text, using).await?;
-        let answer = self.run_told(machine, &text, Words::statement(&text), true).await?;
+        let (text, bound) = self.dynamic_text(machine, text, using).await?;
+        let answer = self.run_told(machine, &bound, Words::statement(&text)).await?;
         machine.row_count = answer.count();
         match into {
             Some(into) => self.put_into(machine, into, &answer).await,
@@ -314,13 +314,13 @@ impl Session {
         }
     }
 
-    /// What EXECUTE is to run, its parameters in it.
+    /// What EXECUTE is to run, and the same with its parameters' values in it.
     pub(super) async fn dynamic_text(
         &mut self,
         machine: &mut Machine,
         text: &str,
         using: &[Expression],
-    ) -> Result<String, Problem> {
+    ) -> Result<(String, Bound), Problem> {
         let value = self.value_of(machine, text).await?;
         let text = value
             .text
@@ -329,7 +329,8 @@ impl Session {
         for expression in using {
             values.push(self.value_of(machine, expression).await?.literal());
         }
-        parameters(&text, &values).map_err(not_run)
+        let bound = parameters(&text, &values).map_err(not_run)?;
+        Ok((text, bound))
     }
 
     async fn put_into(&mut self, machine: &mut Machine, into: &Into, answer: &Answer) -> Result<(), Problem> {

@@ -6,14 +6,16 @@ use super::run::Machine;
 use crate::session::forward::no_block;
 use crate::session::{Problem, Session};
 use pgherd_model::{ServerError, SqlState, quote_literal};
-use pgherd_sql::plpgsql::{Declaration, Found, NotUnderstood, VariableKind, bind};
+use pgherd_sql::plpgsql::{Bound, Declaration, Found, NotUnderstood, VariableKind, bind};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 pub(super) const NULL_VALUE: SqlState = SqlState::from_bytes(b"22004");
 const ERROR_IN_ASSIGNMENT: SqlState = SqlState::from_bytes(b"22005");
 const TOO_LONG: SqlState = SqlState::from_bytes(b"22001");
 const TOO_MANY_ROWS: SqlState = SqlState::from_bytes(b"21000");
+/// No table has a column of this name.
+const NO_COLUMN: &str = "\"\u{e000}pgherd\u{e000}\"";
 const AMBIGUOUS: SqlState = SqlState::from_bytes(b"42702");
 const NOT_ASSIGNED: SqlState = SqlState::from_bytes(b"55000");
 const BOOL: u32 = 16;
@@ -464,51 +466,94 @@ impl Session {
         text: &str,
         words: Words<'_>,
     ) -> Result<Answer, Problem> {
-        let asked = RefCell::new(BTreeSet::new());
-        let bound = bind(text, &|names| {
+        let asked = RefCell::new(BTreeMap::new());
+        let bound = bind(text, &|names, at| {
             let found = machine.look_up(names);
-            if matches!((names, &found), ([_], Found::Value(_))) {
-                asked.borrow_mut().insert(names[0].clone());
+            if let ([name], Some(at), Found::Value(_)) = (names, at, &found) {
+                asked.borrow_mut().insert(at, name.clone());
             }
             found
         });
         let bound = bound.map_err(not_run)?;
-        let is_as_written = bound == text;
-        if !is_as_written && !machine.clear.contains(text) {
-            self.refuse_ambiguous(machine, text, &asked.into_inner()).await?;
+        if !bound.is_unchanged() && !machine.clear.contains(text) {
+            let judged = self.refuse_ambiguous(machine, text, &asked.into_inner()).await;
+            judged.map_err(|problem| match problem {
+                Problem::Error(mut error) => {
+                    words.tell(&mut error);
+                    error.into()
+                }
+                other => other,
+            })?;
             machine.clear.insert(text.to_owned());
         }
-        self.run_told(machine, &bound, words, is_as_written).await
+        self.run_told(machine, &bound, words).await
     }
 
-    /// 42702, as PostgreSQL has it, where a variable's name is a column's as well. Which names are columns there is for PostgreSQL to say:
-    /// it reads the statement with all variables but one in it, and misses that one where it is no column.
+    /// 42702, as PostgreSQL has it, where a variable's name is a column's as well. Which names are columns is for PostgreSQL to say: it
+    /// reads the statement with one variable left in it, and misses that one where it is no column. `names` are the variables by the
+    /// bytes at which they stand.
     async fn refuse_ambiguous(
         &mut self,
         machine: &Machine,
         text: &str,
-        names: &BTreeSet<String>,
+        names: &BTreeMap<usize, String>,
     ) -> Result<(), Problem> {
         if !reads_relations(text) {
             return Ok(());
         }
-        for name in names {
-            let all_but_one = bind(text, &|asked| match asked {
-                [one] if one == name => Found::Nothing,
-                names => machine.look_up(names),
-            });
-            let judged = self.judge_apart(&all_but_one.map_err(not_run)?).await?;
-            let is_column = judged.is_none_or(|error| {
-                ![SqlState::UNDEFINED_COLUMN, SqlState::UNDEFINED_TABLE].contains(&error.sqlstate())
-            });
-            if is_column {
-                let message = format!("column reference \"{name}\" is ambiguous");
-                return Err(ServerError::new(AMBIGUOUS, message)
-                    .with_detail("It could refer to either a PL/pgSQL variable or a table column.")
-                    .into());
+        let mut columns = BTreeMap::new();
+        for (place, name) in names {
+            if self.is_column(machine, text, *place).await? {
+                columns.insert(*place, name);
             }
         }
-        Ok(())
+        let Some((place, _)) = columns.first_key_value() else {
+            return Ok(());
+        };
+        // Which of them PostgreSQL meets first, it says where none of them is a column.
+        let marked = bind(text, &|names, at| match at {
+            Some(at) if columns.contains_key(&at) => Found::Value(NO_COLUMN.to_owned()),
+            _ => machine.look_up(names),
+        });
+        let met = self.misses(&marked.map_err(not_run)?).await?;
+        let place = met
+            .and_then(|met| columns.keys().find(|place| position_of(text, **place) == met))
+            .unwrap_or(place);
+        let message = format!("column reference \"{}\" is ambiguous", columns[place]);
+        Err(ServerError::new(AMBIGUOUS, message)
+            .with_detail("It could refer to either a PL/pgSQL variable or a table column.")
+            .with_position(Some(position_of(text, *place)))
+            .into())
+    }
+
+    /// Whether the name at a byte is a column's, and is met before anything else is found wrong.
+    async fn is_column(&mut self, machine: &Machine, text: &str, place: usize) -> Result<bool, Problem> {
+        let with = |found: Found| {
+            bind(text, &|names, at| match at {
+                Some(at) if at == place => found.clone(),
+                _ => machine.look_up(names),
+            })
+            .map_err(not_run)
+        };
+        let own = Some(position_of(text, place));
+        let left = with(Found::Nothing)?;
+        let judged = self.judge_apart(&left.text).await?;
+        let Some(error) = judged else {
+            return Ok(true);
+        };
+        if error.fields().position.map(|at| left.map_position(at)) == own {
+            return Ok(![SqlState::UNDEFINED_COLUMN, SqlState::UNDEFINED_TABLE].contains(&error.sqlstate()));
+        }
+        let marked = with(Found::Value(NO_COLUMN.to_owned()))?;
+        Ok(self.misses(&marked).await? == own)
+    }
+
+    /// The position of the first column that PostgreSQL misses in a statement, if that is what it finds wrong first.
+    async fn misses(&mut self, bound: &Bound) -> Result<Option<u32>, Problem> {
+        let error = self.judge_apart(&bound.text).await?;
+        let error = error.filter(|error| error.sqlstate() == SqlState::UNDEFINED_COLUMN);
+        let position = error.and_then(|error| error.fields().position);
+        Ok(position.map(|at| bound.map_position(at)))
     }
 
     /// What the home shard says against a statement that is only to be read.
@@ -532,6 +577,12 @@ impl Session {
         self.release_savepoint(savepoint).await?;
         Ok(judged)
     }
+}
+
+/// A byte of a text as a position, in characters from 1.
+fn position_of(text: &str, byte: usize) -> u32 {
+    let characters = text.char_indices().take_while(|(at, _)| *at < byte).count();
+    u32::try_from(characters + 1).unwrap_or(u32::MAX)
 }
 
 /// Whether a statement may have columns in it.
