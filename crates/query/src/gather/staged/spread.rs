@@ -217,9 +217,11 @@ fn is_whole(blocks: &Blocks<'_>, block: usize, class: &HashSet<ColumnId>) -> Opt
     let own = &blocks.list[block];
     let in_class = |expr: &Expr| blocks.resolve(block, expr).is_some_and(|c| class.contains(&c));
     let groups = blocks.groups(block)?;
-    if own.aggregates || !groups.is_empty() || own.select.having.is_some() {
-        return Some(groups.iter().any(in_class));
+    let grouped = own.aggregates || !groups.is_empty() || own.select.having.is_some();
+    if grouped && !groups.iter().any(in_class) {
+        return Some(false);
     }
+    // Groups that are whole may still have equal outputs on several shards.
     match &own.select.distinct {
         None | Some(sqlparser::ast::Distinct::All) => Some(true),
         Some(sqlparser::ast::Distinct::Distinct) => {
