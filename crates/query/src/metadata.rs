@@ -15,7 +15,7 @@ pub(crate) struct Column {
     pub collation_sql: String,
     /// its binary format can be copied to another server
     pub binary: bool,
-    /// in the primary key
+    /// in the primary key, which holds at any moment
     pub primary: bool,
     /// the type's array, where values can be its elements: an array's cannot, and a domain has checks of its own
     pub array_oid: Option<u32>,
@@ -103,7 +103,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          (t.oid < 16384 AND t.typsend <> 0 AND t.typreceive <> 0 AND t.typname !~ '^_?reg' \
           AND t.typname NOT IN ('record', '_record', 'pg_node_tree', 'pg_ndistinct', 'pg_dependencies', 'pg_mcv_list') \
           AND (e.oid IS NULL OR e.typsend <> 0 AND e.typreceive <> 0))::text, \
-         (a.attnum = ANY (p.conkey))::text, a.atttypid::text, \
+         (a.attnum = ANY (p.conkey) AND NOT p.condeferrable)::text, a.atttypid::text, \
          CASE WHEN t.typtype = 'b' AND t.typcategory <> 'A' AND t.typarray <> 0 THEN t.typarray END::text \
          FROM unnest({names}::text[]) WITH ORDINALITY r(name, n) \
          JOIN pg_catalog.pg_class c ON c.oid = to_regclass(r.name) \

@@ -93,3 +93,41 @@ async fn stages_give_postgresqls_answer() {
     assert_eq!(f.difference(sql, &[Some("3"), Some("c2")]).await, None);
     assert_eq!(f.difference(sql, &[None, Some("c2")]).await, None);
 }
+
+/// What the steps of a statement are asked, without names of children.
+async fn steps(f: &Fixture, sql: &str) -> String {
+    f.explain_steps(sql).await.join("\n")
+}
+
+#[tokio::test]
+async fn tables_that_only_add_columns_are_joined_to_the_groups() {
+    let f = fixture().await;
+    let from = "FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id";
+    let late = [
+        format!("SELECT c.id, c.name, sum(l.price) AS s {from} GROUP BY c.id, c.name ORDER BY s DESC LIMIT 2"),
+        format!("SELECT c.name, count(*) {from} GROUP BY c.id ORDER BY count(*), c.name LIMIT 2"),
+        format!(
+            "SELECT o.customer, c.name {from} GROUP BY o.customer, c.name HAVING sum(l.qty) > 3 ORDER BY 1 LIMIT 2"
+        ),
+    ];
+    for sql in late {
+        let steps = steps(&f, &sql).await;
+        assert!(steps.contains("customers, bounded in id by stage 1"), "{sql}\n{steps}");
+        assert!(steps.contains("GROUP BY"), "{sql}\n{steps}");
+    }
+    let not = [
+        // An aggregate reads them.
+        format!("SELECT c.id, c.name, sum(c.balance) AS s {from} GROUP BY c.id, c.name ORDER BY s DESC LIMIT 2"),
+        // The key is not among the groups: customers of one name make one group.
+        format!("SELECT c.name, sum(l.price) AS s {from} GROUP BY c.name ORDER BY s DESC LIMIT 2"),
+        // Without the customers, a division could fail that PostgreSQL never makes.
+        format!("SELECT c.id, c.name, sum(1 / l.qty) AS s {from} GROUP BY c.id, c.name ORDER BY s DESC LIMIT 2"),
+        format!("SELECT c.id {from} GROUP BY c.id HAVING 1 / count(l.qty) > 0 ORDER BY count(*) LIMIT 2"),
+        // A condition of their own bounds what else is read.
+        format!("SELECT c.id, c.name {from} AND c.code = 'c1' GROUP BY c.id, c.name ORDER BY count(*) LIMIT 2"),
+    ];
+    for sql in not {
+        let steps = steps(&f, &sql).await;
+        assert!(!steps.contains("by stage"), "{sql}\n{steps}");
+    }
+}

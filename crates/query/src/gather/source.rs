@@ -37,6 +37,7 @@ enum Identity {
 }
 
 /// One temporary table to be.
+#[derive(Clone)]
 pub(crate) struct Gathered {
     /// its name in pg_temp
     pub temporary: String,

@@ -32,6 +32,22 @@ SELECT sum(price) FROM lines l, customers c WHERE (c.id = l.qty AND c.code = 'c1
 SELECT what, y, sum(v) FROM (SELECT c.code AS what, extract(year FROM o.day) AS y, l.price * l.qty - 1 AS v FROM customers c, orders o, lines l WHERE c.id = o.customer AND o.id = l.order_id AND c.name LIKE '%1%') AS t GROUP BY what, y ORDER BY what, y
 SELECT c.code || '!' AS shout, count(*) FROM customers c, orders o, lines l WHERE c.id = o.customer AND o.id = l.order_id AND c.code = 'c3' GROUP BY c.code || '!'
 SELECT length(c.code), c.code = 'c3   ', count(*) FROM customers c, orders o, lines l WHERE c.id = o.customer AND o.id = l.order_id GROUP BY 1, 2 ORDER BY 1, 2
+-- tables that only add columns to groups are joined to the groups
+SELECT c.id, c.name, sum(l.qty * l.price) AS s, c.balance, c.code FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id AND l.qty > 1 GROUP BY c.id, c.name, c.balance, c.code ORDER BY s DESC NULLS LAST, c.id LIMIT 5
+SELECT c.id, c.name, sum(l.price) AS s FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id GROUP BY c.id ORDER BY count(*) DESC, c.name, c.id LIMIT 7 OFFSET 2
+SELECT c.name, o.customer, count(*), c.id FROM customers c JOIN orders o ON c.id = o.customer JOIN lines l ON l.order_id = o.id GROUP BY o.customer, c.name, c.id HAVING count(*) > 2 AND sum(l.qty) IS NOT NULL ORDER BY 3 DESC, customer LIMIT 100
+SELECT o.customer, c.name, min(l.price) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id GROUP BY o.customer, c.name ORDER BY o.customer
+SELECT c.id, max(l.kind), c.code, count(l.qty) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id GROUP BY c.id, c.code ORDER BY count(l.qty) DESC, c.id DESC LIMIT 3
+SELECT DISTINCT c.code, count(*) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id GROUP BY c.id, c.code ORDER BY 2 DESC, 1 LIMIT 4
+SELECT c.id, c.balance + 1 AS more, sum(l.price) + max(c.balance) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id GROUP BY c.id ORDER BY c.id
+SELECT a.id, a.name, b.name, count(*) FROM customers a, customers b, orders o, lines l WHERE a.id = o.customer AND b.id = a.region AND l.order_id = o.id GROUP BY a.id, a.name, b.name ORDER BY count(*) DESC, a.id LIMIT 6
+-- groups that find no partner are not among the first
+SELECT c.id, c.name, count(*) FROM customers c, orders o, lines l WHERE c.id = o.customer + 15 AND l.order_id = o.id GROUP BY c.id, c.name ORDER BY count(*) DESC, c.id LIMIT 5
+SELECT c.id, c.name, sum(l.qty) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id AND o.customer > 40 GROUP BY c.id, c.name ORDER BY sum(l.qty) DESC NULLS LAST, c.id LIMIT 10
+SELECT o.customer, c.name, count(*) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id GROUP BY o.customer, c.name ORDER BY o.customer DESC LIMIT 4
+SELECT c.id, c.name, 1 / (sum(l.qty) - sum(l.qty) + c.id) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id AND c.id > 0 GROUP BY c.id, c.name ORDER BY c.id LIMIT 4
+SELECT c.id, c.name, sum(1 / (74 - o.customer)) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id GROUP BY c.id, c.name ORDER BY c.id
+SELECT c.id, c.name, count(*) FROM customers c, orders o, lines l WHERE c.id = o.customer AND l.order_id = o.id AND c.balance > 100 AND l.n < c.id GROUP BY c.id, c.name ORDER BY c.id
 -- subqueries
 SELECT o.note, count(*) FROM orders o WHERE EXISTS (SELECT * FROM lines l WHERE l.order_id = o.id AND l.qty < 4) GROUP BY o.note ORDER BY o.note
 SELECT count(*) FROM orders o WHERE NOT EXISTS (SELECT 1 FROM lines l WHERE l.order_id = o.id)

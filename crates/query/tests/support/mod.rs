@@ -333,6 +333,29 @@ impl Fixture {
 
     /// Tier, what is done with the rows, and the shards' SQL.
     pub async fn explain(&self, sql: &str) -> Vec<String> {
+        let explained = self.explained(sql).await;
+        let tier = explained.tier[..1].to_uppercase() + &explained.tier[1..];
+        let mut lines = vec![format!("{tier}: {}", explained.combine)];
+        for fragment in &explained.fragments {
+            assert!(
+                !fragment.plan.is_empty(),
+                "{sql}: the shard has no plan for {}",
+                fragment.sql
+            );
+            lines.push(format!("  ->  Shard {}: {}", fragment.shard, fragment.sql));
+        }
+        lines
+    }
+
+    /// The steps of a gather in stages, with the SQL of each.
+    pub async fn explain_steps(&self, sql: &str) -> Vec<String> {
+        let explained = self.explained(sql).await;
+        let step =
+            |f: &pgherd_query::ExplainedFragment| format!("{}: {}", f.relation.as_deref().unwrap_or_default(), f.sql);
+        explained.fragments.iter().map(step).collect()
+    }
+
+    async fn explained(&self, sql: &str) -> pgherd_query::Explained {
         let parsed = pgherd_sql::parse(sql).expect(sql).remove(0);
         let mut home = self.shards.checkout(ShardId(1), &self.who).await.expect("home");
         let columns = describe(&mut home, sql, &[])
@@ -360,17 +383,7 @@ impl Fixture {
             .await
             .expect(sql);
         transaction.rollback().await.expect("participants can be used again");
-        let tier = explained.tier[..1].to_uppercase() + &explained.tier[1..];
-        let mut lines = vec![format!("{tier}: {}", explained.combine)];
-        for fragment in &explained.fragments {
-            assert!(
-                !fragment.plan.is_empty(),
-                "{sql}: the shard has no plan for {}",
-                fragment.sql
-            );
-            lines.push(format!("  ->  Shard {}: {}", fragment.shard, fragment.sql));
-        }
-        lines
+        explained
     }
 
     /// PostgreSQL's rows in binary.

@@ -32,6 +32,8 @@ pub(super) struct Divided {
     pub instead: String,
     /// partial results whose type must not be a floating point number
     pub exact: Vec<usize>,
+    /// the places of GROUP BY's expressions
+    pub groups: Vec<usize>,
     /// places with a sum, and where `instead` names its type as `{type N}`
     pub sums: Vec<usize>,
 }
@@ -73,6 +75,7 @@ impl<'a> Divider<'a> {
                 tail: String::new(),
                 instead: String::new(),
                 exact: Vec::new(),
+                groups: Vec::new(),
                 sums: Vec::new(),
             },
         })
@@ -129,32 +132,33 @@ impl<'a> Divider<'a> {
             .clone()
             .map_or(String::new(), |l| format!(" {}", &text[l]))
     }
+}
 
-    /// LIMIT plus OFFSET, where both are written as numbers.
-    fn rows_wanted(&self) -> Option<u64> {
-        use sqlparser::ast::{LimitClause, Value};
-        let number = |expr: &Expr| match expr {
-            Expr::Value(v) => match &v.value {
-                Value::Number(n, _) => n.parse::<u64>().ok(),
-                _ => None,
-            },
+/// LIMIT plus OFFSET, where both are written as numbers.
+pub(super) fn rows_wanted(query: &Query) -> Option<u64> {
+    use sqlparser::ast::{LimitClause, Value};
+    let number = |expr: &Expr| match expr {
+        Expr::Value(v) => match &v.value {
+            Value::Number(n, _) => n.parse::<u64>().ok(),
             _ => None,
-        };
-        match self.blocks.list[self.block].query.limit_clause.as_ref()? {
-            LimitClause::LimitOffset {
-                limit: Some(limit),
-                offset,
-                limit_by,
-            } if limit_by.is_empty() => {
-                let offset = offset.as_ref().map_or(Some(0), |o| number(&o.value))?;
-                number(limit)?.checked_add(offset)
-            }
-            _ => None,
+        },
+        _ => None,
+    };
+    match query.limit_clause.as_ref()? {
+        LimitClause::LimitOffset {
+            limit: Some(limit),
+            offset,
+            limit_by,
+        } if limit_by.is_empty() => {
+            let offset = offset.as_ref().map_or(Some(0), |o| number(&o.value))?;
+            number(limit)?.checked_add(offset)
         }
+        _ => None,
     }
 }
 
-fn order_options(options: &sqlparser::ast::OrderByOptions) -> String {
+/// ` ASC`, ` DESC`, ` NULLS FIRST`, ` NULLS LAST`, as it was written.
+pub(super) fn order_options(options: &sqlparser::ast::OrderByOptions) -> String {
     let mut sql = String::new();
     match options.asc {
         Some(true) => sql.push_str(" ASC"),
@@ -215,7 +219,7 @@ pub(super) fn whole(blocks: &Blocks<'_>, block: usize, edits: &[(Range<usize>, S
             false => format!(" ORDER BY {}", items.join(", ")),
         }
     };
-    if let Some(rows) = divider.rows_wanted() {
+    if let Some(rows) = rows_wanted(&own.query) {
         let sorted = listed(&|place| (place + 1).to_string());
         divider.out.tail.push_str(&format!("{sorted} LIMIT {rows}"));
     }
@@ -232,7 +236,7 @@ pub(super) fn whole(blocks: &Blocks<'_>, block: usize, edits: &[(Range<usize>, S
 }
 
 /// ORDER BY's items; None for what is not PostgreSQL's.
-fn order_by(query: &Query) -> Option<Vec<sqlparser::ast::OrderByExpr>> {
+pub(super) fn order_by(query: &Query) -> Option<Vec<sqlparser::ast::OrderByExpr>> {
     match &query.order_by {
         None => Some(Vec::new()),
         Some(order) => match &order.kind {
@@ -252,7 +256,7 @@ fn expression_range(blocks: &Blocks<'_>, range: &Range<usize>, item: &sqlparser:
 }
 
 /// The output that an ORDER BY item is, by number, name, or because it is written the same; `Some(None)` for none.
-fn output_of(blocks: &Blocks<'_>, block: usize, expr: &Expr) -> Option<Option<usize>> {
+pub(super) fn output_of(blocks: &Blocks<'_>, block: usize, expr: &Expr) -> Option<Option<usize>> {
     let projection = &blocks.list[block].select.projection;
     match expr {
         Expr::Value(value) => {
@@ -347,6 +351,7 @@ pub(super) fn partial(
         let list: Vec<_> = shard_groups.iter().map(|p| (p + 1).to_string()).collect();
         divider.out.tail = format!(" GROUP BY {}", list.join(", "));
     }
+    divider.out.groups = places.clone();
     let grouped: Vec<_> = places.iter().map(|p| column(*p)).collect();
     let grouped = match grouped.is_empty() {
         true => String::new(),

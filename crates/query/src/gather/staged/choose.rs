@@ -33,6 +33,12 @@ pub(super) struct Stage {
     pub shards: Vec<ShardId>,
 }
 
+/// What groups that travel cost: so many rows of so many columns.
+pub(super) fn cost_of_groups(rows: f64, columns: usize) -> f64 {
+    const COLUMN: f64 = 12.0;
+    GATHERED * rows * (ROW + COLUMN * columns as f64)
+}
+
 /// A row costs as much as this many bytes before it has any.
 const ROW: f64 = 30.0;
 /// A byte that is copied into a temporary table and analysed there, against one that only travels.
@@ -101,6 +107,16 @@ impl Choice<'_> {
         }
     }
 
+    /// Decides for the blocks inside the statement's own.
+    pub fn decide_inside(&mut self) {
+        for block in 0..self.blocks.list.len() {
+            let parent = self.blocks.list[block].parent;
+            if parent.is_some_and(|parent| self.blocks.list[parent].parent.is_none()) {
+                self.descend(block);
+            }
+        }
+    }
+
     fn descend(&mut self, block: usize) {
         if let Some(stage) = self.best(block) {
             let partial = stage.partial;
@@ -146,19 +162,34 @@ impl Choice<'_> {
         })
     }
 
-    fn bytes(&self, mentions: &[usize]) -> f64 {
-        let rows = bounded(mentions, self.sizes, self.bounds, &|m, c| self.is_unique(m, c));
-        rows.iter().map(|(m, rows)| rows * (self.sizes[*m].width + ROW)).sum()
+    fn bytes(&self, mentions: &[usize], sizes: &[Size]) -> f64 {
+        let rows = bounded(mentions, sizes, self.bounds, &|m, c| self.is_unique(m, c));
+        rows.iter().map(|(m, rows)| rows * (sizes[*m].width + ROW)).sum()
+    }
+
+    /// What a stage costs before it gives anything: the relations that are sent to its shards.
+    fn cost_of(&self, stage: &Stage, copied: &[usize]) -> f64 {
+        self.bytes(copied, self.sizes) * (1.0 + SENT * stage.shards.len() as f64)
+    }
+
+    fn copied(&self, stage: &Stage) -> Vec<usize> {
+        let is_copied = |m: &usize| stage.anchors[*m].is_none() && self.reads(stage, *m);
+        self.mentions(stage.block).into_iter().filter(is_copied).collect()
+    }
+
+    /// What was decided costs, but for what stages give: `unstaged` are gathered, with these sizes.
+    pub fn cost(&self, unstaged: &[usize], sizes: &[Size]) -> f64 {
+        let stages = self.stages.iter().map(|stage| self.cost_of(stage, &self.copied(stage)));
+        stages.sum::<f64>() + GATHERED * self.bytes(unstaged, sizes)
     }
 
     fn best(&self, block: usize) -> Option<Stage> {
         let mentions = self.mentions(block);
         let mut best: Option<(f64, Stage)> = None;
         for stage in self.possible(block) {
-            let read = |m: &usize| stage.anchors[*m].is_none() && self.reads(&stage, *m);
-            let copied: Vec<_> = mentions.iter().copied().filter(read).collect();
-            let bytes = self.bytes(&copied);
-            let cost = bytes * (1.0 + SENT * stage.shards.len() as f64);
+            let copied = self.copied(&stage);
+            let bytes = self.bytes(&copied, self.sizes);
+            let cost = self.cost_of(&stage, &copied);
             let copyable = copied.iter().all(|&m| self.can_be_copied(m)) && !self.looks_up(&copied);
             if bytes > MOST_COPIED || !copyable || best.as_ref().is_some_and(|(least, _)| *least <= cost) {
                 continue;
@@ -166,7 +197,7 @@ impl Choice<'_> {
             best = Some((cost, stage));
         }
         let (cost, stage) = best?;
-        (cost <= GATHERED * self.bytes(&mentions)).then_some(stage)
+        (cost <= GATHERED * self.bytes(&mentions, self.sizes)).then_some(stage)
     }
 
     /// The way in which the shards run a block whole without a copy of anything.

@@ -7,6 +7,7 @@
 //!   sent to every shard as arrays, aggregates are divided ([`aggregates`]). Only its result is gathered.
 //! - What is still copied is bounded by the keys of what was copied before ([`reduce`]), the small side first, and by what IN's
 //!   subqueries give, which are run before ([`keys`]).
+//! - Tables that only add columns to groups are joined to the groups ([`late`]), and read for the keys that stages gave ([`first`]).
 //! - Which way is cheaper is estimated from PostgreSQL's own statistics ([`sizes`], [`choose`]).
 //!
 //! PostgreSQL evaluates every expression, on a shard or over the gathered rows, so there is nothing of PostgreSQL's behaviour to
@@ -19,7 +20,9 @@ mod blocks;
 mod calls;
 mod choose;
 mod copies;
+mod first;
 mod keys;
+mod late;
 mod prune;
 mod reduce;
 mod run;
@@ -35,10 +38,13 @@ use crate::metadata::Metadata;
 use crate::plan::engine::Engine;
 use crate::rows::Rows;
 use crate::statement::Statement;
+use crate::views;
 use crate::{Fragment, Transaction};
 use blocks::{Blocks, ColumnId, Role};
 use choose::{Choice, Size, Stage, bounded};
+use first::{First, Given};
 use keys::KeyQuery;
+use late::Late;
 use pgherd_model::ServerError;
 use pgherd_transaction::{Isolation, Mode};
 use reduce::Bound;
@@ -47,11 +53,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 /// A relation that is read for itself.
+#[derive(Clone)]
 struct Fetch {
     source: Gathered,
     /// the stage that it is sent to the shards for; None when the rest of the statement reads it
     stage: Option<usize>,
     bounds: Vec<FetchBound>,
+    /// it is bounded by what stages give, and read after them
+    behind_stages: bool,
     /// the places of columns whose values bound others
     collects: Vec<usize>,
     /// columns that correlated subqueries look rows up by
@@ -61,11 +70,14 @@ struct Fetch {
 }
 
 /// A column of a fetch whose values are among others that are known by then.
+#[derive(Clone)]
 struct FetchBound {
     /// which of the source's mentions
     slot: usize,
     column: String,
     by: By,
+    /// the type of the values, as the home shard numbers it and as SQL
+    by_type: (u32, String),
     /// how many values the column has in the whole relation, where that is known
     values: Option<f64>,
     /// the rows of the whole relation that bounds it
@@ -73,11 +85,14 @@ struct FetchBound {
 }
 
 /// Who knows the values.
+#[derive(Clone)]
 enum By {
     /// an earlier fetch, in this column of its rows
     Fetch { at: usize, place: usize },
     /// a subquery
     Keys(usize),
+    /// a stage, in this column of its rows, which is this output of its block
+    Stage { stage: usize, place: usize, output: usize },
 }
 
 /// What will be done, in this order.
@@ -87,6 +102,11 @@ struct Plan<'a> {
     keys: Vec<KeyQuery>,
     fetches: Vec<Fetch>,
     stages: Vec<Stage>,
+    /// a stage of which the first groups may do
+    first: Option<First>,
+    sizes: Vec<Size>,
+    /// bytes that would travel, weighted, as far as that is known beforehand
+    cost: f64,
 }
 
 /// With so many relations, the tables have to be twice as large as a single one: steps follow one another, and each costs its round
@@ -132,10 +152,12 @@ pub(crate) async fn select(
         transaction.set_mode(mode);
     }
     let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
-    match prepare(statement, reading, &metadata, rows, transaction, engine).await? {
-        Some(plan) => run::run(plan, statement, transaction, engine).await,
-        None => Ok(None),
-    }
+    let Some(plan) = prepare(statement, reading, &metadata, rows, transaction, engine).await? else {
+        return Ok(None);
+    };
+    let later = Later::of(statement, &plan, transaction, engine).await?;
+    let plan = better(plan, later.as_ref(), statement, engine);
+    run::run(plan, statement, transaction, engine).await
 }
 
 /// The steps that [`select`] would take, each with what its shards are asked before anything is known of other steps' rows; None
@@ -151,8 +173,99 @@ pub(crate) async fn steps(
         return Ok(None);
     }
     let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
-    let plan = prepare(statement, reading, &metadata, rows, transaction, engine).await?;
-    Ok(plan.and_then(|plan| plan.shown(statement)))
+    let Some(plan) = prepare(statement, reading, &metadata, rows, transaction, engine).await? else {
+        return Ok(None);
+    };
+    let later = Later::of(statement, &plan, transaction, engine).await?;
+    Ok(better(plan, later.as_ref(), statement, engine).shown(statement))
+}
+
+/// The statement with tables joined to its groups, as it is read.
+struct Later {
+    late: Late,
+    reading: Reading,
+    metadata: Metadata,
+    sizes: Vec<Size>,
+    /// about how many groups there are
+    groups: f64,
+}
+
+impl Later {
+    /// Looks for such tables; None where there are none of which many rows would be read.
+    async fn of(
+        statement: &Statement<'_>,
+        plan: &Plan<'_>,
+        transaction: &mut Transaction,
+        engine: &Engine,
+    ) -> Result<Option<Self>, ServerError> {
+        let many_rows = engine.staged_from_rows() / 2.0;
+        let are_many = |late: &Late| late.tables.iter().any(|&m| plan.sizes[m].rows > many_rows);
+        let Some(late) = late::late(&plan.blocks, plan.resolutions).filter(are_many) else {
+            return Ok(None);
+        };
+        let Ok(parsed) = views::parse_query(&late.text) else {
+            return Ok(None);
+        };
+        let reading = Reading {
+            resolutions: source::resolve(statement, &parsed)?,
+            parsed,
+            has_views: true,
+            target: None,
+        };
+        let rows = reading.rows(transaction, engine).await?;
+        let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
+        let sizes = sizes_of(statement, &reading, &metadata, &rows, transaction).await?;
+        let most = |mentions: &[usize], rows: &dyn Fn(&Size) -> f64| {
+            let rows = mentions.iter().map(|&m| rows(&plan.sizes[m]));
+            rows.fold(0.0, f64::max)
+        };
+        let mut groups = most(&late.keyed, &|size| size.wanted);
+        if late.keyed.len() == 1 {
+            groups = groups.min(most(&late.tables, &|size| size.rows));
+        }
+        Ok(Some(Self {
+            late,
+            reading,
+            metadata,
+            sizes,
+            groups,
+        }))
+    }
+
+    /// Its plan, where the groups come from a stage.
+    fn plan(&self, statement: &Statement<'_>, engine: &Engine) -> Option<Plan<'_>> {
+        let many_rows = engine.staged_from_rows() / 2.0;
+        let read = self.late.first.as_ref().map_or(self.groups, |first| first.rows as f64);
+        let mut plan = plan(
+            statement,
+            &self.reading,
+            &self.metadata,
+            &self.sizes,
+            many_rows,
+            Some(read),
+        );
+        let is_groups = |stage: &Stage| plan.blocks.list[stage.block].role == Role::Derived;
+        let stage = plan.stages.iter().position(is_groups)?;
+        plan.cost += choose::cost_of_groups(self.groups, self.late.columns);
+        plan.first = self.late.first.clone().map(|groups| First { stage, groups });
+        Some(plan)
+    }
+}
+
+/// The plan that is thought to cost less.
+fn better<'a>(plan: Plan<'a>, later: Option<&'a Later>, statement: &Statement<'_>, engine: &Engine) -> Plan<'a> {
+    let Some(later) = later else { return plan };
+    let top = plan.stages.iter().find(|s| plan.blocks.list[s.block].role == Role::Top);
+    let results = match top {
+        Some(stage) if stage.partial => {
+            choose::cost_of_groups(later.groups, plan.blocks.list[stage.block].select.projection.len())
+        }
+        _ => 0.0,
+    };
+    match later.plan(statement, engine) {
+        Some(other) if other.cost < plan.cost + results => other,
+        _ => plan,
+    }
 }
 
 async fn prepare<'a>(
@@ -163,24 +276,37 @@ async fn prepare<'a>(
     transaction: &Transaction,
     engine: &Engine,
 ) -> Result<Option<Plan<'a>>, ServerError> {
-    let (parsed, resolutions) = (&reading.parsed, &reading.resolutions);
     let is_own = |r: &Option<crate::metadata::Relation>| r.as_ref().is_some_and(|r| !r.is_system());
     if !metadata.text_is_exact || !metadata.functions.is_empty() || !metadata.relations.iter().all(is_own) {
         return Ok(None);
     }
-    let each = |mention: usize| Some(mention);
-    let sources = source::apart(statement, parsed, resolutions, metadata, None, &each);
-    let sizes = sizes::sizes(&sources, resolutions, rows, transaction).await?;
+    let sizes = sizes_of(statement, reading, metadata, rows, transaction).await?;
     let many_rows = engine.staged_from_rows() / 2.0;
-    Ok(Some(plan(statement, reading, metadata, &sizes, many_rows)))
+    Ok(Some(plan(statement, reading, metadata, &sizes, many_rows, None)))
 }
 
+async fn sizes_of(
+    statement: &Statement<'_>,
+    reading: &Reading,
+    metadata: &Metadata,
+    rows: &[f64],
+    transaction: &Transaction,
+) -> Result<Vec<Size>, ServerError> {
+    let (parsed, resolutions) = (&reading.parsed, &reading.resolutions);
+    let each = |mention: usize| Some(mention);
+    let sources = source::apart(statement, parsed, resolutions, metadata, None, &each);
+    sizes::sizes(&sources, resolutions, rows, transaction).await
+}
+
+/// What will be done with relations of these sizes. With `late`, tables are joined to groups: the outer block stays whole, and about so
+/// many rows of each of its tables are expected to be read.
 fn plan<'a>(
     statement: &Statement<'_>,
     reading: &'a Reading,
     metadata: &'a Metadata,
     sizes: &[Size],
     many_rows: f64,
+    late: Option<f64>,
 ) -> Plan<'a> {
     let (parsed, resolutions) = (&reading.parsed, reading.resolutions.as_slice());
     let blocks = Blocks::of(parsed, metadata);
@@ -198,7 +324,10 @@ fn plan<'a>(
         many_rows,
         stages: Vec::new(),
     };
-    choice.decide();
+    match late {
+        Some(_) => choice.decide_inside(),
+        None => choice.decide(),
+    }
     let stage_of: Vec<Option<usize>> = (0..resolutions.len()).map(|m| stage_of(&choice, m)).collect();
     let stays = |m: usize| stage_of[m].is_some_and(|s| choice.stages[s].anchors[m].is_some());
     let number = |m: usize| match stage_of[m] {
@@ -210,6 +339,12 @@ fn plan<'a>(
     let mentions: Vec<usize> = sources.iter().flat_map(|s| s.mentions.iter().copied()).collect();
     let keys = keys::find(&choice, &mentions);
     let fetches = in_order(sources, &stage_of, &keys, &choice);
+    let unstaged: Vec<usize> = (0..resolutions.len()).filter(|&m| stage_of[m].is_none()).collect();
+    let mut expected = sizes.to_vec();
+    for &mention in &unstaged {
+        expected[mention].wanted = expected[mention].wanted.min(late.unwrap_or(f64::INFINITY));
+    }
+    let cost = choice.cost(&unstaged, &expected);
     let stages = choice.stages;
     Plan {
         blocks,
@@ -217,6 +352,9 @@ fn plan<'a>(
         keys,
         fetches,
         stages,
+        first: None,
+        sizes: sizes.to_vec(),
+        cost,
     }
 }
 
@@ -237,7 +375,20 @@ fn in_order(
     let sizes = keys::sizes(keys, choice.sizes, choice.bounds);
     let mentions: Vec<usize> = sources.iter().flat_map(|s| s.mentions.iter().copied()).collect();
     let order = bounded(&mentions, &sizes, choice.bounds, &|m, c| choice.is_unique(m, c));
-    sources.sort_by_key(|source| order.iter().rposition(|(m, _)| source.mentions.contains(m)));
+    let mut given = first::given(blocks, &choice.stages);
+    // What is run before everything else bounds better.
+    given.retain(|g| {
+        !keys
+            .iter()
+            .any(|query| query.stage.block == choice.stages[g.stage].block)
+    });
+    let behind = |source: &Gathered| is_behind_stages(source, stage_of, &given, choice);
+    sources.sort_by_key(|source| {
+        (
+            behind(source),
+            order.iter().rposition(|(m, _)| source.mentions.contains(m)),
+        )
+    });
     let rows: HashMap<usize, f64> = order.into_iter().collect();
     let mut fetches: Vec<Fetch> = Vec::new();
     for mut source in sources {
@@ -247,17 +398,28 @@ fn in_order(
             known,
             stage: stage_of[source.mentions[0]],
             bounds: Vec::new(),
+            behind_stages: is_behind_stages(&source, stage_of, &given, choice),
             collects: Vec::new(),
             index: index(blocks, &source),
             source,
         };
         for (slot, &mention) in fetch.source.mentions.iter().enumerate() {
             for bound in choice.bounds.iter().filter(|b| b.mention == mention) {
-                let by = match keys.iter().position(|query| query.gives(bound)) {
-                    Some(query) => Some(By::Keys(query)),
-                    None => by_fetch(bound, &fetches, &rows, &sizes),
+                let stage = given
+                    .iter()
+                    .find(|g| fetch.behind_stages && may_bound(g, bound, choice));
+                let by = match (keys.iter().position(|query| query.gives(bound)), stage) {
+                    (Some(query), _) => Some(By::Keys(query)),
+                    (None, Some(given)) => Some(By::Stage {
+                        stage: given.stage,
+                        place: given.place,
+                        output: given.output,
+                    }),
+                    (None, None) => by_fetch(bound, &fetches, &rows, &sizes),
                 };
-                let Some(by) = by else { continue };
+                let (Some(by), Some(by_type)) = (by, type_of(bound, choice)) else {
+                    continue;
+                };
                 if let By::Fetch { at, place } = by {
                     fetches[at].collects.push(place);
                 }
@@ -265,6 +427,7 @@ fn in_order(
                     slot,
                     column: bound.column.clone(),
                     by,
+                    by_type,
                     values: values(bound, choice),
                     by_rows: sizes[bound.by].rows,
                 });
@@ -280,11 +443,42 @@ fn in_order(
     fetches
 }
 
+/// The type of the column that bounds.
+fn type_of(bound: &Bound, choice: &Choice<'_>) -> Option<(u32, String)> {
+    let columns = &choice.blocks.metadata.relations[bound.by].as_ref()?.columns;
+    let column = columns.iter().find(|c| c.name == bound.by_column)?;
+    Some((column.type_oid, column.type_sql.clone()))
+}
+
+/// Whether a stage knows a bound's values: the mention that is bounded is not one of its own.
+fn may_bound(given: &Given, bound: &Bound, choice: &Choice<'_>) -> bool {
+    let own = choice.mentions(choice.stages[given.stage].block);
+    given.gives(bound) && !own.contains(&bound.mention)
+}
+
+/// Whether a source is read after the stages: they bound it, it is large, and no stage waits for what it bounds.
+fn is_behind_stages(source: &Gathered, stage_of: &[Option<usize>], given: &[Given], choice: &Choice<'_>) -> bool {
+    let is_own = |mention: usize| source.mentions.contains(&mention);
+    let by_stage = |b: &Bound| is_own(b.mention) && given.iter().any(|g| may_bound(g, b, choice));
+    let is_sent = |mention: usize| stage_of[mention].is_some_and(|s| choice.stages[s].anchors[mention].is_none());
+    let spares = |by: usize| choice.sizes[by].wanted <= choice.sizes[by].rows * ALMOST_ALL;
+    let for_stage = |b: &Bound| is_own(b.by) && is_sent(b.mention) && spares(b.by);
+    source
+        .mentions
+        .iter()
+        .all(|&m| stage_of[m].is_none() && choice.sizes[m].wanted > choice.many_rows)
+        && choice.bounds.iter().any(by_stage)
+        && !choice.bounds.iter().any(for_stage)
+}
+
+/// A larger part of a relation's rows than this bounds nothing.
+const ALMOST_ALL: f64 = 0.7;
+
 /// The earlier fetch that knows a bound's values, where anything is gained by them.
 fn by_fetch(bound: &Bound, fetches: &[Fetch], rows: &HashMap<usize, f64>, sizes: &[Size]) -> Option<By> {
     let at = fetches.iter().position(|f| f.source.mentions.contains(&bound.by))?;
     // Nothing is where all values are there.
-    if rows[&bound.by] > sizes[bound.by].rows * 0.7 && sizes[bound.by].rows >= sizes[bound.mention].rows / 50.0 {
+    if rows[&bound.by] > sizes[bound.by].rows * ALMOST_ALL && sizes[bound.by].rows >= sizes[bound.mention].rows / 50.0 {
         return None;
     }
     let source = &fetches[at].source;

@@ -46,9 +46,26 @@ fn tied_by_and(expr: &Expr) -> Vec<&Expr> {
 }
 
 /// A condition's text and tree, and the item on the right of the LEFT JOIN that it belongs to.
-type Piece<'a> = (Range<usize>, &'a Expr, Option<usize>);
+pub(super) type Piece<'a> = (Range<usize>, &'a Expr, Option<usize>);
 
-/// All conditions of a block that can be told apart in its text.
+/// All conditions of a block; None where some cannot be told apart in its text.
+pub(super) fn all_conditions<'a>(blocks: &Blocks<'_>, block: &'a Block) -> Option<Vec<Piece<'a>>> {
+    let found = pieces(blocks, block);
+    let mut expected = block.select.selection.as_ref().map_or(0, |s| tied_by_and(s).len());
+    for join in block.select.from.iter().flat_map(|tree| &tree.joins) {
+        use JoinOperator as J;
+        match &join.join_operator {
+            J::Join(JoinConstraint::On(on))
+            | J::Inner(JoinConstraint::On(on))
+            | J::Left(JoinConstraint::On(on))
+            | J::LeftOuter(JoinConstraint::On(on)) => expected += tied_by_and(on).len(),
+            _ => {}
+        }
+    }
+    (found.len() == expected).then_some(found)
+}
+
+/// Those conditions of a block that can be told apart in its text.
 fn pieces<'a>(blocks: &Blocks<'_>, block: &'a Block) -> Vec<Piece<'a>> {
     let mut found = Vec::new();
     let Some(clauses) = text::clauses(blocks.parsed, block.span.start) else {

@@ -3,11 +3,10 @@
 use super::aggregates::{self, Divided, column};
 use super::choose::Stage;
 use super::copies::{Kept, Keys, Memory, Types};
-use super::{Fetch, Plan};
+use super::{By, Fetch, Plan};
 use crate::carrier::Carrier;
-use crate::edit::Edited;
 use crate::fragment;
-use crate::gather::{clock, load, source};
+use crate::gather::{load, source};
 use crate::metadata;
 use crate::plan::engine::Engine;
 use crate::relay;
@@ -17,6 +16,7 @@ use crate::{Fragment, Transaction};
 use bytes::Bytes;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
 use postgres_protocol::message::frontend;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Added {
     }
 
     /// Types and values for a piece of SQL that uses some of the client's parameters and all of these.
-    fn with(&self, statement: &Statement<'_>, sql: &str, shard: ShardId) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
+    pub fn with(&self, statement: &Statement<'_>, sql: &str, shard: ShardId) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
         let own = statement.parameters.len();
         let (mut types, mut values) = fragment::parameters(statement, sql, shard);
         types.resize(own, 25);
@@ -60,6 +60,10 @@ pub(super) struct Runner<'a, 's> {
     pub types: Types,
     /// by key query, the values; None where they are too many
     pub keys: Vec<Option<Keys>>,
+    /// by stage and place, the values that stages gave
+    pub stage_keys: HashMap<(usize, usize), Keys>,
+    /// how many groups can be among the first, where only these are looked at
+    pub first_groups: Option<u64>,
     /// what has been read, how many rows it has, and what is kept of it
     pub fetched: Vec<Fetch>,
     pub rows: Vec<u64>,
@@ -87,18 +91,22 @@ pub(super) async fn run(
     }
     scratch.backend().simple(&setup).await?;
     let mut columns: Vec<(u32, String)> = plan.fetches.iter().flat_map(types_that_travel).collect();
+    columns.extend(plan.fetches.iter().flat_map(types_that_bound));
     columns.extend(plan.keys.iter().map(|query| (query.type_oid, query.type_sql.clone())));
     let types = Types::of(scratch.backend(), &columns).await?;
     let Some(targets) = targets(&plan, statement, &mut scratch).await? else {
         return Ok(None);
     };
     let fetches = std::mem::take(&mut plan.fetches);
+    let (behind, fetches): (Vec<Fetch>, Vec<Fetch>) = fetches.into_iter().partition(|f| f.behind_stages);
     let mut runner = Runner {
         memory: Memory::new(engine, plan.stages.iter().map(|s| s.shards.len()).max().unwrap_or(0)),
         plan: &plan,
         statement,
         types,
         keys: Vec::new(),
+        stage_keys: HashMap::new(),
+        first_groups: None,
         fetched: Vec::new(),
         rows: Vec::new(),
         kept: Vec::new(),
@@ -126,6 +134,12 @@ pub(super) async fn run(
         {
             return Ok(None);
         }
+    }
+    if !runner
+        .fetch_behind_stages(&behind, &targets, transaction, &mut scratch)
+        .await?
+    {
+        return Ok(None);
     }
     let edited = runner.rest(&targets, transaction).await?;
     let Some((edited, added)) = edited else {
@@ -158,6 +172,12 @@ fn types_that_travel(fetch: &Fetch) -> Vec<(u32, String)> {
             (column.type_oid, column.type_sql.clone())
         })
         .collect()
+}
+
+/// The types of columns that stages' results bound.
+fn types_that_bound(fetch: &Fetch) -> Vec<(u32, String)> {
+    let by_stage = fetch.bounds.iter().filter(|b| matches!(b.by, By::Stage { .. }));
+    by_stage.map(|b| b.by_type.clone()).collect()
 }
 
 /// Makes the table for each stage's rows, with the types that PostgreSQL gives them; None where a partial result could not be
@@ -239,7 +259,7 @@ pub(super) fn stage_sql(plan: &Plan<'_>, stage: &Stage, names: &[(Range<usize>, 
 }
 
 /// ` AS "name"` for a relation that has no alias of its own.
-fn alias(plan: &Plan<'_>, mention: usize) -> String {
+pub(super) fn alias(plan: &Plan<'_>, mention: usize) -> String {
     let mention = &plan.resolutions[mention].mention;
     match mention.alias {
         Some(_) => String::new(),
@@ -269,7 +289,7 @@ pub(super) fn anchored(plan: &Plan<'_>, stage: &Stage, shard: ShardId, names: &m
 
 impl Runner<'_, '_> {
     /// Reads a relation: into a temporary table, or for the shards; and the keys that bound others.
-    async fn fetch(
+    pub async fn fetch(
         &mut self,
         fetch: &mut Fetch,
         transaction: &mut Transaction,
@@ -419,7 +439,7 @@ impl Runner<'_, '_> {
     }
 
     /// Conditions that hold anyway, for what reads the relations of this stage, or of none.
-    fn known(&self, stage: Option<usize>) -> Edits {
+    pub fn known(&self, stage: Option<usize>) -> Edits {
         let own = self.fetched.iter().filter(|f| f.stage == stage);
         own.flat_map(|f| f.known.iter().map(|place| (place.clone(), "TRUE".to_owned())))
             .collect()
@@ -502,55 +522,10 @@ impl Runner<'_, '_> {
         self.steps.push(step);
         Ok(rows)
     }
-
-    /// What is left of the statement: its relations' temporary tables, and in place of each block what puts its rows together.
-    async fn rest(
-        &self,
-        targets: &[Target],
-        transaction: &mut Transaction,
-    ) -> Result<Option<(Edited, Added)>, ServerError> {
-        let parsed = self.plan.blocks.parsed;
-        let mut edits: Edits = self.known(None);
-        for fetch in self.fetched.iter().filter(|f| f.stage.is_none()) {
-            for &mention in &fetch.source.mentions {
-                let name = format!("pg_temp.{}{}", fetch.source.temporary, alias(self.plan, mention));
-                edits.push((self.plan.resolutions[mention].mention.span.clone(), name));
-            }
-        }
-        if !clock::edits(parsed, "").is_empty() {
-            let now = transaction.clock().await?.unwrap_or_default();
-            edits.extend(clock::edits(parsed, &now));
-        }
-        let mut added = Added::default();
-        replace(&mut edits, self.known_blocks(&mut added).into_iter());
-        // Those inside others come first: they are part of what those become.
-        let mut order: Vec<usize> = (0..self.plan.stages.len()).collect();
-        let span = |s: usize| self.plan.blocks.list[self.plan.stages[s].block].span.clone();
-        order.sort_by_key(|&s| span(s).len());
-        for s in order {
-            let (stage, target) = (&self.plan.stages[s], &targets[s]);
-            if self.is_known(stage.block) {
-                continue;
-            }
-            let divided = match stage.partial {
-                true => aggregates::partial(&self.plan.blocks, stage.block, &[], &edits),
-                false => aggregates::whole(&self.plan.blocks, stage.block, &[]),
-            };
-            let Some(divided) = divided else {
-                return Ok(None);
-            };
-            let mut sql = divided.instead.replace("{rows}", &format!("pg_temp.{}", target.name));
-            for place in divided.sums {
-                sql = sql.replace(&format!("{{type {place}}}"), &target.types[place]);
-            }
-            replace(&mut edits, std::iter::once((span(s), sql)));
-        }
-        Ok(Some((Edited::new(&parsed.text, edits), added)))
-    }
 }
 
 /// Adds edits of larger pieces: those of pieces inside them go.
-fn replace(edits: &mut Edits, with: impl Iterator<Item = (Range<usize>, String)>) {
+pub(super) fn replace(edits: &mut Edits, with: impl Iterator<Item = (Range<usize>, String)>) {
     for (own, sql) in with {
         edits.retain(|(inner, _)| !(own.start <= inner.start && inner.end <= own.end));
         edits.push((own, sql));

@@ -20,6 +20,7 @@ impl Plan<'_> {
             let by = match bound.by {
                 By::Keys(query) => self.name(self.keys[query].mention),
                 By::Fetch { at, .. } => &fetches[at].source.relation.name,
+                By::Stage { stage, .. } => &format!("stage {}", stage + 1),
             };
             let said = format!("{} by {by}", bound.column);
             if !bounds.contains(&said) {
@@ -56,11 +57,15 @@ impl Plan<'_> {
                 shown.push((name.clone(), self.shown_stage(&query.stage, shard)?));
             }
         }
-        for fetch in &self.fetches {
-            let name = self.name_of_fetch(fetch, &self.fetches);
-            let fragments = fetch.source.fragments(statement).into_iter();
-            shown.extend(fragments.map(|fragment| (name.clone(), fragment)));
-        }
+        let fetches = |behind: bool| {
+            let own = self.fetches.iter().filter(move |f| f.behind_stages == behind);
+            own.flat_map(|fetch| {
+                let name = self.name_of_fetch(fetch, &self.fetches);
+                let fragments = fetch.source.fragments(statement).into_iter();
+                fragments.map(move |fragment| (name.clone(), fragment))
+            })
+        };
+        shown.extend(fetches(false));
         for (number, stage) in self.stages.iter().enumerate() {
             if self.keys.iter().any(|query| query.stage.block == stage.block) {
                 continue;
@@ -69,6 +74,7 @@ impl Plan<'_> {
                 shown.push((self.name_of_stage(number), self.shown_stage(stage, shard)?));
             }
         }
+        shown.extend(fetches(true));
         Some(shown)
     }
 

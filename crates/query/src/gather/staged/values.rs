@@ -19,6 +19,7 @@ impl Runner<'_, '_> {
                 let keys = self.kept[at].keys.get(&place)?;
                 (keys, source.relation.columns[source.wanted[place]].type_oid)
             }
+            By::Stage { stage, place, .. } => (self.stage_keys.get(&(stage, place))?, bound.by_type.0),
         };
         keys.count()?;
         Some((keys, self.types.get(type_oid)?))
@@ -29,7 +30,7 @@ impl Runner<'_, '_> {
         let count = self.known_values(bound)?.0.count()? as f64;
         Some(match (bound.values, &bound.by) {
             (Some(values), _) => count / values.max(1.0),
-            (None, By::Keys(_)) => 0.0,
+            (None, By::Keys(_) | By::Stage { .. }) => 0.0,
             (None, By::Fetch { at, .. }) => self.rows[*at] as f64 / bound.by_rows.max(1.0),
         })
     }
