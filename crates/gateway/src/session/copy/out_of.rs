@@ -172,7 +172,7 @@ impl Session {
             put_data(&mut client.out, &prologue.header);
         }
         let mut count = 0;
-        let asking = Asking::new(&self.database, &self.who, home);
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         while let Some(mut batch) = rows.next().await? {
             if slot.requested().is_some() {
                 return Err(canceled().into());
