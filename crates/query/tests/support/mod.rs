@@ -11,6 +11,7 @@ use pgherd_model::{
 use pgherd_query::{Engine, Limits, Statement, describe, explain, select};
 use pgherd_shards::{Backend, Identity, Options, ShardConfig, Shards, parse_data_row};
 use pgherd_transaction::{CommitIdentity, Coordinator, Isolation, Mode, Transaction};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub const SHARDS: usize = 3;
@@ -290,6 +291,27 @@ impl Fixture {
         })
     }
 
+    /// What other shards call types of parameters that users have made.
+    async fn types_elsewhere(&self, types: &[u32]) -> BTreeMap<(ShardId, u32), u32> {
+        let mut elsewhere = BTreeMap::new();
+        for &own in types.iter().filter(|own| **own >= 16384) {
+            let mut home = self.shards.checkout(ShardId(1), &self.who).await.expect("home");
+            let named = home
+                .simple(&format!("SELECT {own}::regtype::text"))
+                .await
+                .expect("its name");
+            let name = named[0].text(0, 0).expect("its name").to_owned();
+            for shard in [ShardId(2), ShardId(3)] {
+                let mut other = self.shards.checkout(shard, &self.who).await.expect("a shard");
+                let sql = format!("SELECT to_regtype('{name}')::oid::text");
+                let found = other.simple(&sql).await.expect("its number");
+                let number = found[0].text(0, 0).and_then(|n| n.parse().ok()).expect("its number");
+                elsewhere.insert((shard, own), number);
+            }
+        }
+        elsewhere
+    }
+
     pub async fn ours_in(
         &self,
         transaction: &mut Transaction,
@@ -305,6 +327,7 @@ impl Fixture {
             .iter()
             .map(|p| (false, p.map(|p| Bytes::copy_from_slice(p.as_bytes()))))
             .collect();
+        let types_elsewhere = self.types_elsewhere(&description.parameter_types).await;
         let search_path = ["public".into()];
         let statement = Statement {
             text: sql,
@@ -314,7 +337,7 @@ impl Fixture {
             result_formats: &[format],
             search_path: &search_path,
             snapshot: &self.snapshot,
-            types_elsewhere: &Default::default(),
+            types_elsewhere: &types_elsewhere,
             settings_sql: "",
             alone: false,
             told_by_epoch: false,
