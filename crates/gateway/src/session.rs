@@ -86,6 +86,8 @@ pub(crate) struct Session {
     listening: Option<notifications::Listening>,
     /// cursors WITH HOLD of transactions that have committed
     held_cursors: HashMap<String, block::GatheredCursor>,
+    /// what the client wrote to declare its cursors
+    cursor_texts: HashMap<String, Arc<str>>,
     /// names of temporary tables, which live on the pinned backend
     temporary: HashSet<String>,
     /// numbers drawn for defaults, which `currval()` and `lastval()` must know

@@ -7,7 +7,8 @@ use super::execute::names_missing_child;
 use super::forward::{no_block, put_statement, settle};
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{ServerError, SqlState};
+use pgherd_model::{ServerError, SqlState, quote_literal};
+use pgherd_shards::SimpleResult;
 use pgherd_sql::{Instead, Kind, Part, Route};
 use postgres_protocol::message::frontend;
 
@@ -20,6 +21,7 @@ impl Session {
             Kind::Close(Some(name)) => self.on_cursor(unit, name).await,
             Kind::Close(None) => {
                 self.held_cursors.clear();
+                self.cursor_texts.clear();
                 if let Some(open) = self.block.open_mut() {
                     open.cursors.clear();
                     open.gathered_cursors.clear();
@@ -61,6 +63,7 @@ impl Session {
             return Err(ServerError::new(SqlState::from_code("42P03"), exists).into());
         }
         let text = unit.statement.text.clone();
+        self.note_cursor(name, &text);
         let head = text.get(..inner.start).unwrap_or_default();
         let tail = text.get(inner.end..).unwrap_or_default();
         let statements = self.database.cache.parse(text.get(inner.clone()).unwrap_or_default())?;
@@ -114,6 +117,49 @@ impl Session {
             )
             .into()),
         }
+    }
+
+    /// Keeps the client's text of a cursor, which the server that it is on may have in other words. Those of cursors that are gone are
+    /// forgotten when none is open.
+    fn note_cursor(&mut self, name: &str, text: &str) {
+        let open = self.block.open();
+        let is_first = open.is_none_or(|open| open.cursors.is_empty() && open.gathered_cursors.is_empty());
+        if is_first && self.held_cursors.is_empty() {
+            self.cursor_texts.clear();
+        }
+        self.cursor_texts.insert(name.to_owned(), text.into());
+    }
+
+    /// For PostgreSQL's view of cursors: as JSON, the rows of those that are not on the home shard's connection, and the texts of
+    /// all by their names.
+    pub(crate) async fn open_cursors(&mut self) -> Result<[String; 2], Problem> {
+        const ROWS: &str = "SELECT pg_catalog.row_to_json(c) FROM pg_catalog.pg_cursors c WHERE c.name = ";
+        let home = self.gateway.shards.home();
+        let mut rows = Vec::new();
+        let mut add = |told: Vec<SimpleResult>| {
+            rows.extend(told.first().and_then(|r| r.text(0, 0)).map(str::to_owned));
+        };
+        let asked = |name: &str| format!("{ROWS}{}", quote_literal(name));
+        if let Some(open) = self.block.open_mut() {
+            for (name, kept) in &mut open.gathered_cursors {
+                add(kept.cursor.backend().simple(&asked(name)).await?);
+            }
+            for (name, shard) in open.cursors.iter().filter(|(_, shard)| **shard != home) {
+                add(open.transaction.participant(*shard).await?.simple(&asked(name)).await?);
+            }
+        }
+        for (name, kept) in &mut self.held_cursors {
+            add(kept.cursor.backend().simple(&asked(name)).await?);
+        }
+        let texts: serde_json::Map<String, serde_json::Value> = self
+            .cursor_texts
+            .iter()
+            .map(|(name, text)| (name.clone(), (&**text).into()))
+            .collect();
+        Ok([
+            format!("[{}]", rows.join(",")),
+            serde_json::Value::Object(texts).to_string(),
+        ])
     }
 
     async fn declare_gathered(

@@ -1,5 +1,5 @@
 //! What SQL asks about the session itself and no shard knows: its process id, the ends of its connection, its prepared
-//! statements, and the end of other sessions. The calls are replaced by calls of functions of schema `pgherd` that are given the answer, and have
+//! statements and cursors, and the end of other sessions. The calls are replaced by calls of functions of schema `pgherd` that are given the answer, and have
 //! PostgreSQL's names, since they become names of columns.
 //!
 //! A session's process id is the gateway's: what BackendKeyData says, beyond any operating system's. The statistics views
@@ -18,6 +18,7 @@ use std::time::UNIX_EPOCH;
 
 const BACKEND_PID: &str = "pg_backend_pid";
 const PREPARED_STATEMENTS: &str = "pg_prepared_statements";
+const CURSORS: &str = "pg_cursors";
 const TERMINATE: &str = "pg_terminate_backend";
 const CANCEL: &str = "pg_cancel_backend";
 const EXPORT_SNAPSHOT: &str = "pg_export_snapshot";
@@ -32,6 +33,7 @@ pub(crate) fn asks_session(lower: &str) -> bool {
     [
         BACKEND_PID,
         PREPARED_STATEMENTS,
+        CURSORS,
         TERMINATE,
         CANCEL,
         EXPORT_SNAPSHOT,
@@ -105,7 +107,11 @@ impl Session {
                 replacements.push((call.span, format!("pgherd.{EXPORT_SNAPSHOT}({literal})")));
             }
         }
-        for span in relations(unit) {
+        for span in relations(unit, CURSORS) {
+            let [elsewhere, texts] = self.open_cursors().await?.map(|json| quote_literal(&json));
+            replacements.push((span, format!("pgherd.{CURSORS}({elsewhere}, {texts})")));
+        }
+        for span in relations(unit, PREPARED_STATEMENTS) {
             let statements = self.prepared_statements(unit).await?;
             let literal = quote_literal(&statements);
             replacements.push((span, format!("pgherd.{PREPARED_STATEMENTS}({literal})")));
@@ -253,13 +259,10 @@ fn calls<'a>(text: &'a str, tokens: &'a [Token], name: &'a str) -> impl Iterator
     })
 }
 
-/// Where PostgreSQL's view of prepared statements is named.
-fn relations(unit: Unit<'_>) -> Vec<Range<usize>> {
+/// Where this view of PostgreSQL's is named.
+fn relations(unit: Unit<'_>, view: &str) -> Vec<Range<usize>> {
     let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
-    if !tokens
-        .iter()
-        .any(|t| t.identifier(text).is_some_and(|n| n == PREPARED_STATEMENTS))
-    {
+    if !tokens.iter().any(|t| t.identifier(text).is_some_and(|n| n == view)) {
         return Vec::new();
     }
     let tree = unit.statement.parsed.ast.as_deref();
@@ -267,7 +270,7 @@ fn relations(unit: Unit<'_>) -> Vec<Range<usize>> {
     let of_system = |schema: Option<&str>| schema.is_none_or(|s| s == "pg_catalog");
     let references = references.into_iter().flatten();
     references
-        .filter(|r| r.name.name == PREPARED_STATEMENTS && of_system(r.name.schema.as_deref()))
+        .filter(|r| r.name.name == view && of_system(r.name.schema.as_deref()))
         .map(|r| r.name.span)
         .collect()
 }

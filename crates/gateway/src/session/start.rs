@@ -81,6 +81,7 @@ impl Session {
             used: None,
             explains_alone: false,
             held_cursors: Default::default(),
+            cursor_texts: Default::default(),
         };
         match session.log_in(encoding).await {
             Ok(()) => Ok(session),
