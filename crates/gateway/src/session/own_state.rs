@@ -9,8 +9,8 @@ use super::extended::Prepared;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::Why;
 use pgherd_model::{ServerError, SqlState, quote_literal};
-use pgherd_sql::Instead;
 use pgherd_sql::lexer::{Token, TokenKind};
+use pgherd_sql::{DdlKind, Instead, Kind};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::ops::Range;
@@ -27,6 +27,9 @@ const CLIENT_ADDRESS: &str = "inet_client_addr";
 const CLIENT_PORT: &str = "inet_client_port";
 const SERVER_ADDRESS: &str = "inet_server_addr";
 const SERVER_PORT: &str = "inet_server_port";
+
+/// What shows the home shard's processes, or acts on them, beside the statistics views.
+const OF_PROCESSES: [&str; 3] = ["pg_locks", "pg_blocking_pids", "pg_log_backend_memory_contexts"];
 
 /// Whether a statement may have to be run in other words.
 pub(crate) fn asks_session(lower: &str) -> bool {
@@ -66,6 +69,9 @@ impl Session {
     /// told here.
     pub(crate) async fn with_own_state(&mut self, unit: Unit<'_>) -> Result<Option<Instead>, Problem> {
         let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        if is_kept(&unit.statement.parsed.kind, text, tokens) {
+            return Ok(None);
+        }
         let mut replacements = Vec::new();
         for (name, why) in [(TERMINATE, Why::Terminated), (CANCEL, Why::Client)] {
             for call in calls(text, tokens, name) {
@@ -275,10 +281,21 @@ fn relations(unit: Unit<'_>, view: &str) -> Vec<Range<usize>> {
         .collect()
 }
 
+/// Whether the text is a definition that other sessions run later: a default, a view, a trigger.
+fn is_kept(kind: &Kind, text: &str, tokens: &[Token]) -> bool {
+    match kind {
+        Kind::Ddl(ddl) => ddl.kind != DdlKind::CreateTableAs,
+        Kind::Other => tokens
+            .first()
+            .is_some_and(|t| t.is_word(text, "create") || t.is_word(text, "alter")),
+        _ => false,
+    }
+}
+
 /// Whether the home shard's own processes are looked at.
 fn reads_statistics(text: &str, tokens: &[Token]) -> bool {
     let names = tokens.iter().filter_map(|t| t.identifier(text));
-    let mut of_processes = names.filter(|n| n.starts_with("pg_stat_") || n == "pg_locks" || n == "pg_blocking_pids");
+    let mut of_processes = names.filter(|n| n.starts_with("pg_stat_") || OF_PROCESSES.contains(&n.as_str()));
     of_processes.next().is_some()
 }
 

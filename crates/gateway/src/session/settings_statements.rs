@@ -6,7 +6,7 @@
 use super::block::notice;
 use super::serializable::level_for;
 use super::settings::{Settings, set_statement};
-use super::{Problem, Session, Unit};
+use super::{Mode as UnitMode, Problem, Session, Unit};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::UNKNOWN_SETTINGS;
 use pgherd_sql::{Kind, SetValue};
@@ -26,15 +26,20 @@ impl Session {
         }
         match &unit.statement.parsed.kind {
             Kind::Set { name, local: true, .. } => {
-                if self.block.open().is_none_or(|open| open.implicit) {
+                if self.block.open().is_none() {
+                    // The home shard warns that it does nothing.
                     self.run_setting(&text).await?;
-                    let warning = notice(
-                        "WARNING",
-                        SqlState::NO_ACTIVE_TRANSACTION,
-                        "SET LOCAL can only be used in transaction blocks",
-                    );
-                    self.put_notice(&warning);
                 } else {
+                    // The statements of one Query are a transaction block to PostgreSQL, those of a pipeline are not; it holds in both.
+                    let is_pipeline = matches!(unit.mode, UnitMode::Extended { .. });
+                    if is_pipeline && self.block.open().is_some_and(|open| open.implicit) {
+                        let warning = notice(
+                            "WARNING",
+                            SqlState::NO_ACTIVE_TRANSACTION,
+                            "SET LOCAL can only be used in transaction blocks",
+                        );
+                        self.put_notice(&warning);
+                    }
                     // It holds within the transaction only, so the home shard must be in it to judge and to be asked.
                     let home = self.gateway.shards.home();
                     if let Some(open) = self.block.open_mut() {
@@ -241,7 +246,9 @@ impl Session {
             return Err(ServerError::internal("not SET TRANSACTION").into());
         };
         let text = unit.statement.text.clone();
-        let in_block = self.block.open().is_some_and(|open| !open.implicit);
+        // As for SET LOCAL: the statements of one Query are a block.
+        let is_pipeline = matches!(unit.mode, UnitMode::Extended { .. });
+        let in_block = self.block.open().is_some_and(|open| !(open.implicit && is_pipeline));
         if *session {
             self.run_setting(&text).await?;
             self.settings.set("session characteristics", &text);

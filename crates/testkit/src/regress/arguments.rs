@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Use the databases as they are, instead of making them anew
     #[arg(long)]
     keep_databases: bool,
+    /// Run nothing: compare the outputs that an earlier run has left
+    #[arg(long)]
+    compare_only: bool,
     /// Where outputs are left
     #[arg(long, value_name = "FOLDER", default_value = "target/regress")]
     output: PathBuf,
@@ -63,6 +66,7 @@ impl Arguments {
             settings: self.settings.clone(),
             only: self.only.clone(),
             keep_databases: self.keep_databases,
+            compare_only: self.compare_only,
             output: self.output.clone(),
             file_limit: Duration::from_secs(self.timeout),
         }

@@ -42,6 +42,8 @@ pub struct Options {
     pub only: Vec<String>,
     /// Use the databases of the two URLs as they are.
     pub keep_databases: bool,
+    /// Nothing is run: the outputs that an earlier run has left are compared.
+    pub compare_only: bool,
     /// Where outputs are left.
     pub output: PathBuf,
     /// How long one file may take.
@@ -54,8 +56,13 @@ pub struct Options {
 /// Sources without tests, a program that cannot be run, a server that cannot be reached. Differences are no error.
 pub async fn run(options: &Options) -> Result<Report> {
     let suite = Suite::open(options)?;
-    let expected = suite.run(&options.reference, &[], "postgresql").await?;
-    let actual = suite.run(&options.url, &options.settings, "pgherd").await?;
+    let (expected, actual) = match options.compare_only {
+        true => (suite.outputs("postgresql")?, suite.outputs("pgherd")?),
+        false => (
+            suite.run(&options.reference, &[], "postgresql").await?,
+            suite.run(&options.url, &options.settings, "pgherd").await?,
+        ),
+    };
     let files = suite.tests().iter().zip(expected.iter().zip(&actual));
     let scores = files.map(|(test, (expected, actual))| {
         let score = match &suite.script(test) {

@@ -97,10 +97,16 @@ impl<'o> Suite<'o> {
         for test in &self.tests {
             let path = output.join(name).join(format!("{test}.out"));
             self.run_one(test, url, settings, &output, &path).await?;
-            let text = std::fs::read(&path).map_err(file_error(&path))?;
-            outputs.push(String::from_utf8_lossy(&text).into_owned());
+            outputs.push(read_output(&path)?);
         }
         Ok(outputs)
+    }
+
+    /// The outputs that an earlier run has left.
+    pub(super) fn outputs(&self, name: &str) -> Result<Vec<String>> {
+        let folder = self.options.output.join(name);
+        let paths = self.tests.iter().map(|test| folder.join(format!("{test}.out")));
+        paths.map(|path| read_output(&path)).collect()
     }
 
     async fn run_one(
@@ -179,6 +185,11 @@ impl<'o> Suite<'o> {
         let _ = tokio::time::timeout(self.options.file_limit, child.wait()).await;
         Ok(())
     }
+}
+
+fn read_output(path: &Path) -> Result<String> {
+    let text = std::fs::read(path).map_err(file_error(path))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Makes the URL's database anew, as `pg_regress` does.
