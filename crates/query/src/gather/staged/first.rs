@@ -18,6 +18,7 @@ use crate::rows::Scratch;
 use crate::{Transaction, edit::Edited};
 use pgherd_model::{ServerError, quote_identifier};
 use postgres_protocol::message::frontend;
+use std::ops::Range;
 
 /// The first groups of a stage.
 pub(super) struct First {
@@ -192,7 +193,7 @@ impl Runner<'_, '_> {
         targets: &[Target],
         scratch: &mut Scratch,
     ) -> Result<Option<u64>, ServerError> {
-        let Some(groups) = self.put_together(first.stage, targets, &Edits::new()) else {
+        let Some(groups) = self.put_together(first.stage, targets, &[]) else {
             return Ok(None);
         };
         if groups.contains('$') {
@@ -223,7 +224,7 @@ impl Runner<'_, '_> {
         let Some(clauses) = top.and_then(|top| super::text::clauses(parsed, top.span.start)) else {
             return Ok(0);
         };
-        let piece = |range: &std::ops::Range<usize>| super::text::edited(&parsed.text, range, &edits);
+        let piece = |range: &Range<usize>| super::text::edited(&parsed.text, range, &edits);
         let selection = clauses
             .selection
             .map_or(String::new(), |s| format!(" WHERE {}", piece(&s)));
@@ -253,7 +254,7 @@ impl Runner<'_, '_> {
     }
 
     /// What stands in the place of a stage's block: its rows, put together.
-    pub fn put_together(&self, number: usize, targets: &[Target], edits: &Edits) -> Option<String> {
+    pub fn put_together(&self, number: usize, targets: &[Target], edits: &[(Range<usize>, String)]) -> Option<String> {
         let (stage, target) = (&self.plan.stages[number], &targets[number]);
         let is_first = self.plan.first.as_ref().is_some_and(|first| first.stage == number);
         if is_first && self.first_groups.is_some() {
