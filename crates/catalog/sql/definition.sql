@@ -1,5 +1,19 @@
 -- What schema change asks of PostgreSQL's own catalogs, on the home shard. Run with the caller's rights.
 
+-- The first of the relation's types that is, or has in it, a local relation's row: other shards have no such type.
+CREATE OR REPLACE FUNCTION pgherd.local_type(relation oid) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    WITH RECURSIVE used(oid) AS (
+        SELECT a.atttypid FROM pg_attribute a
+        WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+        UNION SELECT part.oid FROM used JOIN pg_type t ON t.oid = used.oid CROSS JOIN LATERAL (
+            SELECT t.typelem UNION SELECT t.typbasetype
+            UNION SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) part(oid)
+        WHERE part.oid >= 16384)
+    SELECT format_type(t.oid, NULL) FROM used JOIN pg_type t ON t.oid = used.oid JOIN pg_class r ON r.oid = t.typrelid
+    WHERE r.relkind <> 'c' AND r.oid NOT IN (SELECT s.relation FROM pgherd.sharded_table s) LIMIT 1
+$$;
+
 -- A relation as far as placing it needs: NULL when there is none.
 CREATE OR REPLACE FUNCTION pgherd.inspect(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -28,6 +42,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
                     FROM pg_collation k, pg_database d WHERE k.oid = a.attcollation AND d.datname = current_database()))
                 ORDER BY a.attnum), '[]')
             FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+        'local_type', pgherd.local_type(c.oid),
         'primary_key', EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary),
         'unique', (SELECT coalesce(json_agg(json_build_object('name', i.relname, 'plain', x.indexprs IS NULL,
                 'exclusion', x.indisexclusion, 'columns',
@@ -136,6 +151,26 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
                 'options', array_to_string(v.reloptions, ', '), 'definition', pg_get_viewdef(v.oid))), '[]')
             FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid JOIN pg_class v ON v.oid = w.ev_class JOIN pg_namespace vn ON vn.oid = v.relnamespace
             WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = relation AND v.oid <> relation),
+        'triggers', (SELECT coalesce(json_agg(text), '[]') FROM (
+            SELECT pg_get_triggerdef(g.oid) AS text FROM pg_trigger g WHERE g.tgrelid = relation AND NOT g.tgisinternal
+            UNION ALL SELECT format('ALTER TABLE %I.%I %s TRIGGER %I', n.nspname, c.relname,
+                CASE g.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, g.tgname)
+            FROM pg_trigger g WHERE g.tgrelid = relation AND NOT g.tgisinternal AND g.tgenabled <> 'O'
+            UNION ALL SELECT format('COMMENT ON TRIGGER %I ON %I.%I IS %L', g.tgname, n.nspname, c.relname, o.description)
+            FROM pg_trigger g JOIN pg_description o ON o.classoid = 'pg_trigger'::regclass AND o.objoid = g.oid
+            WHERE g.tgrelid = relation AND NOT g.tgisinternal) triggers),
+        'policies', (SELECT coalesce(json_agg(text), '[]') FROM (
+            SELECT format('CREATE POLICY %I ON %I.%I AS %s FOR %s TO %s%s%s', p.polname, n.nspname, c.relname,
+                CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+                CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
+                (SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r)) END, ', ') FROM unnest(p.polroles) r),
+                ' USING (' || pg_get_expr(p.polqual, relation) || ')', ' WITH CHECK (' || pg_get_expr(p.polwithcheck, relation) || ')') AS text
+            FROM pg_policy p WHERE p.polrelid = relation
+            UNION ALL SELECT format('COMMENT ON POLICY %I ON %I.%I IS %L', p.polname, n.nspname, c.relname, o.description)
+            FROM pg_policy p JOIN pg_description o ON o.classoid = 'pg_policy'::regclass AND o.objoid = p.oid WHERE p.polrelid = relation
+            UNION ALL SELECT format('ALTER TABLE %I.%I %s ROW LEVEL SECURITY', n.nspname, c.relname, does)
+            FROM unnest(ARRAY[CASE WHEN c.relrowsecurity THEN 'ENABLE' END, CASE WHEN c.relforcerowsecurity THEN 'FORCE' END]) does
+            WHERE does IS NOT NULL) policies),
         'functions', (SELECT coalesce(json_agg(DISTINCT d.objid::regprocedure::text), '[]') FROM pg_depend d
             WHERE d.classid = 'pg_proc'::regclass AND ((d.refclassid = 'pg_class'::regclass AND d.refobjid = relation)
                 OR (d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype)))

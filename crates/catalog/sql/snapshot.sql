@@ -170,6 +170,23 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     ) all_dependents
 $$;
 
+-- The first sharded table that this transaction has used on this shard, as its locks show, which last as long as the transaction does.
+CREATE OR REPLACE FUNCTION pgherd.used_table() RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT coalesce(min(c.relname) FILTER (WHERE n.nspname <> 'pgherd_data'), min(c.relname)) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND (n.nspname = 'pgherd_data'
+        OR c.oid IN (SELECT t.relation FROM pgherd.sharded_table t)
+        OR (n.nspname, c.relname) IN (SELECT r.child_schema, r.child FROM pgherd.table_range r WHERE r.declared))
+$$;
+
+-- Whether the body of a user's function has one of these names in it, perhaps only as a part of a word.
+CREATE OR REPLACE FUNCTION pgherd.bodies_mention(VARIADIC names text[]) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace CROSS JOIN unnest(names) name
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')
+          AND (strpos(lower(p.prosrc), lower(name)) > 0 OR p.prosqlbody IS NOT NULL))
+$$;
+
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
@@ -217,6 +234,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
             FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
             WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
         'dependents', pgherd.dependents(),
+        'schemas', (SELECT json_agg(lower(nspname)) FROM pg_namespace),
         -- Names that more than one schema has: only such can shadow each other.
         'shadows', (SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname)), '[]')
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

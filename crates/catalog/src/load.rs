@@ -1,11 +1,14 @@
 //! From the catalog's JSON (`pgherd.snapshot()`) to a [`Snapshot`].
 
+mod body;
 mod home;
 mod reach;
 mod stand_in;
+mod watched;
+mod yielding;
 
 use crate::Error;
-use pgherd_model::functions::READ_WHAT_IS_NAMED;
+use pgherd_model::functions::{READ_WHAT_IS_NAMED, reads_on_own_connection};
 use pgherd_model::{
     Bound, Column, Epoch, ForeignKey, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot,
     Table, TableId, TableKind,
@@ -33,6 +36,9 @@ struct Document {
     functions: Vec<reach::Function>,
     #[serde(default)]
     dependents: Vec<reach::Dependent>,
+    /// names of all schemas, in lower case
+    #[serde(default)]
+    schemas: HashSet<String>,
     #[serde(default)]
     shadows: Vec<Shadow>,
 }
@@ -137,8 +143,8 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
         tables.push(table);
     }
     link(&mut tables, &document);
-    let roots = document.tables.iter().map(|t| (t.oid, t.name.clone())).collect();
-    let reach = reach::Reach::compute(&tables, roots, &document);
+    let roots = document.tables.iter().map(|t| (t.oid, Name::new(&t.schema, &t.name)));
+    let reach = reach::Reach::compute(&tables, &roots.collect(), &document);
     refuse_unsafe_defaults(&mut tables, &reach.functions);
     let views = reach.relations(&document.views);
     tables.extend(stand_in::with_stand_ins(views, &tables, &document, &reach.home));
@@ -153,16 +159,31 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
         }
     }
     snapshot.unsafe_functions = reach.functions;
-    snapshot
-        .unsafe_functions
-        .extend(READ_WHAT_IS_NAMED.iter().map(|f| (*f).to_owned()));
+    snapshot.watched_functions = reach.watched;
+    for name in READ_WHAT_IS_NAMED {
+        let functions = match reads_on_own_connection(name) {
+            true => &mut snapshot.watched_functions,
+            false => &mut snapshot.unsafe_functions,
+        };
+        functions.insert(name.to_owned());
+    }
     snapshot.unsafe_words = reach.words;
     snapshot.home_functions = reach.home;
+    snapshot.yielding = reach.yielding;
     Ok(snapshot)
 }
 
 /// Adds a relation; one that is refused replaces what it was.
-fn add(snapshot: &mut Snapshot, table: Table) {
+fn add(snapshot: &mut Snapshot, mut table: Table) {
+    let before = snapshot.table(&table.name).cloned();
+    if let (TableKind::Refused { sharded, .. }, Some(before)) = (&mut table.kind, before) {
+        *sharded = match &before.kind {
+            TableKind::Sharded(placed) => Some(placed.clone()),
+            TableKind::Refused { sharded, .. } => sharded.clone(),
+            _ => None,
+        };
+        table.columns = before.columns.clone();
+    }
     let candidates = snapshot.relations.entry(table.name.name.clone()).or_default();
     let schema = table.name.schema.clone();
     candidates.retain(|(s, _)| *s != schema);
@@ -338,13 +359,15 @@ fn foreign_key(entry: &ForeignKeyEntry, referenced: &Name) -> ForeignKey {
 fn refuse_unsafe_defaults(tables: &mut [Table], functions: &HashSet<String>) {
     for table in tables {
         let calls = |c: &Column| {
-            let words = c.default.as_deref().map(reach::words)?;
+            let words = c.default.as_deref().map(body::words)?;
             functions.iter().find(|f| words.contains(&f.to_lowercase())).cloned()
         };
         if let Some(function) = table.columns.iter().find_map(calls) {
             table.kind = TableKind::Refused {
                 reason: format!("A column's default calls function {function}, which may read a sharded table."),
                 readable: false,
+                watched: false,
+                sharded: table.sharded().cloned().map(Box::new),
             };
         }
     }

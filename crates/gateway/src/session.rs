@@ -47,6 +47,7 @@ mod stored;
 mod suspended;
 mod syntax;
 mod table_as;
+mod watched;
 mod whole_server;
 mod with_writes;
 

@@ -34,6 +34,11 @@ pub const READ_WHAT_IS_NAMED: [&str; 29] = [
     "check_foreign_key",
 ];
 
+/// Whether such a function runs its SQL on the connection that called it, so that its locks show afterwards what it has used.
+pub fn reads_on_own_connection(name: &str) -> bool {
+    READ_WHAT_IS_NAMED.contains(&name) && !name.starts_with("dblink")
+}
+
 /// Functions of PostgreSQL whose meaning is one server's state, which the home shard keeps for the database.
 pub const HOME_STATE: [&str; 18] = [
     "nextval",

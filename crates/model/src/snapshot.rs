@@ -1,7 +1,7 @@
 //! The catalog at one epoch, as routing sees it.
 
-use crate::{Epoch, ForeignKey, Name, ShardId, Table};
-use std::collections::{HashMap, HashSet};
+use crate::{Epoch, ForeignKey, Name, ShardId, Table, TableKind};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// A schema, and the relation of some name in it; `None` where that is a local one.
@@ -21,10 +21,16 @@ pub struct Snapshot {
     /// names (unqualified, as stored) of functions and procedures whose body may touch a sharded table or
     /// that run dynamic SQL while sharded tables exist; calling one is refused
     pub unsafe_functions: HashSet<String>,
+    /// names of functions that build their SQL while they run, or call such, and are known to use no sharded table besides: they run on
+    /// the home shard, and whether they have used one is looked at afterwards
+    pub watched_functions: HashSet<String>,
     /// operators and types that call such a function: a statement with one of these words is refused
     pub unsafe_words: HashSet<String>,
     /// names of functions that need what only the home shard has: local tables, sequences, advisory locks
     pub home_functions: HashSet<String>,
+    /// sharded tables that `pgherd.default_distribution` has made so and that functions of users or their triggers want to be local, each
+    /// with the reason; a schema change makes them local
+    pub yielding: BTreeMap<Name, String>,
     /// the database has sharded tables, or had some: SERIALIZABLE takes locks on what is read
     pub ever_sharded: bool,
 }
@@ -69,6 +75,29 @@ impl Snapshot {
             .find(|(s, _)| *s == name.schema)?
             .1
             .as_ref()
+    }
+
+    /// Whether a function of this name may use sharded tables, as far as is known before it runs.
+    pub fn may_reach(&self, function: &str) -> bool {
+        self.unsafe_functions.contains(function) || self.watched_functions.contains(function)
+    }
+
+    /// As schema changes see it: a sharded table that statements may not use is one still.
+    pub fn for_schema_change(mut self: Arc<Self>) -> Arc<Self> {
+        let is_refused = |t: &Arc<Table>| matches!(&t.kind, TableKind::Refused { sharded: Some(_), .. });
+        let mut all = self.relations.values().flatten();
+        if !all.any(|(_, table)| table.as_ref().is_some_and(is_refused)) {
+            return self;
+        }
+        let relations = Arc::make_mut(&mut self).relations.values_mut().flatten();
+        for table in relations.filter_map(|(_, table)| table.as_mut()) {
+            if let TableKind::Refused { sharded, .. } = &table.kind
+                && let Some(sharded) = sharded.clone()
+            {
+                Arc::make_mut(table).kind = TableKind::Sharded(sharded);
+            }
+        }
+        self
     }
 
     /// All sharded tables.

@@ -109,6 +109,10 @@ pub enum TableKind {
         reason: String,
         /// only changes would reach other tables, by a trigger: its rows are all on the home shard, where they can be read
         readable: bool,
+        /// can be changed as well where it is looked at afterwards whether a sharded table was used: the trigger's function builds its SQL
+        watched: bool,
+        /// what it is to schema changes all the same, where it is a sharded table
+        sharded: Option<Box<Sharded>>,
     },
 }
 
@@ -234,6 +238,11 @@ impl Table {
     /// Whether reading it is as with any local table, although it cannot be changed.
     pub fn is_readable_only(&self) -> bool {
         matches!(self.kind, TableKind::Refused { readable: true, .. })
+    }
+
+    /// Whether it is a local table with a trigger that is to be watched.
+    pub fn is_watched(&self) -> bool {
+        matches!(self.kind, TableKind::Refused { watched: true, .. })
     }
 
     /// What is routed as a table: the table itself, or what stands for a view.

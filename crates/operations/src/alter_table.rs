@@ -6,7 +6,7 @@ use crate::create_table::{first_key_column, free_inherited, refuse_foreign_keys}
 use crate::foreign_keys::Member;
 use crate::statement_text::{ForeignKeyClause, StatementText};
 use crate::work::Work;
-use crate::{align, foreign_keys, partition};
+use crate::{align, attach, foreign_keys, partition};
 use pgherd_model::{Name, ServerError, SqlState, Table, TableKind, quote_identifier};
 use pgherd_sql::{Ddl, ObjectName};
 use std::sync::Arc;
@@ -25,6 +25,9 @@ pub(crate) async fn alter_table(
         Some(TableKind::Partition { .. }) => partition::alter(work, ddl, text).await,
         _ => {
             convert::free_referenced(work, text).await?;
+            if let Some(partition) = text.attached() {
+                attach::make_local(work, &partition).await?;
+            }
             alter_local(work, name, text).await
         }
     }
@@ -77,6 +80,11 @@ async fn alter_sharded(
         text.over(&text.blanked(blank)).without_only(name)
     });
     let home = work.home();
+    let makes_indexes = ["unique", "primary", "exclude", "constraint"]
+        .iter()
+        .any(|word| text.has(&[word]));
+    let opened: Vec<_> = shards.iter().copied().filter(|_| makes_indexes).collect();
+    work.open_children(&opened, true).await?;
     let (sql, done) = attempt_on_home(work, sql, unqualified).await?;
     let judged = match done {
         Ok(tag) => foreign_keys_hold(work, &table).await?.map(|()| tag),
@@ -91,6 +99,7 @@ async fn alter_sharded(
         Ok(tag) => tag,
         Err(why) if by_default => {
             work.undo(home).await?;
+            work.open_children(&opened, false).await?;
             return as_local(work, &table, &why, text).await;
         }
         Err(why) => {
@@ -114,6 +123,7 @@ async fn alter_sharded(
             for shard in &shards {
                 work.undo(*shard).await?;
             }
+            work.open_children(&opened, false).await?;
             return as_local(work, &table, &e.fields().message, text).await;
         }
         done => done?,
@@ -121,6 +131,7 @@ async fn alter_sharded(
     for shard in attempted.iter().chain([&home]) {
         work.keep(*shard).await?;
     }
+    work.open_children(&opened, false).await?;
     let now = work
         .snapshot
         .sharded()

@@ -7,7 +7,7 @@ use crate::localize::localize;
 use crate::partition::{changed, declare, drop_automatic, least_used, no_range, parse_for_values, stand_in};
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, ShardId, TableKind, quote_identifier, quote_literal};
+use pgherd_model::{Name, ServerError, ShardId, quote_identifier, quote_literal};
 use pgherd_sql::ObjectName;
 
 /// Runs it and returns its tag.
@@ -52,13 +52,9 @@ pub(crate) async fn attach(
         return Ok(tag);
     }
     if let Some(why) = differs {
-        return Err(ServerError::unsupported(
-            format!(
-                "cannot attach \"{}\" to sharded table \"{}\": {why}",
-                name.name, table.name.name
-            ),
-            "Create the partition with CREATE TABLE … PARTITION OF, and insert the rows.",
-        ));
+        let why = format!("partition \"{}\" is not a range of it, since {why}", name.name);
+        localize(work, &table, &why).await?;
+        return Ok(tag);
     }
     let shard = least_used(&sharded, &shards);
     if shard != work.home() {
@@ -70,22 +66,28 @@ pub(crate) async fn attach(
     Ok(tag)
 }
 
-/// What `pgherd.default_distribution` has made sharded is a table of its own again.
-async fn make_local(work: &mut Work<'_, '_>, name: &ObjectName) -> Result<(), ServerError> {
+/// What is to be a partition is a table of its own again: PostgreSQL reads its rows on the home shard.
+pub(crate) async fn make_local(work: &mut Work<'_, '_>, name: &ObjectName) -> Result<(), ServerError> {
     let Some(child) = work.resolve(name) else {
         return Ok(());
     };
-    match &child.kind {
-        TableKind::Sharded(sharded) if sharded.by_default => {
-            undistribute(work, &child.name).await?;
-            work.reload().await
+    let Some(sharded) = child.sharded() else {
+        return Ok(());
+    };
+    if sharded.by_default {
+        undistribute(work, &child.name).await?;
+    } else {
+        let why = "it is a partition of another table";
+        work.announce([&*child.name.name], why).await?;
+        let shards = work.shards();
+        work.lock(&shards, &[child.name.to_string()], "ACCESS EXCLUSIVE")
+            .await?;
+        if sharded.automatic {
+            drop_automatic(work, &child.name, &mut sharded.clone()).await?;
         }
-        TableKind::Sharded(_) => Err(ServerError::unsupported(
-            format!("sharded table \"{}\" cannot become a partition", child.name.name),
-            "Make it local first with CALL pgherd.undistribute(…).",
-        )),
-        _ => Ok(()),
+        localize(work, &child, why).await?;
     }
+    work.reload().await
 }
 
 /// In what a table differs from the one that it is to be a partition of, where statements that name its range could tell.

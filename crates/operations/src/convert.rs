@@ -37,6 +37,9 @@ pub(crate) fn distributable(relation: &Relation, key: &[String]) -> Result<Vec<K
     if let Some((_, why)) = refused.iter().find(|(holds, _)| *holds) {
         return Err((*why).into());
     }
+    if let Some(name) = &relation.local_type {
+        return Err(format!("type {name} in its columns is that of a local table's rows"));
+    }
     for unique in &relation.unique {
         if unique.exclusion {
             return Err(format!(
@@ -174,7 +177,7 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
     let locked: Vec<_> = names.iter().map(Name::to_string).collect();
     work.lock(&shards, &locked, "ACCESS EXCLUSIVE").await?;
     for table in &tables {
-        refuse_to_undistribute(work, table).await?;
+        refuse_to_undistribute(table)?;
     }
     let keys = foreign_keys::of(work, &names).await?;
     let mut olds = Vec::new();
@@ -202,18 +205,8 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
     Ok(names.into_iter().skip(1).collect())
 }
 
-async fn refuse_to_undistribute(work: &mut Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
+fn refuse_to_undistribute(table: &Table) -> Result<(), ServerError> {
     let name = &table.name;
-    let relation = work.inspect(&name.to_string()).await?;
-    if !relation.is_some_and(|r| r.triggers.is_empty() && r.policies.is_empty()) {
-        return Err(ServerError::unsupported(
-            format!(
-                "table \"{}\" has triggers or policies and cannot be made local yet",
-                name.name
-            ),
-            "Drop them, and create them again afterwards.",
-        ));
-    }
     let declared = table
         .sharded()
         .is_some_and(|s| !s.automatic && !s.ranges.ranges().is_empty());
@@ -251,6 +244,10 @@ async fn undistribute_one(work: &mut Work<'_, '_>, table: &Table) -> Result<Opti
             definition.builtin_types,
         )
         .await?;
+    }
+    // They are not meant for the rows that were there before.
+    for statement in definition.triggers.iter().chain(&definition.policies) {
+        work.on_home(statement).await?;
     }
     Ok(Some(old))
 }
@@ -387,6 +384,20 @@ pub(crate) fn refuse_to_free(work: &Work<'_, '_>, table: &Table) -> Result<(), S
         )),
         None => Ok(()),
     }
+}
+
+/// Whether the table could become local by itself, and those that are linked with it.
+pub(crate) async fn is_free(work: &mut Work<'_, '_>, table: &Table) -> Result<bool, ServerError> {
+    if refuse_to_free(work, table).is_err() {
+        return Ok(false);
+    }
+    for linked in work.snapshot.linked(&table.name) {
+        let definition = work.definition(&linked.name).await?;
+        if refuse_to_undistribute(&linked).is_err() || dependent(&definition).is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Says of tables that have become local along with another one why they have.

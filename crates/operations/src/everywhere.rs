@@ -5,6 +5,7 @@ use crate::drop::forget_vanished;
 use crate::statement_text::StatementText;
 use crate::view::reaches;
 use crate::work::Work;
+use crate::yielding;
 use pgherd_model::{Name, ServerError, TableKind};
 use pgherd_sql::{Ddl, DdlKind};
 
@@ -34,8 +35,15 @@ pub(crate) async fn broadcast(
         work.announce([""], text.text).await?;
     }
     let tag = work.on_home(text.text).await?;
-    let others = work.others();
-    work.on_each(&others, text.text).await?;
+    match ddl.kind {
+        CreateType | AlterType | DropType | CreateDomain | AlterDomain | DropDomain => {
+            type_elsewhere(work, ddl, text).await?;
+        }
+        _ => {
+            let others = work.others();
+            work.on_each(&others, text.text).await?;
+        }
+    }
     if any_sharded {
         if may_drop {
             forget_vanished(work).await?;
@@ -48,6 +56,21 @@ pub(crate) async fn broadcast(
         }
     }
     Ok(tag)
+}
+
+/// A type on the other shards: not where a local table's row is in it. Tables with such columns are local.
+async fn type_elsewhere(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
+    let sql = match ddl.kind {
+        DdlKind::DropType => text.if_exists("type"),
+        DdlKind::DropDomain => text.if_exists("domain"),
+        _ => text.text.to_owned(),
+    };
+    let before = work.notice_count();
+    for shard in work.others() {
+        work.tolerating(shard, &sql, &["42704"]).await?;
+    }
+    work.truncate_notices(before);
+    Ok(())
 }
 
 /// CREATE SCHEMA with what is in it, which is made on the home shard as PostgreSQL makes it: its tables are local. The other
@@ -80,7 +103,7 @@ pub(crate) async fn function(
         // Views, triggers and other functions may call it: what they are can change with it.
         work.announce([""], text.text).await?;
     }
-    let tag = work.on_home(text.text).await?;
+    let tag = function_at_home(work, ddl, text, body_reaches).await?;
     for shard in work.others() {
         // A body over local tables cannot be checked elsewhere; one in standard SQL form cannot even be made there. A
         // function that is missing on a shard gives an error where it is used, not a wrong answer.
@@ -99,6 +122,30 @@ pub(crate) async fn function(
     Ok(tag)
 }
 
+/// The function on the home shard. What yields to it is made local without it there, since it may depend on the tables that are replaced.
+async fn function_at_home(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+    body_reaches: bool,
+) -> Result<String, ServerError> {
+    if !body_reaches || ddl.kind == DdlKind::DropFunction {
+        return work.on_home(text.text).await;
+    }
+    let (home, notices) = (work.home(), work.notice_count());
+    work.attempt(home).await?;
+    let tag = work.on_home(text.text).await?;
+    let yielding = work.look().await?.yielding.clone();
+    if yielding.is_empty() {
+        work.keep(home).await?;
+        return Ok(tag);
+    }
+    work.undo(home).await?;
+    work.truncate_notices(notices);
+    yielding::make_local(work, yielding).await?;
+    work.on_home(text.text).await
+}
+
 /// Statements that call a function go by what it is, as soon as it is there: one that draws from a sequence belongs to the
 /// home shard.
 async fn tell_what_functions_are(
@@ -109,6 +156,7 @@ async fn tell_what_functions_are(
     let fresh = work.look().await?;
     let known = &work.snapshot;
     let same = fresh.unsafe_functions == known.unsafe_functions
+        && fresh.watched_functions == known.watched_functions
         && fresh.unsafe_words == known.unsafe_words
         && fresh.home_functions == known.home_functions;
     if same {
@@ -137,6 +185,7 @@ fn body_mentions(work: &Work<'_, '_>, text: &str) -> bool {
     word("execute")
         || work.snapshot.relations.keys().any(|n| word(&n.to_lowercase()))
         || work.snapshot.unsafe_functions.iter().any(|n| word(&n.to_lowercase()))
+        || work.snapshot.watched_functions.iter().any(|n| word(&n.to_lowercase()))
         || text.contains("spi")
 }
 
@@ -176,8 +225,8 @@ pub(crate) async fn grant(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementTe
     if ddl.relations.is_empty() {
         let before = work.notice_count();
         for shard in work.others() {
-            // Functions over local tables may be missing elsewhere.
-            work.tolerating(shard, text.text, &["42883", "42P01"]).await?;
+            // Functions and types of local tables may be missing elsewhere.
+            work.tolerating(shard, text.text, &["42883", "42P01", "42704"]).await?;
         }
         work.truncate_notices(before);
         if text.has(&["on", "all", "tables"]) {
@@ -226,7 +275,12 @@ pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> 
         "procedural",
     ];
     let second = text.identifiers().nth(1).unwrap_or_default();
-    if let Some(function) = text.identifiers().find(|i| work.snapshot.unsafe_functions.contains(i)) {
+    // Names of servers and wrappers are no tables'.
+    if matches!(second.as_str(), "server" | "user") || second == "foreign" && text.has(&["foreign", "data", "wrapper"])
+    {
+        return work.on_home(text.text).await;
+    }
+    if let Some(function) = text.identifiers().find(|i| work.snapshot.may_reach(i)) {
         return Err(ServerError::unsupported(
             format!("function {function} may read or write sharded tables and cannot be part of an operator or a cast"),
             "It would run inside one shard and see that shard's part only.",

@@ -4,7 +4,7 @@ use crate::alter_table::{as_local, cannot_hold, still_sharded};
 use crate::partition;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, quote_identifier};
+use pgherd_model::{Name, ServerError, SqlState, quote_identifier};
 use pgherd_sql::{Ddl, DdlKind, ObjectName};
 
 /// CREATE INDEX.
@@ -41,8 +41,16 @@ pub(crate) async fn create_index(
     }
     let table = still_sharded(work, name)?;
     let shards = work.shards();
-    work.lock(&shards, &[table.name.to_string()], "SHARE").await?;
+    let locked = work.lock(&shards, &[table.name.to_string()], "SHARE").await;
+    if let Err(e) = locked {
+        if e.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE {
+            // PostgreSQL has words of its own for it.
+            work.on_home(text.text).await?;
+        }
+        return Err(e);
+    }
     let home = work.home();
+    work.open_children(&shards, true).await?;
     work.attempt(home).await?;
     let tag = match work.on_home(text.text).await {
         Ok(tag) => {
@@ -51,6 +59,7 @@ pub(crate) async fn create_index(
         }
         Err(e) if by_default && unique && cannot_hold(&e) => {
             work.undo(home).await?;
+            work.open_children(&shards, false).await?;
             return as_local(work, &table, &e.fields().message, text).await;
         }
         Err(e) => return Err(e),
@@ -58,6 +67,7 @@ pub(crate) async fn create_index(
     let sql = named(work, ddl, text, &table.name).await?;
     let others = work.others();
     work.on_each(&others, &sql).await?;
+    work.open_children(&shards, false).await?;
     work.keep_children(&shards, std::slice::from_ref(&table.name)).await?;
     Ok(tag)
 }

@@ -27,6 +27,8 @@ pub(crate) struct Relation {
     pub key: Option<Vec<KeyColumn>>,
     pub columns: Vec<KeyColumn>,
     pub primary_key: bool,
+    /// a type in its columns that is a local relation's row, and so on the home shard only
+    pub local_type: Option<String>,
     pub unique: Vec<Unique>,
     pub foreign_keys: Vec<ForeignKey>,
     pub triggers: Vec<String>,
@@ -99,6 +101,11 @@ pub(crate) struct Definition {
     pub comments: Vec<String>,
     pub grants: Vec<String>,
     pub views: Vec<View>,
+    /// statements that make its triggers, and their comments
+    pub triggers: Vec<String>,
+    /// the same of its policies, and of row level security
+    pub policies: Vec<String>,
+    /// functions that depend on its columns or its rows' type
     pub functions: Vec<String>,
 }
 

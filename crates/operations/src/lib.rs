@@ -34,6 +34,7 @@ mod split;
 mod statement_text;
 mod view;
 mod work;
+mod yielding;
 
 pub use bounds::Distribution;
 pub use maintenance::maintenance;

@@ -57,7 +57,7 @@ pub(crate) async fn refresh(
 
 /// A function runs on the home shard as well, and what it reads may not be in the query.
 fn refuse_unsafe(work: &Work<'_, '_>, mut names: impl Iterator<Item = String>) -> Result<(), ServerError> {
-    match names.find(|name| work.snapshot.unsafe_functions.contains(name)) {
+    match names.find(|name| work.snapshot.may_reach(name)) {
         Some(function) => Err(ServerError::unsupported(
             format!("function {function} may read sharded tables and cannot be called in a materialized view"),
             "Write what it reads into the view's query.",

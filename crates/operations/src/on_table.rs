@@ -23,6 +23,11 @@ pub(crate) async fn change(
         refuse_rule(work, ddl, text)?;
     }
     let Some(table) = ddl.relations.first().and_then(|n| work.resolve(n)) else {
+        let watched = text.identifiers().any(|i| work.snapshot.watched_functions.contains(&i));
+        if let (DdlKind::CreateTrigger, true, Some(name)) = (ddl.kind, watched, ddl.relations.first()) {
+            // Changes of the table are run in another way from now on.
+            work.announce([name.name.as_str()], text.text).await?;
+        }
         return work.on_home(text.text).await;
     };
     let name = &table.name.name;

@@ -13,6 +13,7 @@ use crate::statement_text::StatementText;
 use crate::work::Work;
 use crate::{
     Failure, Outcome, Session, alter_table, create_table, drop, everywhere, index, materialized, on_table, view,
+    yielding,
 };
 use pgherd_catalog::Change;
 use pgherd_model::{ServerError, SqlState, TableKind};
@@ -42,7 +43,10 @@ pub async fn schema_change(
     let text = StatementText::new(statement, text);
     let mut work = Work::new(session, transaction, change);
     match run(&mut work, ddl, &text).await {
-        Ok(tag) => Ok(work.finish(tag).await?),
+        Ok(tag) => {
+            yield_names(&mut work, ddl, &text).await?;
+            Ok(work.finish(tag).await?)
+        }
         Err(error) => Err(Failure {
             error,
             notices: work.into_notices(),
@@ -72,6 +76,17 @@ async fn run(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Re
         OtherDdl => everywhere::other(work, text).await,
         _ => everywhere::broadcast(work, ddl, text).await,
     }
+}
+
+/// Relations that functions have named all along may be there now.
+async fn yield_names(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
+    use DdlKind::*;
+    if !matches!(ddl.kind, CreateTable | AlterTable | CreateView | AlterView) || !work.has_changed_catalog() {
+        return Ok(());
+    }
+    let renamed = text.new_name();
+    let names = ddl.relations.iter().map(|n| n.name.as_str()).chain(renamed.as_deref());
+    yielding::after(work, &names.collect::<Vec<_>>()).await
 }
 
 /// The schemas of pgherd's own objects are its own.

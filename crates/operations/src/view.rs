@@ -10,7 +10,7 @@ use pgherd_sql::{Ddl, DdlKind};
 /// Whether the text names anything through which it could reach a sharded table.
 pub(crate) fn reaches(work: &Work<'_, '_>, text: &StatementText<'_>) -> bool {
     text.identifiers()
-        .any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i))
+        .any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.may_reach(&i))
 }
 
 /// CREATE, ALTER and DROP of views and materialised views.
@@ -56,7 +56,7 @@ pub(crate) async fn table_as(
     let others = text
         .identifiers()
         .filter(|i| *i != own)
-        .any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.unsafe_functions.contains(&i));
+        .any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.may_reach(&i));
     if others && !text.has(&["with", "no", "data"]) {
         return Err(ServerError::unsupported(
             "CREATE TABLE AS cannot read sharded tables yet",

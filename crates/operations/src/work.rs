@@ -40,7 +40,7 @@ impl<'w, 's> Work<'w, 's> {
         change: &'w mut Option<Change>,
     ) -> Work<'w, 's> {
         Work {
-            snapshot: session.snapshot.clone(),
+            snapshot: session.snapshot.clone().for_schema_change(),
             session,
             transaction,
             change,
@@ -176,23 +176,21 @@ impl<'w, 's> Work<'w, 's> {
         if let Some(payload) = payload {
             self.signed(self.home(), "hold_changes", &payload).await?;
         }
-        let catalog = self.session.catalog.clone();
-        let home = self.home();
-        self.snapshot = catalog.load_through(self.transaction.participant(home).await?).await?;
+        self.snapshot = self.look().await?;
         Ok(())
     }
 
     /// What the catalog says by now, for comparing.
     pub async fn look(&mut self) -> Result<Arc<pgherd_model::Snapshot>, ServerError> {
         let (catalog, home) = (self.session.catalog.clone(), self.home());
-        Ok(catalog.load_through(self.transaction.participant(home).await?).await?)
+        let loaded = catalog.load_through(self.transaction.participant(home).await?).await?;
+        Ok(loaded.for_schema_change())
     }
 
     /// Reads the catalog again after own writes.
     pub async fn reload(&mut self) -> Result<(), ServerError> {
         self.write_catalog().await?;
-        let (catalog, home) = (self.session.catalog.clone(), self.home());
-        self.snapshot = catalog.load_through(self.transaction.participant(home).await?).await?;
+        self.snapshot = self.look().await?;
         Ok(())
     }
 
@@ -321,6 +319,15 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
+    /// Lets the role make indexes beside its tables' ranges on these shards, or no longer. Undone with what fails.
+    pub async fn open_children(&mut self, shards: &[ShardId], open: bool) -> Result<(), ServerError> {
+        let payload = json!({"open": open}).to_string();
+        for shard in shards {
+            self.signed(*shard, "open_children", &payload).await?;
+        }
+        Ok(())
+    }
+
     /// Children get the owner, grants and index names that follow from their parents.
     pub async fn keep_children(&mut self, shards: &[ShardId], tables: &[Name]) -> Result<(), ServerError> {
         if tables.is_empty() {
@@ -406,6 +413,11 @@ impl<'w, 's> Work<'w, 's> {
             at += 1;
             at <= from || said.insert(notice.fields().message.clone())
         });
+    }
+
+    /// Whether anything has changed that gateways route by.
+    pub fn has_changed_catalog(&self) -> bool {
+        self.catalog_changed
     }
 
     pub fn into_notices(self) -> Vec<ServerError> {

@@ -54,6 +54,8 @@ pub struct Analysis {
     pub(crate) text: Arc<str>,
     pub(crate) types: Vec<u32>,
     pub(crate) decision: Decision,
+    /// a table that it changes, with a trigger that is to be watched
+    changed_watched: Option<String>,
     /// all relations that it refers to; None where its grammar is not understood whole
     pub(crate) references: Option<Vec<Reference>>,
 }
@@ -78,6 +80,8 @@ pub(crate) enum Decision {
     GatherWrite,
     Placed(Box<Placed>),
     Insert(Box<InsertPlan>),
+    /// on the home shard, where it is looked at afterwards what this function, or the trigger of this table, has used
+    Watched(String),
     /// LOCK TABLE: everywhere the tables are
     Lock(LockTable),
 }
@@ -155,6 +159,7 @@ pub fn analyze(
         text: own.into(),
         types: parameter_types.to_vec(),
         decision: Decision::Home,
+        changed_watched: None,
         references: None,
     };
     analysis.decide(parsed, &context);
@@ -211,7 +216,21 @@ impl Analysis {
         if let Some(name) = called.filter(|_| runs) {
             self.touches_sharded = true;
             self.decision = Decision::Refuse(unsafe_function(&name));
+            return;
         }
+        if !runs || context.snapshot.sharded().next().is_none() {
+            return;
+        }
+        let called = functions::watched_call(context.text, context.tokens, context.snapshot, &is_column);
+        let Some(name) = called.or(self.changed_watched.take()) else {
+            return;
+        };
+        let can_be_watched = walked || matches!(parsed.kind, Kind::Call);
+        self.decision = match self.decision {
+            Decision::Home if can_be_watched && !self.touches_sharded => Decision::Watched(name),
+            _ => Decision::Refuse(unsafe_function(&name)),
+        };
+        self.touches_sharded = true;
     }
 
     /// ONLY, which sqlparser does not know; false where there is none to decide about.
@@ -320,6 +339,10 @@ impl Analysis {
         }
         self.references = Some(walk.references.clone());
         self.returning = has_returning(tree);
+        if walk.changes_watched {
+            let changed = walk.references.iter().find(|r| r.role != Role::Read);
+            self.changed_watched = changed.map(|r| r.name.name.clone());
+        }
         if !self.touches_sharded {
             return true;
         }
@@ -453,7 +476,8 @@ impl Analysis {
                 .iter()
                 .filter_map(|t| t.identifier(&body))
                 .find(|name| reaches_sharded(context, name).is_some());
-            let called = functions::unsafe_call(&body, &tokens, context.snapshot, &|_| false);
+            let called = functions::unsafe_call(&body, &tokens, context.snapshot, &|_| false)
+                .or_else(|| functions::watched_call(&body, &tokens, context.snapshot, &|_| false));
             if dynamic || named.is_some() || called.is_some() {
                 self.touches_sharded = true;
                 self.decision = Decision::Refuse(

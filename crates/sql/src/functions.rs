@@ -2,7 +2,7 @@
 
 use crate::lexer::{Token, TokenKind};
 use pgherd_model::Snapshot;
-use pgherd_model::functions::{HOME_STATE, READ_WHAT_IS_NAMED, is_advisory_lock};
+use pgherd_model::functions::{HOME_STATE, READ_WHAT_IS_NAMED, is_advisory_lock, reads_on_own_connection};
 
 /// Functions of PostgreSQL, and words before a parenthesis, that are in many statements.
 const BUILTIN: [&str; 40] = [
@@ -64,6 +64,37 @@ fn calls<'a>(text: &'a str, tokens: &'a [Token]) -> impl Iterator<Item = (usize,
     })
 }
 
+/// PostgreSQL's functions that return sets, and that statements write where values stand.
+const SETS: [&str; 22] = [
+    "generate_series",
+    "generate_subscripts",
+    "json_array_elements",
+    "json_array_elements_text",
+    "json_each",
+    "json_each_text",
+    "json_object_keys",
+    "json_populate_recordset",
+    "jsonb_array_elements",
+    "jsonb_array_elements_text",
+    "jsonb_each",
+    "jsonb_each_text",
+    "jsonb_object_keys",
+    "jsonb_path_query",
+    "jsonb_populate_recordset",
+    "regexp_matches",
+    "regexp_split_to_table",
+    "string_to_table",
+    "ts_parse",
+    "unnest",
+    "_pg_expandarray",
+    "xpath_table",
+];
+
+/// Whether one of PostgreSQL's functions that return sets is called.
+pub fn calls_set_returning(text: &str, tokens: &[Token]) -> bool {
+    calls(text, tokens).any(|(_, name)| SETS.contains(&name.as_str()))
+}
+
 /// Whether there is a call (or a type with a length, which looks the same).
 pub(crate) fn has_call(text: &str, tokens: &[Token]) -> bool {
     calls(text, tokens).next().is_some()
@@ -104,6 +135,26 @@ pub(crate) fn calls_home_function(text: &str, tokens: &[Token], snapshot: &Snaps
     calls(text, tokens).any(|(_, name)| snapshot.home_functions.contains(&name))
 }
 
+/// The first function that is called, also in the notation `row.function`, and is to be watched while it runs in a database with sharded
+/// tables.
+pub(crate) fn watched_call(
+    text: &str,
+    tokens: &[Token],
+    snapshot: &Snapshot,
+    is_column: &dyn Fn(&str) -> bool,
+) -> Option<String> {
+    let is_watched = |name: &String| snapshot.watched_functions.contains(name) || reads_on_own_connection(name);
+    let mut called = calls(text, tokens).map(|(_, name)| name);
+    let watched = called.find(is_watched);
+    watched.or_else(|| {
+        let mut fields = tokens.windows(2).filter(|pair| pair[0].is(text, "."));
+        fields.find_map(|pair| {
+            let name = pair[1].identifier(text)?;
+            (is_watched(&name) && !is_column(&name)).then_some(name)
+        })
+    })
+}
+
 /// The first function whose call could see one shard's part of a sharded table, also in the notation
 /// `row.function`, or an operator or type that calls one; `is_column` tells names that are columns there.
 pub(crate) fn unsafe_call(
@@ -115,7 +166,8 @@ pub(crate) fn unsafe_call(
     let sharded = snapshot.sharded().next().is_some();
     let called = calls(text, tokens).map(|(_, name)| name);
     let mut refused = called.filter(|name| {
-        snapshot.unsafe_functions.contains(name.as_str()) || (sharded && READ_WHAT_IS_NAMED.contains(&name.as_str()))
+        let reads = || READ_WHAT_IS_NAMED.contains(&name.as_str()) && !reads_on_own_connection(name);
+        snapshot.unsafe_functions.contains(name.as_str()) || (sharded && reads())
     });
     refused
         .next()

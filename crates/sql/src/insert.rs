@@ -117,6 +117,10 @@ impl InsertPlan {
             // VALUES is a query like any other.
             return None;
         }
+        if values.is_some_and(|v| v.rows.len() == 1) && functions::calls_set_returning(context.text, context.tokens) {
+            // One row of VALUES is a SELECT to PostgreSQL, and gives as many rows as its sets have.
+            return None;
+        }
         // A partition may have columns in another order; its own are what its INSERT means.
         let table = if partition.is_some() { named } else { parent.clone() };
         let sharded = placement(&parent);

@@ -56,7 +56,7 @@ mod written_rows;
 
 pub use analysis::{Analysis, Clock, analyze, hidden_name, hides_a_name, level_hash, name_hash};
 pub use explain::{ExplainFormat, ExplainOptions};
-pub use functions::calls_builtins_only;
+pub use functions::{calls_builtins_only, calls_set_returning};
 pub use instead::Instead;
 pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, DatabaseChange, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName,
@@ -71,7 +71,7 @@ pub use point::Point;
 pub use position::map_position;
 pub use prune::ranges_of;
 pub use returning_query::{ReturningQuery, returning_query};
-pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Replaced, Route};
+pub use route::{Drawn, Forward, Merge, ParameterValue, Part, Replaced, Route, Watched};
 pub use table_as::{TableAs, table_as, with_constants};
 pub use with_queries::{WithQueries, WithQuery, with_queries};
 pub use written_rows::{passing_by, returning_also};

@@ -95,6 +95,17 @@ pub struct Drawn {
 /// A whole statement on one shard.
 pub type Forward = Part;
 
+/// A statement that the home shard may run where it is looked at, in the same transaction, that it has used no sharded table.
+#[derive(Debug)]
+pub struct Watched {
+    /// the function that builds its SQL while it runs, or the table with a trigger that calls one
+    pub name: String,
+    /// what to run
+    pub part: Part,
+    /// the error where nobody can look
+    pub refusal: ServerError,
+}
+
 /// Where a statement goes.
 #[derive(Debug, Clone)]
 pub enum Route {

@@ -70,6 +70,7 @@ pub(crate) struct Walk<'a> {
     excluded: bool,
     pub row_by_row: Option<RowByRow>,
     /// select-list items `t.*`: whole-row references elsewhere look the same in the tokens
+    pub changes_watched: bool,
     pub wildcards: usize,
     pub subqueries: usize,
     scopes: Vec<Scope>,
@@ -89,6 +90,7 @@ impl<'a> Walk<'a> {
             excluded: false,
             row_by_row: None,
             wildcards: 0,
+            changes_watched: false,
             subqueries: 0,
             scopes: Vec::new(),
             ctes: Vec::new(),
@@ -423,7 +425,10 @@ impl<'a> Walk<'a> {
 
     fn refer(&mut self, name: ObjectName, alias: Option<String>, end: usize, role: Role) -> usize {
         let table = (self.resolve)(name.schema.as_deref(), &name.name);
-        let table = table.filter(|table| role != Role::Read || !table.is_readable_only());
+        if role != Role::Read && table.as_ref().is_some_and(|table| table.is_watched()) {
+            self.changes_watched = true;
+        }
+        let table = table.filter(|table| !(table.is_watched() || role == Role::Read && table.is_readable_only()));
         self.references.push(Reference {
             name,
             alias,

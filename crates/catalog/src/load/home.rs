@@ -3,7 +3,8 @@
 //!
 //! They are known by their bodies. One too many costs a slower way; IMMUTABLE says that there is nothing of the kind.
 
-use super::reach::{Body, Function};
+use super::body::Body;
+use super::reach::Function;
 use pgherd_model::functions::is_advisory_lock;
 use std::collections::HashSet;
 

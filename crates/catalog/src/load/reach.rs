@@ -7,11 +7,14 @@
 //! Functions are judged by the words of their bodies: a sharded table's name, another unsafe function's name, or dynamic
 //! SQL make one unsafe. That errs on the side of refusing.
 
+use super::body::Body;
+use super::watched::Watchable;
+use super::yielding::Search;
 use super::{ByOid, ColumnEntry, column, home};
 use pgherd_model::functions::READ_WHAT_IS_NAMED;
 use pgherd_model::{Name, Table, TableKind};
 use serde::Deserialize;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct View {
@@ -21,7 +24,7 @@ pub(super) struct View {
     materialized: bool,
     definition: Option<String>,
     columns: Vec<ColumnEntry>,
-    relations: Vec<u32>,
+    pub(super) relations: Vec<u32>,
     functions: Vec<u32>,
     /// what it shows, where its rows are those of one relation
     pub(super) source: Option<super::stand_in::Source>,
@@ -40,10 +43,11 @@ pub(super) struct Rule {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Trigger {
-    oid: u32,
+    /// its table's
+    pub(super) oid: u32,
     schema: String,
     table: String,
-    name: String,
+    pub(super) name: String,
     pub(super) function: u32,
 }
 
@@ -81,10 +85,10 @@ pub(super) struct ForeignKey {
 pub(super) struct Function {
     pub(super) oid: u32,
     pub(super) name: String,
-    language: String,
+    pub(super) language: String,
     pub(super) body: String,
     /// an aggregate's functions
-    parts: Option<Vec<u32>>,
+    pub(super) parts: Option<Vec<u32>>,
     #[serde(default)]
     pub(super) immutable: bool,
     /// its body names a local relation
@@ -99,74 +103,75 @@ pub(super) struct Reach {
     pub functions: HashSet<String>,
     /// names of operators and types that call one
     pub words: HashSet<String>,
+    /// names of functions that are to be watched: they are not among the unsafe ones
+    pub watched: HashSet<String>,
+    /// local tables that can be changed where it is watched
+    watched_relations: HashSet<Name>,
     /// names of functions that need the home shard
     pub home: HashSet<String>,
     /// why a relation is refused
     refused: HashMap<Name, String>,
     /// those of them that are refused for a trigger only
     readable: HashSet<Name>,
+    /// sharded tables that should be local, with the reason
+    pub yielding: BTreeMap<Name, String>,
     /// views to expand, by OID
     expanded: HashSet<u32>,
 }
 
-/// The lower-case words of a body: runs of letters, digits, `_` and `$`.
-pub(super) fn words(body: &str) -> HashSet<String> {
-    body.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$'))
-        .filter(|w| !w.is_empty())
-        .map(str::to_lowercase)
-        .collect()
+/// Lower-case names through which a body could reach a sharded table.
+#[derive(Debug, Default, Clone)]
+struct Names {
+    relations: HashSet<String>,
+    /// of functions, operators, types
+    others: HashSet<String>,
 }
 
-/// A body, and how to look for names in it.
-pub(super) struct Body {
-    text: String,
-    pub(super) words: HashSet<String>,
+impl Names {
+    fn are_in(&self, body: &Body) -> bool {
+        self.others.iter().any(|name| body.mentions(name)) || self.relations.iter().any(|n| body.mentions_relation(n))
+    }
+
+    fn without(&self, relation: &str) -> Self {
+        let mut others = self.clone();
+        others.relations.remove(relation);
+        others
+    }
+
+    fn len(&self) -> usize {
+        self.relations.len() + self.others.len()
+    }
 }
 
-impl Body {
-    pub(super) fn new(text: &str) -> Self {
-        Self {
-            text: text.to_lowercase(),
-            words: words(text),
-        }
-    }
-
-    /// A name in it may be written so that no search finds it: `U&"s\0065en"`, `"se""en"`.
-    fn hides_names(&self) -> bool {
-        self.text.contains("u&\"") || self.text.contains("\"\"")
-    }
-
-    /// Whether it has one of these lower-case names: as a word, or anywhere when the name is no word.
-    fn mentions<'n>(&self, names: &'n HashSet<String>) -> Option<&'n String> {
-        let (mut plain, mut odd) = (None, None);
-        for name in names {
-            let is_word = name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$');
-            if is_word && self.words.contains(name) {
-                plain = Some(name);
-            } else if !is_word && self.text.contains(name.as_str()) {
-                odd = Some(name);
-            }
-        }
-        plain.or(odd)
+impl Trigger {
+    pub(super) fn table(&self) -> Name {
+        Name::new(&self.schema, &self.table)
     }
 }
 
 impl Function {
+    fn body(&self, schemas: &HashSet<String>) -> Body {
+        match self.language.as_str() {
+            "sql" | "plpgsql" => Body::of_sql(&self.body, schemas),
+            _ => Body::new(&self.body),
+        }
+    }
+
     /// Whether it may run SQL that its body does not show.
-    fn is_dynamic(&self, body: &Body) -> bool {
+    pub(super) fn is_dynamic(&self, body: &Body) -> bool {
         let has = |names: &[&str]| names.iter().any(|n| body.words.contains(*n));
         match self.language.as_str() {
             "c" | "internal" => false,
             "sql" => body.hides_names(),
             "plpgsql" => has(&["execute"]) || body.hides_names(),
             // Other languages build the SQL they run from strings.
-            _ => has(&["execute", "prepare", "plpy", "cursor"]) || body.text.contains("spi_"),
+            _ => has(&["execute", "prepare", "plpy", "cursor"]) || body.contains("spi_"),
         }
     }
 }
 
 impl Reach {
-    pub(super) fn compute(tables: &[Table], roots: ByOid<String>, document: &super::Document) -> Self {
+    pub(super) fn compute(tables: &[Table], roots: &ByOid<Name>, document: &super::Document) -> Self {
         let super::Document {
             views,
             rules,
@@ -174,17 +179,20 @@ impl Reach {
             foreign_keys,
             functions,
             dependents,
+            schemas,
             ..
         } = document;
         let mut reach = Self::default();
-        let mut names: HashSet<String> = tables.iter().map(|t| t.name.name.to_lowercase()).collect();
-        names.insert("pgherd_data".into());
-        names.extend(READ_WHAT_IS_NAMED.iter().map(|n| n.to_lowercase()));
+        let mut names = Names {
+            relations: tables.iter().map(|t| t.name.name.to_lowercase()).collect(),
+            others: READ_WHAT_IS_NAMED.iter().map(|n| n.to_lowercase()).collect(),
+        };
+        names.others.insert("pgherd_data".into());
         let mut relations: HashSet<u32> = roots.keys().copied().collect();
         for key in foreign_keys {
-            reach.refuse_foreign_key(key, &roots, &mut names);
+            reach.refuse_foreign_key(key, roots, &mut names);
         }
-        let bodies: Vec<_> = functions.iter().map(|f| (f, Body::new(&f.body))).collect();
+        let bodies: Vec<_> = functions.iter().map(|f| (f, f.body(schemas))).collect();
         let mut unsafe_oids: HashSet<u32> = HashSet::new();
         // Each round can only add, and there are finitely many things to add.
         loop {
@@ -198,11 +206,10 @@ impl Reach {
             }
             for (function, body) in &bodies {
                 let by_parts = function.parts.iter().flatten().any(|p| unsafe_oids.contains(p));
-                if !unsafe_oids.contains(&function.oid)
-                    && (by_parts || function.is_dynamic(body) || body.mentions(&names).is_some())
+                if !unsafe_oids.contains(&function.oid) && (by_parts || function.is_dynamic(body) || names.are_in(body))
                 {
                     unsafe_oids.insert(function.oid);
-                    names.insert(function.name.to_lowercase());
+                    names.others.insert(function.name.to_lowercase());
                     reach.functions.insert(function.name.clone());
                 }
             }
@@ -222,9 +229,8 @@ impl Reach {
             }
             for rule in rules {
                 // A rule's own table is in its text; on a local table without more that is no reason.
-                let own = HashSet::from([rule.table.to_lowercase()]);
-                let others: HashSet<_> = names.difference(&own).cloned().collect();
-                if relations.contains(&rule.oid) || Body::new(&rule.body).mentions(&others).is_some() {
+                let others = names.without(&rule.table.to_lowercase());
+                if relations.contains(&rule.oid) || others.are_in(&Body::new(&rule.body)) {
                     let reason = format!("Rule {} would run on one shard's part of a sharded table.", rule.name);
                     reach.refuse(&rule.schema, &rule.table, reason, &mut names);
                     relations.insert(rule.oid);
@@ -234,23 +240,63 @@ impl Reach {
                 break;
             }
         }
-        reach.find_home_functions(&bodies, &unsafe_oids, triggers, &roots, &mut names);
+        reach.find_watched(&bodies, &unsafe_oids, document, tables);
+        let home = reach.find_home_functions(&bodies, &unsafe_oids, triggers, roots, &mut names);
+        reach.yielding = Search {
+            tables,
+            roots,
+            views,
+            triggers,
+            functions: &bodies,
+            reaching: &unsafe_oids,
+            home: &home,
+        }
+        .yielding();
         reach
     }
 
-    /// Functions that are not refused, but need the home shard; and triggers that would run them elsewhere.
+    /// Functions that may run where it is looked at afterwards what they have used.
+    fn find_watched(
+        &mut self,
+        bodies: &[(&Function, Body)],
+        unsafe_oids: &HashSet<u32>,
+        document: &super::Document,
+        tables: &[Table],
+    ) {
+        let views = document.views.iter().filter(|v| self.expanded.contains(&v.oid));
+        let reaching = tables.iter().map(|t| t.name.name.to_lowercase());
+        let by_argument = document.dependents.iter();
+        let by_argument = by_argument.filter(|d| matches!(d.kind, DependentKind::Function));
+        let watched = Watchable {
+            functions: bodies,
+            reaching: unsafe_oids,
+            by_argument: by_argument.map(|d| d.oid).collect(),
+            words: self.words.iter().map(|w| w.to_lowercase()).collect(),
+            relations: reaching.chain(views.map(|v| v.name.to_lowercase())).collect(),
+            refused: self.refused.keys().collect(),
+            readable: &self.readable,
+            triggers: &document.triggers,
+        }
+        .find();
+        self.functions.retain(|name| !watched.functions.contains(name));
+        self.home.extend(watched.functions.iter().cloned());
+        self.watched = watched.functions;
+        self.watched_relations = watched.relations;
+    }
+
+    /// Functions that are not refused, but need the home shard, whose OIDs are returned; and triggers that would run them elsewhere.
     fn find_home_functions(
         &mut self,
         bodies: &[(&Function, Body)],
         unsafe_oids: &HashSet<u32>,
         triggers: &[Trigger],
-        roots: &ByOid<String>,
-        names: &mut HashSet<String>,
-    ) {
+        roots: &ByOid<Name>,
+        names: &mut Names,
+    ) -> HashSet<u32> {
         let others: Vec<_> = bodies.iter().filter(|(f, _)| !unsafe_oids.contains(&f.oid)).collect();
         let home = home::bound(&others);
         let called = others.iter().filter(|(f, _)| home.contains(&f.oid));
-        self.home = called.map(|(f, _)| f.name.clone()).collect();
+        self.home.extend(called.map(|(f, _)| f.name.clone()));
         for trigger in triggers {
             if roots.contains_key(&trigger.oid) && home.contains(&trigger.function) {
                 let reason = format!(
@@ -260,6 +306,7 @@ impl Reach {
                 self.refuse(&trigger.schema, &trigger.table, reason, names);
             }
         }
+        home
     }
 
     fn add_dependent(
@@ -267,7 +314,7 @@ impl Reach {
         dependent: &Dependent,
         unsafe_oids: &mut HashSet<u32>,
         relations: &mut HashSet<u32>,
-        names: &mut HashSet<String>,
+        names: &mut Names,
     ) {
         let name = dependent.name.to_lowercase();
         match dependent.kind {
@@ -284,19 +331,19 @@ impl Reach {
             }
             DependentKind::Function => {
                 if unsafe_oids.insert(dependent.oid) {
-                    names.insert(name);
+                    names.others.insert(name);
                     self.functions.insert(dependent.name.clone());
                 }
             }
             DependentKind::Word => {
-                names.insert(name);
+                names.others.insert(name);
                 self.words.insert(dependent.name.clone());
             }
         }
     }
 
-    fn refuse(&mut self, schema: &str, table: &str, reason: String, names: &mut HashSet<String>) {
-        names.insert(table.to_lowercase());
+    fn refuse(&mut self, schema: &str, table: &str, reason: String, names: &mut Names) {
+        names.relations.insert(table.to_lowercase());
         let name = Name::new(schema, table);
         // A second reason is no trigger's, or another one's.
         if self.refused.get(&name).is_some_and(|first| *first != reason) && !reason.starts_with("Trigger ") {
@@ -305,12 +352,12 @@ impl Reach {
         self.refused.entry(name).or_insert(reason);
     }
 
-    fn refuse_foreign_key(&mut self, key: &ForeignKey, roots: &ByOid<String>, names: &mut HashSet<String>) {
+    fn refuse_foreign_key(&mut self, key: &ForeignKey, roots: &ByOid<Name>, names: &mut Names) {
         let other = roots.get(&key.referenced).or_else(|| roots.get(&key.relation));
         let reason = format!(
             "Foreign key {} would be checked on one shard's part of {} only.",
             key.name,
-            other.map_or("a sharded table", String::as_str)
+            other.map_or("a sharded table".into(), Name::to_string)
         );
         self.refuse(&key.schema, &key.table, reason, names);
     }
@@ -320,7 +367,7 @@ impl Reach {
         views: &[View],
         unsafe_oids: &HashSet<u32>,
         relations: &mut HashSet<u32>,
-        names: &mut HashSet<String>,
+        names: &mut Names,
     ) {
         for view in views {
             let calls_unsafe = view.functions.iter().any(|f| unsafe_oids.contains(f));
@@ -330,7 +377,7 @@ impl Reach {
                 continue;
             }
             relations.insert(view.oid);
-            names.insert(view.name.to_lowercase());
+            names.relations.insert(view.name.to_lowercase());
             if calls_unsafe {
                 let reason = "It calls a function that may read a sharded table.".to_owned();
                 self.refuse(&view.schema, &view.name, reason, names);
@@ -364,6 +411,8 @@ impl Reach {
             kind: TableKind::Refused {
                 reason: reason.clone(),
                 readable: self.readable.contains(name),
+                watched: self.watched_relations.contains(name),
+                sharded: None,
             },
         }));
         tables

@@ -5,7 +5,7 @@
 //! `pgherd.view_source()` says of which views that is so. Those that call what only the home shard can answer, or have the
 //! transaction's time in them, have no stand-in: they are expanded by gateways.
 
-use super::reach::words;
+use super::body::words;
 use super::{ByOid, Document};
 use pgherd_model::functions::{HOME_STATE, is_advisory_lock};
 use pgherd_model::{Column, Sharded, Table, TableKind, ThroughView};

@@ -36,14 +36,28 @@ fn functions_are_unsafe_by_mention_by_call_and_by_dynamic_sql() {
         function(2, "calls", "sql", "SELECT reads()"),
         function(3, "harmless", "sql", "SELECT 1 FROM treads"),
         function(4, "dynamic", "plpgsql", "BEGIN EXECUTE q; END"),
+        function(
+            6,
+            "handles",
+            "plpgsql",
+            "BEGIN EXECUTE q; EXCEPTION WHEN OTHERS THEN NULL; END"
+        ),
+        function(7, "names", "plpgsql", "BEGIN EXECUTE q || (SELECT a FROM t); END"),
+        function(8, "asks", "sql", "SELECT dynamic()"),
+        function(9, "asks_both", "sql", "SELECT dynamic(), handles()"),
         function(5, "quoted", "plpgsql", "BEGIN RETURN 1; END"),
     ]);
     let snapshot = load(&format!(", \"functions\": {functions}"));
-    for name in ["reads", "calls", "dynamic", "query_to_xml"] {
+    for name in ["reads", "calls", "handles", "names", "asks_both", "dblink"] {
         assert!(snapshot.unsafe_functions.contains(name), "{name}");
+        assert!(!snapshot.watched_functions.contains(name), "{name}");
+    }
+    for name in ["dynamic", "asks", "query_to_xml"] {
+        assert!(!snapshot.unsafe_functions.contains(name), "{name}");
+        assert!(snapshot.watched_functions.contains(name), "{name}");
     }
     for name in ["harmless", "quoted"] {
-        assert!(!snapshot.unsafe_functions.contains(name), "{name}");
+        assert!(!snapshot.may_reach(name), "{name}");
     }
 }
 
@@ -192,4 +206,35 @@ fn foreign_keys_link_and_their_actions_reach_on() {
     let keys = &sharded("files").foreign_keys;
     assert_eq!(keys[0].standing_for(&["id".into()]), Some(vec!["a".into()]));
     assert_eq!(keys[0].standing_for(&["y".into()]), None);
+}
+
+#[test]
+fn tables_that_were_sharded_by_default_yield_to_functions() {
+    let function = |oid: u32, name: &str, body: &str| serde_json::json!({"oid": oid, "name": name, "language": "plpgsql", "body": body, "parts": null});
+    let of = |functions: serde_json::Value, head: &str| {
+        let triggers = r#"[{"oid": 100, "schema": "public", "table": "t", "name": "g", "function": 7}]"#;
+        let text = format!("{{{head}, \"functions\": {functions}, \"triggers\": {triggers}}}");
+        let snapshot = snapshot_from_json(&text, [ShardId(1), ShardId(2)].into_iter()).unwrap();
+        snapshot
+            .yielding
+            .into_iter()
+            .map(|(name, why)| format!("{}: {why}", name.name))
+            .collect::<Vec<_>>()
+    };
+    let by_default = HEAD.replace("\"by_default\": false", "\"by_default\": true");
+    let uses = serde_json::json!([function(1, "uses", "SELECT FROM t")]);
+    assert_eq!(of(uses.clone(), &by_default), ["t: function uses uses it"]);
+    assert!(of(uses, HEAD).is_empty(), "a user sharded it");
+    let dynamic = serde_json::json!([function(1, "uses", "SELECT FROM t; EXECUTE x")]);
+    assert!(of(dynamic, &by_default).is_empty(), "it would be refused all the same");
+    let other = serde_json::json!([
+        function(1, "uses", "SELECT dynamic() FROM t"),
+        function(2, "dynamic", "EXECUTE x")
+    ]);
+    assert!(of(other, &by_default).is_empty(), "through another function too");
+    let trigger = serde_json::json!([function(7, "draws", "NEW.id := nextval('s')")]);
+    assert_eq!(
+        of(trigger, &by_default),
+        ["t: the function of its trigger g needs the home shard"]
+    );
 }

@@ -213,6 +213,9 @@ impl Session {
         if self.needs_shared_clock(&entered.analysis, &route) {
             return Err(Problem::NeedsSharedClock);
         }
+        if let (Route::Refuse(_), Some(watched)) = (&route, entered.analysis.watched(&entered.snapshot)) {
+            return Box::pin(self.forward_watched(unit, entered, &values, watched)).await;
+        }
         if let Route::Forward(part) = &route {
             return self.forward_locked(unit, entered, &values, &route, part).await;
         }

@@ -382,7 +382,7 @@ fn refuse_hidden_reads(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), Server
     for (i, token) in parsed.tokens.iter().enumerate() {
         let Some(name) = token.identifier(text) else { continue };
         let called = parsed.tokens.get(i + 1).is_some_and(|next| next.is(text, "("));
-        if called && snapshot.unsafe_functions.contains(&name) && !(with_expressions && of_its_own(&name)) {
+        if called && snapshot.may_reach(&name) && !(with_expressions && of_its_own(&name)) {
             return Err(hidden_read(&format!("It calls function \"{name}\".")));
         }
         if policy && snapshot.relations.contains_key(name.as_str()) {

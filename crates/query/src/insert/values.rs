@@ -1,5 +1,5 @@
 //! VALUES as the source of an INSERT that runs as a query: PostgreSQL assigns each of its expressions to the column, with DEFAULT
-//! among them, where a query's VALUES has one type for a column and no DEFAULT.
+//! among them, where a query's VALUES has one type for a column, no DEFAULT and no functions that return sets.
 
 use super::columns::TargetColumn;
 use super::target::Target;
@@ -53,7 +53,9 @@ pub(super) fn assigned(text: &str, target: &Target, columns: &[TargetColumn]) ->
     let Some(rows) = rows(source) else { return Ok(None) };
     let width = rows.first().map_or(0, Vec::len);
     let has_default = rows.iter().flatten().any(Option::is_none);
-    if !has_default && rows.len() == 1 || rows.iter().any(|row| row.len() != width) {
+    // Only in a SELECT are they allowed, which is what PostgreSQL takes one row for.
+    let has_sets = rows.len() == 1 && pgherd_sql::calls_set_returning(source, &tokenize(source).unwrap_or_default());
+    if !has_default && !has_sets && rows.len() == 1 || rows.iter().any(|row| row.len() != width) {
         return Ok(None);
     }
     let given: Option<Vec<&TargetColumn>> = match &target.columns {
@@ -88,16 +90,21 @@ pub(super) fn assigned(text: &str, target: &Target, columns: &[TargetColumn]) ->
     };
     let row = |row: &Vec<Cell>| {
         let values: Vec<_> = kept.iter().map(|&at| value(row, at)).collect();
-        format!("({})", values.join(", "))
+        values.join(", ")
     };
-    let rows: Vec<_> = rows.iter().map(row).collect();
+    let given_rows = match (&rows[..], has_sets) {
+        ([one], true) => format!("SELECT {}", row(one)),
+        (rows, _) => {
+            let rows: Vec<_> = rows.iter().map(|r| format!("({})", row(r))).collect();
+            format!("VALUES {}", rows.join(", "))
+        }
+    };
     let names: Vec<_> = kept.iter().map(|&at| quote_identifier(&given[at].name)).collect();
     Ok(Some(format!(
-        "{} ({}) {} VALUES {} {}",
+        "{} ({}) {} {given_rows} {}",
         &text[target.head.clone()],
         names.join(", "),
         &text[target.overriding.clone()],
-        rows.join(", "),
         &text[target.tail.clone()]
     )))
 }

@@ -66,6 +66,7 @@ pub(super) fn refused(references: &[Reference]) -> Option<ServerError> {
     })
 }
 
+/// The refusal of a call of this function or operator, or of a change of a table with a trigger.
 pub(super) fn unsafe_function(name: &str) -> ServerError {
     ServerError::unsupported(
         match name.starts_with(|c: char| c.is_alphabetic() || c == '_') {

@@ -1,9 +1,10 @@
 //! From an analysis to the route of one execution.
 
+use super::refusals::unsafe_function;
 use super::{Analysis, Decision};
 use crate::lock_table::LockTable;
 use crate::noting::noting;
-use crate::route::{Merge, ParameterValue, Part, Route};
+use crate::route::{Merge, ParameterValue, Part, Route, Watched};
 use crate::scalar::Parameters;
 use pgherd_model::{ServerError, Snapshot};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ impl Analysis {
         let route = match &self.decision {
             Decision::Home => return Route::Forward(self.unchanged(snapshot)),
             Decision::Refuse(error) => Route::Refuse(error.clone()),
+            Decision::Watched(name) => Route::Refuse(unsafe_function(name)),
             Decision::Plan => Route::Plan,
             Decision::GatherWrite => Route::GatherWrite,
             Decision::Placed(placed) => placed.route(&self.text, snapshot, parameters),
@@ -26,6 +28,18 @@ impl Analysis {
             Decision::Lock(lock) => self.route_lock(lock, snapshot),
         };
         self.on_one_shard(route, snapshot)
+    }
+
+    /// What is refused unless somebody watches it.
+    pub fn watched(&self, snapshot: &Snapshot) -> Option<Watched> {
+        match &self.decision {
+            Decision::Watched(name) => Some(Watched {
+                refusal: unsafe_function(name),
+                name: name.clone(),
+                part: self.unchanged(snapshot),
+            }),
+            _ => None,
+        }
     }
 
     /// The same for an INSERT for which [`Analysis::route`] said [`Route::Defaults`], with the rows that its

@@ -324,6 +324,8 @@ pub fn snapshot() -> Snapshot {
         TableKind::Refused {
             reason,
             readable: false,
+            watched: false,
+            sharded: None,
         },
     ));
     let mut snapshot = Snapshot {

@@ -1,0 +1,182 @@
+//! The text of a function, rule or default, and which names are in it.
+
+use std::collections::HashSet;
+
+/// A body, and how to look for names in it. Names are searched in lower case: one too many refuses a statement or takes a slower way,
+/// one too few would be a wrong answer.
+pub(super) struct Body {
+    text: String,
+    /// all of its words
+    pub(super) words: HashSet<String>,
+    /// those that may name a relation
+    relations: HashSet<String>,
+}
+
+/// The lower-case words of a text: runs of letters, digits, `_` and `$`.
+pub(super) fn words(text: &str) -> HashSet<String> {
+    split(text).map(str::to_lowercase).collect()
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_' || c == '$'
+}
+
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !is_word(c)).filter(|w| !w.is_empty())
+}
+
+impl Body {
+    /// Any text: every word of it may name a relation.
+    pub(super) fn new(text: &str) -> Self {
+        let words = words(text);
+        Self {
+            text: text.to_lowercase(),
+            relations: words.clone(),
+            words,
+        }
+    }
+
+    /// SQL or PL/pgSQL: what only comments and messages say names nothing, and neither does a field of a row (`NEW.status`), where no
+    /// schema has the row's name. `schemas` are all of them, in lower case.
+    pub(super) fn of_sql(text: &str, schemas: &HashSet<String>) -> Self {
+        let mut body = Self::new(text);
+        if let Some(code) = code(&body.text, &body.words) {
+            body.relations = not_fields(&code, schemas);
+            body.words = words(&code);
+            body.text = code;
+        }
+        body
+    }
+
+    /// A name in it may be written so that no search finds it: `U&"s\0065en"`, `"se""en"`.
+    pub(super) fn hides_names(&self) -> bool {
+        self.text.contains("u&\"") || self.text.contains("\"\"")
+    }
+
+    pub(super) fn contains(&self, part: &str) -> bool {
+        self.text.contains(part)
+    }
+
+    /// Whether it has this lower-case name: as a word, or anywhere when the name is no word.
+    pub(super) fn mentions(&self, name: &str) -> bool {
+        self.has(&self.words, name)
+    }
+
+    /// The same where the name is a relation's.
+    pub(super) fn mentions_relation(&self, name: &str) -> bool {
+        self.has(&self.relations, name)
+    }
+
+    fn has(&self, words: &HashSet<String>, name: &str) -> bool {
+        if name.chars().all(is_word) {
+            words.contains(name)
+        } else {
+            self.text.contains(name)
+        }
+    }
+}
+
+/// The text without comments and strings; none where it is not certain where those end. Strings stay where they may name a relation:
+/// `'t'::regclass`, `pg_relation_size('t')`.
+fn code(text: &str, words: &HashSet<String>) -> Option<String> {
+    let keeps_strings = words
+        .iter()
+        .any(|w| w.starts_with("pg_") || w.contains("regclass") || w.contains("xml"));
+    // It may hide the end of a string.
+    if text.contains('\\') {
+        return None;
+    }
+    let mut found = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let end = match c {
+            // A dollar-quoted string, and not a parameter or part of a word.
+            '$' if !found.ends_with(is_word) && !rest[1..].starts_with(|c: char| c.is_ascii_digit()) => return None,
+            '-' if rest.starts_with("--") => {
+                let end = rest.find('\n').unwrap_or(rest.len());
+                found.push(' ');
+                rest = &rest[end..];
+                continue;
+            }
+            '/' if rest.starts_with("/*") => {
+                let end = rest.find("*/")? + 2;
+                if rest[2..end].contains("/*") {
+                    return None;
+                }
+                found.push(' ');
+                rest = &rest[end..];
+                continue;
+            }
+            '\'' | '"' => rest[1..].find(c)? + 2,
+            c => c.len_utf8(),
+        };
+        if c != '\'' || keeps_strings {
+            found.push_str(&rest[..end]);
+        } else {
+            found.push_str("''");
+        }
+        rest = &rest[end..];
+    }
+    Some(found)
+}
+
+/// The words of this code but those behind `name.`, where no schema has that name.
+fn not_fields(code: &str, schemas: &HashSet<String>) -> HashSet<String> {
+    let start = code.as_ptr() as usize;
+    let mut found = HashSet::new();
+    for word in split(code) {
+        let before = &code[..word.as_ptr() as usize - start];
+        let qualified = before.trim_end_matches('"').trim_end().strip_suffix('.');
+        let is_field = qualified.is_some_and(|before| {
+            let row = before.trim_end().trim_end_matches('"');
+            let name = row.rsplit(|c: char| !is_word(c)).next().unwrap_or_default();
+            !name.is_empty() && !schemas.is_empty() && !schemas.contains(name)
+        });
+        if !is_field {
+            found.insert(word.to_owned());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Body;
+    use std::collections::HashSet;
+
+    fn relations(text: &str) -> Body {
+        Body::of_sql(text, &HashSet::from(["public".to_owned()]))
+    }
+
+    #[test]
+    fn comments_messages_and_fields_name_no_relation() {
+        let body = relations(
+            "BEGIN -- the users\n /* of orders */ RAISE NOTICE 'no items'; NEW.status := \"NEW\" . \"kind\" + public.t; SELECT x FROM U;END",
+        );
+        for name in ["users", "orders", "items", "status", "kind"] {
+            assert!(!body.mentions_relation(name), "{name}");
+        }
+        for name in ["t", "u", "x"] {
+            assert!(body.mentions_relation(name), "{name}");
+        }
+        assert!(body.mentions("status"), "a function can be called like a field");
+    }
+
+    #[test]
+    fn where_it_is_not_certain_every_word_counts() {
+        for text in [
+            "SELECT E'\\'' -- users\n'",
+            "EXECUTE $x$ SELECT ' -- users $x$",
+            "SELECT /* /* */ users */ 1",
+            "SELECT 'users'::regclass",
+            "SELECT pg_relation_size('users')",
+            "SELECT 'it''s' FROM users",
+            "SELECT '--', * FROM users",
+            "SELECT * FROM \"users\"",
+        ] {
+            assert!(relations(text).mentions_relation("users"), "{text}");
+        }
+        let odd = relations("SELECT 1 FROM \"My -- Users\" WHERE 'a' = \"it's\"");
+        assert!(odd.mentions_relation("my -- users"));
+    }
+}
