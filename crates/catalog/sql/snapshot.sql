@@ -170,10 +170,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     ) all_dependents
 $$;
 
--- The first sharded table that this transaction has used on this shard, as its locks show, which last as long as the transaction does.
-CREATE OR REPLACE FUNCTION pgherd.used_table() RETURNS text
+-- The sharded tables, their declared partitions and their ranges that this transaction has used on this shard, as its locks show, which last
+-- as long as the transaction does. Users' own SQL takes the names of tables and partitions; gateways may go to ranges directly.
+CREATE OR REPLACE FUNCTION pgherd.used_tables(OUT name text, OUT is_range boolean) RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT coalesce(min(c.relname) FILTER (WHERE n.nspname <> 'pgherd_data'), min(c.relname)) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    SELECT DISTINCT c.relname, n.nspname = 'pgherd_data'
+    FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND (n.nspname = 'pgherd_data'
         OR c.oid IN (SELECT t.relation FROM pgherd.sharded_table t)
         OR (n.nspname, c.relname) IN (SELECT r.child_schema, r.child FROM pgherd.table_range r WHERE r.declared))

@@ -38,7 +38,8 @@ impl Session {
         watched: Watched,
     ) -> Result<Option<String>, Problem> {
         let name = watched.name;
-        if let Some(table) = self.used_table().await? {
+        let known = self.used_tables().await?;
+        if let Some(table) = known.iter().find(|used| !used.is_range).map(|used| &used.name) {
             let detail = format!(
                 "This transaction has used sharded table \"{table}\" on the home shard, so that it would not show whether \"{name}\" uses it."
             );
@@ -65,21 +66,41 @@ impl Session {
             }
             other => other?,
         }
-        if let Some(table) = self.used_table().await? {
-            return Err(used(&name, &table).into());
+        let mut now = self.used_tables().await?;
+        now.retain(|used| !known.contains(used));
+        now.sort_by_key(|used| used.is_range);
+        if let Some(table) = now.first() {
+            return Err(used(&name, &table.name).into());
         }
         self.client.out.extend_from_slice(&replies);
         Ok(tag)
     }
 
-    /// The sharded table that the transaction has used on the home shard.
-    async fn used_table(&mut self) -> Result<Option<String>, Problem> {
+    /// What the transaction has used on the home shard.
+    async fn used_tables(&mut self) -> Result<Vec<Used>, Problem> {
         let home = self.gateway.shards.home();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let backend = open.transaction.participant(home).await?;
-        let results = backend.simple("SELECT pgherd.used_table()").await?;
-        Ok(results.last().and_then(|r| r.text(0, 0)).map(str::to_owned))
+        let results = backend
+            .simple("SELECT name, is_range FROM pgherd.used_tables()")
+            .await?;
+        let rows = results.last().map_or(0..0, |r| 0..r.rows.len());
+        let used = |row| {
+            let result = results.last()?;
+            Some(Used {
+                name: result.text(row, 0)?.to_owned(),
+                is_range: result.text(row, 1) == Some("t"),
+            })
+        };
+        Ok(rows.filter_map(used).collect())
     }
+}
+
+/// A sharded table or declared partition, or a range of one, that is locked.
+#[derive(PartialEq, Eq)]
+struct Used {
+    name: String,
+    is_range: bool,
 }
 
 fn used(name: &str, table: &str) -> ServerError {

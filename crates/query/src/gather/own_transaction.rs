@@ -23,7 +23,7 @@ const READ_WRITE: &str = "ROLLBACK TO SAVEPOINT \"pgherd gather\"; RELEASE SAVEP
 /// Where the statement runs.
 enum Run {
     Inside(ReadAhead),
-    Beside(Edited, Scratch),
+    Beside(Box<(Edited, Scratch)>),
 }
 
 /// Runs a planned gather whose rows have [arrays](Plan::has_arrays).
@@ -44,13 +44,16 @@ pub(super) async fn run(
         let scratch = super::checkout(statement, transaction).await?;
         let (edited, scratch) =
             super::start_over_copies(statement, &plan, &fragments, &mut ahead, transaction, scratch).await?;
-        Ok(Run::Beside(edited, scratch))
+        Ok(Run::Beside(Box::new((edited, scratch))))
     };
     let read: Result<Run, ServerError> = read.await;
     relay::finish(transaction, read.is_ok()).await?;
     let ahead = match read? {
         Run::Inside(ahead) => ahead,
-        Run::Beside(edited, scratch) => return Ok(Rows::scratch(scratch, plan.explain_errors(edited, statement))),
+        Run::Beside(beside) => {
+            let (edited, scratch) = *beside;
+            return Ok(Rows::scratch(scratch, plan.explain_errors(edited, statement)));
+        }
     };
     let inlined = plan.inline(statement, &ahead)?;
     drop(ahead);

@@ -279,16 +279,16 @@ impl<'a> Rewrite<'a> {
     }
 
     /// A relation in a FROM.
-    fn from_item(&self, item: usize) -> Option<String> {
+    fn item_text(&self, item: usize) -> Option<String> {
         let item = &self.blocks.list[self.block].items[item];
         let mention = &self.blocks.parsed.relations.mentions[item.mention?];
         let name = quote_identifier(item.name.as_ref()?);
         Some(format!("{} AS {name}", self.piece(&mention.span)))
     }
 
-    fn from_items(&self, late: bool) -> Option<Vec<String>> {
+    fn items_text(&self, late: bool) -> Option<Vec<String>> {
         let items = (0..self.late.len()).filter(|&item| self.late[item] == late);
-        items.map(|item| self.from_item(item)).collect()
+        items.map(|item| self.item_text(item)).collect()
     }
 
     /// A piece of the client's text in the outer block: aggregates and exported columns are the groups'.
@@ -354,7 +354,7 @@ impl<'a> Rewrite<'a> {
             (Some(expr), Some(range)) if self.may_come_early(expr) => format!(" HAVING {}", self.piece(&range)),
             _ => return None,
         };
-        let mut from = self.from_items(true)?;
+        let mut from = self.items_text(true)?;
         from.push(format!("({}{having}) AS {GROUPS}", self.inner()?));
         let mut conditions = Vec::new();
         for condition in std::mem::take(&mut self.conditions) {
@@ -413,7 +413,7 @@ impl<'a> Rewrite<'a> {
         Some(format!(
             "SELECT {} FROM {}{selection} GROUP BY {}",
             items.join(", "),
-            self.from_items(false)?.join(", "),
+            self.items_text(false)?.join(", "),
             names.join(", ")
         ))
     }
