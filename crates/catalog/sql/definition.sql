@@ -111,6 +111,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
             LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
             WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped),
+        'column_settings', (SELECT coalesce(json_agg(format('ALTER TABLE %%s ALTER COLUMN %I %s', a.attname, does) ORDER BY a.attnum), '[]')
+            FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid CROSS JOIN unnest(ARRAY[
+                CASE WHEN a.attstorage <> t.typstorage THEN 'SET STORAGE ' || CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'm' THEN 'MAIN'
+                    WHEN 'e' THEN 'EXTERNAL' ELSE 'EXTENDED' END END,
+                CASE a.attcompression WHEN 'p' THEN 'SET COMPRESSION pglz' WHEN 'l' THEN 'SET COMPRESSION lz4' END,
+                CASE WHEN a.attstattarget >= 0 THEN 'SET STATISTICS ' || a.attstattarget END,
+                CASE WHEN a.attoptions IS NOT NULL THEN format('SET (%s)', array_to_string(a.attoptions, ', ')) END]) does
+            WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND does IS NOT NULL),
         'column_names', (SELECT coalesce(json_agg(a.attname ORDER BY a.attnum), '[]') FROM pg_attribute a
             WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
         'builtin_types', (SELECT coalesce(bool_and(a.atttypid < 16384), true) FROM pg_attribute a

@@ -54,6 +54,9 @@ async fn alter_sharded(
     let shards = work.shards();
     lock_concerned(work, &table, &concerned).await?;
     let by_default = is_by_default(&table);
+    if by_default && text.has(&["tableoid"]) {
+        return as_local(work, &table, "its definition has its own OID in it", text).await;
+    }
     if let Some(action) = text.storage_action(name).filter(|_| by_default) {
         return change_storage(work, &table, action).await;
     }

@@ -10,7 +10,9 @@ use crate::work::Work;
 use crate::{bounds, foreign_keys};
 use pgherd_catalog::child_name;
 use pgherd_model::{KeyType, Name, ServerError, Sharded, Table, TableKind, quote_identifier};
+use pgherd_sql::ObjectName;
 use serde_json::json;
+use std::collections::BTreeSet;
 
 /// The key types that a plain table would have when split by these columns, or why it cannot be.
 pub(crate) fn distributable(relation: &Relation, key: &[String]) -> Result<Vec<KeyType>, String> {
@@ -367,6 +369,32 @@ pub(crate) async fn free_referenced(work: &mut Work<'_, '_>, text: &StatementTex
             }
             TableKind::View { .. } | TableKind::Refused { .. } => {}
         }
+    }
+    Ok(())
+}
+
+/// Every table that is named and was sharded by default becomes local, for this reason.
+pub(crate) async fn free_named(
+    work: &mut Work<'_, '_>,
+    text: &StatementText<'_>,
+    why: &str,
+) -> Result<(), ServerError> {
+    let names: BTreeSet<String> = text.identifiers().collect();
+    for name in names {
+        let name = ObjectName {
+            schema: None,
+            name,
+            span: 0..0,
+        };
+        let table = work.sharded(&name);
+        let Some(table) = table.filter(|t| t.sharded().is_some_and(|s| s.by_default)) else {
+            continue;
+        };
+        refuse_to_free(work, &table)?;
+        let linked = undistribute(work, &table.name).await?;
+        work.notice(format!("table \"{}\" is local: {why}", table.name.name));
+        notice_linked(work, &linked, &table.name);
+        work.reload().await?;
     }
     Ok(())
 }

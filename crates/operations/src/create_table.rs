@@ -44,7 +44,7 @@ pub(crate) async fn create_table(
         work.keep(home).await?;
         return Ok(tag);
     };
-    match placement(work, &made) {
+    match placement(work, &made, text) {
         Placement::Local(why) => {
             if text.referenced().iter().any(|n| is_placed(work, n)) {
                 work.undo(home).await?;
@@ -152,7 +152,7 @@ struct Place {
     like: Option<Arc<Table>>,
 }
 
-fn placement(work: &Work<'_, '_>, made: &Relation) -> Placement {
+fn placement(work: &Work<'_, '_>, made: &Relation, text: &StatementText<'_>) -> Placement {
     let automatic = work.session.distribution.automatic;
     if made.kind == 'p' {
         if automatic == Automatic::Nothing || made.strategy != Some('r') || made.is_partition {
@@ -163,6 +163,9 @@ fn placement(work: &Work<'_, '_>, made: &Relation) -> Placement {
     let plain = made.kind == 'r' && made.persistence == 'p' && !made.inherits && !made.typed && !made.is_partition;
     if !plain || !made.primary_key || automatic != Automatic::PrimaryKey {
         return Placement::Local(None);
+    }
+    if text.has(&["tableoid"]) {
+        return Placement::Local(Some("its definition has its own OID in it".into()));
     }
     let level = work.transaction.mode().isolation;
     if level.is_some_and(|level| level.is_one_snapshot()) && work.shards().len() > 1 {

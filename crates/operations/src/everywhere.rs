@@ -1,6 +1,7 @@
 //! What every shard has: schemas, types, functions, extensions, roles, sequences' names, and grants.
 
 use crate::bounds::Automatic;
+use crate::convert;
 use crate::drop::forget_vanished;
 use crate::statement_text::StatementText;
 use crate::view::reaches;
@@ -77,10 +78,10 @@ async fn type_elsewhere(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText
 /// shards get the schema.
 async fn filled_schema(work: &mut Work<'_, '_>, head: &str, text: &StatementText<'_>) -> Result<String, ServerError> {
     if reaches(work, text) {
-        return Err(ServerError::unsupported(
-            "CREATE SCHEMA cannot create what reaches sharded tables, or has the name of one, at the same time",
-            "Create the schema first, then what is in it.",
-        ));
+        // Its tables may have the names of sharded ones, and its views may read those; a foreign key to one is found when the catalog is
+        // read again.
+        let names: Vec<String> = text.identifiers().collect();
+        work.announce(names.iter().map(String::as_str), text.text).await?;
     }
     let tag = work.on_home(text.text).await?;
     let others = work.others();
@@ -291,6 +292,12 @@ pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> 
         let others = work.others();
         work.on_each(&others, text.text).await?;
         return Ok(tag);
+    }
+    if second == "publication" {
+        if text.has(&["drop", "publication"]) || !text.has(&["table"]) {
+            return work.on_home(text.text).await;
+        }
+        convert::free_named(work, text, "a publication has it").await?;
     }
     if reaches(work, text) {
         return Err(ServerError::unsupported(

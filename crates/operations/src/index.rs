@@ -4,7 +4,7 @@ use crate::alter_table::{as_local, cannot_hold, still_sharded};
 use crate::partition;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, SqlState, quote_identifier};
+use pgherd_model::{Name, ServerError, quote_identifier};
 use pgherd_sql::{Ddl, DdlKind, ObjectName};
 
 /// CREATE INDEX.
@@ -41,14 +41,7 @@ pub(crate) async fn create_index(
     }
     let table = still_sharded(work, name)?;
     let shards = work.shards();
-    let locked = work.lock(&shards, &[table.name.to_string()], "SHARE").await;
-    if let Err(e) = locked {
-        if e.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE {
-            // PostgreSQL has words of its own for it.
-            work.on_home(text.text).await?;
-        }
-        return Err(e);
-    }
+    work.lock(&shards, &[table.name.to_string()], "SHARE").await?;
     let home = work.home();
     work.open_children(&shards, true).await?;
     work.attempt(home).await?;

@@ -89,6 +89,8 @@ pub(crate) struct Definition {
     pub owner: String,
     pub partition_key: Option<String>,
     pub columns: Vec<String>,
+    /// statements that give the columns their storage, compression and statistics, with `%s` for the table's name
+    pub column_settings: Vec<String>,
     /// those that COPY fills: not the generated ones
     pub column_names: Vec<String>,
     pub builtin_types: bool,
@@ -182,6 +184,8 @@ impl Definition {
         let parts: Vec<_> = self.columns.iter().chain(&self.constraints).cloned().collect();
         let by = partitioned.map_or(String::new(), |key| format!(" PARTITION BY {key}"));
         let mut statements = vec![format!("CREATE TABLE {name} ({}){by}", parts.join(", "))];
+        let settings = self.column_settings.iter();
+        statements.extend(settings.map(|sql| sql.replacen("%s", &name.to_string(), 1)));
         statements.extend(self.indexes.iter().map(|i| {
             // pg_get_indexdef says ON ONLY of a partitioned table's index.
             i.replacen(" ON ONLY ", " ON ", 1)

@@ -6,8 +6,7 @@ use crate::convert;
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use pgherd_model::{ServerError, TableKind};
-use pgherd_sql::{Ddl, DdlKind, ObjectName};
-use std::collections::BTreeSet;
+use pgherd_sql::{Ddl, DdlKind};
 
 /// CREATE, ALTER or DROP of such an object.
 pub(crate) async fn change(
@@ -19,7 +18,7 @@ pub(crate) async fn change(
         refuse_unsafe_function(work, text)?;
     }
     if matches!(ddl.kind, DdlKind::CreateRule) {
-        free_for_rule(work, text).await?;
+        convert::free_named(work, text, "a rule involves it").await?;
         refuse_rule(work, ddl, text)?;
     }
     let Some(table) = ddl.relations.first().and_then(|n| work.resolve(n)) else {
@@ -99,34 +98,10 @@ fn refuse_home_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Result
     match text.identifiers().find(|i| work.snapshot.home_functions.contains(i)) {
         Some(function) => Err(ServerError::unsupported(
             format!("function {function} cannot run in a trigger on a sharded table"),
-            "It needs local tables, sequences, advisory locks or notifications, which only the home shard has.",
+            "It needs local tables, sequences, advisory locks, notifications or its table's own name, which only the home shard has.",
         )),
         None => Ok(()),
     }
-}
-
-/// A rule is about tables of one shard: what `pgherd.default_distribution` has made sharded becomes local for it.
-async fn free_for_rule(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
-    let names: BTreeSet<String> = text.identifiers().collect();
-    for name in names {
-        let name = ObjectName {
-            schema: None,
-            name,
-            span: 0..0,
-        };
-        let Some(table) = work
-            .sharded(&name)
-            .filter(|t| t.sharded().is_some_and(|s| s.by_default))
-        else {
-            continue;
-        };
-        convert::refuse_to_free(work, &table)?;
-        let linked = convert::undistribute(work, &table.name).await?;
-        work.notice(format!("table \"{}\" is local: a rule involves it", table.name.name));
-        convert::notice_linked(work, &linked, &table.name);
-        work.reload().await?;
-    }
-    Ok(())
 }
 
 /// A rule rewrites inside one shard.

@@ -47,10 +47,15 @@ pub async fn schema_change(
             yield_names(&mut work, ddl, &text).await?;
             Ok(work.finish(tag).await?)
         }
-        Err(error) => Err(Failure {
-            error,
-            notices: work.into_notices(),
-        }),
+        Err(mut error) => {
+            if work.lock_refused && error.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE {
+                error = work.on_home(text.text).await.err().unwrap_or(error);
+            }
+            Err(Failure {
+                error,
+                notices: work.into_notices(),
+            })
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Work<'w, 's> {
     pub snapshot: Arc<Snapshot>,
     notices: Vec<ServerError>,
     catalog_changed: bool,
+    /// the role may not lock a table that it is to change: nothing has been done yet, and PostgreSQL has words of its own for it
+    pub lock_refused: bool,
     writes: Vec<Value>,
 }
 
@@ -46,6 +48,7 @@ impl<'w, 's> Work<'w, 's> {
             change,
             notices: Vec::new(),
             catalog_changed: false,
+            lock_refused: false,
             writes: Vec::new(),
         }
     }
@@ -247,7 +250,10 @@ impl<'w, 's> Work<'w, 's> {
             }
             match failed {
                 None => return Ok(()),
-                Some(e) if !yields(&e) || started.elapsed() > LOCK_PATIENCE => return Err(e),
+                Some(e) if !yields(&e) || started.elapsed() > LOCK_PATIENCE => {
+                    self.lock_refused = e.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE;
+                    return Err(e);
+                }
                 Some(_) => tokio::time::sleep(Duration::from_millis(rand::random_range(20..200))).await,
             }
         }

@@ -1,5 +1,5 @@
 //! Functions that are safe where they run whole, on the home shard, and would be wrong elsewhere: those that read or write
-//! local tables, draw from sequences, take advisory locks or notify.
+//! local tables, draw from sequences, take advisory locks or notify; and functions of triggers that ask for their table's name.
 //!
 //! They are known by their bodies. One too many costs a slower way; IMMUTABLE says that there is nothing of the kind.
 
@@ -21,13 +21,16 @@ const STATE: [&str; 9] = [
     "lo_unlink",
 ];
 
+/// What a trigger's function asks of its table: on a sharded one, that is a range.
+const OWN_TABLE: [&str; 4] = ["tg_table_name", "tg_relname", "tg_relid", "tg_table_schema"];
+
 type Others<'f> = [&'f (&'f Function, Body)];
 
 /// OIDs of all functions that need the home shard, themselves or through others.
 pub(super) fn bound(functions: &Others<'_>) -> HashSet<u32> {
     let needs = |function: &Function, body: &Body| {
         function.local
-            || STATE.iter().any(|word| body.words.contains(*word))
+            || STATE.iter().chain(&OWN_TABLE).any(|word| body.words.contains(*word))
             || body.words.iter().any(|word| is_advisory_lock(word))
     };
     let own = functions.iter().filter(|(f, body)| !f.immutable && needs(f, body));

@@ -300,7 +300,7 @@ impl Reach {
         for trigger in triggers {
             if roots.contains_key(&trigger.oid) && home.contains(&trigger.function) {
                 let reason = format!(
-                    "Trigger {} needs local tables, sequences, advisory locks or notifications, which only the home shard has.",
+                    "Trigger {} needs local tables, sequences, advisory locks, notifications or its table's own name, which only the home shard has.",
                     trigger.name
                 );
                 self.refuse(&trigger.schema, &trigger.table, reason, names);
