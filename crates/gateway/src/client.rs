@@ -503,6 +503,12 @@ impl Client {
         self.out.put_u8(0);
     }
 
+    /// Whether what is to be sent ends with ReadyForQuery.
+    pub(crate) fn has_whole_answer(&self) -> bool {
+        let end = self.out.len().checked_sub(6).map(|at| &self.out[at..]);
+        end.is_some_and(|end| end.starts_with(b"Z\0\0\0\x05"))
+    }
+
     /// ReadyForQuery with its status letter.
     pub(crate) fn put_ready(&mut self, status: u8) {
         self.put(b'Z', &[status]);

@@ -286,7 +286,9 @@ impl Session {
                 let _ = self.client.flush().await;
                 break;
             }
-            if !self.client.has_message() && self.client.flush().await.is_err() {
+            // An answer that is whole does not wait for what the client has sent behind it.
+            let is_due = !self.client.has_message() || self.client.has_whole_answer();
+            if is_due && self.client.flush().await.is_err() {
                 break;
             }
             let idle = self.idle_limit();

@@ -5,6 +5,7 @@ pub mod error;
 pub mod functions;
 pub mod key;
 pub mod range;
+mod range_condition;
 pub mod snapshot;
 pub mod sqlstate;
 pub mod table;
@@ -12,6 +13,7 @@ pub mod table;
 pub use error::ServerError;
 pub use key::{Bound, Key, KeyBound, KeyInterval, KeyType, KeyValue, Numeric};
 pub use range::{Range, RangeMap};
+pub use range_condition::range_condition;
 pub use snapshot::{Resolved, Snapshot};
 pub use sqlstate::SqlState;
 pub use table::{

@@ -4,12 +4,12 @@
 use crate::copy_rows::copy_rows;
 use crate::foreign_keys::Member;
 use crate::inspect::{Definition, Relation};
-use crate::ranges::{NewRange, NewTable, automatic_ranges, condition, establish};
+use crate::ranges::{NewRange, NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use crate::{bounds, foreign_keys};
 use pgherd_catalog::child_name;
-use pgherd_model::{KeyType, Name, ServerError, Sharded, Table, TableKind, quote_identifier};
+use pgherd_model::{KeyType, Name, ServerError, Sharded, Table, TableKind, quote_identifier, range_condition};
 use pgherd_sql::ObjectName;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -127,7 +127,7 @@ async fn distribute_one(work: &mut Work<'_, '_>, member: &Member, table: &NewTab
     let columns = definition.copied_columns();
     let mut moved = 0;
     for range in &table.ranges {
-        let condition = condition(&quoted, &member.key_types, &range.from, &range.to);
+        let condition = range_condition(&quoted, &member.key_types, &range.from, &range.to);
         let query = format!("SELECT {columns} FROM {old} WHERE {condition}");
         let child = child_name(id, range.id).to_string();
         let home = work.home();

@@ -1,10 +1,10 @@
 //! New ranges take the place of old ones of the same table, with their rows, in one transaction.
 
 use crate::copy_rows::copy_rows;
-use crate::ranges::{NewRange, condition, make_children, silence_triggers, wake_triggers, write_range};
+use crate::ranges::{NewRange, make_children, silence_triggers, wake_triggers, write_range};
 use crate::work::Work;
 use pgherd_catalog::child_name;
-use pgherd_model::{Range, ServerError, ShardId, Sharded, Table, quote_identifier, quote_literal};
+use pgherd_model::{Range, ServerError, ShardId, Sharded, Table, quote_identifier, quote_literal, range_condition};
 use serde_json::json;
 
 /// How many rows a relation, or a subquery with an alias, has on a shard.
@@ -40,7 +40,7 @@ pub(crate) async fn replace(
     for (range, rows) in old {
         let mut moved = 0;
         for to in new.iter().filter(|n| n.from < range.to && range.from < n.to) {
-            let condition = condition(&quoted, &sharded.key_types, &to.from, &to.to);
+            let condition = range_condition(&quoted, &sharded.key_types, &to.from, &to.to);
             let query = format!("SELECT {columns} FROM {} WHERE {condition}", range.child);
             let target = child_name(sharded.id, to.id).to_string();
             let target = (to.shard, target.as_str(), columns.as_str());

@@ -7,7 +7,7 @@ use crate::position::map_back;
 use crate::relations::{Reference, references, substitute};
 use crate::route::Replaced;
 use crate::tree::{starts_query, tree};
-use pgherd_model::{ServerError, Table, TableKind, quote_identifier, quote_literal};
+use pgherd_model::{ServerError, Sharded, Table, TableKind, quote_identifier, quote_literal, range_condition};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -145,7 +145,8 @@ pub(crate) fn table_queries(context: &Context) -> Option<Instead> {
 
 /// `tableoid` of a table whose ranges are pgherd's: the table itself. Where it is a column of the result, the home shard's
 /// OID, which is the one that the client's catalogs show; in expressions, which the shard compares with other names, its
-/// own. None where it is not mentioned, or where it is not clear of which table it is.
+/// own. Of a table with declared partitions, `tableoid::regclass`: the partition. None where it is not mentioned, or where it is not
+/// clear of which table it is.
 pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<Instead> {
     let (text, tokens) = (context.text, context.tokens);
     let mentioned = |t: &Token| t.kind == TokenKind::Word && t.is_word(text, "tableoid");
@@ -165,8 +166,16 @@ pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<In
         if named || is(i + 1, "(") || is(i + 1, ".") {
             return None;
         }
-        let (table, present) = whose(references, qualifier.as_deref())?;
-        let sharded = table.sharded().filter(|s| s.automatic && s.through_view.is_none())?;
+        let table = whose(references, qualifier.as_deref())?;
+        let sharded = table.sharded().filter(|s| s.through_view.is_none())?;
+        if !sharded.automatic {
+            // A partition's OID is another one on each shard; by its name it is found where its rows are.
+            let named = is(i + 1, "::") && tokens.get(i + 2).is_some_and(|t| t.is_word(text, "regclass"));
+            (named && !sharded.ranges.ranges().is_empty()).then_some(())?;
+            let own = partition_of_row(sharded, qualifier.as_deref());
+            replacements.push((start..token.end as usize, format!("pgherd.tableoid({own})")));
+            continue;
+        }
         let first = tokens.iter().position(|t| t.start as usize == start).unwrap_or(i);
         let begins = |t: &Token| t.is(text, ",") || ["select", "distinct", "all"].iter().any(|w| t.is_word(text, w));
         let ends = |t: &Token| t.is(text, ",") || ["from", "as"].iter().any(|w| t.is_word(text, w));
@@ -175,7 +184,7 @@ pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<In
             true => format!("{}::pg_catalog.oid", sharded.relation),
             false => format!("{}::pg_catalog.regclass", quote_literal(&table.name.to_string())),
         };
-        let oid = match present {
+        let oid = match presence(references, table, qualifier.as_deref())? {
             None => oid,
             Some(column) => format!("CASE WHEN {column} IS NOT NULL THEN {oid} END"),
         };
@@ -184,22 +193,40 @@ pub(crate) fn tableoid(references: &[Reference], context: &Context) -> Option<In
     Some(Instead::new(text, &replacements))
 }
 
-/// The table whose column is meant, and among several a column that tells whether an outer join has a row of it. None where it is not
-/// clear.
-fn whose<'r>(references: &'r [Reference], qualifier: Option<&str>) -> Option<(&'r Arc<Table>, Option<String>)> {
+/// The declared partition that a row lies in, by its key; NULL for a row that an outer join has added.
+fn partition_of_row(sharded: &Sharded, qualifier: Option<&str>) -> String {
+    let column = |name: &String| match qualifier {
+        Some(qualifier) => format!("{}.{}", quote_identifier(qualifier), quote_identifier(name)),
+        None => quote_identifier(name),
+    };
+    let key: Vec<String> = sharded.key.iter().map(column).collect();
+    let cases = sharded.ranges.ranges().iter().map(|range| {
+        let lies_in = range_condition(&key, &sharded.key_types, &range.from, &range.to);
+        format!("WHEN {lies_in} THEN {}", quote_literal(&range.child.to_string()))
+    });
+    let cases: Vec<_> = cases.collect();
+    format!("pg_catalog.to_regclass(CASE {} END)", cases.join(" "))
+}
+
+/// The table whose column is meant. None where it is not clear.
+fn whose<'r>(references: &'r [Reference], qualifier: Option<&str>) -> Option<&'r Arc<Table>> {
     let exposed = |r: &&Reference| {
         let name = r.alias.as_deref().unwrap_or(&r.name.name);
         qualifier.is_none_or(|qualifier| qualifier == name)
     };
     let mut found = references.iter().filter(exposed);
-    let (reference, None) = (found.next()?, found.next()) else {
-        return None;
-    };
-    let table = reference.table.as_ref()?;
+    match (found.next()?, found.next()) {
+        (reference, None) => reference.table.as_ref(),
+        _ => None,
+    }
+}
+
+/// Among several tables a column that tells whether an outer join has a row of this one. None where there is none.
+fn presence(references: &[Reference], table: &Table, qualifier: Option<&str>) -> Option<Option<String>> {
     if references.len() == 1 {
-        return Some((table, None));
+        return Some(None);
     }
     let certain = table.columns.iter().find(|c| c.not_null)?;
     let column = format!("{}.{}", quote_identifier(qualifier?), quote_identifier(&certain.name));
-    Some((table, Some(column)))
+    Some(Some(column))
 }

@@ -118,6 +118,15 @@ def main():
     connection.say(1, simple("ROLLBACK"))
     connection.say(1, simple("RESET client_min_messages"))
     connection.say(1, simple("ROLLBACK"))
+    # An answer does not wait for the statement that was sent behind it.
+    holder = Connection()
+    holder.say(1, simple("SELECT pg_advisory_lock(20110)"))
+    for first, second in [(extended("SELECT 1") + SYNC, extended("SELECT pg_advisory_lock(20110)") + SYNC), (simple("SELECT 2"), simple("SELECT pg_advisory_lock(20110)"))]:
+        connection.say(1, first, second)
+        holder.say(1, simple("SELECT pg_advisory_unlock(20110)"))
+        print(connection.until_ready(1))
+        connection.say(1, simple("SELECT pg_advisory_unlock(20110)"))
+        holder.say(1, simple("SELECT pg_advisory_lock(20110)"))
     # A name that is cut is told of once.
     connection = Connection("x" * 65)
     connection.socket.sendall(simple(f"SET application_name = '{'y' * 64}'"))
