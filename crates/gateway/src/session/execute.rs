@@ -357,9 +357,19 @@ impl Session {
         error.with_position(position)
     }
 
+    /// Whether the open block may have locked tables so that nobody else, not even another connection of this session, can read what
+    /// they are.
+    pub(super) fn may_hold_tables(&self) -> bool {
+        let open = self.block.open();
+        open.is_some_and(|open| open.overlay.is_some() || open.has_changed_schema)
+    }
+
     /// A name of a table that has an alias in the statement means nothing, and PostgreSQL says what was probably meant: but a shard
     /// that reads a child does not know that it is the table's.
     async fn as_home_tells(&mut self, unit: Unit<'_>, error: ServerError) -> ServerError {
+        if self.may_hold_tables() {
+            return error;
+        }
         let read = match self.home_backend().await {
             Ok(mut backend) => pgherd_query::describe(&mut backend, &unit.statement.text, unit.types).await,
             Err(_) => return error,

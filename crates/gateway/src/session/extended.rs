@@ -194,7 +194,8 @@ impl Session {
         let is_all = told
             .strip_prefix(PARSED)
             .is_some_and(|rest| rest.is_empty() || rest == BOUND);
-        if !is_all || !error.sqlstate().code().starts_with("42") || self.converter().is_some() {
+        if !is_all || !error.sqlstate().code().starts_with("42") || self.converter().is_some() || self.may_hold_tables()
+        {
             return;
         }
         let Some(prepared) = self.prepared.get(name).cloned() else {
