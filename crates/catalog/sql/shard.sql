@@ -116,10 +116,6 @@ BEGIN
 END $$;
 REVOKE ALL ON FUNCTION pgherd.name_foreign_keys(oid) FROM PUBLIC;
 
--- Gives the children in pgherd_data the owner and the grants of their parents, and their indexes names from which an
--- error's parent index can be told: t1_r2$t_pkey, or t1_r2$#<start of the name's md5> where that would be too long.
--- Where the parent has row level security, the children get no grants: statements go through the parent.
--- payload: ["public.t", …] as regclass reads it
 -- PostgreSQL makes an index of a partitioned table in each partition's schema, and asks for the role's right to create there. It has that
 -- while its schema change runs: given and taken away in one transaction, nobody else sees it. One at a time: both change the same row.
 CREATE OR REPLACE FUNCTION pgherd.open_children(payload text, signature text) RETURNS void
@@ -140,6 +136,10 @@ BEGIN
     END IF;
 END $$;
 
+-- Gives the children in pgherd_data the owner and the grants of their parents, and their indexes names from which an
+-- error's parent index can be told: t1_r2$t_pkey, or t1_r2$#<start of the name's md5> where that would be too long.
+-- Where the parent has row level security, the children get no grants: statements go through the parent.
+-- payload: ["public.t", …] as regclass reads it
 CREATE OR REPLACE FUNCTION pgherd.keep_children(payload text, signature text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

@@ -8,7 +8,6 @@ mod watched;
 mod yielding;
 
 use crate::Error;
-use pgherd_model::functions::{READ_WHAT_IS_NAMED, reads_on_own_connection};
 use pgherd_model::{
     Bound, Column, Epoch, ForeignKey, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot,
     Table, TableId, TableKind,
@@ -160,13 +159,7 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
     }
     snapshot.unsafe_functions = reach.functions;
     snapshot.watched_functions = reach.watched;
-    for name in READ_WHAT_IS_NAMED {
-        let functions = match reads_on_own_connection(name) {
-            true => &mut snapshot.watched_functions,
-            false => &mut snapshot.unsafe_functions,
-        };
-        functions.insert(name.to_owned());
-    }
+    snapshot.note_named_readers();
     snapshot.unsafe_words = reach.words;
     snapshot.home_functions = reach.home;
     snapshot.yielding = reach.yielding;

@@ -121,6 +121,17 @@ pub(crate) struct Unit<'a> {
 }
 
 impl<'a> Unit<'a> {
+    /// The statement as a simple query, without parameters.
+    pub(crate) fn plain(statement: &'a Arc<Statement>) -> Self {
+        Self {
+            statement,
+            types: &[],
+            parameters: &[],
+            template: None,
+            mode: Mode::Simple,
+        }
+    }
+
     /// The same with parameters of these types, if there are others than its own.
     pub(crate) fn with_types<'b>(self, types: Option<&'b [u32]>) -> Unit<'b>
     where

@@ -1,5 +1,6 @@
 //! The catalog at one epoch, as routing sees it.
 
+use crate::functions::{READ_WHAT_IS_NAMED, reads_on_own_connection};
 use crate::{Epoch, ForeignKey, Name, ShardId, Table, TableKind};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -75,6 +76,17 @@ impl Snapshot {
             .find(|(s, _)| *s == name.schema)?
             .1
             .as_ref()
+    }
+
+    /// Notes PostgreSQL's functions that run or read what a string names.
+    pub fn note_named_readers(&mut self) {
+        for name in READ_WHAT_IS_NAMED {
+            let functions = match reads_on_own_connection(name) {
+                true => &mut self.watched_functions,
+                false => &mut self.unsafe_functions,
+            };
+            functions.insert(name.to_owned());
+        }
     }
 
     /// Whether a function of this name may use sharded tables, as far as is known before it runs.

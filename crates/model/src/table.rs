@@ -235,6 +235,11 @@ impl Table {
         }
     }
 
+    /// Whether `pgherd.default_distribution` made it sharded: then it may become local by itself.
+    pub fn is_by_default(&self) -> bool {
+        self.sharded().is_some_and(|s| s.by_default)
+    }
+
     /// Whether reading it is as with any local table, although it cannot be changed.
     pub fn is_readable_only(&self) -> bool {
         matches!(self.kind, TableKind::Refused { readable: true, .. })

@@ -53,7 +53,7 @@ async fn alter_sharded(
     let concerned = concerned(work, name, text);
     let shards = work.shards();
     lock_concerned(work, &table, &concerned).await?;
-    let by_default = is_by_default(&table);
+    let by_default = table.is_by_default();
     if by_default && text.has(&["tableoid"]) {
         return as_local(work, &table, "its definition has its own OID in it", text).await;
     }
@@ -168,11 +168,6 @@ async fn attempt_on_home(
     work.attempt(home).await?;
     let done = work.on_home(&unqualified).await;
     Ok((unqualified, done))
-}
-
-/// Its user made it a plain table.
-fn is_by_default(table: &Table) -> bool {
-    table.sharded().is_some_and(|s| s.by_default)
 }
 
 /// What PostgreSQL does to plain tables and not to partitioned ones: each range has its own storage.

@@ -350,13 +350,8 @@ pub(crate) async fn free_referenced(work: &mut Work<'_, '_>, text: &StatementTex
         match &table.kind {
             TableKind::Sharded(sharded) if sharded.by_default => {
                 refuse_to_free(work, &table)?;
-                let linked = undistribute(work, &table.name).await?;
-                work.notice(format!(
-                    "table \"{}\" is local: a foreign key that references it cannot be checked across ranges",
-                    table.name.name
-                ));
-                notice_linked(work, &linked, &table.name);
-                work.reload().await?;
+                let why = "a foreign key that references it cannot be checked across ranges";
+                free(work, &table.name, why).await?;
             }
             TableKind::Sharded(_) | TableKind::Partition { .. } => {
                 return Err(ServerError::unsupported(
@@ -386,17 +381,23 @@ pub(crate) async fn free_named(
             name,
             span: 0..0,
         };
-        let table = work.sharded(&name);
-        let Some(table) = table.filter(|t| t.sharded().is_some_and(|s| s.by_default)) else {
+        let Some(table) = work.sharded(&name).filter(|t| t.is_by_default()) else {
             continue;
         };
         refuse_to_free(work, &table)?;
-        let linked = undistribute(work, &table.name).await?;
-        work.notice(format!("table \"{}\" is local: {why}", table.name.name));
-        notice_linked(work, &linked, &table.name);
-        work.reload().await?;
+        free(work, &table.name, why).await?;
     }
     Ok(())
+}
+
+/// Makes a table local that was sharded by default, with those that foreign keys link with it, says why, and reads the catalog anew.
+pub(crate) async fn free(work: &mut Work<'_, '_>, name: &Name, why: &str) -> Result<(), ServerError> {
+    let before = work.notice_count();
+    let linked = undistribute(work, name).await?;
+    work.truncate_notices(before);
+    work.notice(format!("table \"{}\" is local: {why}", name.name));
+    notice_linked(work, &linked, name);
+    work.reload().await
 }
 
 /// Only what `pgherd.default_distribution` has made sharded becomes local by itself; tables that are linked with it too.

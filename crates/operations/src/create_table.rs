@@ -121,14 +121,8 @@ async fn announce_referenced(
 /// Tables that were sharded by default become local again when another one is to inherit from them.
 pub(crate) async fn free_inherited(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
     for parent in text.inherited() {
-        let table = work.sharded(&parent);
-        if let Some(table) = table.filter(|t| t.sharded().is_some_and(|s| s.by_default)) {
-            convert::undistribute(work, &table.name).await?;
-            work.notice(format!(
-                "table \"{}\" is local: a table inherits from it",
-                table.name.name
-            ));
-            work.reload().await?;
+        if let Some(table) = work.sharded(&parent).filter(|t| t.is_by_default()) {
+            convert::free(work, &table.name, "a table inherits from it").await?;
         }
     }
     Ok(())

@@ -191,7 +191,7 @@ pub(crate) async fn truncate(
     // Its user never made it a partitioned table, so ONLY means nothing.
     let by_default = |name: &&ObjectName| {
         let table = work.sharded(name);
-        table.is_some_and(|t| t.sharded().is_some_and(|s| s.by_default))
+        table.is_some_and(|t| t.is_by_default())
     };
     let whole: Vec<_> = ddl.relations.iter().filter(by_default).collect();
     let blanked = text.blank_only(&whole);

@@ -32,7 +32,7 @@ pub(crate) async fn create_index(
         ));
     }
     // PostgreSQL does not take it for a partitioned table, which this one was not made as.
-    let by_default = table.sharded().is_some_and(|s| s.by_default);
+    let by_default = table.is_by_default();
     let blanked = by_default.then(|| text.blank_default_tablespace());
     let text = &text.over(blanked.as_deref().unwrap_or(text.text));
     let unique = text.has(&["create", "unique", "index"]);

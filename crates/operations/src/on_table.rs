@@ -44,7 +44,7 @@ pub(crate) async fn change(
         }
     }
     let for_each_row = text.has(&["for", "each", "row"]) || text.has(&["for", "row"]);
-    if ddl.kind == DdlKind::CreateTrigger && table.sharded().is_some_and(|s| s.by_default) {
+    if ddl.kind == DdlKind::CreateTrigger && table.is_by_default() {
         if !for_each_row {
             return as_local(work, &table, "it has a statement-level trigger", text).await;
         }

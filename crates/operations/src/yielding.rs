@@ -3,14 +3,12 @@
 
 use crate::convert;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, Table, quote_literal};
+use pgherd_model::{Name, ServerError, quote_literal};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// After relations have got these names: makes local what yields to functions that use them.
 pub(crate) async fn after(work: &mut Work<'_, '_>, names: &[&str]) -> Result<(), ServerError> {
-    let by_default = |t: &Arc<Table>| t.sharded().is_some_and(|s| s.by_default);
-    if names.is_empty() || !work.snapshot.sharded().any(by_default) {
+    if names.is_empty() || !work.snapshot.sharded().any(|t| t.is_by_default()) {
         return Ok(());
     }
     let names: Vec<_> = names.iter().map(|n| quote_literal(n)).collect();
@@ -38,12 +36,7 @@ pub(crate) async fn make_local(
         if !convert::is_free(work, &table).await? {
             continue;
         }
-        let before = work.notice_count();
-        let linked = convert::undistribute(work, &name).await?;
-        work.truncate_notices(before);
-        work.notice(format!("table \"{}\" is local: {why}", name.name));
-        convert::notice_linked(work, &linked, &name);
-        work.reload().await?;
+        convert::free(work, &name, &why).await?;
     }
     Ok(())
 }

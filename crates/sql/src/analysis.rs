@@ -54,8 +54,6 @@ pub struct Analysis {
     pub(crate) text: Arc<str>,
     pub(crate) types: Vec<u32>,
     pub(crate) decision: Decision,
-    /// a table that it changes, with a trigger that is to be watched
-    changed_watched: Option<String>,
     /// all relations that it refers to; None where its grammar is not understood whole
     pub(crate) references: Option<Vec<Reference>>,
 }
@@ -159,7 +157,6 @@ pub fn analyze(
         text: own.into(),
         types: parameter_types.to_vec(),
         decision: Decision::Home,
-        changed_watched: None,
         references: None,
     };
     analysis.decide(parsed, &context);
@@ -218,16 +215,16 @@ impl Analysis {
             self.decision = Decision::Refuse(unsafe_function(&name));
             return;
         }
-        if !runs || context.snapshot.sharded().next().is_none() {
-            return;
-        }
         let called = functions::watched_call(context.text, context.tokens, context.snapshot, &is_column);
-        let Some(name) = called.or(self.changed_watched.take()) else {
-            return;
-        };
-        let can_be_watched = walked || matches!(parsed.kind, Kind::Call);
+        if let Some(name) = called.filter(|_| runs && !matches!(self.decision, Decision::Watched(_))) {
+            self.watch(name, walked || matches!(parsed.kind, Kind::Call));
+        }
+    }
+
+    /// A function, or a table with a trigger, that is to be watched: on the home shard, if nothing else is needed than what is there.
+    fn watch(&mut self, name: String, can_be: bool) {
         self.decision = match self.decision {
-            Decision::Home if can_be_watched && !self.touches_sharded => Decision::Watched(name),
+            Decision::Home if can_be && !self.touches_sharded => Decision::Watched(name),
             _ => Decision::Refuse(unsafe_function(&name)),
         };
         self.touches_sharded = true;
@@ -339,9 +336,9 @@ impl Analysis {
         }
         self.references = Some(walk.references.clone());
         self.returning = has_returning(tree);
-        if walk.changes_watched {
-            let changed = walk.references.iter().find(|r| r.role != Role::Read);
-            self.changed_watched = changed.map(|r| r.name.name.clone());
+        if let Some(table) = walk.changed_watched.take() {
+            self.watch(table, true);
+            return true;
         }
         if !self.touches_sharded {
             return true;

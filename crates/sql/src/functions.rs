@@ -2,7 +2,8 @@
 
 use crate::lexer::{Token, TokenKind};
 use pgherd_model::Snapshot;
-use pgherd_model::functions::{HOME_STATE, READ_WHAT_IS_NAMED, is_advisory_lock, reads_on_own_connection};
+use pgherd_model::functions::{HOME_STATE, is_advisory_lock};
+use std::collections::HashSet;
 
 /// Functions of PostgreSQL, and words before a parenthesis, that are in many statements.
 const BUILTIN: [&str; 40] = [
@@ -135,63 +136,52 @@ pub(crate) fn calls_home_function(text: &str, tokens: &[Token], snapshot: &Snaps
     calls(text, tokens).any(|(_, name)| snapshot.home_functions.contains(&name))
 }
 
-/// The first function that is called, also in the notation `row.function`, and is to be watched while it runs in a database with sharded
-/// tables.
+/// The first name of these that is called, also in the notation `row.function`; `is_column` tells names that are columns there.
+fn named_call(
+    text: &str,
+    tokens: &[Token],
+    names: &HashSet<String>,
+    is_column: &dyn Fn(&str) -> bool,
+) -> Option<String> {
+    if names.is_empty() {
+        return None;
+    }
+    let mut called = calls(text, tokens).map(|(_, name)| name);
+    called.find(|name| names.contains(name)).or_else(|| {
+        let fields = tokens.windows(2).filter(|pair| pair[0].is(text, "."));
+        let mut fields = fields.filter_map(|pair| pair[1].identifier(text));
+        fields.find(|name| names.contains(name) && !is_column(name))
+    })
+}
+
+/// The first function whose call is to be watched while it runs.
 pub(crate) fn watched_call(
     text: &str,
     tokens: &[Token],
     snapshot: &Snapshot,
     is_column: &dyn Fn(&str) -> bool,
 ) -> Option<String> {
-    let is_watched = |name: &String| snapshot.watched_functions.contains(name) || reads_on_own_connection(name);
-    let mut called = calls(text, tokens).map(|(_, name)| name);
-    let watched = called.find(is_watched);
-    watched.or_else(|| {
-        let mut fields = tokens.windows(2).filter(|pair| pair[0].is(text, "."));
-        fields.find_map(|pair| {
-            let name = pair[1].identifier(text)?;
-            (is_watched(&name) && !is_column(&name)).then_some(name)
-        })
-    })
+    named_call(text, tokens, &snapshot.watched_functions, is_column)
 }
 
-/// The first function whose call could see one shard's part of a sharded table, also in the notation
-/// `row.function`, or an operator or type that calls one; `is_column` tells names that are columns there.
+/// The first function whose call could see one shard's part of a sharded table, or an operator or type that calls one.
 pub(crate) fn unsafe_call(
     text: &str,
     tokens: &[Token],
     snapshot: &Snapshot,
     is_column: &dyn Fn(&str) -> bool,
 ) -> Option<String> {
-    let sharded = snapshot.sharded().next().is_some();
-    let called = calls(text, tokens).map(|(_, name)| name);
-    let mut refused = called.filter(|name| {
-        let reads = || READ_WHAT_IS_NAMED.contains(&name.as_str()) && !reads_on_own_connection(name);
-        snapshot.unsafe_functions.contains(name.as_str()) || (sharded && reads())
-    });
-    refused
-        .next()
-        .or_else(|| {
-            if snapshot.unsafe_functions.is_empty() {
-                return None;
-            }
-            let mut fields = tokens.windows(2).filter(|pair| pair[0].is(text, "."));
-            fields.find_map(|pair| {
-                let name = pair[1].identifier(text)?;
-                (snapshot.unsafe_functions.contains(&name) && !is_column(&name)).then_some(name)
-            })
-        })
-        .or_else(|| {
-            if snapshot.unsafe_words.is_empty() {
-                return None;
-            }
-            let word = |t: &Token| match t.kind {
-                TokenKind::Operator => Some(t.text(text).to_owned()),
-                _ => t.identifier(text),
-            };
-            tokens
-                .iter()
-                .filter_map(word)
-                .find(|w| snapshot.unsafe_words.contains(w) && !is_column(w))
-        })
+    named_call(text, tokens, &snapshot.unsafe_functions, is_column).or_else(|| {
+        if snapshot.unsafe_words.is_empty() {
+            return None;
+        }
+        let word = |t: &Token| match t.kind {
+            TokenKind::Operator => Some(t.text(text).to_owned()),
+            _ => t.identifier(text),
+        };
+        tokens
+            .iter()
+            .filter_map(word)
+            .find(|w| snapshot.unsafe_words.contains(w) && !is_column(w))
+    })
 }

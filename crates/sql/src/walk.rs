@@ -69,8 +69,9 @@ pub(crate) struct Walk<'a> {
     /// within SET of ON CONFLICT, where `excluded` is the row that was to be inserted
     excluded: bool,
     pub row_by_row: Option<RowByRow>,
+    /// a table that it changes, with a trigger that is to be watched
+    pub changed_watched: Option<String>,
     /// select-list items `t.*`: whole-row references elsewhere look the same in the tokens
-    pub changes_watched: bool,
     pub wildcards: usize,
     pub subqueries: usize,
     scopes: Vec<Scope>,
@@ -90,7 +91,7 @@ impl<'a> Walk<'a> {
             excluded: false,
             row_by_row: None,
             wildcards: 0,
-            changes_watched: false,
+            changed_watched: None,
             subqueries: 0,
             scopes: Vec::new(),
             ctes: Vec::new(),
@@ -425,10 +426,11 @@ impl<'a> Walk<'a> {
 
     fn refer(&mut self, name: ObjectName, alias: Option<String>, end: usize, role: Role) -> usize {
         let table = (self.resolve)(name.schema.as_deref(), &name.name);
-        if role != Role::Read && table.as_ref().is_some_and(|table| table.is_watched()) {
-            self.changes_watched = true;
+        let is_watched = table.as_ref().is_some_and(|table| table.is_watched());
+        if is_watched && role != Role::Read {
+            self.changed_watched = Some(name.name.clone());
         }
-        let table = table.filter(|table| !(table.is_watched() || role == Role::Read && table.is_readable_only()));
+        let table = table.filter(|table| !(is_watched || role == Role::Read && table.is_readable_only()));
         self.references.push(Reference {
             name,
             alias,

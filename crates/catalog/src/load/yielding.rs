@@ -36,11 +36,8 @@ pub(super) struct Search<'a> {
 impl Search<'_> {
     /// The tables that should be local, each with the reason.
     pub(super) fn yielding(&self) -> BTreeMap<Name, String> {
-        let sharded = self.tables.iter().filter(|t| t.sharded().is_some());
-        let by_default: HashSet<&Name> = sharded
-            .filter(|t| t.sharded().is_some_and(|s| s.by_default))
-            .map(|t| &t.name)
-            .collect();
+        let by_default = self.tables.iter().filter(|t| t.is_by_default());
+        let by_default: HashSet<&Name> = by_default.map(|t| &t.name).collect();
         let mut found = BTreeMap::new();
         if by_default.is_empty() {
             return found;
@@ -89,15 +86,20 @@ impl Search<'_> {
             opaque: function.parts.is_some() || function.is_dynamic(body) || hidden(body),
         };
         let mut uses: HashMap<u32, Uses> = reaching().map(|(f, body)| (f.oid, own(f, body))).collect();
+        let named: Vec<(u32, String)> = reaching().map(|(f, _)| (f.oid, f.name.to_lowercase())).collect();
+        let called = |body: &Body| -> Vec<u32> {
+            let called = named.iter().filter(|(_, name)| body.mentions(name));
+            called.map(|(oid, _)| *oid).collect()
+        };
+        let calls: Vec<(u32, Vec<u32>)> = reaching().map(|(f, body)| (f.oid, called(body))).collect();
         // Each round can only add, and there are finitely many things to add.
         loop {
             let before = uses.clone();
-            for (function, body) in reaching() {
-                for (called, _) in reaching().filter(|(f, _)| body.mentions(&f.name.to_lowercase())) {
-                    let theirs = before.get(&called.oid).cloned().unwrap_or_default();
-                    let mine = uses.entry(function.oid).or_default();
+            for (function, called) in &calls {
+                for theirs in called.iter().filter_map(|oid| before.get(oid)) {
+                    let mine = uses.entry(*function).or_default();
                     mine.opaque |= theirs.opaque;
-                    mine.tables.extend(theirs.tables);
+                    mine.tables.extend(theirs.tables.iter().cloned());
                 }
             }
             if uses == before {

@@ -1,7 +1,7 @@
 //! The simple protocol: a text of one or several statements, all of them one implicit transaction where several.
 
 use super::syntax::is_doubtful;
-use super::{Mode, Problem, Session, Unit};
+use super::{Problem, Session, Unit};
 use crate::template::Template;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::Kind;
@@ -48,11 +48,8 @@ impl Session {
             return Ok(false);
         }
         let unit = Unit {
-            statement,
-            types: &[],
-            parameters: &[],
-            mode: Mode::Simple,
             template: Some(&template),
+            ..Unit::plain(statement)
         };
         let result = self.routed(unit).await;
         let result = self.end_statement(result).await;
@@ -79,13 +76,7 @@ impl Session {
             if several {
                 self.begin_implicit(&statement.parsed.kind);
             }
-            let unit = Unit {
-                statement,
-                types: &[],
-                parameters: &[],
-                mode: Mode::Simple,
-                template: None,
-            };
+            let unit = Unit::plain(statement);
             match self.run(unit).await {
                 Err(Problem::Error(error)) => {
                     let error = at_semicolon(shift(error, statement.offset_chars), text);

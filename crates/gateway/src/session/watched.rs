@@ -21,11 +21,7 @@ impl Session {
             return Err(watched.refusal.into());
         }
         let made = self.ensure_block();
-        let implicit = self.block.open_mut().map(|open| std::mem::take(&mut open.implicit));
         let run = self.run_watched(unit, entered, values, watched).await;
-        if let (Some(open), Some(implicit)) = (self.block.open_mut(), implicit) {
-            open.implicit = implicit;
-        }
         self.finish_statement(made, run).await
     }
 
@@ -84,15 +80,16 @@ impl Session {
         let results = backend
             .simple("SELECT name, is_range FROM pgherd.used_tables()")
             .await?;
-        let rows = results.last().map_or(0..0, |r| 0..r.rows.len());
+        let Some(told) = results.last() else {
+            return Ok(Vec::new());
+        };
         let used = |row| {
-            let result = results.last()?;
             Some(Used {
-                name: result.text(row, 0)?.to_owned(),
-                is_range: result.text(row, 1) == Some("t"),
+                name: told.text(row, 0)?.to_owned(),
+                is_range: told.text(row, 1) == Some("t"),
             })
         };
-        Ok(rows.filter_map(used).collect())
+        Ok((0..told.rows.len()).filter_map(used).collect())
     }
 }
 

@@ -350,5 +350,6 @@ pub fn snapshot() -> Snapshot {
         )],
     );
     snapshot.unsafe_functions.insert("count_t".into());
+    snapshot.note_named_readers();
     snapshot
 }

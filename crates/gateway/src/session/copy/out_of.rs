@@ -9,7 +9,7 @@ use super::{describes, put_data};
 use crate::session::enter::Entered;
 use crate::session::forward::{lost_lease, no_block};
 use crate::session::plan::canceled;
-use crate::session::{Mode, Problem, Session, Unit};
+use crate::session::{Problem, Session, Unit};
 use crate::user_types::{Asking, Holding};
 use bytes::Bytes;
 use pgherd_model::{Resolved, ServerError, ShardId, SqlState, Table};
@@ -70,13 +70,7 @@ impl Session {
             return Err(ServerError::new(SqlState::SYNTAX_ERROR, "COPY takes one query").into());
         };
         let words = words.behind(statement.offset_chars);
-        let inner = Unit {
-            statement,
-            types: &[],
-            parameters: &[],
-            mode: Mode::Simple,
-            template: None,
-        };
+        let inner = Unit::plain(statement);
         let entered = self.enter(inner).await.map_err(|problem| words.told(problem))?;
         match entered.analysis.route(&entered.snapshot, &[]) {
             Route::Forward(part) => {
@@ -230,13 +224,7 @@ impl Session {
         let [statement] = &statements[..] else {
             return Ok(Holding::new());
         };
-        let inner = Unit {
-            statement,
-            types: &[],
-            parameters: &[],
-            mode: Mode::Simple,
-            template: None,
-        };
+        let inner = Unit::plain(statement);
         let entered = self.enter(inner).await?;
         let description = self.description(inner, &entered.snapshot).await?;
         let asking = Asking::new(&self.database, &self.who, home);

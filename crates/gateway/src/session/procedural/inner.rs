@@ -2,7 +2,7 @@
 
 use super::not_run;
 use super::run::Machine;
-use crate::session::{Mode, Problem, Session, Unit};
+use crate::session::{Problem, Session, Unit};
 use bytes::Bytes;
 use pgherd_model::ServerError;
 use pgherd_shards::{parse_data_row, parse_row_description};
@@ -144,13 +144,7 @@ impl Session {
                 let what = statement.text.split_whitespace().next().unwrap_or_default().to_owned();
                 return Err(not_run(NotUnderstood(format!("It is {what}."))));
             }
-            let unit = Unit {
-                statement,
-                types: &[],
-                parameters: &[],
-                mode: Mode::Simple,
-                template: None,
-            };
+            let unit = Unit::plain(statement);
             let (before, held) = (self.client.capture(), self.client.hold_tag());
             let run = Box::pin(self.run_by_kind(unit)).await;
             let run = self.end_statement(run).await;
