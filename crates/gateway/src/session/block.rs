@@ -51,6 +51,8 @@ pub(crate) struct Open {
     pub(crate) has_local_settings: bool,
     /// the schema changes with its end
     pub(crate) has_changed_schema: bool,
+    /// LOCK TABLE was said in it
+    pub(crate) has_locked_tables: bool,
     /// at levels of one snapshot: the catalog when that snapshot was taken, or before
     pub(crate) first_catalog: Option<Arc<Snapshot>>,
     /// where each cursor of SQL is open
@@ -212,6 +214,7 @@ impl Session {
             savepoints: Vec::new(),
             has_local_settings: false,
             has_changed_schema: false,
+            has_locked_tables: false,
             first_catalog,
             cursors: HashMap::new(),
             gathered_cursors: HashMap::new(),

@@ -110,6 +110,12 @@ impl Session {
             }
             Kind::Do => Box::pin(self.do_block(unit)).await,
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
+            Kind::Lock(_) => {
+                if let Some(open) = self.block.open_mut() {
+                    open.has_locked_tables = true;
+                }
+                self.routed(unit).await
+            }
             Kind::Show { .. } if Box::pin(self.show_level(unit)).await? || self.show_encoding(unit) => Ok(()),
             Kind::Database(change) => Box::pin(self.change_database(unit, change)).await,
             Kind::WholeServer => Box::pin(self.whole_server(unit)).await,
@@ -347,35 +353,39 @@ impl Session {
         if error.fields().position.is_none() {
             return error;
         }
-        let read = match self.home_backend().await {
-            Ok(mut backend) => pgherd_query::describe(&mut backend, &unit.statement.text, unit.types).await,
-            Err(_) => return error.with_position(None),
-        };
         let is_same =
             |own: &ServerError| own.sqlstate() == error.sqlstate() && own.fields().message == error.fields().message;
-        let position = read.err().filter(is_same).and_then(|own| own.fields().position);
-        error.with_position(position)
+        let read = self.read_apart(&unit.statement.text, unit.types).await;
+        let own = read.and_then(Result::err).filter(is_same);
+        error.with_position(own.and_then(|own| own.fields().position))
     }
 
     /// Whether the open block may have locked tables so that nobody else, not even another connection of this session, can read what
     /// they are.
     pub(super) fn may_hold_tables(&self) -> bool {
         let open = self.block.open();
-        open.is_some_and(|open| open.overlay.is_some() || open.has_changed_schema)
+        open.is_some_and(|open| open.has_changed_schema || open.has_locked_tables)
+    }
+
+    /// What the home shard finds when it reads a statement on another connection than the block's, where one has failed. None where it
+    /// could not be asked, or would wait for the block itself.
+    pub(super) async fn read_apart(
+        &mut self,
+        text: &str,
+        types: &[u32],
+    ) -> Option<Result<pgherd_query::Description, ServerError>> {
+        if self.may_hold_tables() {
+            return None;
+        }
+        let mut backend = self.home_backend().await.ok()?;
+        Some(pgherd_query::describe(&mut backend, text, types).await)
     }
 
     /// A name of a table that has an alias in the statement means nothing, and PostgreSQL says what was probably meant: but a shard
     /// that reads a child does not know that it is the table's.
     async fn as_home_tells(&mut self, unit: Unit<'_>, error: ServerError) -> ServerError {
-        if self.may_hold_tables() {
-            return error;
-        }
-        let read = match self.home_backend().await {
-            Ok(mut backend) => pgherd_query::describe(&mut backend, &unit.statement.text, unit.types).await,
-            Err(_) => return error,
-        };
-        match read {
-            Err(told)
+        match self.read_apart(&unit.statement.text, unit.types).await {
+            Some(Err(told))
                 if told.sqlstate() == error.sqlstate() && told.fields().message.starts_with(INVALID_REFERENCE) =>
             {
                 told.with_position(error.fields().position)

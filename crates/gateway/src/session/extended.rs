@@ -194,20 +194,19 @@ impl Session {
         let is_all = told
             .strip_prefix(PARSED)
             .is_some_and(|rest| rest.is_empty() || rest == BOUND);
-        if !is_all || !error.sqlstate().code().starts_with("42") || self.converter().is_some() || self.may_hold_tables()
-        {
+        if !is_all || !error.sqlstate().code().starts_with("42") || self.converter().is_some() {
             return;
         }
         let Some(prepared) = self.prepared.get(name).cloned() else {
             return;
         };
-        let (Some(statement), Ok(mut backend)) = (&prepared.statement, self.home_backend().await) else {
+        let Some(statement) = &prepared.statement else {
             return;
         };
-        let judged = pgherd_query::describe(&mut backend, &statement.text, &prepared.types).await;
+        let judged = self.read_apart(&statement.text, &prepared.types).await;
         let is_same =
             |e: &ServerError| e.sqlstate() == error.sqlstate() && e.fields().message == error.fields().message;
-        if judged.is_err_and(|e| is_same(&e)) {
+        if judged.is_some_and(|judged| judged.is_err_and(|e| is_same(&e))) {
             self.client.out.truncate(mark);
             self.prepared.remove(name);
             self.portals
@@ -222,11 +221,8 @@ impl Session {
             return Ok(());
         }
         let unit = Unit {
-            statement,
             types,
-            parameters: &[],
-            mode: Mode::Simple,
-            template: None,
+            ..Unit::plain(statement)
         };
         let entered = self.enter(unit).await?;
         self.description(unit, &entered.snapshot).await.map(|_| ())

@@ -242,16 +242,11 @@ impl Session {
     /// A shard's error as the client is to see it. Of a condition that is no condition PostgreSQL says it in other words
     /// where something stands beside it: the home shard judges the client's own text.
     async fn scattered_error(&mut self, unit: Unit<'_>, part: &Part, noting: bool, error: ServerError) -> Problem {
-        if noting && error.sqlstate() == SqlState::from_code("42804") {
-            match self.home_backend().await {
-                Ok(mut home) => {
-                    let judged = pgherd_query::describe(&mut home, &unit.statement.text, unit.types).await;
-                    if let Err(error) = judged {
-                        return error.into();
-                    }
-                }
-                Err(error) => return error.into(),
-            }
+        if noting
+            && error.sqlstate() == SqlState::from_code("42804")
+            && let Some(Err(own)) = self.read_apart(&unit.statement.text, unit.types).await
+        {
+            return own.into();
         }
         self.shard_error(part, unit, error).into()
     }

@@ -127,6 +127,16 @@ def main():
         print(connection.until_ready(1))
         connection.say(1, simple("SELECT pg_advisory_unlock(20110)"))
         holder.say(1, simple("SELECT pg_advisory_lock(20110)"))
+    # What fails in a block that keeps others from a table, behind a savepoint still, is told and waits for nobody.
+    connection.say(1, simple("CREATE TABLE held (a int)"))
+    for keeps in ("LOCK TABLE held", "ALTER TABLE held ADD b int"):
+        connection.say(1, simple("BEGIN"))
+        connection.say(1, simple(keeps))
+        connection.say(1, simple("SAVEPOINT a"))
+        connection.socket.sendall(extended("SELECT length(a) FROM held") + SYNC)
+        print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "EZ"))
+        connection.say(1, simple("ROLLBACK"))
+    connection.say(1, simple("DROP TABLE held"))
     # A name that is cut is told of once.
     connection = Connection("x" * 65)
     connection.socket.sendall(simple(f"SET application_name = '{'y' * 64}'"))

@@ -558,11 +558,7 @@ impl Session {
 
     /// What the home shard says against a statement that is only to be read.
     async fn judge_apart(&mut self, text: &str) -> Result<Option<ServerError>, Problem> {
-        let sees_more = self
-            .block
-            .open()
-            .is_some_and(|open| open.overlay.is_some() || open.has_changed_schema);
-        if !sees_more && self.who.pin.is_none() {
+        if !self.may_hold_tables() && self.who.pin.is_none() {
             let mut backend = self.home_backend().await?;
             return Ok(pgherd_query::describe(&mut backend, text, &[]).await.err());
         }
