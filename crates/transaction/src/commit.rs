@@ -20,7 +20,7 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
     let changes_schema = transaction.changes_schema;
     let coordinator = transaction.coordinator.clone();
     let who = transaction.who().clone();
-    let read_only = transaction.mode().read_only == Some(true);
+    let read_only = transaction.cannot_have_written();
     let mut participants = std::mem::take(&mut transaction.participants);
     if participants.len() > 1
         && !read_only

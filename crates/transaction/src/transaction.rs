@@ -12,6 +12,7 @@ use crate::{Coordinator, Error};
 use futures::future::join_all;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
 use pgherd_shards::{Backend, CancelToken, Identity, SessionSettings, Shards, TransactionStatus};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -141,6 +142,10 @@ pub struct Transaction {
     clock: Option<Arc<str>>,
     pub(crate) participants: Vec<Participant>,
     pub(crate) savepoints: Vec<String>,
+    /// READ ONLY or READ WRITE, when each savepoint was set: its end, either way, restores it
+    read_only_before: Vec<Option<bool>>,
+    /// its mode was changed when shards took part already: what functions did there before may be writes
+    changed_midway: bool,
     /// statements for shards that join late, each with the number of savepoints that were open
     pub(crate) replays: Vec<(usize, Arc<str>)>,
     failed: bool,
@@ -171,6 +176,8 @@ impl Transaction {
             clock: None,
             participants: Vec::new(),
             savepoints: Vec::new(),
+            read_only_before: Vec::new(),
+            changed_midway: false,
             replays: Vec::new(),
             failed: false,
             on_join: None,
@@ -229,7 +236,13 @@ impl Transaction {
 
     /// SET TRANSACTION: for shards that join from now on. The caller sends it to those that are enlisted.
     pub fn set_mode(&mut self, mode: Mode) {
+        self.changed_midway |= !self.participants.is_empty();
         self.mode = mode;
+    }
+
+    /// Whether no shard can have written anything, also where no command tag would tell.
+    pub(crate) fn cannot_have_written(&self) -> bool {
+        self.mode.read_only == Some(true) && !self.changed_midway
     }
 
     /// When it began here.
@@ -271,7 +284,8 @@ impl Transaction {
     }
 
     pub(crate) async fn enlist(&mut self, shard: ShardId) -> Result<usize, Error> {
-        let mut begin = self.mode.begin();
+        let (mode, replays) = self.for_newcomer();
+        let mut begin = mode.begin();
         match (self.mode.isolation, &self.shown) {
             (Some(Isolation::RepeatableRead), Shown::Open) => {}
             (Some(Isolation::RepeatableRead), shown @ (Shown::Cut(_) | Shown::Imported(_))) => {
@@ -290,9 +304,26 @@ impl Transaction {
             tell(backend.cancel_token());
         }
         self.participants
-            .push(Participant::open(backend, &begin, &self.savepoints, &self.replays));
+            .push(Participant::open(backend, &begin, &self.savepoints, &replays));
         self.watch();
         Ok(self.participants.len() - 1)
+    }
+
+    /// The mode that a shard's block begins with, and what it is told between its savepoints. SET TRANSACTION READ ONLY behind
+    /// a savepoint must not be part of its BEGIN, which no savepoint's end undoes.
+    fn for_newcomer(&self) -> (Mode, Cow<'_, [(usize, Arc<str>)]>) {
+        let now = self.mode.read_only;
+        let levels: Vec<_> = self.read_only_before.iter().copied().chain([now]).collect();
+        let mode = Mode {
+            read_only: levels[0],
+            ..self.mode.clone()
+        };
+        let changes = (1..levels.len()).filter(|level| levels[*level] == Some(true) && levels[level - 1] != Some(true));
+        let mut replays = Cow::Borrowed(&*self.replays);
+        for level in changes.filter(|_| !self.is_strict()) {
+            replays.to_mut().push((level, "SET TRANSACTION READ ONLY".into()));
+        }
+        (mode, replays)
     }
 
     /// From its second shard on, a transaction can be part of a deadlock that no shard sees.
@@ -476,6 +507,7 @@ impl Transaction {
             participant.relieve().await?;
         }
         self.savepoints.push(name.into());
+        self.read_only_before.push(self.mode.read_only);
         Ok(())
     }
 
@@ -489,6 +521,8 @@ impl Transaction {
             participant.relieve().await?;
         }
         self.savepoints.truncate(at);
+        self.mode.read_only = self.read_only_before[at];
+        self.read_only_before.truncate(at);
         for (depth, _) in &mut self.replays {
             *depth = (*depth).min(at);
         }
@@ -508,6 +542,8 @@ impl Transaction {
         }));
         ran.await.into_iter().collect::<Result<(), Error>>()?;
         self.savepoints.truncate(at + 1);
+        self.mode.read_only = self.read_only_before[at];
+        self.read_only_before.truncate(at + 1);
         self.replays.retain(|(depth, _)| *depth <= at);
         self.failed = false;
         Ok(())
