@@ -235,8 +235,14 @@ impl Table {
         }
     }
 
-    /// Whether `pgherd.default_distribution` made it sharded: then it may become local by itself.
+    /// Whether it was made as a plain table, which `pgherd.default_distribution` made sharded.
     pub fn is_by_default(&self) -> bool {
+        self.sharded().is_some_and(|s| s.by_default && s.automatic)
+    }
+
+    /// Whether it may become local by itself: a plain table that was made sharded, or one of declared partitions that was made while plain
+    /// tables were. With another setting, declaring partitions by range is asking for a sharded table.
+    pub fn may_yield(&self) -> bool {
         self.sharded().is_some_and(|s| s.by_default)
     }
 

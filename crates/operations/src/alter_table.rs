@@ -100,7 +100,7 @@ async fn alter_sharded(
     };
     let tag = match judged {
         Ok(tag) => tag,
-        Err(why) if by_default => {
+        Err(why) if table.may_yield() => {
             work.undo(home).await?;
             work.open_children(&opened, false).await?;
             return as_local(work, &table, &why, text).await;

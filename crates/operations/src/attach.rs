@@ -3,7 +3,7 @@
 
 use crate::convert::undistribute;
 use crate::copy_rows::copy_rows;
-use crate::localize::localize;
+use crate::localize::localize_for;
 use crate::partition::{changed, declare, drop_automatic, least_used, no_range, parse_for_values, stand_in};
 use crate::statement_text::StatementText;
 use crate::work::Work;
@@ -48,12 +48,12 @@ pub(crate) async fn attach(
     let bounds = made.bound.as_deref();
     let bounds = bounds.and_then(|b| parse_for_values(b, &sharded.key_types));
     if bounds.is_none() || made.kind != 'r' {
-        localize(work, &table, no_range(made.kind)).await?;
+        localize_for(work, &table, no_range(made.kind)).await?;
         return Ok(tag);
     }
     if let Some(why) = differs {
         let why = format!("partition \"{}\" is not a range of it, since {why}", name.name);
-        localize(work, &table, &why).await?;
+        localize_for(work, &table, &why).await?;
         return Ok(tag);
     }
     let shard = least_used(&sharded, &shards);
@@ -74,7 +74,7 @@ pub(crate) async fn make_local(work: &mut Work<'_, '_>, name: &ObjectName) -> Re
     let Some(sharded) = child.sharded() else {
         return Ok(());
     };
-    if sharded.by_default {
+    if child.is_by_default() {
         undistribute(work, &child.name).await?;
     } else {
         let why = "it is a partition of another table";
@@ -85,7 +85,7 @@ pub(crate) async fn make_local(work: &mut Work<'_, '_>, name: &ObjectName) -> Re
         if sharded.automatic {
             drop_automatic(work, &child.name, &mut sharded.clone()).await?;
         }
-        localize(work, &child, why).await?;
+        localize_for(work, &child, why).await?;
     }
     work.reload().await
 }

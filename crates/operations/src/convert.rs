@@ -4,6 +4,7 @@
 use crate::copy_rows::copy_rows;
 use crate::foreign_keys::Member;
 use crate::inspect::{Definition, Relation};
+use crate::localize::localize;
 use crate::ranges::{NewRange, NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
@@ -160,6 +161,8 @@ pub(crate) fn as_in(like: &Sharded) -> Vec<NewRange> {
 
 /// Makes a sharded table local, rows and all, with those that foreign keys link with it. Announces them, and locks them. Returns
 /// the others' names.
+///
+/// One of declared partitions stays the table that it is: its partitions' rows come to the home shard's.
 pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result<Vec<Name>, ServerError> {
     let linked = work.snapshot.linked(name);
     let announced: Vec<_> = std::iter::once(name.name.to_string())
@@ -178,6 +181,10 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
     let shards = work.shards();
     let locked: Vec<_> = names.iter().map(Name::to_string).collect();
     work.lock(&shards, &locked, "ACCESS EXCLUSIVE").await?;
+    if is_declared(&tables[0]) {
+        localize(work, &tables[0]).await?;
+        return Ok(Vec::new());
+    }
     for table in &tables {
         refuse_to_undistribute(table)?;
     }
@@ -207,21 +214,22 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
     Ok(names.into_iter().skip(1).collect())
 }
 
+/// Whether its ranges are partitions that were declared.
+fn is_declared(table: &Table) -> bool {
+    table.sharded().is_some_and(|s| !s.automatic)
+}
+
 fn refuse_to_undistribute(table: &Table) -> Result<(), ServerError> {
-    let name = &table.name;
-    let declared = table
-        .sharded()
-        .is_some_and(|s| !s.automatic && !s.ranges.ranges().is_empty());
-    if declared {
-        return Err(ServerError::unsupported(
-            format!(
-                "table \"{}\" has declared partitions and cannot be made local",
-                name.name
-            ),
-            "Detach its partitions first.",
-        ));
+    if !is_declared(table) {
+        return Ok(());
     }
-    Ok(())
+    Err(ServerError::unsupported(
+        format!(
+            "table \"{}\" has declared partitions and cannot be made local while foreign keys link it with other tables",
+            table.name.name
+        ),
+        "Drop the foreign keys first.",
+    ))
 }
 
 /// One table without its foreign keys. Returns the name of the old one on the home shard, which is still there.
@@ -347,12 +355,13 @@ pub(crate) async fn free_referenced(work: &mut Work<'_, '_>, text: &StatementTex
         let Some(table) = work.resolve(&referenced) else {
             continue;
         };
+        if let Some(table) = work.yielding(&referenced) {
+            refuse_to_free(work, &table)?;
+            let why = "a foreign key that references it cannot be checked across ranges";
+            free(work, &table.name, why).await?;
+            continue;
+        }
         match &table.kind {
-            TableKind::Sharded(sharded) if sharded.by_default => {
-                refuse_to_free(work, &table)?;
-                let why = "a foreign key that references it cannot be checked across ranges";
-                free(work, &table.name, why).await?;
-            }
             TableKind::Sharded(_) | TableKind::Partition { .. } => {
                 return Err(ServerError::unsupported(
                     format!(
@@ -381,7 +390,7 @@ pub(crate) async fn free_named(
             name,
             span: 0..0,
         };
-        let Some(table) = work.sharded(&name).filter(|t| t.is_by_default()) else {
+        let Some(table) = work.yielding(&name) else {
             continue;
         };
         refuse_to_free(work, &table)?;
@@ -403,6 +412,9 @@ pub(crate) async fn free(work: &mut Work<'_, '_>, name: &Name, why: &str) -> Res
 /// Only what `pgherd.default_distribution` has made sharded becomes local by itself; tables that are linked with it too.
 pub(crate) fn refuse_to_free(work: &Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
     let linked = work.snapshot.linked(&table.name);
+    if linked.len() > 1 {
+        linked.iter().try_for_each(|table| refuse_to_undistribute(table))?;
+    }
     match linked.iter().find(|t| t.sharded().is_some_and(|s| !s.by_default)) {
         Some(explicit) => Err(ServerError::unsupported(
             format!(
@@ -422,7 +434,7 @@ pub(crate) async fn is_free(work: &mut Work<'_, '_>, table: &Table) -> Result<bo
     }
     for linked in work.snapshot.linked(&table.name) {
         let definition = work.definition(&linked.name).await?;
-        if refuse_to_undistribute(&linked).is_err() || dependent(&definition).is_some() {
+        if !is_declared(&linked) && dependent(&definition).is_some() {
             return Ok(false);
         }
     }

@@ -6,8 +6,15 @@ use crate::work::Work;
 use pgherd_model::{ServerError, Table};
 use serde_json::json;
 
-/// Makes the table local, which is announced and locked on all shards, and says why. The ranges of pgherd's own are gone already.
-pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table, why: &str) -> Result<(), ServerError> {
+/// Makes the table local, and says why.
+pub(crate) async fn localize_for(work: &mut Work<'_, '_>, table: &Table, why: &str) -> Result<(), ServerError> {
+    localize(work, table).await?;
+    work.notice(format!("table \"{}\" is local: {why}", table.name.name));
+    Ok(())
+}
+
+/// Makes the table local, which is announced and locked on all shards. The ranges of pgherd's own are gone already.
+pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
     let name = &table.name;
     let Some(sharded) = table.sharded() else {
         return Ok(());
@@ -15,7 +22,7 @@ pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table, why: &str) 
     if sharded.is_linked {
         return Err(ServerError::unsupported(
             format!(
-                "table \"{}\" cannot be made local while foreign keys link it with other tables: {why}",
+                "table \"{}\" cannot be made local while foreign keys link it with other tables",
                 name.name
             ),
             "Drop the foreign keys first, or declare ranges with FOR VALUES FROM … TO ….",
@@ -35,6 +42,5 @@ pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table, why: &str) 
     for shard in work.shards() {
         work.signed(shard, "change_fences", &fences).await?;
     }
-    work.notice(format!("table \"{}\" is local: {why}", name.name));
     Ok(())
 }

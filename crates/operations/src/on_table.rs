@@ -33,6 +33,10 @@ pub(crate) async fn change(
     match &table.kind {
         TableKind::Sharded(_) => {}
         TableKind::Partition { .. } => {
+            if let Some(whole) = ddl.relations.first().and_then(|n| work.yielding(n)) {
+                let why = format!("its partition \"{name}\" is not like the others");
+                return as_local(work, &whole, &why, text).await;
+            }
             return Err(ServerError::unsupported(
                 format!("cannot change partition \"{name}\" on its own"),
                 "Change the sharded table, and its partitions follow.",
@@ -44,7 +48,7 @@ pub(crate) async fn change(
         }
     }
     let for_each_row = text.has(&["for", "each", "row"]) || text.has(&["for", "row"]);
-    if ddl.kind == DdlKind::CreateTrigger && table.is_by_default() {
+    if ddl.kind == DdlKind::CreateTrigger && table.may_yield() {
         if !for_each_row {
             return as_local(work, &table, "it has a statement-level trigger", text).await;
         }

@@ -4,8 +4,11 @@
 //! name; where it is not the owner, an empty one with `CHECK (false)`, so that names are taken, `\d` shows it and nothing can be
 //! written there by mistake.
 
+use crate::alter_table::as_local;
+use crate::bounds::Automatic;
+use crate::convert;
 use crate::copy_rows::copy_rows;
-use crate::localize::localize;
+use crate::localize::localize_for;
 use crate::ranges::{NewRange, colocation, write_range};
 use crate::statement_text::StatementText;
 use crate::work::Work;
@@ -53,7 +56,7 @@ pub(crate) async fn create(
         .as_deref()
         .and_then(|b| parse_for_values(b, &sharded.key_types));
     let Some((from, to)) = bounds.filter(|_| made.kind == 'r') else {
-        localize(work, &table, no_range(made.kind)).await?;
+        localize_for(work, &table, no_range(made.kind)).await?;
         return Ok(tag);
     };
     let shard = owner_of_linked(work, &table, &from, &to)?.unwrap_or_else(|| least_used(&sharded, &shards));
@@ -89,8 +92,31 @@ pub(crate) async fn return_rows(work: &mut Work<'_, '_>, range: &Range) -> Resul
         .await?;
     let query = format!("SELECT {columns} FROM {child}");
     let target = (work.home(), child.as_str(), columns.as_str());
+    // Triggers have seen these rows.
+    let off = work.value(&switch_triggers(&range.child, false)).await?;
+    let on = work.value(&switch_triggers(&range.child, true)).await?;
+    if let Some(off) = off {
+        work.on_home(&off).await?;
+    }
     copy_rows(work, (range.shard, &query), target, definition.builtin_types).await?;
+    if let Some(on) = on {
+        work.on_home(&on).await?;
+    }
     work.on(range.shard, &format!("DROP TABLE {child}")).await.map(drop)
+}
+
+/// Asks for the statements that switch a table's triggers off, or on again as they are now.
+fn switch_triggers(table: &Name, on: bool) -> String {
+    let action = match on {
+        true => "'ENABLE ', CASE t.tgenabled WHEN 'R' THEN 'REPLICA ' WHEN 'A' THEN 'ALWAYS ' END",
+        false => "'DISABLE '",
+    };
+    let table = quote_literal(&table.to_string());
+    format!(
+        "SELECT pg_catalog.string_agg(pg_catalog.concat('ALTER TABLE ', {table}, ' ', {action}, 'TRIGGER ', pg_catalog.quote_ident(t.tgname)), \
+         '; ') FROM pg_catalog.pg_trigger t \
+         WHERE t.tgrelid = {table}::pg_catalog.regclass AND NOT t.tgisinternal AND t.tgenabled <> 'D'"
+    )
 }
 
 /// What the home shard has is not the real one.
@@ -122,7 +148,12 @@ pub(crate) async fn declare(
     placed.push((range.from, range.to, shard));
     placed.sort_by(|a, b| a.0.cmp(&b.0));
     let number = colocation(&work.snapshot, sharded.id, &sharded.key_types, &placed);
-    work.write(json!({"do": "set", "id": sharded.id.0, "automatic": false, "colocation": number}));
+    // Declared while plain tables are sharded of themselves, it is no more the user's wish than theirs are.
+    let by_default =
+        sharded.by_default || (sharded.automatic && work.session.distribution.automatic == Automatic::PrimaryKey);
+    work.write(json!({
+        "do": "set", "id": sharded.id.0, "automatic": false, "colocation": number, "by_default": by_default,
+    }));
     work.renew_fence(sharded).await
 }
 
@@ -289,7 +320,11 @@ pub(crate) async fn alter(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementTe
     let is_harmless = harmless
         .iter()
         .any(|words| text.has(&words[..1]) && words.iter().all(|w| *w == "(" || text.has(&[w])));
+    let differs = format!("its partition \"{}\" is not like the others", name.name);
     if !is_harmless || text.has(&["references"]) {
+        if let Some(whole) = work.yielding(name) {
+            return as_local(work, &whole, &differs, text).await;
+        }
         return Err(ServerError::unsupported(
             format!("cannot change partition \"{}\" on its own", name.name),
             "Change the sharded table, and its partitions follow.",
@@ -310,6 +345,11 @@ pub(crate) async fn alter(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementTe
     let (parent, range) = owner(work, &partition).ok_or_else(|| changed(name))?;
     let tag = work.on_home(text.text).await?;
     if text.has(&["set", "default"]) && work.value(&other_defaults(&range.child, &parent.name)).await?.is_some() {
+        if parent.may_yield() {
+            convert::refuse_to_free(work, &parent)?;
+            convert::free(work, &parent.name, &differs).await?;
+            return Ok(tag);
+        }
         return Err(ServerError::unsupported(
             format!(
                 "partition \"{}\" cannot have another default than its parent",

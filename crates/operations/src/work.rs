@@ -213,6 +213,16 @@ impl<'w, 's> Work<'w, 's> {
         self.resolve(name).filter(|t| t.sharded().is_some())
     }
 
+    /// The sharded table of this name, or that it is a partition of, if it may become local by itself.
+    pub fn yielding(&self, name: &ObjectName) -> Option<Arc<Table>> {
+        let table = self.resolve(name)?;
+        let whole = match &table.kind {
+            TableKind::Partition { parent, .. } => self.snapshot.table(parent)?.clone(),
+            _ => table,
+        };
+        Some(whole).filter(|t| t.may_yield())
+    }
+
     /// Locks these tables on these shards, shard by shard, and gives all locks up and tries again where one is not to be had soon.
     pub async fn lock(&mut self, shards: &[ShardId], tables: &[String], mode: &str) -> Result<(), ServerError> {
         if tables.is_empty() {

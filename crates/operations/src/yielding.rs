@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// After relations have got these names: makes local what yields to functions that use them.
 pub(crate) async fn after(work: &mut Work<'_, '_>, names: &[&str]) -> Result<(), ServerError> {
-    if names.is_empty() || !work.snapshot.sharded().any(|t| t.is_by_default()) {
+    if names.is_empty() || !work.snapshot.sharded().any(|t| t.may_yield()) {
         return Ok(());
     }
     let names: Vec<_> = names.iter().map(|n| quote_literal(n)).collect();

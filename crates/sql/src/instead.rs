@@ -97,7 +97,7 @@ pub(crate) fn only(context: &Context) -> Option<Only> {
         let kind = r.table.as_ref().map(|t| &t.kind);
         is_only(r)
             && match kind {
-                Some(TableKind::Sharded(sharded)) => sharded.by_default,
+                Some(TableKind::Sharded(sharded)) => sharded.by_default && sharded.automatic,
                 Some(TableKind::Partition { .. }) => true,
                 _ => false,
             }

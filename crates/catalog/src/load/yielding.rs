@@ -36,7 +36,7 @@ pub(super) struct Search<'a> {
 impl Search<'_> {
     /// The tables that should be local, each with the reason.
     pub(super) fn yielding(&self) -> BTreeMap<Name, String> {
-        let by_default = self.tables.iter().filter(|t| t.is_by_default());
+        let by_default = self.tables.iter().filter(|t| t.may_yield());
         let by_default: HashSet<&Name> = by_default.map(|t| &t.name).collect();
         let mut found = BTreeMap::new();
         if by_default.is_empty() {
