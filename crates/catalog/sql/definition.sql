@@ -181,7 +181,10 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             WHERE does IS NOT NULL) policies),
         'functions', (SELECT coalesce(json_agg(DISTINCT d.objid::regprocedure::text), '[]') FROM pg_depend d
             WHERE d.classid = 'pg_proc'::regclass AND ((d.refclassid = 'pg_class'::regclass AND d.refobjid = relation)
-                OR (d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype)))
+                OR (d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype))),
+        'others_policies', (SELECT coalesce(json_agg(DISTINCT format('policy %I of table %s', p.polname, p.polrelid::regclass)), '[]')
+            FROM pg_depend d JOIN pg_policy p ON p.oid = d.objid
+            WHERE d.classid = 'pg_policy'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = relation AND p.polrelid <> relation)
     )::text
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
 $$;

@@ -13,6 +13,7 @@ const PREPARED_SQL: &str = include_str!("../sql/prepared.sql");
 const SCHEMA_VERSION_SQL: &str = include_str!("../sql/schema_version.sql");
 const LOCKS_SQL: &str = include_str!("../sql/locks.sql");
 const SHOWN_SQL: &str = include_str!("../sql/shown.sql");
+const PLANNING_SQL: &str = include_str!("../sql/planning.sql");
 /// VERB stands for ADD or DROP.
 const MEMBERSHIP_SQL: &str = include_str!("../sql/membership.sql");
 const HOME_SQL: [&str; 5] = [
@@ -113,6 +114,7 @@ async fn install_on(
         }
         transaction.batch_execute(&shard_rows(shards)).await?;
     }
+    transaction.batch_execute(PLANNING_SQL).await?;
     let installation = format!(
         "INSERT INTO pgherd.installation (version, cluster, secret, shard, digest) VALUES ({VERSION}, {}, {}, {}, '{}')
          ON CONFLICT (one) DO UPDATE SET version = excluded.version, digest = excluded.digest, cluster = excluded.cluster, secret = excluded.secret, shard = excluded.shard",
@@ -138,6 +140,7 @@ fn digest() -> String {
         SCHEMA_VERSION_SQL,
         LOCKS_SQL,
         SHOWN_SQL,
+        PLANNING_SQL,
         MEMBERSHIP_SQL,
     ]
     .into_iter()

@@ -1,9 +1,10 @@
 //! `ALTER TABLE parent ATTACH PARTITION table FOR VALUES …`: a local table becomes a declared partition of a sharded table. Its rows go to the
 //! shard that owns the new range. PostgreSQL judges columns, constraints, bounds and rows on the home shard first.
 
+use crate::alter_table::as_local;
 use crate::convert::undistribute;
 use crate::copy_rows::copy_rows;
-use crate::localize::localize_for;
+use crate::localize::localize;
 use crate::partition::{changed, declare, drop_automatic, least_used, no_range, parse_for_values, stand_in};
 use crate::statement_text::StatementText;
 use crate::work::Work;
@@ -26,6 +27,13 @@ pub(crate) async fn attach(
         .await?;
     let mut sharded = table.sharded().ok_or_else(|| changed(parent))?.clone();
     if sharded.is_linked {
+        if table.may_yield() {
+            let why = format!(
+                "\"{}\" is to be a partition of it, and foreign keys link it with other tables",
+                name.name
+            );
+            return as_local(work, &table, &why, text).await;
+        }
         return Err(ServerError::unsupported(
             format!(
                 "cannot attach \"{}\" while foreign keys link \"{}\" with other tables",
@@ -48,12 +56,12 @@ pub(crate) async fn attach(
     let bounds = made.bound.as_deref();
     let bounds = bounds.and_then(|b| parse_for_values(b, &sharded.key_types));
     if bounds.is_none() || made.kind != 'r' {
-        localize_for(work, &table, no_range(made.kind)).await?;
+        localize(work, &table, no_range(made.kind)).await?;
         return Ok(tag);
     }
     if let Some(why) = differs {
         let why = format!("partition \"{}\" is not a range of it, since {why}", name.name);
-        localize_for(work, &table, &why).await?;
+        localize(work, &table, &why).await?;
         return Ok(tag);
     }
     let shard = least_used(&sharded, &shards);
@@ -74,7 +82,7 @@ pub(crate) async fn make_local(work: &mut Work<'_, '_>, name: &ObjectName) -> Re
     let Some(sharded) = child.sharded() else {
         return Ok(());
     };
-    if child.is_by_default() {
+    if child.is_by_default() || (sharded.is_linked && child.may_yield()) {
         undistribute(work, &child.name).await?;
     } else {
         let why = "it is a partition of another table";
@@ -85,7 +93,7 @@ pub(crate) async fn make_local(work: &mut Work<'_, '_>, name: &ObjectName) -> Re
         if sharded.automatic {
             drop_automatic(work, &child.name, &mut sharded.clone()).await?;
         }
-        localize_for(work, &child, why).await?;
+        localize(work, &child, why).await?;
     }
     work.reload().await
 }

@@ -4,7 +4,7 @@
 use crate::copy_rows::copy_rows;
 use crate::foreign_keys::Member;
 use crate::inspect::{Definition, Relation};
-use crate::localize::localize;
+use crate::partition::return_rows;
 use crate::ranges::{NewRange, NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
@@ -181,17 +181,21 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
     let shards = work.shards();
     let locked: Vec<_> = names.iter().map(Name::to_string).collect();
     work.lock(&shards, &locked, "ACCESS EXCLUSIVE").await?;
-    if is_declared(&tables[0]) {
-        localize(work, &tables[0]).await?;
-        return Ok(Vec::new());
-    }
-    for table in &tables {
-        refuse_to_undistribute(table)?;
-    }
-    let keys = foreign_keys::of(work, &names).await?;
+    // A table that stays keeps its foreign keys, which rows that come one table after the other would break.
+    let keys = match tables.iter().any(|t| is_declared(t)) {
+        true => foreign_keys::take_off(work, &names, &shards).await?,
+        false => foreign_keys::of(work, &names).await?,
+    };
     let mut olds = Vec::new();
     for table in &tables {
-        olds.extend(undistribute_one(work, table).await?);
+        match table.sharded().filter(|_| is_declared(table)) {
+            Some(sharded) => {
+                for range in sharded.ranges.ranges() {
+                    return_rows(work, range).await?;
+                }
+            }
+            None => olds.extend(undistribute_one(work, table).await?),
+        }
     }
     drop_old(work, &olds).await?;
     // Their views on other shards go along; the home shard's follow to the new tables.
@@ -217,19 +221,6 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
 /// Whether its ranges are partitions that were declared.
 fn is_declared(table: &Table) -> bool {
     table.sharded().is_some_and(|s| !s.automatic)
-}
-
-fn refuse_to_undistribute(table: &Table) -> Result<(), ServerError> {
-    if !is_declared(table) {
-        return Ok(());
-    }
-    Err(ServerError::unsupported(
-        format!(
-            "table \"{}\" has declared partitions and cannot be made local while foreign keys link it with other tables",
-            table.name.name
-        ),
-        "Drop the foreign keys first.",
-    ))
 }
 
 /// One table without its foreign keys. Returns the name of the old one on the home shard, which is still there.
@@ -264,6 +255,9 @@ async fn undistribute_one(work: &mut Work<'_, '_>, table: &Table) -> Result<Opti
 
 /// Drops what was set aside; these tables may refer to each other.
 async fn drop_old(work: &mut Work<'_, '_>, names: &[Name]) -> Result<(), ServerError> {
+    if names.is_empty() {
+        return Ok(());
+    }
     let names: Vec<_> = names.iter().map(Name::to_string).collect();
     work.on_home(&format!("DROP TABLE {}", names.join(", ")))
         .await
@@ -274,6 +268,7 @@ async fn drop_old(work: &mut Work<'_, '_>, names: &[Name]) -> Result<(), ServerE
 pub(crate) fn dependent(definition: &Definition) -> Option<String> {
     let view = definition.views.iter().find(|v| v.kind != 'v').map(|v| v.name.clone());
     view.or_else(|| definition.functions.first().cloned())
+        .or_else(|| definition.others_policies.first().cloned())
 }
 
 fn refuse_dependents(name: &Name, definition: &Definition) -> Result<(), ServerError> {
@@ -412,9 +407,6 @@ pub(crate) async fn free(work: &mut Work<'_, '_>, name: &Name, why: &str) -> Res
 /// Only what `pgherd.default_distribution` has made sharded becomes local by itself; tables that are linked with it too.
 pub(crate) fn refuse_to_free(work: &Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
     let linked = work.snapshot.linked(&table.name);
-    if linked.len() > 1 {
-        linked.iter().try_for_each(|table| refuse_to_undistribute(table))?;
-    }
     match linked.iter().find(|t| t.sharded().is_some_and(|s| !s.by_default)) {
         Some(explicit) => Err(ServerError::unsupported(
             format!(

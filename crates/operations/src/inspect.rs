@@ -109,6 +109,8 @@ pub(crate) struct Definition {
     pub policies: Vec<String>,
     /// functions that depend on its columns or its rows' type
     pub functions: Vec<String>,
+    /// policies of other tables that read it
+    pub others_policies: Vec<String>,
 }
 
 /// A sequence that a column uses.

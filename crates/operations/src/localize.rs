@@ -6,15 +6,8 @@ use crate::work::Work;
 use pgherd_model::{ServerError, Table};
 use serde_json::json;
 
-/// Makes the table local, and says why.
-pub(crate) async fn localize_for(work: &mut Work<'_, '_>, table: &Table, why: &str) -> Result<(), ServerError> {
-    localize(work, table).await?;
-    work.notice(format!("table \"{}\" is local: {why}", table.name.name));
-    Ok(())
-}
-
-/// Makes the table local, which is announced and locked on all shards. The ranges of pgherd's own are gone already.
-pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table) -> Result<(), ServerError> {
+/// Makes the table local, which is announced and locked on all shards, and says why. The ranges of pgherd's own are gone already.
+pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table, why: &str) -> Result<(), ServerError> {
     let name = &table.name;
     let Some(sharded) = table.sharded() else {
         return Ok(());
@@ -42,5 +35,6 @@ pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table) -> Result<(
     for shard in work.shards() {
         work.signed(shard, "change_fences", &fences).await?;
     }
+    work.notice(format!("table \"{}\" is local: {why}", name.name));
     Ok(())
 }

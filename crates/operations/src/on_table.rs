@@ -5,8 +5,8 @@ use crate::alter_table::as_local;
 use crate::convert;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{ServerError, TableKind};
-use pgherd_sql::{Ddl, DdlKind};
+use pgherd_model::{Name, ServerError, TableKind, quote_literal};
+use pgherd_sql::{Ddl, DdlKind, ObjectName};
 
 /// CREATE, ALTER or DROP of such an object.
 pub(crate) async fn change(
@@ -20,6 +20,9 @@ pub(crate) async fn change(
     if matches!(ddl.kind, DdlKind::CreateRule) {
         convert::free_named(work, text, "a rule involves it").await?;
         refuse_rule(work, ddl, text)?;
+    }
+    if matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy) {
+        free_read_by_policy(work, ddl, text).await?;
     }
     let Some(table) = ddl.relations.first().and_then(|n| work.resolve(n)) else {
         let watched = text.identifiers().any(|i| work.snapshot.watched_functions.contains(&i));
@@ -79,11 +82,56 @@ pub(crate) async fn change(
         "ACCESS EXCLUSIVE"
     };
     work.lock(&shards, &[table.name.to_string()], mode).await?;
+    let home = work.home();
+    let policy = matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy);
+    if policy {
+        work.attempt(home).await?;
+    }
     let tag = work.on_home(text.text).await?;
+    if policy && work.value(&policy_reads(&table.name)).await?.is_some() {
+        if table.may_yield() {
+            work.undo(home).await?;
+            return as_local(work, &table, "a policy of it reads another table", text).await;
+        }
+        return Err(ServerError::unsupported(
+            format!("a policy of sharded table \"{name}\" cannot read other tables"),
+            "It would run on every shard, and other tables are not whole there. Make the table local with CALL pgherd.undistribute(…).",
+        ));
+    }
+    if policy {
+        work.keep(home).await?;
+    }
     let others = work.others();
     work.on_each(&others, text.text).await?;
     work.keep_children(&shards, std::slice::from_ref(&table.name)).await?;
     Ok(tag)
+}
+
+/// A policy runs where its table's row is, and needs what it reads there: tables that may yield become local, its own among them.
+async fn free_read_by_policy(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
+    let own = ddl.relations.first().and_then(|n| work.yielding(n)).map(|t| t.name.clone());
+    let named = |name: String| ObjectName {
+        schema: None,
+        name,
+        span: 0..0,
+    };
+    let of_its_own = |name: &str| ddl.relations.iter().chain(&ddl.object).any(|r| r.name == name);
+    let mut others = text.identifiers().filter(|i| !of_its_own(i)).filter_map(|i| work.yielding(&named(i)));
+    if others.any(|t| own.as_ref() != Some(&t.name)) {
+        convert::free_named(work, text, "a policy involves it").await?;
+    }
+    Ok(())
+}
+
+/// Asks for a relation that a policy of the table reads besides its row.
+fn policy_reads(table: &Name) -> String {
+    format!(
+        "SELECT d.refobjid::pg_catalog.regclass FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_depend d \
+         ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND d.objid = p.oid \
+         WHERE p.polrelid = {}::pg_catalog.regclass AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+         AND d.refobjid <> p.polrelid LIMIT 1",
+        quote_literal(&table.to_string())
+    )
 }
 
 /// A trigger's function runs inside one shard.

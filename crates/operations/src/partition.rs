@@ -8,7 +8,7 @@ use crate::alter_table::as_local;
 use crate::bounds::Automatic;
 use crate::convert;
 use crate::copy_rows::copy_rows;
-use crate::localize::localize_for;
+use crate::localize::localize;
 use crate::ranges::{NewRange, colocation, write_range};
 use crate::statement_text::StatementText;
 use crate::work::Work;
@@ -49,14 +49,22 @@ pub(crate) async fn create(
     if sharded.automatic {
         drop_automatic(work, &table.name, &mut sharded).await?;
     }
+    let home = work.home();
+    work.attempt(home).await?;
     let tag = work.on_home(text.text).await?;
     let made = work.inspect(&full.to_string()).await?.ok_or_else(|| changed(name))?;
     let bounds = made
         .bound
         .as_deref()
         .and_then(|b| parse_for_values(b, &sharded.key_types));
-    let Some((from, to)) = bounds.filter(|_| made.kind == 'r') else {
-        localize_for(work, &table, no_range(made.kind)).await?;
+    let bounds = bounds.filter(|_| made.kind == 'r');
+    if bounds.is_none() && sharded.is_linked && table.may_yield() {
+        work.undo(home).await?;
+        return as_local(work, &table, no_range(made.kind), text).await;
+    }
+    work.keep(home).await?;
+    let Some((from, to)) = bounds else {
+        localize(work, &table, no_range(made.kind)).await?;
         return Ok(tag);
     };
     let shard = owner_of_linked(work, &table, &from, &to)?.unwrap_or_else(|| least_used(&sharded, &shards));
@@ -398,6 +406,13 @@ pub(crate) async fn detach(
         .await?;
     let found = work.resolve(name).and_then(|p| owner(work, &p));
     if found.is_some() && table.sharded().is_some_and(|s| s.is_linked) {
+        if table.may_yield() {
+            let why = format!(
+                "its partition \"{}\" is to be a table of its own, and foreign keys link it with others",
+                name.name
+            );
+            return as_local(work, &table, &why, text).await;
+        }
         return Err(ServerError::unsupported(
             format!(
                 "cannot detach partition \"{}\" while foreign keys link its table with others",

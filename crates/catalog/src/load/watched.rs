@@ -49,7 +49,9 @@ impl Watchable<'_> {
             named.extend(self.relations.iter().cloned());
             let others: HashSet<String> = self.refused_functions(&found).collect();
             let can_be = |function: &Function, body: &Body| {
-                matches!(function.language.as_str(), "sql" | "plpgsql")
+                let is_known = matches!(function.language.as_str(), "sql" | "plpgsql")
+                    || (function.language == "c" && reads_on_own_connection(&function.name));
+                is_known
                     && function.parts.is_none()
                     && !self.by_argument.contains(&function.oid)
                     && !body.mentions("exception")

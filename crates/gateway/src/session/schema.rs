@@ -4,10 +4,11 @@ use super::block::{Block, Open, notice};
 use super::forward::no_block;
 use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, quote_identifier, quote_literal};
+use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Session {
@@ -385,7 +386,7 @@ fn refuse_hidden_reads(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), Server
         if called && snapshot.may_reach(&name) && !(with_expressions && of_its_own(&name)) {
             return Err(hidden_read(&format!("It calls function \"{name}\".")));
         }
-        if policy && snapshot.relations.contains_key(name.as_str()) {
+        if policy && !yields(snapshot, &name) {
             own_named += usize::from(of_its_own(&name));
             if !of_its_own(&name) || own_named > 1 {
                 return Err(hidden_read(&format!("It names \"{name}\".")));
@@ -393,6 +394,16 @@ fn refuse_hidden_reads(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), Server
         }
     }
     Ok(())
+}
+
+/// Whether all that a name may mean becomes local when a policy reads it.
+fn yields(snapshot: &Snapshot, name: &str) -> bool {
+    let whole = |table: &Arc<Table>| match &table.kind {
+        TableKind::Partition { parent, .. } => snapshot.table(parent).cloned(),
+        _ => Some(table.clone()),
+    };
+    let mut found = snapshot.relations.get(name).into_iter().flatten();
+    found.all(|(_, table)| table.as_ref().and_then(whole).is_some_and(|t| t.may_yield()))
 }
 
 fn hidden_read(detail: &str) -> ServerError {

@@ -1,0 +1,20 @@
+-- A client's settings for the planner are about its own queries. Under `enable_nestloop = off` and the like, the functions that read the catalogs
+-- for a schema change took seconds each, most of them for compiling (jit) what only looked dear. They plan as by default.
+-- The functions that every transaction calls are not among them: each setting costs a call some microseconds.
+DO $$
+DECLARE
+    function regprocedure;
+    setting text;
+BEGIN
+    FOR function IN
+        SELECT p.oid::regprocedure FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace = 'pgherd'::regnamespace
+            AND p.proname = ANY ('{inspect,definition,vanished,snapshot,bodies_mention,twin_views,adopt,change_fences,name_foreign_keys,
+                open_children,keep_children,close_sequences,change_copies,has_views,keep_views,shown_facts,encoding_tables}'::text[])
+    LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s SET jit TO off', function);
+        FOREACH setting IN ARRAY '{seqscan,indexscan,indexonlyscan,bitmapscan,hashjoin,nestloop,mergejoin,sort,hashagg}'::text[] LOOP
+            EXECUTE pg_catalog.format('ALTER FUNCTION %s SET enable_%s TO on', function, setting);
+        END LOOP;
+    END LOOP;
+END $$;
