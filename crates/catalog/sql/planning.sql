@@ -1,5 +1,6 @@
 -- A client's settings for the planner are about its own queries. Under `enable_nestloop = off` and the like, the functions that read the catalogs
 -- for a schema change took seconds each, most of them for compiling (jit) what only looked dear. They plan as by default.
+-- Nor is how a client writes its strings: with `standard_conforming_strings = off`, their regular expressions would be others.
 -- The functions that every transaction calls are not among them: each setting costs a call some microseconds.
 DO $$
 DECLARE
@@ -12,7 +13,7 @@ BEGIN
             AND p.proname = ANY ('{inspect,definition,vanished,snapshot,bodies_mention,twin_views,adopt,change_fences,name_foreign_keys,
                 open_children,keep_children,close_sequences,change_copies,has_views,keep_views,shown_facts,encoding_tables}'::text[])
     LOOP
-        EXECUTE pg_catalog.format('ALTER FUNCTION %s SET jit TO off', function);
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s SET jit TO off SET standard_conforming_strings TO on', function);
         FOREACH setting IN ARRAY '{seqscan,indexscan,indexonlyscan,bitmapscan,hashjoin,nestloop,mergejoin,sort,hashagg}'::text[] LOOP
             EXECUTE pg_catalog.format('ALTER FUNCTION %s SET enable_%s TO on', function, setting);
         END LOOP;

@@ -300,16 +300,28 @@ $$;
 
 -- Whether this shard's views of users are those of the list, for `keep_views`.
 CREATE OR REPLACE FUNCTION pgherd.has_views(payload text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    WITH wanted AS (SELECT w.schema, w.name, w.text FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)),
-    here AS (SELECT n.nspname::text AS schema, c.relname::text AS name, pgherd.view_text(c.oid) AS text
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid))
-    SELECT NOT EXISTS (SELECT FROM wanted w FULL JOIN here h ON h.schema = w.schema AND h.name = w.name AND h.text = w.text
-        WHERE h.name IS NULL OR w.name IS NULL)
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    are_same boolean;
+BEGIN
+    BEGIN
+        WITH wanted AS (SELECT w.schema, w.name, w.text FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)),
+        here AS (SELECT n.nspname::text AS schema, c.relname::text AS name, pgherd.view_text(c.oid) AS text
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid)
+              AND (n.nspname, c.relname) NOT IN (SELECT w.schema, w.name FROM wanted w WHERE w.text IS NULL))
+        SELECT NOT EXISTS (SELECT FROM (SELECT * FROM wanted WHERE text IS NOT NULL) w
+            FULL JOIN here h ON h.schema = w.schema AND h.name = w.name AND h.text = w.text
+            WHERE h.name IS NULL OR w.name IS NULL) INTO are_same;
+        -- The locks that reading took are given up.
+        RAISE EXCEPTION USING ERRCODE = 'PH001', MESSAGE = 'locks are given up';
+    EXCEPTION WHEN SQLSTATE 'PH001' THEN NULL;
+    END;
+    RETURN are_same;
+END $$;
 
 -- Makes the views of users on this shard, which is not the home shard, those of the list.
--- payload: [{"schema": "public", "name": "v", "text": "CREATE VIEW …"}, …], a view behind those that it reads
+-- payload: [{"schema": "public", "name": "v", "text": "CREATE VIEW …"}, …], a view behind those that it reads; one without a text stays as it is
 CREATE OR REPLACE FUNCTION pgherd.keep_views(payload text, signature text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 DECLARE
@@ -320,11 +332,11 @@ BEGIN
         SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid) AND NOT EXISTS (
             SELECT FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)
-            WHERE w.schema = n.nspname AND w.name = c.relname AND w.text = pgherd.view_text(c.oid))
+            WHERE w.schema = n.nspname AND w.name = c.relname AND (w.text IS NULL OR w.text = pgherd.view_text(c.oid)))
     LOOP
         EXECUTE format('DROP VIEW IF EXISTS %s CASCADE', item.name);
     END LOOP;
-    FOR item IN SELECT * FROM json_to_recordset(payload::json) AS w(schema text, name text, text text) LOOP
+    FOR item IN SELECT * FROM json_to_recordset(payload::json) AS w(schema text, name text, text text) WHERE w.text IS NOT NULL LOOP
         IF to_regclass(format('%I.%I', item.schema, item.name)) IS NULL THEN
             BEGIN
                 EXECUTE item.text;

@@ -89,19 +89,47 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
       AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = view)
 $$;
 
--- The views that every shard has, those that others read first: those over sharded tables that have a source.
-CREATE OR REPLACE FUNCTION pgherd.twin_views() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    WITH RECURSIVE source AS MATERIALIZED (
-        SELECT c.oid, (pgherd.view_source(c.oid) ->> 'relation')::oid AS relation FROM pg_class c
-        WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid)),
-    twin(oid, depth) AS (
-        SELECT t.relation::oid, 0 FROM pgherd.sharded_table t
-        UNION ALL SELECT s.oid, twin.depth + 1 FROM twin JOIN source s ON s.relation = twin.oid)
-    SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname, 'text', pgherd.view_text(c.oid))
-        ORDER BY twin.depth, n.nspname, c.relname), '[]')::text
-    FROM twin JOIN pg_class c ON c.oid = twin.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE twin.depth > 0
+-- What others have locked so that PostgreSQL's functions would wait for them.
+CREATE OR REPLACE FUNCTION pgherd.locked_relations() RETURNS SETOF oid
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT l.relation FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+    WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
 $$;
+
+-- The views that every shard has, those that others read first: those over sharded tables that have a source. One that reads what another
+-- transaction is changing stays as it is, with what reads it: no text. The locks of looking are given up again.
+CREATE OR REPLACE FUNCTION pgherd.twin_views() RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found text;
+BEGIN
+    BEGIN
+        WITH RECURSIVE locked AS MATERIALIZED (SELECT pgherd.locked_relations() AS relation),
+        over_sharded(oid) AS (
+            SELECT t.relation::oid FROM pgherd.sharded_table t
+            UNION SELECT w.ev_class FROM over_sharded o JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = o.oid
+                AND d.classid = 'pg_rewrite'::regclass JOIN pg_rewrite w ON w.oid = d.objid AND w.rulename = '_RETURN'),
+        unread(oid) AS (
+            SELECT w.ev_class FROM over_sharded o JOIN pg_rewrite w ON w.ev_class = o.oid WHERE o.oid IN (SELECT relation FROM locked)
+                OR EXISTS (SELECT FROM pg_depend d JOIN locked ON locked.relation = d.refobjid
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass)
+            UNION SELECT w.ev_class FROM unread u JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = u.oid
+                AND d.classid = 'pg_rewrite'::regclass JOIN pg_rewrite w ON w.oid = d.objid),
+        source AS MATERIALIZED (
+            SELECT o.oid, (pgherd.view_source(o.oid) ->> 'relation')::oid AS relation FROM over_sharded o
+            WHERE pgherd.is_users_view(o.oid) AND o.oid NOT IN (SELECT oid FROM unread)),
+        twin(oid, depth) AS (
+            SELECT t.relation::oid, 0 FROM pgherd.sharded_table t
+            UNION ALL SELECT s.oid, twin.depth + 1 FROM twin JOIN source s ON s.relation = twin.oid)
+        SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname,
+                'text', CASE WHEN v.depth > 0 THEN pgherd.view_text(c.oid) END) ORDER BY v.depth, n.nspname, c.relname), '[]')::text
+            INTO found FROM (SELECT oid, depth FROM twin WHERE depth > 0 UNION SELECT oid, 0 FROM unread WHERE pgherd.is_users_view(oid)) v
+            JOIN pg_class c ON c.oid = v.oid JOIN pg_namespace n ON n.oid = c.relnamespace;
+        RAISE EXCEPTION USING ERRCODE = 'PH001', MESSAGE = 'locks are given up';
+    EXCEPTION WHEN SQLSTATE 'PH001' THEN NULL;
+    END;
+    RETURN found;
+END $$;
 
 -- Whether a function's body names a local relation behind FROM, INTO and the like: it needs the home shard.
 CREATE OR REPLACE FUNCTION pgherd.mentions_local(body text) RETURNS boolean
@@ -189,32 +217,60 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
           AND (strpos(lower(p.prosrc), lower(name)) > 0 OR p.prosqlbody IS NOT NULL))
 $$;
 
+-- What PostgreSQL's functions say of a view, or of a rule other than a view's own. They lock what they read of, and would wait for a transaction that
+-- changes it, or hold up one that wants to: a gateway's lease does not wait, and a client's transaction is not to keep such locks. So the
+-- locks are given up again with the inner block; NULL where they were not to be had.
+CREATE OR REPLACE FUNCTION pgherd.rule_facts(rule oid, is_view boolean) RETURNS json
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog SET lock_timeout = '50ms' AS $$
+DECLARE
+    facts json;
+BEGIN
+    BEGIN
+        SELECT CASE WHEN is_view THEN json_build_object('definition', pg_get_viewdef(w.ev_class), 'source', pgherd.view_source(w.ev_class),
+                'read_only', pg_relation_is_updatable(w.ev_class, true) = 0)
+            ELSE json_build_object('definition', pg_get_ruledef(w.oid)) END
+            INTO facts FROM pg_rewrite w WHERE w.oid = rule;
+        RAISE EXCEPTION USING ERRCODE = 'PH001', MESSAGE = 'locks are given up';
+    EXCEPTION WHEN SQLSTATE 'PH001' OR lock_not_available THEN NULL;
+    END;
+    RETURN facts;
+END $$;
+
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    -- What others have locked, and views and rules by their OIDs, with what is said of those whose relations are not locked.
+    WITH locked AS MATERIALIZED (SELECT pgherd.locked_relations() AS relation),
+    read AS MATERIALIZED (
+        SELECT w.oid, w.ev_class, w.rulename = '_RETURN' AS is_view, CASE WHEN w.ev_class NOT IN (SELECT relation FROM locked)
+                AND NOT EXISTS (SELECT FROM pg_depend d JOIN locked ON locked.relation = d.refobjid
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass)
+            THEN pgherd.rule_facts(w.oid, w.rulename = '_RETURN') END AS facts
+        FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd') AND EXISTS (SELECT FROM pgherd.sharded_table))
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
         json_build_object('epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', EXISTS (SELECT FROM pgherd.ever_sharded))::text
     ELSE json_build_object(
         'epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', true,
+        'incomplete', EXISTS (SELECT FROM read WHERE facts IS NULL),
         'tables', pgherd.tables_json(),
         -- Views and materialised views, with the relations and functions that their queries use.
         'views', (SELECT coalesce(json_agg(json_build_object(
                 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'materialized', c.relkind = 'm',
-                'definition', pg_get_viewdef(c.oid), 'columns', pgherd.columns_of(c.oid),
+                'definition', r.facts ->> 'definition', 'columns', pgherd.columns_of(c.oid),
                 'relations', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
-                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
                       AND d.refobjid <> c.oid),
                 'functions', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
-                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_proc'::regclass),
-                'source', CASE WHEN c.relkind = 'v' THEN pgherd.view_source(c.oid) END,
-                'read_only', pg_relation_is_updatable(c.oid, true) = 0)), '[]')
-            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-            JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN'
-            WHERE c.relkind IN ('v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
-        -- Other rules, by what they mention.
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_proc'::regclass),
+                'source', CASE WHEN c.relkind = 'v' THEN r.facts -> 'source' END,
+                'read_only', coalesce((r.facts ->> 'read_only')::boolean, true))), '[]')
+            FROM read r JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE r.is_view AND c.relkind IN ('v', 'm')),
+        -- Other rules, by what they mention; one that cannot be read may mention anything.
         'rules', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
-                'name', w.rulename, 'body', pg_get_ruledef(w.oid))), '[]')
-            FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE w.rulename <> '_RETURN' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
+                'name', w.rulename, 'body', coalesce(r.facts ->> 'definition', 'pgherd_data'))), '[]')
+            FROM read r JOIN pg_rewrite w ON w.oid = r.oid JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE NOT r.is_view),
         'triggers', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
                 'name', g.tgname, 'function', g.tgfoid::bigint)), '[]')
             FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace

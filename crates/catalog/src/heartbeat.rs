@@ -227,7 +227,10 @@ impl Heart {
         };
         let number = inner.beats_started.fetch_add(1, SeqCst) + 1;
         let drained = std::mem::take(&mut *inner.drained.lock());
-        let known = inner.snapshot.load().epoch.0 as i64;
+        let known = match &**inner.snapshot.load() {
+            snapshot if snapshot.incomplete => 0,
+            snapshot => snapshot.epoch.0 as i64,
+        };
         let sql = "SELECT pgherd.heartbeat($1, $2, $3, $4)";
         let reply = self
             .client

@@ -22,6 +22,8 @@ struct Document {
     #[serde(default)]
     ever_sharded: bool,
     #[serde(default)]
+    incomplete: bool,
+    #[serde(default)]
     tables: Vec<TableEntry>,
     #[serde(default)]
     views: Vec<reach::View>,
@@ -128,6 +130,7 @@ pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> 
     let mut snapshot = Snapshot {
         epoch: Epoch(document.epoch),
         ever_sharded: document.ever_sharded || !document.tables.is_empty(),
+        incomplete: document.incomplete,
         shards: shards.collect(),
         ..Snapshot::default()
     };

@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub yielding: BTreeMap<Name, String>,
     /// the database has sharded tables, or had some: SERIALIZABLE takes locks on what is read
     pub ever_sharded: bool,
+    /// views could not be read, since other transactions were changing what they read: it is to be loaded again
+    pub incomplete: bool,
 }
 
 /// What a name means.

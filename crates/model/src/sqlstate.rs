@@ -49,6 +49,8 @@ states! {
     NO_ACTIVE_TRANSACTION = b"25P01";
     /// idle_in_transaction_session_timeout
     IDLE_IN_TRANSACTION_TIMEOUT = b"25P03";
+    /// nonstandard_use_of_escape_character
+    NONSTANDARD_USE_OF_ESCAPE_CHARACTER = b"22P06";
     /// in_failed_sql_transaction
     IN_FAILED_TRANSACTION = b"25P02";
     /// invalid_sql_statement_name

@@ -109,14 +109,21 @@ pub(crate) async fn change(
 
 /// A policy runs where its table's row is, and needs what it reads there: tables that may yield become local, its own among them.
 async fn free_read_by_policy(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
-    let own = ddl.relations.first().and_then(|n| work.yielding(n)).map(|t| t.name.clone());
+    let own = ddl
+        .relations
+        .first()
+        .and_then(|n| work.yielding(n))
+        .map(|t| t.name.clone());
     let named = |name: String| ObjectName {
         schema: None,
         name,
         span: 0..0,
     };
     let of_its_own = |name: &str| ddl.relations.iter().chain(&ddl.object).any(|r| r.name == name);
-    let mut others = text.identifiers().filter(|i| !of_its_own(i)).filter_map(|i| work.yielding(&named(i)));
+    let mut others = text
+        .identifiers()
+        .filter(|i| !of_its_own(i))
+        .filter_map(|i| work.yielding(&named(i)));
     if others.any(|t| own.as_ref() != Some(&t.name)) {
         convert::free_named(work, text, "a policy involves it").await?;
     }

@@ -224,6 +224,11 @@ fn is_operator(b: u8) -> bool {
 
 /// All tokens of `text`, without white space and comments.
 pub fn tokenize(text: &str) -> Result<Vec<Token>, Unterminated> {
+    tokenize_under(text, false)
+}
+
+/// The same; with `escapes`, a backslash escapes in `'…'` too, as under `standard_conforming_strings = off`.
+pub(crate) fn tokenize_under(text: &str, escapes: bool) -> Result<Vec<Token>, Unterminated> {
     let bytes = text.as_bytes();
     let mut tokens = Vec::with_capacity(text.len() / 5 + 4);
     let mut at = 0;
@@ -232,7 +237,7 @@ pub fn tokenize(text: &str) -> Result<Vec<Token>, Unterminated> {
         if at >= bytes.len() {
             return Ok(tokens);
         }
-        let (kind, end) = token(bytes, at)?;
+        let (kind, end) = token(bytes, at, escapes)?;
         tokens.push(Token {
             kind,
             start: at as u32,
@@ -271,16 +276,16 @@ fn comment_end(bytes: &[u8], mut at: usize) -> Result<usize, Unterminated> {
     Ok(at)
 }
 
-fn token(bytes: &[u8], at: usize) -> Result<(TokenKind, usize), Unterminated> {
+fn token(bytes: &[u8], at: usize, escapes: bool) -> Result<(TokenKind, usize), Unterminated> {
     use TokenKind::{Bits, Number, Operator, Parameter, Quoted, String, Symbol, Word};
     let next = |i: usize| bytes.get(at + i).copied().unwrap_or(0);
     let quoted = |from, quote| quoted_end(bytes, from, quote, false).ok_or(Unterminated);
     let first = bytes[at];
     Ok(match first {
-        b'\'' => (String, string_end(bytes, at + 1, false)?),
+        b'\'' => (String, string_end(bytes, at + 1, escapes)?),
         b'"' => (Quoted, quoted(at + 1, b'"')?),
         b'e' | b'E' if next(1) == b'\'' => (String, string_end(bytes, at + 2, true)?),
-        b'n' | b'N' if next(1) == b'\'' => (String, string_end(bytes, at + 2, false)?),
+        b'n' | b'N' if next(1) == b'\'' => (String, string_end(bytes, at + 2, escapes)?),
         b'b' | b'B' | b'x' | b'X' if next(1) == b'\'' => (Bits, string_end(bytes, at + 2, false)?),
         b'u' | b'U' if next(1) == b'&' && next(2) == b'\'' => (String, string_end(bytes, at + 3, false)?),
         b'u' | b'U' if next(1) == b'&' && next(2) == b'"' => (Quoted, quoted(at + 3, b'"')?),

@@ -36,6 +36,7 @@ mod nested_joins;
 mod noting;
 pub mod parse;
 mod placed;
+pub mod plain_escapes;
 pub mod plpgsql;
 mod point;
 pub mod position;

@@ -382,7 +382,8 @@ impl Reach {
                 let reason = "It calls a function that may read a sharded table.".to_owned();
                 self.refuse(&view.schema, &view.name, reason, names);
             } else if view.definition.is_none() {
-                let reason = "Its definition cannot be read.".to_owned();
+                let reason =
+                    "Its definition cannot be read while another transaction changes what it reads.".to_owned();
                 self.refuse(&view.schema, &view.name, reason, names);
             } else {
                 self.expanded.insert(view.oid);

@@ -194,7 +194,8 @@ impl Session {
             search_path_id: self.settings.search_path_id,
             temporary,
             types: unit.types,
-            cacheable: self.is_cacheable(),
+            // One that is loaded again has the same number then.
+            cacheable: self.is_cacheable() && !snapshot.incomplete,
         }
     }
 

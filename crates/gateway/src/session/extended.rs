@@ -231,6 +231,9 @@ impl Session {
     /// `is_last`: nothing behind it uses the statement before the client waits for an answer.
     async fn parse(&mut self, parse: &mut Parse, is_last: bool) -> Result<(), Problem> {
         let name = parse.name.take().unwrap_or_default();
+        if let Some(explicit) = self.explicit_escapes(&parse.query) {
+            parse.query = explicit.text;
+        }
         let statements = self.database.cache.parse(&parse.query)?;
         if statements.len() > 1 {
             return Err(ServerError::new(

@@ -36,6 +36,10 @@ pub(crate) struct Settings {
     pub(crate) timeouts: Timeouts,
     /// client_min_messages
     pub(crate) least_severity: Severity,
+    /// standard_conforming_strings is off
+    pub(crate) escapes_in_strings: bool,
+    /// escape_string_warning
+    pub(crate) warns_of_escapes: bool,
     /// client_encoding, where it is not UTF8: the shards' stays UTF8
     pub(crate) encoding: Option<Arc<Encoding>>,
     /// the same at the start, where RESET goes back to
@@ -355,7 +359,8 @@ impl Session {
              (SELECT string_agg((extract(epoch FROM current_setting(n)::interval) * 1000)::bigint::text, ' ' ORDER BY i) \
               FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout']) \
               WITH ORDINALITY AS u (n, i)), current_setting('default_transaction_read_only'), \
-             current_setting('pgherd.pool_mode', true), current_setting('client_min_messages')";
+             current_setting('pgherd.pool_mode', true), current_setting('client_min_messages'), \
+             current_setting('standard_conforming_strings'), current_setting('escape_string_warning')";
         let results = self.ask_home(ASK).await?;
         let text = |i| results.first().and_then(|r| r.text(0, i));
         let role = self.who.role.clone();
@@ -364,6 +369,8 @@ impl Session {
         self.settings.default_isolation = isolation.filter(|level| level.is_one_snapshot());
         self.settings.default_read_only = text(5) == Some("on");
         self.settings.keeps_backend = text(6) == Some("session");
+        self.settings.escapes_in_strings = text(8) == Some("off");
+        self.settings.warns_of_escapes = text(9) == Some("on");
         self.settings.least_severity = text(7).map(Severity::from_word).unwrap_or_default();
         let mut limits = text(4).unwrap_or_default().split(' ').map(|ms| {
             let ms = ms.parse().unwrap_or(0);

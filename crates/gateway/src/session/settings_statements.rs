@@ -207,6 +207,8 @@ impl Session {
             || settings.search_path_id != self.settings.search_path_id
             || settings.timeouts != self.settings.timeouts
             || settings.least_severity != self.settings.least_severity
+            || settings.escapes_in_strings != self.settings.escapes_in_strings
+            || settings.warns_of_escapes != self.settings.warns_of_escapes
         {
             self.settings = settings;
             self.settings_changed();
@@ -217,7 +219,7 @@ impl Session {
 
     /// Routing and the gateway's own time limits depend on few settings; only those are asked for again.
     pub(super) async fn after_setting(&mut self, name: &str) -> Result<(), Problem> {
-        const CONCERNS_GATEWAY: [&str; 9] = [
+        const CONCERNS_GATEWAY: [&str; 11] = [
             "search_path",
             "role",
             "session_authorization",
@@ -227,6 +229,8 @@ impl Session {
             "idle_in_transaction_session_timeout",
             "idle_session_timeout",
             "client_min_messages",
+            "standard_conforming_strings",
+            "escape_string_warning",
         ];
         if CONCERNS_GATEWAY.contains(&name) || name.starts_with("pgherd.") {
             self.refresh_effective_settings().await?;

@@ -5,14 +5,21 @@ use super::{Problem, Session, Unit};
 use crate::template::Template;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::Kind;
+use pgherd_sql::plain_escapes::Explicit;
 
 impl Session {
     /// Runs a Query message and ends with ReadyForQuery.
     pub(crate) async fn simple_query(&mut self, text: &str) -> Result<(), Problem> {
         self.close_portal("").await?;
+        let explicit = self.explicit_escapes(text);
+        let text = explicit.as_ref().map_or(text, |e| &e.text);
         match self.run_text(text).await {
             Ok(()) => {}
-            Err(Problem::Error(error)) => self.fail(error).await?,
+            Err(Problem::Error(error)) => {
+                let position = error.fields().position;
+                let of_client = explicit.as_ref().and_then(|e| Some(e.map_position(position?)));
+                self.fail(error.with_position(of_client.or(position))).await?;
+            }
             Err(other) => return Err(other),
         }
         // An implicit block ends with the message, like the portals of a session without a block.
@@ -26,6 +33,20 @@ impl Session {
         self.convert_replies().await?;
         self.client.put_ready(self.block.status());
         Ok(())
+    }
+
+    /// A client's text with the escapes of its strings made explicit, where they are not so by default. PostgreSQL's warnings are said.
+    pub(crate) fn explicit_escapes(&mut self, text: &str) -> Option<Explicit> {
+        if !self.settings.escapes_in_strings {
+            return None;
+        }
+        let explicit = pgherd_sql::plain_escapes::explicit(text)?;
+        if self.settings.warns_of_escapes {
+            for warning in &explicit.warnings {
+                self.put_notice(warning);
+            }
+        }
+        Some(explicit)
     }
 
     /// Runs the text by its template, parsed and analysed for all texts alike; false where it takes the whole text.

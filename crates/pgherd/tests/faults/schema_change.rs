@@ -179,3 +179,59 @@ async fn a_gateway_that_dies_in_a_change_leaves_a_whole_table() {
     }
     judge(&readers.stop().await, &[&lives]);
 }
+
+/// What PostgreSQL says of a view locks what the view reads. While somebody holds that (here without a gateway, as a transaction in doubt
+/// would), schema changes go on, and a gateway starts; it knows the view as soon as that is over. Nor do changes keep such locks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_table_under_a_view_holds_up_nobody_else() {
+    let herd = three_shards().await;
+    let gateway = herd.gateway("g1").await.expect("gateway");
+    let client = gateway.connect().await.expect("connect");
+    run(
+        &client,
+        "CREATE TABLE seen (k int PRIMARY KEY) PARTITION BY RANGE (k); CREATE VIEW view_of_it AS SELECT k + 1 AS k FROM seen; \
+         CREATE TABLE near (n int); CREATE VIEW view_of_near AS SELECT * FROM near; INSERT INTO seen VALUES (1)",
+    )
+    .await;
+
+    run(
+        &client,
+        "BEGIN; CREATE TABLE another (k int PRIMARY KEY) PARTITION BY RANGE (k)",
+    )
+    .await;
+    let kept =
+        "SELECT count(*) FROM pg_locks WHERE relation IN ('seen'::regclass, 'near'::regclass, 'view_of_it'::regclass)";
+    assert_eq!(
+        value(&client, kept).await,
+        "0",
+        "locks of what the change does not concern"
+    );
+    run(&client, "COMMIT").await;
+
+    let holder = herd
+        .cluster()
+        .shard(1)
+        .connect("postgres", "postgres")
+        .await
+        .expect("connect");
+    run(&holder, "BEGIN; LOCK TABLE seen, near IN ACCESS EXCLUSIVE MODE").await;
+    let in_time = async {
+        run(&client, "CREATE TABLE third (k int PRIMARY KEY) PARTITION BY RANGE (k)").await;
+        let second = herd.gateway("g2").await.expect("a gateway that starts meanwhile");
+        let beside = second.connect().await.expect("connect");
+        run(&beside, "INSERT INTO third VALUES (1)").await;
+        assert_eq!(value(&beside, "SELECT count(*) FROM third").await, "1");
+        (second, beside)
+    };
+    let (_second, beside) = tokio::time::timeout(Duration::from_secs(40), in_time)
+        .await
+        .expect("held up");
+    run(&holder, "COMMIT").await;
+    let mut tries = 0;
+    while beside.batch_execute("SELECT * FROM view_of_it").await.is_err() {
+        tries += 1;
+        assert!(tries < 100, "the view stays unknown");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(value(&beside, "SELECT k FROM view_of_it").await, "2");
+}
