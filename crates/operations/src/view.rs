@@ -1,7 +1,9 @@
 //! Views, materialised views and CREATE TABLE AS. They are made on the home shard. A view that has the rows of one sharded table, row by
 //! row, is then made on the other shards as well (`Work::finish`); others over sharded tables are expanded by gateways.
 
+use crate::convert;
 use crate::drop::forget_vanished;
+use crate::materialized::reached;
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use pgherd_model::ServerError;
@@ -24,12 +26,8 @@ pub(crate) async fn change_views(
         return crate::materialized::create(work, text).await;
     }
     if ddl.temporary && reaches {
-        return Err(ServerError::unsupported(
-            "temporary views cannot be made of sharded tables yet",
-            "Use a view that is not temporary, or WITH.",
-        ));
-    }
-    if reaches {
+        free_read(work, text).await?;
+    } else if reaches {
         let renamed = text.new_name();
         let mut names: Vec<_> = ddl.relations.iter().map(|n| n.name.as_str()).collect();
         names.extend(renamed.as_deref());
@@ -43,6 +41,30 @@ pub(crate) async fn change_views(
         forget_vanished(work).await?;
     }
     Ok(tag)
+}
+
+/// A temporary view is one connection's to the home shard, which no other shard knows: what it reads becomes local where it may.
+async fn free_read(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
+    const HINT: &str = "Create the view without TEMPORARY, or use WITH.";
+    if let Some(function) = text.identifiers().find(|i| work.snapshot.may_reach(i)) {
+        let message = format!("function {function} may read sharded tables and cannot be called in a temporary view");
+        return Err(ServerError::unsupported(message, HINT));
+    }
+    for table in reached(&work.snapshot, text.identifiers().collect()) {
+        if !table.may_yield() {
+            let message = format!(
+                "a temporary view of sharded table \"{}\" is not supported yet",
+                table.name.name
+            );
+            return Err(ServerError::unsupported(message, HINT));
+        }
+        // One that is linked with another has become local along with that one.
+        if work.snapshot.table(&table.name).is_some_and(|t| t.sharded().is_some()) {
+            convert::refuse_to_free(work, &table)?;
+            convert::free(work, &table.name, "a temporary view reads it").await?;
+        }
+    }
+    Ok(())
 }
 
 /// CREATE TABLE AS and SELECT INTO from what is local; the new table is local. WITH NO DATA it may name sharded tables: the

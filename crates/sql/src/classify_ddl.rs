@@ -58,7 +58,7 @@ pub(crate) fn ddl(c: &mut Cursor, word: &str) -> Option<Kind> {
 }
 
 /// Objects that are not relations, by the words behind CREATE, ALTER and DROP.
-const OBJECTS: [(&str, [DdlKind; 3]); 17] = {
+const OBJECTS: [(&str, [DdlKind; 3]); 18] = {
     use DdlKind::*;
     [
         ("sequence", [CreateSequence, AlterSequence, DropSequence]),
@@ -70,6 +70,8 @@ const OBJECTS: [(&str, [DdlKind; 3]); 17] = {
         ("routine", [CreateFunction, AlterFunction, DropFunction]),
         ("aggregate", [CreateFunction, AlterFunction, DropFunction]),
         ("extension", [CreateExtension, AlterExtension, DropExtension]),
+        // Beside its foreign server, and no user.
+        ("user mapping", [OtherDdl, OtherDdl, OtherDdl]),
         ("role", [CreateRole, AlterRole, DropRole]),
         ("user", [CreateRole, AlterRole, DropRole]),
         ("group", [CreateRole, AlterRole, DropRole]),

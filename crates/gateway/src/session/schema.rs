@@ -68,6 +68,18 @@ impl Session {
                 )
                 .into());
             }
+            if self.is_temporary(ddl)
+                && ddl.kind == DdlKind::CreateView
+                && self.enter(unit).await?.analysis.touches_sharded
+            {
+                if self.who.pin.is_none() {
+                    self.pin_home("DISCARD TEMP").await?;
+                }
+                self.change_in_transaction(unit).await?;
+                self.temporary
+                    .extend(ddl.relations.iter().map(|view| view.name.clone()));
+                return Ok(());
+            }
             if self.is_temporary(ddl) {
                 return self.temporary_ddl(unit, ddl).await;
             }
@@ -77,6 +89,11 @@ impl Session {
         {
             return Box::pin(self.resolve_in_doubt(unit, arguments)).await;
         }
+        self.change_in_transaction(unit).await
+    }
+
+    /// The change, in the open block or in a transaction of its own.
+    async fn change_in_transaction(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let made = self.ensure_block();
         if let (true, Some(open)) = (made, self.block.open_mut()) {
             // A schema change is the same at every level, and rows that it moves must be the newest.
@@ -317,17 +334,11 @@ impl Session {
         // The new table's own name may be that of a sharded one. What else CREATE TABLE names, as in LIKE, is about columns,
         // which the home shard has.
         if entered.analysis.touches_sharded && ddl.kind != DdlKind::CreateTable {
-            let (what, remedy) = match ddl.kind {
-                DdlKind::CreateView => (
-                    "a temporary view of a sharded table is not supported yet",
-                    "Create the view without TEMPORARY.",
-                ),
-                _ => (
-                    "a temporary table made from a sharded table is not supported yet",
-                    "Create the temporary table first, then INSERT … SELECT into it.",
-                ),
-            };
-            return Err(ServerError::unsupported(what, remedy).into());
+            return Err(ServerError::unsupported(
+                "a temporary table made from a sharded table is not supported yet",
+                "Create the temporary table first, then INSERT … SELECT into it.",
+            )
+            .into());
         }
         let home = self.gateway.shards.home();
         if self.who.pin.is_none() {
