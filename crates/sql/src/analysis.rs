@@ -343,8 +343,10 @@ impl Analysis {
         if !self.touches_sharded {
             return true;
         }
-        if let Some(instead) = instead::tableoid(&walk.references, context).or_else(|| instead::table_queries(context))
-        {
+        let instead = instead::tableoid(&walk.references, context)
+            .or_else(|| instead::table_queries(context))
+            .or_else(|| instead::without_redundant(context));
+        if let Some(instead) = instead {
             self.instead = Some(instead);
             self.decision = Decision::Refuse(not_understood(&parsed.kind));
             return true;

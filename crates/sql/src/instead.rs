@@ -6,7 +6,7 @@ use crate::lexer::{Token, TokenKind};
 use crate::position::map_back;
 use crate::relations::{Reference, references, substitute};
 use crate::route::Replaced;
-use crate::tree::{starts_query, tree};
+use crate::tree::{redundant_tokens, starts_query, tree};
 use pgherd_model::{ServerError, Sharded, Table, TableKind, quote_identifier, quote_literal, range_condition};
 use std::ops::Range;
 use std::sync::Arc;
@@ -141,6 +141,15 @@ pub(crate) fn table_queries(context: &Context) -> Option<Instead> {
         })
         .collect();
     (!replacements.is_empty()).then(|| Instead::new(text, &replacements))
+}
+
+/// `FROM t *` as `FROM t`, in which another name and an alias can stand, and `INSERT INTO t (VALUES …)` without the parentheses, of which
+/// rows can be left out; None without one.
+pub(crate) fn without_redundant(context: &Context) -> Option<Instead> {
+    let redundant = redundant_tokens(context.text, context.tokens).into_iter();
+    let spans = redundant.map(|i| context.tokens[i].start as usize..context.tokens[i].end as usize);
+    let replacements: Vec<_> = spans.map(|span| (span, " ".to_owned())).collect();
+    (!replacements.is_empty()).then(|| Instead::new(context.text, &replacements))
 }
 
 /// `tableoid` of a table whose ranges are pgherd's: the table itself. Where it is a column of the result, the home shard's
