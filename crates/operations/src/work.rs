@@ -199,10 +199,12 @@ impl<'w, 's> Work<'w, 's> {
 
     /// What a name is.
     pub fn resolve(&self, name: &ObjectName) -> Option<Arc<Table>> {
-        match self
-            .snapshot
-            .resolve(name.schema.as_deref(), &name.name, self.session.search_path)
-        {
+        self.resolve_name(name.schema.as_deref(), &name.name)
+    }
+
+    /// What a name with a schema, or without, is.
+    pub fn resolve_name(&self, schema: Option<&str>, name: &str) -> Option<Arc<Table>> {
+        match self.snapshot.resolve(schema, name, self.session.search_path) {
             pgherd_model::Resolved::Known(table) => Some(table),
             pgherd_model::Resolved::Home => None,
         }

@@ -67,7 +67,7 @@ impl Session {
                 )
                 .into());
             }
-            if self.is_temporary(ddl) {
+            if self.is_temporary(ddl) && !self.is_temporary_view_of_sharded(unit, ddl).await? {
                 return self.temporary_ddl(unit, ddl).await;
             }
         }
@@ -87,7 +87,26 @@ impl Session {
             open.transaction.set_mode(mode);
         }
         let result = self.change_in_one_snapshot(unit).await;
+        if let Kind::Ddl(ddl) = &unit.statement.parsed.kind
+            && ddl.temporary
+            && result.is_ok()
+        {
+            self.temporary
+                .extend(ddl.relations.iter().map(|name| name.name.clone()));
+        }
         self.finish_statement(made, result).await
+    }
+
+    /// CREATE TEMPORARY VIEW over sharded tables: a schema change, since the tables become local for it. The view is made on the
+    /// session's own connection to the home shard.
+    async fn is_temporary_view_of_sharded(&mut self, unit: Unit<'_>, ddl: &Ddl) -> Result<bool, Problem> {
+        if ddl.kind != DdlKind::CreateView || !self.enter(unit).await?.analysis.touches_sharded {
+            return Ok(false);
+        }
+        if self.who.pin.is_none() {
+            self.pin_home("DISCARD TEMP").await?;
+        }
+        Ok(true)
     }
 
     /// CREATE and DROP INDEX CONCURRENTLY for a sharded table, which PostgreSQL does not do to partitioned ones, and DETACH
@@ -316,17 +335,11 @@ impl Session {
         // The new table's own name may be that of a sharded one. What else CREATE TABLE names, as in LIKE, is about columns,
         // which the home shard has.
         if entered.analysis.touches_sharded && ddl.kind != DdlKind::CreateTable {
-            let (what, remedy) = match ddl.kind {
-                DdlKind::CreateView => (
-                    "a temporary view of a sharded table is not supported yet",
-                    "Create the view without TEMPORARY.",
-                ),
-                _ => (
-                    "a temporary table made from a sharded table is not supported yet",
-                    "Create the temporary table first, then INSERT … SELECT into it.",
-                ),
-            };
-            return Err(ServerError::unsupported(what, remedy).into());
+            return Err(ServerError::unsupported(
+                "a temporary table made from a sharded table is not supported yet",
+                "Create the temporary table first, then INSERT … SELECT into it.",
+            )
+            .into());
         }
         let home = self.gateway.shards.home();
         if self.who.pin.is_none() {
