@@ -565,7 +565,8 @@ fn what_sqlparser_does_not_read() {
     check_places(&[
         ("select * from only t where k = 5", "refuse"),
         ("select * from only loc", "1"),
-        ("select * from t where k == 5", "refuse"),
+        ("select * from t where k == 5", "plan"),
+        ("select * from t where k = 5 and collation for (s) = 'C'", "refuse"),
         ("selec * from loc", "1"),
         ("selec * from t", "refuse"),
     ]);
