@@ -13,6 +13,18 @@ use std::sync::Arc;
 /// How often a stale route is tried again after a refresh.
 const STALE_ROUTE_TRIES: usize = 5;
 
+/// PostgreSQL reads a statement before it draws from a sequence. One without parameters is read in the same round trip, others are
+/// described, which is remembered.
+fn is_judged_with_defaults(unit: Unit<'_>) -> bool {
+    matches!(unit.mode, Mode::Simple) && unit.parameters.is_empty() && unit.statement.text.len() < LONGEST_JUDGED
+}
+
+/// Reads an INSERT on the home shard before its defaults are drawn there.
+const JUDGE: &str = "PREPARE pgherd_judged AS ";
+
+/// Bytes of an INSERT beyond which reading it twice costs more than the numbers are worth that it draws in vain where it is wrong.
+const LONGEST_JUDGED: usize = 16 << 10;
+
 impl Session {
     /// Runs one statement and puts its reply, up to CommandComplete, into the client's buffer.
     pub(crate) async fn run(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
@@ -231,6 +243,11 @@ impl Session {
                 if entered.analysis.defaults_may_write(&entered.snapshot) {
                     self.begin_for_one_at_home().await?;
                 }
+                let refused = self.refuse_write_in_read_only(unit, entered);
+                if refused.is_err() || !is_judged_with_defaults(unit) {
+                    self.description(unit, &entered.snapshot).await?;
+                }
+                refused?;
                 let rows = self.default_values(unit, query).await?;
                 if self.who.pin.is_none() {
                     self.drawn.note(&drawn, &rows);
@@ -328,16 +345,28 @@ impl Session {
 
     /// Values of defaults that only the home shard can give, one row per inserted row.
     async fn default_values(&mut self, unit: Unit<'_>, query: String) -> Result<Vec<Vec<Option<String>>>, Problem> {
-        let query = match unit.statement.shared_clock {
+        let mut query = match unit.statement.shared_clock {
             true => match self.clock_setting(self.gateway.shards.home()).await? {
                 Some(setting) => format!("{setting}; {query}"),
                 None => query,
             },
             false => query,
         };
+        let (text, judged) = (&unit.statement.text, is_judged_with_defaults(unit));
+        if judged {
+            query = format!("{JUDGE}{text}\n; DEALLOCATE pgherd_judged; {query}");
+        }
         let results = match self.ask_home(&query).await {
             Ok(results) => results,
-            Err(error) => return Err(self.at_its_place(unit, error).await.into()),
+            Err(error) => {
+                let position = error.fields().position.and_then(|p| p.checked_sub(JUDGE.len() as u32));
+                let own = position.filter(|p| judged && (1..=text.chars().count() as u32).contains(p));
+                return Err(match own {
+                    Some(_) => error.with_position(own),
+                    None => self.at_its_place(unit, error).await,
+                }
+                .into());
+            }
         };
         let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
         let text = |v: Option<bytes::Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());

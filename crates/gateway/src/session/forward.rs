@@ -105,7 +105,8 @@ impl Session {
         };
         let open = self.block.open_mut().ok_or_else(no_block)?;
         enlist(&mut open.transaction, unit, part.shard).await?;
-        if !entered.analysis.read_only {
+        let shows = matches!(unit.statement.parsed.kind, Kind::Show { .. });
+        if !entered.analysis.read_only && !shows {
             open.transaction.wrote(part.shard);
         }
         let reads = !matches!(unit.statement.parsed.kind, Kind::Lock(_) | Kind::Show { .. });

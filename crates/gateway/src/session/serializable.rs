@@ -369,7 +369,7 @@ impl Session {
     }
 
     /// 25006 before PostgreSQL would say it, since a write would wait for other readers first.
-    fn refuse_write_in_read_only(&self, unit: Unit<'_>, entered: &Entered) -> Result<(), ServerError> {
+    pub(super) fn refuse_write_in_read_only(&self, unit: Unit<'_>, entered: &Entered) -> Result<(), ServerError> {
         let read_only = |open: &Open| open.transaction.mode().read_only == Some(true);
         let word = match &unit.statement.parsed.kind {
             Kind::Insert => "INSERT",
