@@ -53,7 +53,8 @@ fn only_tokens(text: &str, tokens: &[Token]) -> Vec<(usize, Vec<Range<usize>>)> 
     let mut found = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
         let of_fetch = i > 0 && (tokens[i - 1].is_word(text, "row") || tokens[i - 1].is_word(text, "rows"));
-        if !token.is_word(text, "only") || of_fetch {
+        let is_name = i > 0 && (tokens[i - 1].is(text, ".") || tokens[i - 1].is_word(text, "as"));
+        if !token.is_word(text, "only") || of_fetch || is_name {
             continue;
         }
         let mut spans = vec![span(token)];

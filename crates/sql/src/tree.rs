@@ -10,6 +10,7 @@ mod marks;
 mod rare;
 mod tokens;
 mod using_alias;
+mod xml;
 
 use crate::lexer::{Token, TokenKind};
 use crate::lock_order::limits_first;
@@ -367,7 +368,8 @@ impl Conversion<'_> {
     fn token(&mut self, i: usize, dialect: &PostgreSqlDialect) -> Option<()> {
         let token = &self.tokens[i];
         // sqlparser takes FROM ONLY t for a table `only` with the alias t; behind ROWS it means FETCH.
-        if self.word(i, "only") && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
+        let is_name = i > 0 && (self.symbol(i - 1, ".") || self.word(i - 1, "as"));
+        if self.word(i, "only") && !is_name && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
             return None;
         }
         let left_out = self.subscripts.contains(&i)
@@ -569,7 +571,12 @@ impl Conversion<'_> {
 fn rows_from(text: &str, tokens: &[Token]) -> Vec<usize> {
     let mut found = Vec::new();
     for i in 0..tokens.len().saturating_sub(3) {
-        if !tokens[i].is_word(text, "rows") || !tokens[i + 1].is_word(text, "from") || !tokens[i + 2].is(text, "(") {
+        // `SELECT rows FROM (SELECT …)` is something else.
+        let begins_query = ["select", "with", "values", "table"]
+            .iter()
+            .any(|w| tokens[i + 3].is_word(text, w));
+        let begins = tokens[i].is_word(text, "rows") && tokens[i + 1].is_word(text, "from");
+        if !begins || !tokens[i + 2].is(text, "(") || begins_query || tokens[i + 3].is(text, "(") {
             continue;
         }
         let (mut depth, mut several) = (0, false);
@@ -590,6 +597,8 @@ pub(crate) fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
     let Some(before) = i.checked_sub(1).map(|b| &tokens[b]) else {
         return true;
     };
-    let words = ["union", "all", "distinct", "intersect", "except", "as"];
-    before.is(text, "(") || words.iter().any(|w| before.is_word(text, w))
+    let words = ["union", "all", "distinct", "intersect", "except"];
+    // AS begins one in CREATE, elsewhere a name.
+    let made = before.is_word(text, "as") && tokens[0].is_word(text, "create");
+    before.is(text, "(") || made || words.iter().any(|w| before.is_word(text, w))
 }

@@ -29,6 +29,9 @@ pub(super) const ROW_COLUMNS: &str = "pgherd row columns";
 /// The first of several values of IN where it is a query, which sqlparser would take for the only one.
 pub(super) const VALUE: &str = "pgherd value";
 
+/// `COLLATION FOR (a)`.
+pub(super) const COLLATION_FOR: &str = "pgherd collation for";
+
 /// `ROWS FROM (f(x), g(y))`: a function in FROM that nobody knows.
 pub(super) const ROWS_FROM: &str = "pgherd rows from";
 

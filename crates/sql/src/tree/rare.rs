@@ -1,9 +1,10 @@
 //! What PostgreSQL's grammar has and sqlparser's lacks, where the tree can do without it, or say the same in other words.
 
-use super::marks::{ROW_COLUMNS, ROWS_FROM, VALUE};
+use super::marks::{COLLATION_FOR, ROW_COLUMNS, ROWS_FROM, VALUE};
 use crate::lexer::{Token, TokenKind};
 use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer as sp;
+use std::ops::Range;
 
 /// What becomes of such tokens.
 #[derive(Debug, Default)]
@@ -39,6 +40,50 @@ const NAMES: [&str; 16] = [
     "sort",
     "top",
     "unpivot",
+];
+
+/// Words that sqlparser does not take for an alias without AS.
+const ALIASES: [&str; 11] = [
+    "cluster",
+    "connect",
+    "exclude",
+    "explain",
+    "format",
+    "global",
+    "open",
+    "partition",
+    "settings",
+    "start",
+    "view",
+];
+
+/// What stands behind an alias.
+const BEHIND_ALIAS: [&str; 25] = [
+    "cross",
+    "except",
+    "fetch",
+    "for",
+    "from",
+    "full",
+    "group",
+    "having",
+    "inner",
+    "intersect",
+    "into",
+    "join",
+    "left",
+    "limit",
+    "natural",
+    "offset",
+    "on",
+    "order",
+    "right",
+    "set",
+    "union",
+    "using",
+    "when",
+    "where",
+    "window",
 ];
 
 /// The alias of a function that has a list of columns and no name.
@@ -95,7 +140,7 @@ impl Rare {
     }
 }
 
-struct Finder<'a> {
+pub(super) struct Finder<'a> {
     text: &'a str,
     tokens: &'a [Token],
     found: Rare,
@@ -106,16 +151,24 @@ fn word(word: &str) -> sp::Token {
 }
 
 impl Finder<'_> {
-    fn is(&self, at: usize, symbol: &str) -> bool {
+    pub(super) fn leave_out(&mut self, tokens: Range<usize>) {
+        self.found.left_out.extend(tokens);
+    }
+
+    pub(super) fn instead(&mut self, at: usize, tokens: Vec<sp::Token>) {
+        self.found.instead.push((at, tokens));
+    }
+
+    pub(super) fn is(&self, at: usize, symbol: &str) -> bool {
         self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol))
     }
 
-    fn is_word(&self, at: usize, words: &[&str]) -> bool {
+    pub(super) fn is_word(&self, at: usize, words: &[&str]) -> bool {
         let token = self.tokens.get(at);
         token.is_some_and(|t| words.iter().any(|word| t.is_word(self.text, word)))
     }
 
-    fn is_name(&self, at: usize) -> bool {
+    pub(super) fn is_name(&self, at: usize) -> bool {
         let token = self.tokens.get(at);
         token.is_some_and(|t| matches!(t.kind, TokenKind::Word | TokenKind::Quoted))
     }
@@ -130,7 +183,7 @@ impl Finder<'_> {
     }
 
     /// Where the parenthesis that opens here is closed.
-    fn close_of(&self, open: usize) -> Option<usize> {
+    pub(super) fn close_of(&self, open: usize) -> Option<usize> {
         let mut depth = 0;
         (open..self.tokens.len()).find(|&at| {
             depth += i32::from(self.is(at, "(")) - i32::from(self.is(at, ")"));
@@ -166,6 +219,10 @@ impl Finder<'_> {
             b'a' if is("as") => self.column_definitions(i),
             b'c' if is("cycle") => self.cycle(i),
             b'c' if is("conflict") => self.conflict(i),
+            b'c' if is("collation") && self.is_word(i + 1, &["for"]) && self.is(i + 2, "(") => {
+                self.leave_out(i..i + 1);
+                self.instead(i + 1, vec![sp::Token::make_word(COLLATION_FOR, Some('"'))]);
+            }
             b'g' if is("grouping") => self.nested_sets(i),
             b'f' if is("following") => self.frame_bound(i),
             b'i' if is("in") => self.values_of_in(i),
@@ -178,14 +235,32 @@ impl Finder<'_> {
             b'p' if is("preceding") => self.frame_bound(i),
             b'r' if is("rows") => self.rows_from(i),
             b's' if is("search") => self.search(i),
+            b'x' => self.xml_call(i),
             _ => {}
         }
         if self.tokens.get(i + 1).is_some_and(|t| t.kind == TokenKind::String) {
             self.typed_constant(i);
-        } else if NAMES.iter().any(|name| is(name)) {
+        } else if NAMES.iter().any(|name| is(name)) || self.is_alias(i) || self.is_column(i) {
             let name = sp::Token::make_word(&token.text(self.text).to_ascii_lowercase(), Some('"'));
             self.found.instead.push((i, vec![name]));
         }
+    }
+
+    /// Whether one of [`ALIASES`] stands behind what has an alias, in a statement that is no schema change.
+    fn is_alias(&self, i: usize) -> bool {
+        let of_query = ["select", "with", "insert", "update", "delete", "merge"];
+        let is_one = ALIASES.iter().any(|alias| self.is_word(i, &[alias]));
+        let behind = |i: usize| {
+            let symbols = [",", ")", "("].iter().any(|symbol| self.is(i, symbol));
+            symbols || i == self.tokens.len() || self.is_word(i, &BEHIND_ALIAS)
+        };
+        let has_one = |i: usize| self.is(i, ")") || self.is_name(i) && !self.is_word(i, &BEHIND_ALIAS);
+        is_one && i > 1 && has_one(i - 1) && behind(i + 1) && (self.is_word(0, &of_query) || self.is(0, "("))
+    }
+
+    /// Whether it is a column of a name that sqlparser takes for a function's.
+    fn is_column(&self, i: usize) -> bool {
+        self.is_word(i, &["exists", "trim"]) && !self.is(i + 1, "(") && !self.follows_word(i, &["if", "not"])
     }
 
     fn star_at(&mut self, i: usize) {
@@ -386,7 +461,12 @@ impl Finder<'_> {
 
     /// `ROWS FROM (f(x), g(y))`, as a function of that name. With one function inside there is nothing to do: see `rows_from` of the tree.
     fn rows_from(&mut self, i: usize) {
-        if !self.is_word(i + 1, &["from"]) || !self.is(i + 2, "(") {
+        let queries = ["select", "with", "values", "table"];
+        if !self.is_word(i + 1, &["from"])
+            || !self.is(i + 2, "(")
+            || self.is_word(i + 3, &queries)
+            || self.is(i + 3, "(")
+        {
             return;
         }
         let Some(close) = self.close_of(i + 2) else { return };
