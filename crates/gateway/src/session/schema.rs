@@ -3,12 +3,17 @@
 use super::block::{Block, Open, notice};
 use super::forward::no_block;
 use super::serializable::unseen;
+use super::stored::with_position;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, quote_identifier, quote_literal};
 use pgherd_operations::{Distribution, Outcome};
+use pgherd_sql::relations::references;
 use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
 use std::sync::atomic::Ordering;
+
+/// Makes a view a temporary one.
+const TEMPORARY: &str = "TEMPORARY ";
 
 impl Session {
     /// DDL and CALL pgherd.….
@@ -67,6 +72,15 @@ impl Session {
                 )
                 .into());
             }
+            if let Some(temporary) = self.as_temporary_view(unit, ddl).await? {
+                let statements = self.database.cache.parse(&temporary)?;
+                let statement = statements
+                    .first()
+                    .ok_or_else(|| ServerError::internal("no view is left"))?;
+                let made = Box::pin(self.run_schema_change(Unit { statement, ..unit })).await;
+                let put = |p: u32| p.checked_sub(TEMPORARY.len() as u32).filter(|p| *p > 0).unwrap_or(p);
+                return made.map_err(|problem| with_position(problem, |position| position.map(put)));
+            }
             if self.is_temporary(ddl) && !self.is_temporary_view_of_sharded(unit, ddl).await? {
                 return self.temporary_ddl(unit, ddl).await;
             }
@@ -95,6 +109,49 @@ impl Session {
                 .extend(ddl.relations.iter().map(|name| name.name.clone()));
         }
         self.finish_statement(made, result).await
+    }
+
+    /// CREATE VIEW over a temporary relation makes a temporary view, to PostgreSQL; here it is to be one from the start.
+    async fn as_temporary_view(&mut self, unit: Unit<'_>, ddl: &Ddl) -> Result<Option<String>, Problem> {
+        if ddl.kind != DdlKind::CreateView || ddl.temporary || self.temporary.is_empty() {
+            return Ok(None);
+        }
+        let (text, parsed) = (&unit.statement.text, &unit.statement.parsed);
+        let read = parsed.ast.as_deref().and_then(|tree| references(tree, &|_, _| None));
+        let mut names: Vec<String> = match read {
+            Some(read) => read
+                .into_iter()
+                .filter(|r| r.name.schema.is_none())
+                .map(|r| r.name.name)
+                .collect(),
+            None => parsed.identifiers(text).collect(),
+        };
+        names.retain(|name| self.temporary.contains(name));
+        if names.is_empty() {
+            return Ok(None);
+        }
+        // It may be gone with its transaction.
+        let names: Vec<_> = names
+            .iter()
+            .map(|name| quote_literal(&format!("pg_temp.{}", quote_identifier(name))))
+            .collect();
+        let sql = format!(
+            "SELECT pg_catalog.bool_or(pg_catalog.to_regclass(n) IS NOT NULL)::text FROM pg_catalog.unnest(ARRAY[{}]) AS n",
+            names.join(", ")
+        );
+        let answer = self.ask_home(&sql).await?;
+        let is_view = |t: &&pgherd_sql::lexer::Token| t.is_word(text, "view") || t.is_word(text, "recursive");
+        let (Some("true"), Some(view)) = (
+            answer.first().and_then(|r| r.text(0, 0)),
+            parsed.tokens.iter().find(is_view),
+        ) else {
+            return Ok(None);
+        };
+        let name = ddl.relations.first().map_or("", |name| name.name.as_str());
+        let message = format!("view \"{name}\" will be a temporary view");
+        self.put_notice(&notice("NOTICE", SqlState::SUCCESS, &message));
+        let at = view.start as usize;
+        Ok(Some(format!("{}{TEMPORARY}{}", &text[..at], &text[at..])))
     }
 
     /// CREATE TEMPORARY VIEW over sharded tables: a schema change, since the tables become local for it. The view is made on the

@@ -321,7 +321,7 @@ fn can_be_prepared(kind: &Kind) -> bool {
 }
 
 /// An error with another position.
-fn with_position(problem: Problem, position: impl Fn(Option<u32>) -> Option<u32>) -> Problem {
+pub(super) fn with_position(problem: Problem, position: impl Fn(Option<u32>) -> Option<u32>) -> Problem {
     match problem {
         Problem::Error(error) => {
             let position = position(error.fields().position);
