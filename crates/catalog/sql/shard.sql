@@ -308,6 +308,26 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         WHERE h.name IS NULL OR w.name IS NULL)
 $$;
 
+-- The catalog, the views that every shard has (both on the home shard), or whether this shard has those of the list: as an open transaction of a client sees them. To
+-- read a view's text locks the relations in it until the transaction ends, and others could not change these tables for as long as a
+-- client likes; a subtransaction that is rolled back gives the locks up.
+CREATE OR REPLACE FUNCTION pgherd.seen_within(what text, payload text DEFAULT NULL) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE
+    found text;
+BEGIN
+    IF what = 'snapshot' THEN
+        found := pgherd.snapshot();
+    ELSIF what = 'twin_views' THEN
+        found := pgherd.twin_views();
+    ELSE
+        found := pgherd.has_views(payload)::text;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'PH001';
+EXCEPTION WHEN SQLSTATE 'PH001' THEN
+    RETURN found;
+END $$;
+
 -- Makes the views of users on this shard, which is not the home shard, those of the list.
 -- payload: [{"schema": "public", "name": "v", "text": "CREATE VIEW …"}, …], a view behind those that it reads
 CREATE OR REPLACE FUNCTION pgherd.keep_views(payload text, signature text) RETURNS void

@@ -9,11 +9,41 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             WHEN a.attgenerated <> '' THEN NULL
             -- An identity column's value comes from its sequence, which lives on the home shard like any other.
             WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', pg_get_serial_sequence(relation::regclass::text, a.attname))
-            ELSE pg_get_expr(d.adbin, d.adrelid) END,
+            -- A default names no column, so it is read without its table, which pg_get_expr would lock.
+            ELSE pg_get_expr(d.adbin, 0) END,
         'generated', a.attgenerated <> '',
         'identity', CASE a.attidentity WHEN 'a' THEN true WHEN 'd' THEN false END) ORDER BY a.attnum), '[]')
     FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+$$;
+
+-- What an open transaction of somebody else has locked against reading, or waits to, and what names that in a rule. PostgreSQL locks
+-- the relations of a view before it shows the view's text, and no gateway may wait for a client's transaction.
+CREATE OR REPLACE FUNCTION pgherd.held_relations() RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH RECURSIVE locks AS MATERIALIZED (
+        SELECT l.relation AS oid, l.pid IS NOT DISTINCT FROM pg_backend_pid() AND l.granted AS own, l.mode FROM pg_locks l
+        WHERE l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    ), held(oid) AS (
+        SELECT l.oid FROM locks l WHERE l.mode = 'AccessExclusiveLock' AND NOT EXISTS (SELECT FROM locks o WHERE o.own AND o.oid = l.oid)
+        UNION SELECT w.ev_class FROM held h
+        JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = h.oid AND d.classid = 'pg_rewrite'::regclass
+        JOIN pg_rewrite w ON w.oid = d.objid)
+    SELECT coalesce(array_agg(held.oid), '{}') FROM held
+$$;
+
+-- Another one whenever the text of this rule or function may be another one: with its own row (`own`), and with the rows of what it names.
+CREATE OR REPLACE FUNCTION pgherd.text_version(class oid, object oid, own xid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT md5(own::text || coalesce(string_agg(concat_ws(' ', d.refobjid, d.refobjsubid, c.xmin, a.xmin, p.xmin, t.xmin, n.nspname), ','
+        ORDER BY d.refobjid, d.refobjsubid, d.refclassid), ''))
+    FROM pg_depend d
+    LEFT JOIN pg_class c ON d.refclassid = 'pg_class'::regclass AND c.oid = d.refobjid
+    LEFT JOIN pg_attribute a ON d.refclassid = 'pg_class'::regclass AND a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+    LEFT JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+    LEFT JOIN pg_type t ON d.refclassid = 'pg_type'::regclass AND t.oid = d.refobjid
+    LEFT JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, p.pronamespace, t.typnamespace)
+    WHERE d.classid = class AND d.objid = object
 $$;
 
 CREATE OR REPLACE FUNCTION pgherd.column_names(relation oid, numbers smallint[]) RETURNS json
@@ -199,20 +229,23 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
         -- Views and materialised views, with the relations and functions that their queries use.
         'views', (SELECT coalesce(json_agg(json_build_object(
                 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'materialized', c.relkind = 'm',
-                'definition', pg_get_viewdef(c.oid), 'columns', pgherd.columns_of(c.oid),
+                'held', h.held, 'version', pgherd.text_version('pg_rewrite'::regclass, w.oid, w.xmin),
+                'definition', CASE WHEN NOT h.held THEN pg_get_viewdef(c.oid) END, 'columns', pgherd.columns_of(c.oid),
                 'relations', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
                     WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
                       AND d.refobjid <> c.oid),
                 'functions', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
                     WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_proc'::regclass),
-                'source', CASE WHEN c.relkind = 'v' THEN pgherd.view_source(c.oid) END,
-                'read_only', pg_relation_is_updatable(c.oid, true) = 0)), '[]')
+                'source', CASE WHEN c.relkind = 'v' AND NOT h.held THEN pgherd.view_source(c.oid) END,
+                'read_only', CASE WHEN NOT h.held THEN pg_relation_is_updatable(c.oid, true) = 0 ELSE true END)), '[]')
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN'
+            CROSS JOIN LATERAL (SELECT c.oid = ANY (all_held.oids) AS held) h
             WHERE c.relkind IN ('v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
         -- Other rules, by what they mention.
         'rules', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
-                'name', w.rulename, 'body', pg_get_ruledef(w.oid))), '[]')
+                'name', w.rulename, 'version', pgherd.text_version('pg_rewrite'::regclass, w.oid, w.xmin),
+                'body', CASE WHEN c.oid <> ALL (all_held.oids) THEN pg_get_ruledef(w.oid) END)), '[]')
             FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE w.rulename <> '_RETURN' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
         'triggers', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
@@ -227,13 +260,18 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
               AND (k.conrelid IN (SELECT relation FROM pgherd.sharded_table))
                 <> (k.confrelid IN (SELECT relation FROM pgherd.sharded_table))),
         'functions', (SELECT coalesce(json_agg(json_build_object('oid', p.oid::bigint, 'name', p.proname, 'language', l.lanname,
-                'body', coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc,
-                'immutable', p.provolatile = 'i',
-                'local', p.provolatile <> 'i' AND l.lanname NOT IN ('c', 'internal')
-                    AND pgherd.mentions_local(coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc),
+                'version', CASE WHEN p.prosqlbody IS NOT NULL THEN pgherd.text_version('pg_proc'::regclass, p.oid, p.xmin) END,
+                'body', b.body, 'immutable', p.provolatile = 'i',
+                'local', p.provolatile <> 'i' AND l.lanname NOT IN ('c', 'internal') AND pgherd.mentions_local(b.body),
                 'parts', (SELECT json_agg(x) FROM pg_aggregate a, unnest(ARRAY[a.aggtransfn::oid, a.aggfinalfn, a.aggcombinefn,
                     a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::bigint[]) x WHERE a.aggfnoid = p.oid))), '[]')
             FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+            -- Of a function with a body in SQL that names what is held, NULL: its text would be waited for.
+            CROSS JOIN LATERAL (SELECT CASE
+                WHEN p.prosqlbody IS NULL THEN ' ' || p.prosrc
+                WHEN NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+                    AND d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY (all_held.oids))
+                THEN coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc END AS body) b
             WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
         'dependents', pgherd.dependents(),
         'schemas', (SELECT json_agg(lower(nspname)) FROM pg_namespace),
@@ -245,13 +283,15 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
                 SELECT FROM pg_class o JOIN pg_namespace m ON m.oid = o.relnamespace
                 WHERE o.relname = c.relname AND o.oid <> c.oid AND m.nspname !~ '^pg_(temp|toast)'))
     )::text END
+    FROM (SELECT pgherd.held_relations() AS oids OFFSET 0) all_held
 $$;
 
 -- A gateway's heartbeat: renews its lease (`lease` in milliseconds), stores what it has drained, and returns the pending
 -- changes and, when the epoch is not the known one, the catalog. Reads changes before the catalog, so that a change
 -- that is not listed any more is in the catalog.
 CREATE OR REPLACE FUNCTION pgherd.heartbeat(gateway text, lease_ms integer, known_epoch bigint, drained bigint[]) RETURNS text
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+-- Where somebody locks a relation just before the catalog reads its text, the next heartbeat finds it held; the lease must not end meanwhile.
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog SET lock_timeout = '1s' AS $$
 DECLARE
     pending json;
     now_epoch bigint;

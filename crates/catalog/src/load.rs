@@ -1,6 +1,7 @@
 //! From the catalog's JSON (`pgherd.snapshot()`) to a [`Snapshot`].
 
 mod body;
+mod held;
 mod home;
 mod reach;
 mod stand_in;
@@ -8,6 +9,7 @@ mod watched;
 mod yielding;
 
 use crate::Error;
+pub(crate) use held::Remembered;
 use pgherd_model::{
     Bound, Column, Epoch, ForeignKey, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot,
     Table, TableId, TableKind,
@@ -62,7 +64,7 @@ struct TableEntry {
     direct: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct ColumnEntry {
     name: String,
     number: i16,
@@ -124,7 +126,20 @@ struct Shadow {
 /// # Errors
 /// XX000 when the text is not what that function writes.
 pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> Result<Snapshot, Error> {
-    let document: Document = serde_json::from_str(json).map_err(|e| Error::Corrupt(e.to_string()))?;
+    snapshot_with(json, shards, &mut Remembered::default())
+}
+
+/// The same, where texts that the document leaves out are `remembered`.
+///
+/// # Errors
+/// Also 55P03, where one was never read.
+pub(crate) fn snapshot_with(
+    json: &str,
+    shards: impl Iterator<Item = ShardId>,
+    remembered: &mut Remembered,
+) -> Result<Snapshot, Error> {
+    let mut document: Document = serde_json::from_str(json).map_err(|e| Error::Corrupt(e.to_string()))?;
+    remembered.complete(&mut document)?;
     let mut snapshot = Snapshot {
         epoch: Epoch(document.epoch),
         ever_sharded: document.ever_sharded || !document.tables.is_empty(),

@@ -355,14 +355,17 @@ impl<'w, 's> Work<'w, 's> {
         if others.is_empty() || !(self.catalog_changed || had_any) {
             return Ok(());
         }
-        let wanted = self.value("SELECT pgherd.twin_views()").await?.unwrap_or_default();
+        let wanted = self
+            .value("SELECT pgherd.seen_within('twin_views')")
+            .await?
+            .unwrap_or_default();
         if !had_any && wanted == "[]" {
             return Ok(());
         }
         for shard in others {
             let backend = self.transaction.participant(shard).await?;
             let asked = backend
-                .query("SELECT pgherd.has_views($1)::text", &[Some(&wanted)])
+                .query("SELECT pgherd.seen_within('has_views', $1)", &[Some(&wanted)])
                 .await;
             let asked = asked.map_err(|e| self.worded(e.into()))?;
             let is_same = asked.first().and_then(|row| row.first()?.as_deref()) == Some(&b"true"[..]);
