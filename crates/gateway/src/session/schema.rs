@@ -321,6 +321,10 @@ impl Session {
                     "a temporary view of a sharded table is not supported yet",
                     "Create the view without TEMPORARY.",
                 ),
+                DdlKind::CreateFunction => (
+                    "a temporary function that may use a sharded table is not supported yet",
+                    "Create the function in a schema, or run its statements by themselves.",
+                ),
                 _ => (
                     "a temporary table made from a sharded table is not supported yet",
                     "Create the temporary table first, then INSERT … SELECT into it.",
@@ -339,6 +343,19 @@ impl Session {
             fences: Vec::new(),
             replaced: [].into(),
         };
+        let any_sharded = entered.snapshot.sharded().next().is_some();
+        if any_sharded {
+            refuse_temporary_calls(unit, &entered.snapshot)?;
+        }
+        if any_sharded && ddl.kind == DdlKind::CreateFunction {
+            let made = self.ensure_block();
+            if let (true, Some(open)) = (made, self.block.open_mut()) {
+                open.for_one_statement = true;
+            }
+            if let Err(problem) = self.check_temporary_function(unit, ddl).await {
+                return self.finish_statement(made, Err(problem)).await;
+            }
+        }
         self.forward(unit, &entered, &part).await?;
         for relation in &ddl.relations {
             match ddl.kind {
@@ -352,6 +369,34 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// No table yields to a function in pg_temp and no gateway watches it, since no catalog has it. So it must not be one that may read a
+    /// sharded table, of which it would find one shard's rows. The home shard makes it, for the catalog to judge, and takes it back.
+    async fn check_temporary_function(&mut self, unit: Unit<'_>, ddl: &Ddl) -> Result<(), Problem> {
+        let (home, catalog) = (self.gateway.shards.home(), self.database.catalog.clone());
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        let backend = open.transaction.participant(home).await?;
+        backend.simple("SAVEPOINT pgherd_look").await?;
+        let judged = match backend.simple(&unit.statement.text).await {
+            Ok(_) => Some(catalog.load_through(backend).await),
+            // PostgreSQL says it again, to the client.
+            Err(_) => None,
+        };
+        backend
+            .simple("ROLLBACK TO SAVEPOINT pgherd_look; RELEASE SAVEPOINT pgherd_look")
+            .await?;
+        let Some(snapshot) = judged.transpose()? else {
+            return Ok(());
+        };
+        if snapshot.yielding.is_empty() && !ddl.relations.iter().any(|r| snapshot.may_reach(&r.name)) {
+            return Ok(());
+        }
+        let error = ServerError::unsupported(
+            "a temporary function that may use a sharded table is not supported yet",
+            "Create the function in a schema, or run its statements by themselves.",
+        );
+        Err(error.into())
     }
 }
 
@@ -390,6 +435,28 @@ fn refuse_hidden_reads(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), Server
             if !of_its_own(&name) || own_named > 1 {
                 return Err(hidden_read(&format!("It names \"{name}\".")));
             }
+        }
+    }
+    Ok(())
+}
+
+/// What a temporary object calls by itself, a view, trigger, rule, default, check or domain, finds one shard's rows of a sharded table.
+/// No catalog has such objects, so they must not call what may read one.
+fn refuse_temporary_calls(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), ServerError> {
+    let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+    if pgherd_sql::hides_a_name(text, tokens) {
+        return Err(pgherd_sql::hidden_name());
+    }
+    for (i, token) in tokens.iter().enumerate() {
+        let called = || tokens.get(i + 1).is_some_and(|next| next.is(text, "("));
+        let name = token.identifier(text);
+        let reaches = |name: &str| snapshot.may_reach(name) && called() || snapshot.unsafe_words.contains(name);
+        if name.as_deref().is_some_and(reaches) {
+            let error = ServerError::unsupported(
+                "a temporary object that calls a function that may use a sharded table is not supported yet",
+                "Create it in a schema, or run the statements by themselves.",
+            );
+            return Err(error.with_detail(format!("It calls \"{}\".", name.unwrap_or_default())));
         }
     }
     Ok(())
