@@ -205,7 +205,8 @@ fn partition_of_row(sharded: &Sharded, qualifier: Option<&str>) -> String {
         format!("WHEN {lies_in} THEN {}", quote_literal(&range.child.to_string()))
     });
     let cases: Vec<_> = cases.collect();
-    format!("pg_catalog.to_regclass(CASE {} END)", cases.join(" "))
+    // Where the name is not known there is an error, which to_regclass() would hide.
+    format!("CAST(CASE {} END AS pg_catalog.regclass)", cases.join(" "))
 }
 
 /// The table whose column is meant. None where it is not clear.
