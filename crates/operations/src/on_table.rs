@@ -5,7 +5,7 @@ use crate::alter_table::as_local;
 use crate::convert;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{ServerError, TableKind};
+use pgherd_model::{ServerError, Table, TableKind, quote_literal};
 use pgherd_sql::{Ddl, DdlKind};
 
 /// CREATE, ALTER or DROP of such an object.
@@ -57,6 +57,9 @@ pub(crate) async fn change(
             )
             .await;
         }
+        if text.has(&["before"]) && may_assign_key(work, &table, text).await? {
+            return as_local(work, &table, "it has a trigger that may change the shard key", text).await;
+        }
     }
     if ddl.kind == DdlKind::CreateTrigger {
         refuse_home_function(work, text)?;
@@ -80,6 +83,22 @@ pub(crate) async fn change(
     work.on_each(&others, text.text).await?;
     work.keep_children(&shards, std::slice::from_ref(&table.name)).await?;
     Ok(tag)
+}
+
+/// Whether the trigger's function may give a row another key than the one by which it was placed: PostgreSQL would have to move it then,
+/// which it does not do from within a trigger.
+async fn may_assign_key(work: &mut Work<'_, '_>, table: &Table, text: &StatementText<'_>) -> Result<bool, ServerError> {
+    let (Some(sharded), Some(function)) = (table.sharded(), text.trigger_function()) else {
+        return Ok(false);
+    };
+    let body = format!(
+        "SELECT p.prosrc FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
+         WHERE l.lanname = 'plpgsql' AND p.oid = pg_catalog.to_regprocedure({})",
+        quote_literal(&format!("{}()", function.trim()))
+    );
+    let key: Vec<&str> = sharded.key.iter().map(String::as_str).collect();
+    let body = work.value(&body).await?;
+    Ok(body.is_some_and(|body| pgherd_sql::plpgsql::may_assign_new(&body, &key)))
 }
 
 /// A trigger's function runs inside one shard.

@@ -58,6 +58,16 @@ impl<'a> StatementText<'a> {
         self.tokens.iter().filter_map(|t| t.identifier(self.text))
     }
 
+    /// The function's name behind EXECUTE in CREATE TRIGGER, as it is written.
+    pub fn trigger_function(&self) -> Option<&'a str> {
+        let at = ["function", "procedure"]
+            .iter()
+            .find_map(|word| self.find(&["execute", word]))?;
+        let open = (at..self.tokens.len()).find(|&i| self.tokens[i].is(self.text, "("))?;
+        self.text
+            .get(self.tokens.get(at + 2)?.start as usize..self.tokens[open].start as usize)
+    }
+
     /// CREATE SCHEMA without the statements for what is in it; None where there are none.
     pub fn schema_head(&self) -> Option<&'a str> {
         let begins = |t: &Token| ["create", "grant"].iter().any(|w| t.is_word(self.text, w));
