@@ -8,6 +8,7 @@ use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, quote_identifier, 
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 impl Session {
@@ -70,6 +71,7 @@ impl Session {
             if self.is_temporary(ddl) {
                 return self.temporary_ddl(unit, ddl).await;
             }
+            self.refuse_under_cursor(unit, ddl)?;
         }
         if let Kind::CallPgherd { procedure, arguments } = &unit.statement.parsed.kind
             && procedure == "resolve"
@@ -88,6 +90,40 @@ impl Session {
         }
         let result = self.change_in_one_snapshot(unit).await;
         self.finish_statement(made, result).await
+    }
+
+    /// A table that an open cursor reads is in use: PostgreSQL renames it, and changes nothing else. The rows of a cursor over several
+    /// shards are elsewhere, where it would not notice.
+    fn refuse_under_cursor(&self, unit: Unit<'_>, ddl: &Ddl) -> Result<(), ServerError> {
+        let verb = match ddl.kind {
+            DdlKind::AlterTable => "ALTER TABLE",
+            DdlKind::DropTable => "DROP TABLE",
+            DdlKind::CreateIndex => "CREATE INDEX",
+            DdlKind::Truncate => "TRUNCATE",
+            _ => return Ok(()),
+        };
+        let Some(open) = self.block.open() else { return Ok(()) };
+        let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let follows = |first, then| {
+            let pair = |t: &[pgherd_sql::lexer::Token]| t[0].is_word(text, first) && t[1].is_word(text, then);
+            tokens.windows(2).any(pair)
+        };
+        let renames = tokens.iter().any(|t| t.is_word(text, "rename")) || follows("set", "schema");
+        if ddl.kind == DdlKind::AlterTable && renames {
+            return Ok(());
+        }
+        let snapshot = self.present_snapshot();
+        for name in &ddl.relations {
+            let resolved = snapshot.resolve(name.schema.as_deref(), &name.name, &self.settings.search_path);
+            if matches!(resolved, Resolved::Known(table) if open.has_cursor_over(&table.name)) {
+                let message = format!(
+                    "cannot {verb} \"{}\" because it is being used by active queries in this session",
+                    name.name
+                );
+                return Err(ServerError::new(SqlState::OBJECT_IN_USE, message));
+            }
+        }
+        Ok(())
     }
 
     /// CREATE and DROP INDEX CONCURRENTLY for a sharded table, which PostgreSQL does not do to partitioned ones, and DETACH
@@ -307,7 +343,38 @@ impl Session {
             // Also types and functions.
             Some(schema) => schema == "pg_temp",
         };
-        ddl.temporary || (!ddl.relations.is_empty() && ddl.relations.iter().all(named))
+        let is_named = !ddl.relations.is_empty() && ddl.relations.iter().all(named);
+        ddl.temporary
+            || (is_named && ddl.relations.iter().any(|name| name.schema.is_some()))
+            || (is_named && is_about_relations(ddl.kind))
+    }
+
+    /// Whether it is CREATE TABLE AS of a query that reads no sharded table: only the new name is also one's.
+    fn is_made_of_local(&self, unit: Unit<'_>, ddl: &pgherd_sql::Ddl) -> Result<bool, ServerError> {
+        let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let name = ddl.relations.first().filter(|_| ddl.kind == DdlKind::CreateTableAs);
+        let Some(parts) = name.and_then(|name| pgherd_sql::table_as(text, tokens, name)) else {
+            return Ok(false);
+        };
+        let statements = self.database.cache.parse(&parts.query)?;
+        let [statement] = &statements[..] else { return Ok(false) };
+        let analysis = self.analysis(Unit { statement, ..unit }, &self.present_snapshot())?;
+        Ok(matches!(statement.parsed.kind, Kind::Select { .. }) && !analysis.touches_sharded)
+    }
+
+    /// Learns from the session's own backend which temporary relations there are: they go with ROLLBACK, ON COMMIT DROP, CASCADE and
+    /// RENAME as well, and a name that is theirs no longer may be a sharded table's.
+    pub(super) async fn read_temporary(&mut self) {
+        const NAMES: &str = "SELECT relname FROM pg_catalog.pg_class \
+             WHERE relnamespace = pg_catalog.pg_my_temp_schema() AND relkind NOT IN ('i', 'I', 't')";
+        let told = match self.who.pin {
+            Some(_) => self.ask_home(NAMES).await.ok(),
+            None => None,
+        };
+        let result = told.as_ref().and_then(|told| told.first());
+        let names =
+            result.map(|result| (0..result.rows.len()).filter_map(|row| result.text(row, 0).map(str::to_owned)));
+        self.temporary = names.map_or_else(HashSet::new, Iterator::collect);
     }
 
     /// Temporary objects live on one home-shard backend, which stays with the session.
@@ -315,7 +382,8 @@ impl Session {
         let entered = self.enter(unit).await?;
         // The new table's own name may be that of a sharded one. What else CREATE TABLE names, as in LIKE, is about columns,
         // which the home shard has.
-        if entered.analysis.touches_sharded && ddl.kind != DdlKind::CreateTable {
+        let needs_ranges = entered.analysis.touches_sharded && ddl.kind != DdlKind::CreateTable;
+        if needs_ranges && !self.is_made_of_local(unit, ddl)? {
             let (what, remedy) = match ddl.kind {
                 DdlKind::CreateView => (
                     "a temporary view of a sharded table is not supported yet",
@@ -340,17 +408,8 @@ impl Session {
             replaced: [].into(),
         };
         self.forward(unit, &entered, &part).await?;
-        for relation in &ddl.relations {
-            match ddl.kind {
-                DdlKind::CreateTable | DdlKind::CreateTableAs | DdlKind::CreateView | DdlKind::CreateSequence => {
-                    self.temporary.insert(relation.name.clone());
-                }
-                DdlKind::DropTable | DdlKind::DropView | DdlKind::DropSequence => {
-                    self.temporary.remove(&relation.name);
-                }
-                _ => {}
-            }
-        }
+        self.temporary_changed = !self.block.is_none();
+        self.read_temporary().await;
         Ok(())
     }
 }
@@ -407,4 +466,38 @@ fn hidden_read(detail: &str) -> ServerError {
 fn is_subscription(unit: Unit<'_>) -> bool {
     let mut words = unit.statement.parsed.identifiers(&unit.statement.text);
     words.nth(1).is_some_and(|word| word == "subscription")
+}
+
+/// Whether a change names relations that are there already. What it makes, or what is no relation, is never hidden by a temporary table.
+fn is_about_relations(kind: DdlKind) -> bool {
+    use DdlKind::{
+        AlterPolicy, AlterRule, AlterSequence, AlterTable, AlterTrigger, AlterView, Comment, CreateIndex, CreatePolicy,
+        CreateRule, CreateStatistics, CreateTrigger, DropPolicy, DropRule, DropSequence, DropTable, DropTrigger,
+        DropView, Grant, Revoke, SecurityLabel, Truncate,
+    };
+    matches!(
+        kind,
+        AlterPolicy
+            | AlterRule
+            | AlterSequence
+            | AlterTable
+            | AlterTrigger
+            | AlterView
+            | Comment
+            | CreateIndex
+            | CreatePolicy
+            | CreateRule
+            | CreateStatistics
+            | CreateTrigger
+            | DropPolicy
+            | DropRule
+            | DropSequence
+            | DropTable
+            | DropTrigger
+            | DropView
+            | Grant
+            | Revoke
+            | SecurityLabel
+            | Truncate
+    )
 }
