@@ -13,7 +13,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-from servers import psql, say
+from servers import BOUNDS, psql, say
 
 # Apps of Django's suite that have to do with the database.
 DJANGO_APPS = ["backends", "transactions", "transaction_hooks", "select_for_update", "postgres_tests", "aggregation", "annotations"]
@@ -148,6 +148,89 @@ def node_postgres(folder, target, port):
     return outcomes
 
 
+def database(port, name):
+    """A database of the suite's own; PostgreSQL takes pgherd's settings as it takes any with a dot."""
+    psql(port, f"CREATE DATABASE {name}")
+    psql(port, f"ALTER DATABASE {name} SET pgherd.default_distribution = 'primary_key'")
+    psql(port, f"ALTER DATABASE {name} SET pgherd.initial_bounds = '{BOUNDS}'")
+
+
+def peewee(folder, target, port):
+    database(port, "peewee_test")
+    psql(port, "CREATE EXTENSION hstore", "peewee_test")
+    environment = {
+        "PEEWEE_TEST_BACKEND": "postgres",
+        "PEEWEE_PSQL_HOST": "127.0.0.1",
+        "PEEWEE_PSQL_PORT": str(port),
+        "PEEWEE_PSQL_USER": "postgres",
+        # A test that waits for ever inside of libpq is not ended by pytest.
+        "PGOPTIONS": "-c statement_timeout=20s",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    # SQLite's files, which some of its tests make, must be new ones.
+    copy = target / "sources"
+    shutil.copytree(folder, copy)
+    return pytest(["--timeout=60", "-p", "no:cacheprovider", "-o", "python_files=*.py", "tests/__init__.py"], copy, environment, target)
+
+
+def knex(folder, target, port):
+    """Its packages must be installed in the folder; those of other servers are not needed."""
+    database(port, "knex_test")
+    psql(port, "CREATE ROLE knex SUPERUSER LOGIN PASSWORD 'knex'")
+    connection = f'adapter: "postgresql", host: "127.0.0.1", port: {port}, database: "knex_test", user: "knex", password: "knex"'
+    (target / "config.js").write_text(f"module.exports = {{ postgres: {{ {connection} }} }};\n")
+    others = re.compile("dialects/(mssql|mysql|oracle|sqlite|better|cockroach|maria)")
+    tests = sorted(str(p.relative_to(folder)) for p in (pathlib.Path(folder) / "test" / "integration2").rglob("*.spec.js"))
+    files = ["test/prep-db-mocha.js", "test/integration-test-suite.js", *(t for t in tests if not others.search(t))]
+    report = target / "report.xml"
+    command = ["node_modules/.bin/mocha", "--exit", "-t", "60000", "--reporter", "xunit", "--reporter-options", f"output={report}", *files]
+    environment = dict(os.environ, DB="postgres", KNEX_TEST=str(target / "config.js"), KNEX_TEST_TIMEOUT="60000")
+    with open(target / "output", "w") as output:
+        subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    return junit(report) if report.exists() else {}
+
+
+# How its own program for tests goes on after a failure and what it prints, for a machine to read; with more time, for a busy one.
+POSTGRES_JS_RUNNER = [
+    ("let done = 0", "process.on('unhandledRejection', () => {})\nlet done = 0"),
+    ("failed\n      ? (ignored++, ignore)\n      : fn()", "fn()"),
+    ("t.timeout = 5", "t.timeout = 20"),
+    ("options.timeout || t.timeout", "options.timeout ? options.timeout * 4 : t.timeout"),
+    ("++done ===", "console.log('\\nOUTCOME', tests[line].succeeded ? 'passed' : 'failed', name)\n      ++done ==="),
+]
+
+
+def postgres_js(folder, target, port):
+    """What its bootstrap does with ALTER SYSTEM is done here: the servers have TLS, and passwords of both kinds."""
+    copy = target / "sources"
+    shutil.copytree(folder, copy)
+    for kind in ["", "md5", "scram"]:
+        encryption = "md5" if kind == "md5" else "scram-sha-256"
+        role = "_".join(filter(None, ["postgres_js_test", kind]))
+        psql(port, f"SET password_encryption = '{encryption}'; CREATE ROLE {role} LOGIN PASSWORD '{role}'")
+    database(port, "postgres_js_test")
+    psql(port, "ALTER DATABASE postgres_js_test OWNER TO postgres_js_test")
+    bootstrap, runner, index = (copy / "tests" / name for name in ["bootstrap.js", "test.js", "index.js"])
+    text = bootstrap.read_text()
+    bootstrap.write_text("import { spawnSync } from 'child_process'\n" + text[text.index("export function exec") :])
+    text = runner.read_text()
+    for before, after in POSTGRES_JS_RUNNER:
+        if before not in text:
+            say(f"postgres.js: its test runner is another one: {before}")
+            return {}
+        text = text.replace(before, after)
+    runner.write_text(text)
+    index.write_text(re.sub(r"(localhost:|socket\.connect\()5432", rf"\g<1>{port}", index.read_text()))
+    environment = dict(os.environ, PGHOST="localhost", PGPORT=str(port), PGUSER="postgres", PGDATABASE="postgres")
+    with open(target / "output", "w") as output:
+        try:
+            subprocess.run(["node", "tests/index.js"], cwd=copy, env=environment, stdout=output, stderr=output, timeout=300)
+        except subprocess.TimeoutExpired:
+            pass
+    said = (target / "output").read_text(errors="replace")
+    return {name: outcome for outcome, name in re.findall(r"^OUTCOME (passed|failed) (.+)$", said, re.M)}
+
+
 SUITES = {
     "psycopg": (psycopg, "psycopg 3, all tests but those marked slow; pytest, pytest-timeout, anyio, pproxy"),
     "psycopg2": (psycopg2, "psycopg2; psycopg2, pytest, pytest-timeout"),
@@ -157,4 +240,7 @@ SUITES = {
     "sqlalchemy": (sqlalchemy, "SQLAlchemy's suite for dialects, and its tests of PostgreSQL's; psycopg, pytest, pytest-timeout"),
     "django": (django, "Django's tests that have to do with the database; psycopg, asgiref, sqlparse"),
     "node-postgres": (node_postgres, "node-postgres' integration tests, each file as one; pg, async, bluebird, co, pg-copy-streams in NODE_PATH"),
+    "peewee": (peewee, "Peewee's tests, with psycopg2; psycopg2, pytest, pytest-timeout"),
+    "knex": (knex, "Knex' integration tests; its packages installed in the folder"),
+    "postgres-js": (postgres_js, "postgres.js' tests; Node.js"),
 }

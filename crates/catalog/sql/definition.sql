@@ -58,9 +58,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
                     AND f.adnum = a.attnum LEFT JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
                         AND d.refclassid = 'pg_class'::regclass LEFT JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S'
                     WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) AND (a.attidentity <> '' OR s.oid IS NOT NULL)),
-                 'definition', pg_get_constraintdef(k.oid), 'comment', obj_description(k.oid, 'pg_constraint'))
+                 'definition', written.definition, 'comment', obj_description(k.oid, 'pg_constraint'))
                 ORDER BY k.oid), '[]')
-            FROM pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = c.oid OR k.confrelid = c.oid)),
+            -- NULL of one that somebody has just dropped: the other table's change need not have a name in common with ours.
+            FROM pg_constraint k CROSS JOIN LATERAL (SELECT pg_get_constraintdef(k.oid) AS definition OFFSET 0) written
+            WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = c.oid OR k.confrelid = c.oid)
+                AND written.definition IS NOT NULL),
         'triggers', (SELECT coalesce(json_agg(t.tgname), '[]') FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
         'rules', (SELECT coalesce(json_agg(r.rulename), '[]') FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
         'policies', (SELECT coalesce(json_agg(o.polname), '[]') FROM pg_policy o WHERE o.polrelid = c.oid),
@@ -117,7 +120,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
                     WHEN 'e' THEN 'EXTERNAL' ELSE 'EXTENDED' END END,
                 CASE a.attcompression WHEN 'p' THEN 'SET COMPRESSION pglz' WHEN 'l' THEN 'SET COMPRESSION lz4' END,
                 CASE WHEN a.attstattarget >= 0 THEN 'SET STATISTICS ' || a.attstattarget END,
-                CASE WHEN a.attoptions IS NOT NULL THEN format('SET (%s)', array_to_string(a.attoptions, ', ')) END]) does
+                -- Those of PostgreSQL's own making are made with the column.
+                (SELECT 'SET (' || string_agg(o, ', ') || ')' FROM unnest(a.attoptions) o WHERE o !~ '^pg_')]) does
             WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND does IS NOT NULL),
         'column_names', (SELECT coalesce(json_agg(a.attname ORDER BY a.attnum), '[]') FROM pg_attribute a
             WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),

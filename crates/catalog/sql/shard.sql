@@ -300,24 +300,35 @@ $$;
 
 -- Whether this shard's views of users are those of the list, for `keep_views`.
 CREATE OR REPLACE FUNCTION pgherd.has_views(payload text) RETURNS boolean
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH wanted AS (SELECT w.schema, w.name, w.text FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)),
+    here AS (SELECT n.nspname::text AS schema, c.relname::text AS name, pgherd.view_text(c.oid) AS text
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid)
+          AND (n.nspname, c.relname) NOT IN (SELECT w.schema, w.name FROM wanted w WHERE w.text IS NULL))
+    SELECT NOT EXISTS (SELECT FROM (SELECT * FROM wanted WHERE text IS NOT NULL) w
+        FULL JOIN here h ON h.schema = w.schema AND h.name = w.name AND h.text = w.text
+        WHERE h.name IS NULL OR w.name IS NULL)
+$$;
+
+-- The catalog, the views that every shard has (both on the home shard), or whether this shard has those of the list: as an open transaction of a client sees them. To
+-- read a view's text locks the relations in it until the transaction ends, and others could not change these tables for as long as a
+-- client likes; a subtransaction that is rolled back gives the locks up.
+CREATE OR REPLACE FUNCTION pgherd.seen_within(what text, payload text DEFAULT NULL) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
 DECLARE
-    are_same boolean;
+    found text;
 BEGIN
-    BEGIN
-        WITH wanted AS (SELECT w.schema, w.name, w.text FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)),
-        here AS (SELECT n.nspname::text AS schema, c.relname::text AS name, pgherd.view_text(c.oid) AS text
-            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid)
-              AND (n.nspname, c.relname) NOT IN (SELECT w.schema, w.name FROM wanted w WHERE w.text IS NULL))
-        SELECT NOT EXISTS (SELECT FROM (SELECT * FROM wanted WHERE text IS NOT NULL) w
-            FULL JOIN here h ON h.schema = w.schema AND h.name = w.name AND h.text = w.text
-            WHERE h.name IS NULL OR w.name IS NULL) INTO are_same;
-        -- The locks that reading took are given up.
-        RAISE EXCEPTION USING ERRCODE = 'PH001', MESSAGE = 'locks are given up';
-    EXCEPTION WHEN SQLSTATE 'PH001' THEN NULL;
-    END;
-    RETURN are_same;
+    IF what = 'snapshot' THEN
+        found := pgherd.snapshot();
+    ELSIF what = 'twin_views' THEN
+        found := pgherd.twin_views();
+    ELSE
+        found := pgherd.has_views(payload)::text;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'PH001';
+EXCEPTION WHEN SQLSTATE 'PH001' THEN
+    RETURN found;
 END $$;
 
 -- Makes the views of users on this shard, which is not the home shard, those of the list.

@@ -130,10 +130,11 @@ BEGIN
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
         WHERE c.relnamespace = 'information_schema'::pg_catalog.regnamespace AND a.attname IN ('schema_name', 'table_schema', 'constraint_schema',
                 'sequence_schema', 'routine_schema', 'specific_schema', 'object_schema', 'trigger_schema', 'view_schema', 'constraint_name')
-            AND c.relname IN ('check_constraints', 'column_privileges', 'columns', 'constraint_column_usage', 'constraint_table_usage', 'element_types',
+            AND c.relname IN ('check_constraints', 'column_column_usage', 'column_domain_usage', 'column_privileges', 'column_udt_usage', 'columns',
+                'constraint_column_usage', 'constraint_table_usage', 'data_type_privileges', 'element_types',
                 'key_column_usage', 'parameters', 'referential_constraints', 'role_column_grants', 'role_routine_grants', 'role_table_grants',
                 'routine_privileges', 'routines', 'schemata', 'sequences', 'table_constraints', 'table_privileges', 'tables', 'triggers',
-                'view_table_usage', 'views')
+                'view_column_usage', 'view_table_usage', 'views')
         GROUP BY c.relname
     LOOP
         EXECUTE pg_catalog.format('CREATE OR REPLACE FUNCTION pgherd.%I(listed boolean) RETURNS SETOF information_schema.%I LANGUAGE sql STABLE AS '

@@ -9,11 +9,41 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             WHEN a.attgenerated <> '' THEN NULL
             -- An identity column's value comes from its sequence, which lives on the home shard like any other.
             WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', pg_get_serial_sequence(relation::regclass::text, a.attname))
-            ELSE pg_get_expr(d.adbin, d.adrelid) END,
+            -- A default names no column, so it is read without its table, which pg_get_expr would lock.
+            ELSE pg_get_expr(d.adbin, 0) END,
         'generated', a.attgenerated <> '',
         'identity', CASE a.attidentity WHEN 'a' THEN true WHEN 'd' THEN false END) ORDER BY a.attnum), '[]')
     FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+$$;
+
+-- What an open transaction of somebody else has locked against reading, or waits to, and what names that in a rule. PostgreSQL locks
+-- the relations of a view before it shows the view's text, and no gateway may wait for a client's transaction.
+CREATE OR REPLACE FUNCTION pgherd.held_relations() RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH RECURSIVE locks AS MATERIALIZED (
+        SELECT l.relation AS oid, l.pid IS NOT DISTINCT FROM pg_backend_pid() AND l.granted AS own, l.mode FROM pg_locks l
+        WHERE l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    ), held(oid) AS (
+        SELECT l.oid FROM locks l WHERE l.mode = 'AccessExclusiveLock' AND NOT EXISTS (SELECT FROM locks o WHERE o.own AND o.oid = l.oid)
+        UNION SELECT w.ev_class FROM held h
+        JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = h.oid AND d.classid = 'pg_rewrite'::regclass
+        JOIN pg_rewrite w ON w.oid = d.objid)
+    SELECT coalesce(array_agg(held.oid), '{}') FROM held
+$$;
+
+-- Another one whenever the text of this rule or function may be another one: with its own row (`own`), and with the rows of what it names.
+CREATE OR REPLACE FUNCTION pgherd.text_version(class oid, object oid, own xid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT md5(own::text || coalesce(string_agg(concat_ws(' ', d.refobjid, d.refobjsubid, c.xmin, a.xmin, p.xmin, t.xmin, n.nspname), ','
+        ORDER BY d.refobjid, d.refobjsubid, d.refclassid), ''))
+    FROM pg_depend d
+    LEFT JOIN pg_class c ON d.refclassid = 'pg_class'::regclass AND c.oid = d.refobjid
+    LEFT JOIN pg_attribute a ON d.refclassid = 'pg_class'::regclass AND a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+    LEFT JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+    LEFT JOIN pg_type t ON d.refclassid = 'pg_type'::regclass AND t.oid = d.refobjid
+    LEFT JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, p.pronamespace, t.typnamespace)
+    WHERE d.classid = class AND d.objid = object
 $$;
 
 CREATE OR REPLACE FUNCTION pgherd.column_names(relation oid, numbers smallint[]) RETURNS json
@@ -89,47 +119,26 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
       AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = view)
 $$;
 
--- What others have locked so that PostgreSQL's functions would wait for them.
-CREATE OR REPLACE FUNCTION pgherd.locked_relations() RETURNS SETOF oid
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    SELECT l.relation FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
-    WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
-$$;
-
 -- The views that every shard has, those that others read first: those over sharded tables that have a source. One that reads what another
--- transaction is changing stays as it is, with what reads it: no text. The locks of looking are given up again.
+-- transaction is changing, itself or through others, stays as it is: no text. Views of local tables are not looked at.
 CREATE OR REPLACE FUNCTION pgherd.twin_views() RETURNS text
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    found text;
-BEGIN
-    BEGIN
-        WITH RECURSIVE locked AS MATERIALIZED (SELECT pgherd.locked_relations() AS relation),
-        over_sharded(oid) AS (
-            SELECT t.relation::oid FROM pgherd.sharded_table t
-            UNION SELECT w.ev_class FROM over_sharded o JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = o.oid
-                AND d.classid = 'pg_rewrite'::regclass JOIN pg_rewrite w ON w.oid = d.objid AND w.rulename = '_RETURN'),
-        unread(oid) AS (
-            SELECT w.ev_class FROM over_sharded o JOIN pg_rewrite w ON w.ev_class = o.oid WHERE o.oid IN (SELECT relation FROM locked)
-                OR EXISTS (SELECT FROM pg_depend d JOIN locked ON locked.relation = d.refobjid
-                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass)
-            UNION SELECT w.ev_class FROM unread u JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = u.oid
-                AND d.classid = 'pg_rewrite'::regclass JOIN pg_rewrite w ON w.oid = d.objid),
-        source AS MATERIALIZED (
-            SELECT o.oid, (pgherd.view_source(o.oid) ->> 'relation')::oid AS relation FROM over_sharded o
-            WHERE pgherd.is_users_view(o.oid) AND o.oid NOT IN (SELECT oid FROM unread)),
-        twin(oid, depth) AS (
-            SELECT t.relation::oid, 0 FROM pgherd.sharded_table t
-            UNION ALL SELECT s.oid, twin.depth + 1 FROM twin JOIN source s ON s.relation = twin.oid)
-        SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname,
-                'text', CASE WHEN v.depth > 0 THEN pgherd.view_text(c.oid) END) ORDER BY v.depth, n.nspname, c.relname), '[]')::text
-            INTO found FROM (SELECT oid, depth FROM twin WHERE depth > 0 UNION SELECT oid, 0 FROM unread WHERE pgherd.is_users_view(oid)) v
-            JOIN pg_class c ON c.oid = v.oid JOIN pg_namespace n ON n.oid = c.relnamespace;
-        RAISE EXCEPTION USING ERRCODE = 'PH001', MESSAGE = 'locks are given up';
-    EXCEPTION WHEN SQLSTATE 'PH001' THEN NULL;
-    END;
-    RETURN found;
-END $$;
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    WITH RECURSIVE held AS MATERIALIZED (SELECT unnest(pgherd.held_relations()) AS oid),
+    over_sharded(oid) AS (
+        SELECT t.relation::oid FROM pgherd.sharded_table t
+        UNION SELECT w.ev_class FROM over_sharded o JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = o.oid
+            AND d.classid = 'pg_rewrite'::regclass JOIN pg_rewrite w ON w.oid = d.objid AND w.rulename = '_RETURN'),
+    users AS MATERIALIZED (SELECT o.oid, o.oid IN (SELECT oid FROM held) AS held FROM over_sharded o WHERE pgherd.is_users_view(o.oid)),
+    source AS MATERIALIZED (
+        SELECT u.oid, (pgherd.view_source(u.oid) ->> 'relation')::oid AS relation FROM users u WHERE NOT u.held),
+    twin(oid, depth) AS (
+        SELECT t.relation::oid, 0 FROM pgherd.sharded_table t
+        UNION ALL SELECT s.oid, twin.depth + 1 FROM twin JOIN source s ON s.relation = twin.oid)
+    SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname,
+            'text', CASE WHEN v.depth > 0 THEN pgherd.view_text(c.oid) END) ORDER BY v.depth, n.nspname, c.relname), '[]')::text
+    FROM (SELECT oid, depth FROM twin WHERE depth > 0 UNION SELECT oid, 0 FROM users WHERE held) v
+    JOIN pg_class c ON c.oid = v.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+$$;
 
 -- Whether a function's body names a local relation behind FROM, INTO and the like: it needs the home shard.
 CREATE OR REPLACE FUNCTION pgherd.mentions_local(body text) RETURNS boolean
@@ -217,60 +226,35 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
           AND (strpos(lower(p.prosrc), lower(name)) > 0 OR p.prosqlbody IS NOT NULL))
 $$;
 
--- What PostgreSQL's functions say of a view, or of a rule other than a view's own. They lock what they read of, and would wait for a transaction that
--- changes it, or hold up one that wants to: a gateway's lease does not wait, and a client's transaction is not to keep such locks. So the
--- locks are given up again with the inner block; NULL where they were not to be had.
-CREATE OR REPLACE FUNCTION pgherd.rule_facts(rule oid, is_view boolean) RETURNS json
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog SET lock_timeout = '50ms' AS $$
-DECLARE
-    facts json;
-BEGIN
-    BEGIN
-        SELECT CASE WHEN is_view THEN json_build_object('definition', pg_get_viewdef(w.ev_class), 'source', pgherd.view_source(w.ev_class),
-                'read_only', pg_relation_is_updatable(w.ev_class, true) = 0)
-            ELSE json_build_object('definition', pg_get_ruledef(w.oid)) END
-            INTO facts FROM pg_rewrite w WHERE w.oid = rule;
-        RAISE EXCEPTION USING ERRCODE = 'PH001', MESSAGE = 'locks are given up';
-    EXCEPTION WHEN SQLSTATE 'PH001' OR lock_not_available THEN NULL;
-    END;
-    RETURN facts;
-END $$;
-
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    -- What others have locked, and views and rules by their OIDs, with what is said of those whose relations are not locked.
-    WITH locked AS MATERIALIZED (SELECT pgherd.locked_relations() AS relation),
-    read AS MATERIALIZED (
-        SELECT w.oid, w.ev_class, w.rulename = '_RETURN' AS is_view, CASE WHEN w.ev_class NOT IN (SELECT relation FROM locked)
-                AND NOT EXISTS (SELECT FROM pg_depend d JOIN locked ON locked.relation = d.refobjid
-                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass)
-            THEN pgherd.rule_facts(w.oid, w.rulename = '_RETURN') END AS facts
-        FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd') AND EXISTS (SELECT FROM pgherd.sharded_table))
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
         json_build_object('epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', EXISTS (SELECT FROM pgherd.ever_sharded))::text
     ELSE json_build_object(
         'epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', true,
-        'incomplete', EXISTS (SELECT FROM read WHERE facts IS NULL),
         'tables', pgherd.tables_json(),
         -- Views and materialised views, with the relations and functions that their queries use.
         'views', (SELECT coalesce(json_agg(json_build_object(
                 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'materialized', c.relkind = 'm',
-                'definition', r.facts ->> 'definition', 'columns', pgherd.columns_of(c.oid),
+                'held', h.held, 'version', pgherd.text_version('pg_rewrite'::regclass, w.oid, w.xmin),
+                'definition', CASE WHEN NOT h.held THEN pg_get_viewdef(c.oid) END, 'columns', pgherd.columns_of(c.oid),
                 'relations', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
-                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
                       AND d.refobjid <> c.oid),
                 'functions', (SELECT coalesce(json_agg(DISTINCT d.refobjid::bigint), '[]') FROM pg_depend d
-                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_proc'::regclass),
-                'source', CASE WHEN c.relkind = 'v' THEN r.facts -> 'source' END,
-                'read_only', coalesce((r.facts ->> 'read_only')::boolean, true))), '[]')
-            FROM read r JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE r.is_view AND c.relkind IN ('v', 'm')),
-        -- Other rules, by what they mention; one that cannot be read may mention anything.
+                    WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_proc'::regclass),
+                'source', CASE WHEN c.relkind = 'v' AND NOT h.held THEN pgherd.view_source(c.oid) END,
+                'read_only', CASE WHEN NOT h.held THEN pg_relation_is_updatable(c.oid, true) = 0 ELSE true END)), '[]')
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            JOIN pg_rewrite w ON w.ev_class = c.oid AND w.rulename = '_RETURN'
+            CROSS JOIN LATERAL (SELECT c.oid = ANY (all_held.oids) AS held) h
+            WHERE c.relkind IN ('v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
+        -- Other rules, by what they mention.
         'rules', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
-                'name', w.rulename, 'body', coalesce(r.facts ->> 'definition', 'pgherd_data'))), '[]')
-            FROM read r JOIN pg_rewrite w ON w.oid = r.oid JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE NOT r.is_view),
+                'name', w.rulename, 'version', pgherd.text_version('pg_rewrite'::regclass, w.oid, w.xmin),
+                'body', CASE WHEN c.oid <> ALL (all_held.oids) THEN pg_get_ruledef(w.oid) END)), '[]')
+            FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE w.rulename <> '_RETURN' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
         'triggers', (SELECT coalesce(json_agg(json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
                 'name', g.tgname, 'function', g.tgfoid::bigint)), '[]')
             FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -283,13 +267,18 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
               AND (k.conrelid IN (SELECT relation FROM pgherd.sharded_table))
                 <> (k.confrelid IN (SELECT relation FROM pgherd.sharded_table))),
         'functions', (SELECT coalesce(json_agg(json_build_object('oid', p.oid::bigint, 'name', p.proname, 'language', l.lanname,
-                'body', coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc,
-                'immutable', p.provolatile = 'i',
-                'local', p.provolatile <> 'i' AND l.lanname NOT IN ('c', 'internal')
-                    AND pgherd.mentions_local(coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc),
+                'version', CASE WHEN p.prosqlbody IS NOT NULL THEN pgherd.text_version('pg_proc'::regclass, p.oid, p.xmin) END,
+                'body', b.body, 'immutable', p.provolatile = 'i',
+                'local', p.provolatile <> 'i' AND l.lanname NOT IN ('c', 'internal') AND pgherd.mentions_local(b.body),
                 'parts', (SELECT json_agg(x) FROM pg_aggregate a, unnest(ARRAY[a.aggtransfn::oid, a.aggfinalfn, a.aggcombinefn,
                     a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::bigint[]) x WHERE a.aggfnoid = p.oid))), '[]')
             FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+            -- Of a function with a body in SQL that names what is held, NULL: its text would be waited for.
+            CROSS JOIN LATERAL (SELECT CASE
+                WHEN p.prosqlbody IS NULL THEN ' ' || p.prosrc
+                WHEN NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+                    AND d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY (all_held.oids))
+                THEN coalesce(pg_get_function_sqlbody(p.oid), '') || ' ' || p.prosrc END AS body) b
             WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
         'dependents', pgherd.dependents(),
         'schemas', (SELECT json_agg(lower(nspname)) FROM pg_namespace),
@@ -301,13 +290,15 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
                 SELECT FROM pg_class o JOIN pg_namespace m ON m.oid = o.relnamespace
                 WHERE o.relname = c.relname AND o.oid <> c.oid AND m.nspname !~ '^pg_(temp|toast)'))
     )::text END
+    FROM (SELECT pgherd.held_relations() AS oids OFFSET 0) all_held
 $$;
 
 -- A gateway's heartbeat: renews its lease (`lease` in milliseconds), stores what it has drained, and returns the pending
 -- changes and, when the epoch is not the known one, the catalog. Reads changes before the catalog, so that a change
 -- that is not listed any more is in the catalog.
 CREATE OR REPLACE FUNCTION pgherd.heartbeat(gateway text, lease_ms integer, known_epoch bigint, drained bigint[]) RETURNS text
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+-- Where somebody locks a relation just before the catalog reads its text, the next heartbeat finds it held; the lease must not end meanwhile.
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog SET lock_timeout = '1s' AS $$
 DECLARE
     pending json;
     now_epoch bigint;

@@ -10,13 +10,15 @@ use pgherd_shards::{Backend, Shards};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_postgres::Client;
 
 /// How long a statement waits for somebody else's schema change, or for the lease, before it fails.
 const ENTER_PATIENCE: Duration = Duration::from_secs(60);
 const LEASE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a transaction waits for a text that was never read and that somebody's open transaction holds.
+const HELD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a gateway takes part.
 #[derive(Debug, Clone)]
@@ -76,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) dropped: Mutex<HashSet<i64>>,
     /// others' changes to acknowledge
     pub(crate) drained: Mutex<Vec<i64>>,
+    /// texts of the catalog that was read last
+    pub(crate) remembered: Mutex<load::Remembered>,
     control: tokio::sync::Mutex<Option<Arc<Client>>>,
 }
 
@@ -144,6 +148,7 @@ impl Catalog {
             finished: Mutex::default(),
             dropped: Mutex::default(),
             drained: Mutex::default(),
+            remembered: Mutex::default(),
             control: tokio::sync::Mutex::default(),
         });
         let heart = tokio::spawn(heartbeat::start(&inner).await?);
@@ -256,9 +261,22 @@ impl Catalog {
     /// The catalog as an open transaction sees it, with its own schema changes. Its epoch is unlike any other's.
     pub async fn load_through(&self, home: &mut Backend) -> Result<Arc<Snapshot>, Error> {
         static UNCOMMITTED: AtomicU64 = AtomicU64::new(1 << 62);
-        let results = home.simple("SELECT pgherd.snapshot()").await?;
-        let text = results.last().and_then(|r| r.text(0, 0)).unwrap_or_default();
-        let mut snapshot = load::snapshot_from_json(text, self.inner.shards.all().iter().map(|s| s.id))?;
+        let deadline = Instant::now() + HELD_PATIENCE;
+        let mut snapshot = loop {
+            let results = home.simple("SELECT pgherd.seen_within('snapshot')").await?;
+            let text = results.last().and_then(|r| r.text(0, 0)).unwrap_or_default();
+            let shards = self.inner.shards.all().iter().map(|s| s.id);
+            // What the transaction has made itself must not be taken for what the next one finds.
+            let mut remembered = self.inner.remembered.lock().clone();
+            let loaded = load::snapshot_with(text, shards, &mut remembered)?;
+            if !loaded.incomplete {
+                break loaded;
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Blocked);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         snapshot.epoch = Epoch(UNCOMMITTED.fetch_add(1, SeqCst));
         Ok(Arc::new(snapshot))
     }

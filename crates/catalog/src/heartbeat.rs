@@ -249,7 +249,8 @@ impl Heart {
             return Err(Error::NoLease);
         }
         if let Some(json) = &beat.snapshot {
-            let snapshot = load::snapshot_from_json(json, inner.shards.all().iter().map(|s| s.id))?;
+            let shards = inner.shards.all().iter().map(|s| s.id);
+            let snapshot = load::snapshot_with(json, shards, &mut inner.remembered.lock())?;
             inner.snapshot.store(Arc::new(snapshot));
         }
         debug_assert!(inner.snapshot.load().epoch >= Epoch(beat.epoch));

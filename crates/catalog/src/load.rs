@@ -1,6 +1,7 @@
 //! From the catalog's JSON (`pgherd.snapshot()`) to a [`Snapshot`].
 
 mod body;
+mod held;
 mod home;
 mod reach;
 mod stand_in;
@@ -8,6 +9,7 @@ mod watched;
 mod yielding;
 
 use crate::Error;
+pub(crate) use held::Remembered;
 use pgherd_model::{
     Bound, Column, Epoch, ForeignKey, KeyBound, KeyType, Name, Range, RangeId, RangeMap, ShardId, Sharded, Snapshot,
     Table, TableId, TableKind,
@@ -21,7 +23,8 @@ struct Document {
     epoch: u64,
     #[serde(default)]
     ever_sharded: bool,
-    #[serde(default)]
+    /// texts are missing that were never read
+    #[serde(skip)]
     incomplete: bool,
     #[serde(default)]
     tables: Vec<TableEntry>,
@@ -64,7 +67,7 @@ struct TableEntry {
     direct: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct ColumnEntry {
     name: String,
     number: i16,
@@ -126,7 +129,17 @@ struct Shadow {
 /// # Errors
 /// XX000 when the text is not what that function writes.
 pub fn snapshot_from_json(json: &str, shards: impl Iterator<Item = ShardId>) -> Result<Snapshot, Error> {
-    let document: Document = serde_json::from_str(json).map_err(|e| Error::Corrupt(e.to_string()))?;
+    snapshot_with(json, shards, &mut Remembered::default())
+}
+
+/// The same, where texts that the document leaves out are `remembered`. Where one was never read, the snapshot is incomplete.
+pub(crate) fn snapshot_with(
+    json: &str,
+    shards: impl Iterator<Item = ShardId>,
+    remembered: &mut Remembered,
+) -> Result<Snapshot, Error> {
+    let mut document: Document = serde_json::from_str(json).map_err(|e| Error::Corrupt(e.to_string()))?;
+    remembered.complete(&mut document);
     let mut snapshot = Snapshot {
         epoch: Epoch(document.epoch),
         ever_sharded: document.ever_sharded || !document.tables.is_empty(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 /// What runs where, and what it took.
 #[derive(Debug, Default)]
 pub(crate) struct Distributed {
-    /// forward, scatter, plan, gather or write
+    /// forward, scatter, plan, gather, write or parts
     pub(crate) tier: &'static str,
     pub(crate) reason: String,
     /// what is done with the shards' rows

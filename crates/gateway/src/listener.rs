@@ -326,7 +326,8 @@ fn negotiate_version(client: &mut Client, startup: &pgwire::messages::startup::S
         return;
     }
     let mut body = Vec::new();
-    body.extend_from_slice(&0i32.to_be_bytes());
+    // The whole version, as every PostgreSQL has sent it, whatever the protocol's description says of a minor one.
+    body.extend_from_slice(&(3i32 << 16).to_be_bytes());
     body.extend_from_slice(&(unknown.len() as i32).to_be_bytes());
     for name in unknown {
         body.extend_from_slice(name.as_bytes());

@@ -16,6 +16,7 @@ mod encoding_setting;
 mod enter;
 mod execute;
 pub(crate) mod explain;
+mod explain_parts;
 mod extended;
 mod first_violation;
 mod for_query;
@@ -91,6 +92,8 @@ pub(crate) struct Session {
     cursor_texts: HashMap<String, Arc<str>>,
     /// names of temporary tables, which live on the pinned backend
     temporary: HashSet<String>,
+    /// the open block has made or dropped some of them, or may have: they are read again when it, or a part of it, is undone or ends
+    temporary_changed: bool,
     /// numbers drawn for defaults, which `currval()` and `lastval()` must know
     drawn: sequences::Drawn,
     /// whether the role may lock rows of a table: under which settings and epoch, and the answer
@@ -105,6 +108,8 @@ pub(crate) struct Session {
     used: Option<explain::Used>,
     /// the statement that EXPLAIN explains would be alone in its transaction
     pub(crate) explains_alone: bool,
+    /// EXPLAIN takes a statement apart: its parts give their plans
+    pub(crate) explaining: Option<explain_parts::Explaining>,
 }
 
 /// A statement with all that it takes to run it.

@@ -81,6 +81,8 @@ states! {
     UNDEFINED_OBJECT = b"42704";
     /// undefined_table
     UNDEFINED_TABLE = b"42P01";
+    /// invalid_schema_name
+    UNDEFINED_SCHEMA = b"3F000";
     /// duplicate_prepared_statement
     DUPLICATE_PREPARED_STATEMENT = b"42P05";
     /// invalid_object_definition
@@ -97,6 +99,8 @@ states! {
     PROGRAM_LIMIT_EXCEEDED = b"54000";
     /// object_not_in_prerequisite_state
     OBJECT_NOT_IN_PREREQUISITE_STATE = b"55000";
+    /// object_in_use
+    OBJECT_IN_USE = b"55006";
     /// lock_not_available
     LOCK_NOT_AVAILABLE = b"55P03";
     /// query_canceled

@@ -7,7 +7,7 @@ use crate::statement_text::StatementText;
 use crate::view::reaches;
 use crate::work::Work;
 use crate::yielding;
-use pgherd_model::{Name, ServerError, TableKind};
+use pgherd_model::{Name, ServerError, Table, TableKind};
 use pgherd_sql::{Ddl, DdlKind};
 
 /// The whole statement on every shard.
@@ -199,6 +199,20 @@ pub(crate) async fn sequence(
     if ddl.temporary {
         return work.on_home(text.text).await;
     }
+    let dropping = ddl.kind == DdlKind::DropSequence && text.has(&["cascade"]);
+    let renaming = ddl.kind == DdlKind::AlterSequence && (text.has(&["rename"]) || text.has(&["set", "schema"]));
+    if dropping || renaming {
+        // Gateways write defaults into the rows that they insert, by the sequence's name.
+        let drawing: Vec<_> = work
+            .snapshot
+            .sharded()
+            .filter(|t| draws(t))
+            .map(|t| t.name.name.to_string())
+            .collect();
+        if !drawing.is_empty() {
+            work.announce(drawing.iter().map(String::as_str), text.text).await?;
+        }
+    }
     let tag = work.on_home(text.text).await?;
     // Sequences of local tables' serial columns are on the home shard only, as are the tables that OWNED BY names.
     let sql = match ddl.kind {
@@ -213,10 +227,16 @@ pub(crate) async fn sequence(
     if ddl.kind != DdlKind::DropSequence {
         let names: Vec<_> = ddl.relations.iter().map(|n| text.written(n).to_owned()).collect();
         work.close_sequences(&names).await?;
-    } else if text.has(&["cascade"]) {
+    } else if dropping {
         forget_vanished(work).await?;
     }
     Ok(tag)
+}
+
+/// Whether a column's default takes its value from a sequence.
+fn draws(table: &Table) -> bool {
+    let mut defaults = table.columns.iter().filter_map(|c| c.default.as_deref());
+    defaults.any(|default| default.contains("nextval"))
 }
 
 /// GRANT and REVOKE: on tables where the tables are, on everything else everywhere. Children follow their parents.
@@ -288,9 +308,21 @@ pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> 
         ));
     }
     if everywhere.contains(&second.as_str()) {
+        // Columns, defaults and views go along, and no statement may run on any of it meanwhile.
+        let any_goes = text.has(&["cascade"]) && work.snapshot.sharded().next().is_some();
+        if any_goes {
+            work.announce([""], text.text).await?;
+        }
         let tag = work.on_home(text.text).await?;
-        let others = work.others();
-        work.on_each(&others, text.text).await?;
+        let before = work.notice_count();
+        for shard in work.others() {
+            // Rows of local tables are types of the home shard alone, and so are functions that take them.
+            work.tolerating(shard, text.text, &["42704", "42883", "42P01"]).await?;
+        }
+        work.truncate_notices(before);
+        if any_goes {
+            forget_vanished(work).await?;
+        }
         return Ok(tag);
     }
     if second == "publication" {

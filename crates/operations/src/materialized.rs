@@ -72,7 +72,7 @@ fn identifiers(sql: &str) -> Vec<String> {
 }
 
 /// The sharded tables that names may mean, in any schema, also through views. One too many is only copied in vain.
-pub(crate) fn reached(snapshot: &Snapshot, mut names: Vec<String>) -> Vec<Arc<Table>> {
+fn reached(snapshot: &Snapshot, mut names: Vec<String>) -> Vec<Arc<Table>> {
     let (mut seen, mut found) = (HashSet::new(), BTreeMap::new());
     while let Some(name) = names.pop() {
         if !seen.insert(name.clone()) {

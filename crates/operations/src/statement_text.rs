@@ -1,14 +1,18 @@
 //! Edits of a statement's text by its tokens: what is put in, taken out or looked for never depends on how it is
 //! spaced, quoted or commented.
 
+use pgherd_model::Table;
 use pgherd_sql::lexer::{Token, TokenKind};
+use pgherd_sql::relations::{ResolveTable, references};
 use pgherd_sql::{ObjectName, Parsed};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A statement with its tokens.
 pub(crate) struct StatementText<'a> {
     pub text: &'a str,
     tokens: &'a [Token],
+    parsed: &'a Parsed,
 }
 
 /// A foreign key as a statement writes it.
@@ -29,7 +33,14 @@ impl<'a> StatementText<'a> {
         Self {
             text: if whole { text } else { statement.text(text) },
             tokens: &statement.tokens,
+            parsed: statement,
         }
+    }
+
+    /// The relations that its query reads and that `resolve` knows; None where the grammar is not understood whole.
+    pub fn tables_read(&self, resolve: ResolveTable<'_>) -> Option<Vec<Arc<Table>>> {
+        let read = references(self.parsed.ast.as_deref()?, resolve)?;
+        Some(read.into_iter().filter_map(|reference| reference.table).collect())
     }
 
     /// Whether these words stand one behind the other somewhere.
@@ -56,6 +67,16 @@ impl<'a> StatementText<'a> {
     /// All identifiers, as the catalog stores them; key words among them.
     pub fn identifiers(&self) -> impl Iterator<Item = String> + '_ {
         self.tokens.iter().filter_map(|t| t.identifier(self.text))
+    }
+
+    /// The function's name behind EXECUTE in CREATE TRIGGER, as it is written.
+    pub fn trigger_function(&self) -> Option<&'a str> {
+        let at = ["function", "procedure"]
+            .iter()
+            .find_map(|word| self.find(&["execute", word]))?;
+        let open = (at..self.tokens.len()).find(|&i| self.tokens[i].is(self.text, "("))?;
+        self.text
+            .get(self.tokens.get(at + 2)?.start as usize..self.tokens[open].start as usize)
     }
 
     /// CREATE SCHEMA without the statements for what is in it; None where there are none.
@@ -162,10 +183,7 @@ impl<'a> StatementText<'a> {
 
     /// The same tokens in another text of the same offsets.
     pub fn over<'t>(&'t self, text: &'t str) -> StatementText<'t> {
-        StatementText {
-            text,
-            tokens: self.tokens,
-        }
+        StatementText { text, ..*self }
     }
 
     /// `CREATE [UNIQUE] INDEX ON …` with a name put in.

@@ -199,10 +199,12 @@ impl<'w, 's> Work<'w, 's> {
 
     /// What a name is.
     pub fn resolve(&self, name: &ObjectName) -> Option<Arc<Table>> {
-        match self
-            .snapshot
-            .resolve(name.schema.as_deref(), &name.name, self.session.search_path)
-        {
+        self.resolve_name(name.schema.as_deref(), &name.name)
+    }
+
+    /// What a name with a schema, or without, is.
+    pub fn resolve_name(&self, schema: Option<&str>, name: &str) -> Option<Arc<Table>> {
+        match self.snapshot.resolve(schema, name, self.session.search_path) {
             pgherd_model::Resolved::Known(table) => Some(table),
             pgherd_model::Resolved::Home => None,
         }
@@ -365,14 +367,17 @@ impl<'w, 's> Work<'w, 's> {
         if others.is_empty() || !(self.catalog_changed || had_any) {
             return Ok(());
         }
-        let wanted = self.value("SELECT pgherd.twin_views()").await?.unwrap_or_default();
+        let wanted = self
+            .value("SELECT pgherd.seen_within('twin_views')")
+            .await?
+            .unwrap_or_default();
         if !had_any && wanted == "[]" {
             return Ok(());
         }
         for shard in others {
             let backend = self.transaction.participant(shard).await?;
             let asked = backend
-                .query("SELECT pgherd.has_views($1)::text", &[Some(&wanted)])
+                .query("SELECT pgherd.seen_within('has_views', $1)", &[Some(&wanted)])
                 .await;
             let asked = asked.map_err(|e| self.worded(e.into()))?;
             let is_same = asked.first().and_then(|row| row.first()?.as_deref()) == Some(&b"true"[..]);

@@ -162,3 +162,45 @@ async fn a_role_that_is_made_again_can_log_in() {
             .expect("drop");
     }
 }
+
+/// A client that asks for protocol 3.2 is told 3.0, as a whole number; drivers refuse a version 0.0.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_protocol_is_answered_with_the_one_that_is_spoken() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 1)
+        .await
+        .expect("shards");
+    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let port = gateway.config().get_ports()[0];
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .expect("connect");
+    let body = b"\x00\x03\x00\x02user\0postgres\0database\0postgres\0_pq_.later\0on\0\0";
+    stream.write_u32(body.len() as u32 + 4).await.expect("send");
+    stream.write_all(body).await.expect("send");
+    let mut reply = [0; 24];
+    stream.read_exact(&mut reply).await.expect("a reply");
+    assert_eq!(reply, *b"v\x00\x00\x00\x17\x00\x03\x00\x00\x00\x00\x00\x01_pq_.later\0");
+}
+
+/// A backend keeps what clients prepare, under its text; the same text is about other tables under another search_path.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_prepared_under_another_search_path_is_another_statement() {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 1)
+        .await
+        .expect("shards");
+    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let client = connect(&gateway, "postgres").await;
+    let tables =
+        "CREATE SCHEMA one; CREATE SCHEMA two; CREATE TABLE one.t (a int); CREATE TABLE two.t (a text, b text);
+        INSERT INTO one.t VALUES (1); INSERT INTO two.t VALUES ('x', 'y')";
+    client.batch_execute(tables).await.expect("tables");
+    for _ in 0..3 {
+        client.batch_execute("SET search_path = one").await.expect("set");
+        let row = client.query_one("SELECT * FROM t", &[]).await.expect("one.t");
+        assert_eq!(row.get::<_, i32>(0), 1);
+        client.batch_execute("SET search_path = two").await.expect("set");
+        let row = client.query_one("SELECT * FROM t", &[]).await.expect("two.t");
+        assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), ("x", "y"));
+    }
+}

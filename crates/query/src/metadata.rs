@@ -70,13 +70,13 @@ pub(crate) struct Metadata {
 /// SQL for whether a value that is written as text is read as the same value. Other styles of dates abbreviate time zones, which
 /// are read as others of the same name, and floats lose digits.
 pub(crate) const TEXT_IS_EXACT: &str = "(current_setting('DateStyle') ILIKE 'ISO%' \
-     AND current_setting('extra_float_digits')::integer > 0)::text";
+     AND current_setting('extra_float_digits')::integer > 0 AND current_setting('array_nulls')::boolean)::text";
 
 /// 0A000, where text is not exact and values would travel so.
 pub(crate) fn text_is_not_exact() -> ServerError {
     ServerError::unsupported(
-        "values of these types cannot be passed between shards under the session's DateStyle or extra_float_digits",
-        "SET DateStyle = ISO and extra_float_digits = 1, which are the defaults.",
+        "values of these types cannot be passed between shards under the session's DateStyle, extra_float_digits or array_nulls",
+        "SET DateStyle = ISO, extra_float_digits = 1 and array_nulls = on, which are the defaults.",
     )
 }
 

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::functions;
 use crate::insert::InsertPlan;
 use crate::instead::{self, Instead, Only};
-use crate::kind::{CopySource, Kind, ObjectName};
+use crate::kind::{CopySource, Ddl, DdlKind, Kind, ObjectName};
 use crate::lexer::{self, Token};
 use crate::lock_table::LockTable;
 use crate::locks::names_called;
@@ -17,7 +17,7 @@ use crate::parse::Parsed;
 use crate::placed::Placed;
 use crate::point::{Point, point};
 use crate::prepared_xacts;
-use crate::relations::{Reference, Role};
+use crate::relations::{Reference, Role, references};
 use crate::walk::Walk;
 use pgherd_model::{Resolved, ServerError, Snapshot, Table, TableKind};
 pub use refusals::{hidden_name, hides_a_name};
@@ -343,8 +343,10 @@ impl Analysis {
         if !self.touches_sharded {
             return true;
         }
-        if let Some(instead) = instead::tableoid(&walk.references, context).or_else(|| instead::table_queries(context))
-        {
+        let instead = instead::tableoid(&walk.references, context)
+            .or_else(|| instead::table_queries(context))
+            .or_else(|| instead::without_redundant(context));
+        if let Some(instead) = instead {
             self.instead = Some(instead);
             self.decision = Decision::Refuse(not_understood(&parsed.kind));
             return true;
@@ -405,7 +407,10 @@ impl Analysis {
         };
         match &parsed.kind {
             Kind::Ddl(ddl) => {
-                note_named(&ddl.relations);
+                // What is temporary may have a sharded table's name, and hides it.
+                if !(ddl.temporary && makes_of_query(ddl)) {
+                    note_named(&ddl.relations);
+                }
                 note_named(ddl.object.as_slice());
                 note_named(ddl.partition.as_slice());
             }
@@ -441,12 +446,23 @@ impl Analysis {
             }
             Kind::Do => self.decide_do(context),
             kind if looks_at_relations(kind) => {
-                self.note_identifiers(context);
+                self.note_read(parsed, context);
                 if self.touches_sharded {
                     self.decision = Decision::Refuse(not_understood(kind));
                 }
             }
             _ => {}
+        }
+    }
+
+    /// What the query of CREATE TABLE AS and CREATE VIEW reads, where its grammar is understood whole. Else each identifier may be a relation.
+    fn note_read(&mut self, parsed: &Parsed, context: &Context) {
+        let resolve = |schema: Option<&str>, name: &str| context.resolve(schema, name);
+        let tree = parsed.ast.as_deref();
+        let tree = tree.filter(|_| matches!(&parsed.kind, Kind::Ddl(ddl) if makes_of_query(ddl)));
+        match tree.and_then(|tree| references(tree, &resolve)) {
+            Some(read) => read.iter().for_each(|r| self.note(&r.name.name, r.table.as_ref())),
+            None => self.note_identifiers(context),
         }
     }
 
@@ -520,6 +536,10 @@ fn has_returning(tree: &Statement) -> bool {
 }
 
 /// Kinds in which a sharded table's name matters and that nothing else has looked at.
+fn makes_of_query(ddl: &Ddl) -> bool {
+    matches!(ddl.kind, DdlKind::CreateTableAs | DdlKind::CreateView)
+}
+
 fn looks_at_relations(kind: &Kind) -> bool {
     matches!(
         kind,

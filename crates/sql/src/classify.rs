@@ -102,7 +102,16 @@ fn with(c: &mut Cursor) -> Option<Kind> {
         c.accept("materialized");
         c.is_symbol("(").then_some(())?;
         c.skip_parentheses();
-        // SEARCH … SET x and CYCLE … SET x USING y stand between a query and the comma.
+        // SEARCH … SET x and CYCLE … SET x USING y stand between a query and the comma, and have commas of their own.
+        for (begins, ends) in [("search", "set"), ("cycle", "using")] {
+            if c.accept(begins) {
+                while !c.accept(ends) {
+                    c.peek()?;
+                    c.at += 1;
+                }
+                c.identifier()?;
+            }
+        }
         while !c.is_symbol(",") {
             match c.peek() {
                 None => return None,

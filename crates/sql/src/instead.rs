@@ -6,7 +6,7 @@ use crate::lexer::{Token, TokenKind};
 use crate::position::map_back;
 use crate::relations::{Reference, references, substitute};
 use crate::route::Replaced;
-use crate::tree::{starts_query, tree};
+use crate::tree::{redundant_tokens, starts_query, tree};
 use pgherd_model::{ServerError, Sharded, Table, TableKind, quote_identifier, quote_literal, range_condition};
 use std::ops::Range;
 use std::sync::Arc;
@@ -53,7 +53,8 @@ fn only_tokens(text: &str, tokens: &[Token]) -> Vec<(usize, Vec<Range<usize>>)> 
     let mut found = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
         let of_fetch = i > 0 && (tokens[i - 1].is_word(text, "row") || tokens[i - 1].is_word(text, "rows"));
-        if !token.is_word(text, "only") || of_fetch {
+        let is_name = i > 0 && (tokens[i - 1].is(text, ".") || tokens[i - 1].is_word(text, "as"));
+        if !token.is_word(text, "only") || of_fetch || is_name {
             continue;
         }
         let mut spans = vec![span(token)];
@@ -143,6 +144,15 @@ pub(crate) fn table_queries(context: &Context) -> Option<Instead> {
     (!replacements.is_empty()).then(|| Instead::new(text, &replacements))
 }
 
+/// `FROM t *` as `FROM t`, in which another name and an alias can stand, and `INSERT INTO t (VALUES …)` without the parentheses, of which
+/// rows can be left out; None without one.
+pub(crate) fn without_redundant(context: &Context) -> Option<Instead> {
+    let redundant = redundant_tokens(context.text, context.tokens).into_iter();
+    let spans = redundant.map(|i| context.tokens[i].start as usize..context.tokens[i].end as usize);
+    let replacements: Vec<_> = spans.map(|span| (span, " ".to_owned())).collect();
+    (!replacements.is_empty()).then(|| Instead::new(context.text, &replacements))
+}
+
 /// `tableoid` of a table whose ranges are pgherd's: the table itself. Where it is a column of the result, the home shard's
 /// OID, which is the one that the client's catalogs show; in expressions, which the shard compares with other names, its
 /// own. Of a table with declared partitions, `tableoid::regclass`: the partition. None where it is not mentioned, or where it is not
@@ -205,7 +215,8 @@ fn partition_of_row(sharded: &Sharded, qualifier: Option<&str>) -> String {
         format!("WHEN {lies_in} THEN {}", quote_literal(&range.child.to_string()))
     });
     let cases: Vec<_> = cases.collect();
-    format!("pg_catalog.to_regclass(CASE {} END)", cases.join(" "))
+    // Where the name is not known there is an error, which to_regclass() would hide.
+    format!("CAST(CASE {} END AS pg_catalog.regclass)", cases.join(" "))
 }
 
 /// The table whose column is meant. None where it is not clear.

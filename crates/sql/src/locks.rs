@@ -9,7 +9,7 @@ use crate::placed::sharded_of;
 use crate::relations::Role;
 use crate::route::ParameterValue;
 use crate::scalar::Parameters;
-use pgherd_model::{Name, ShardId, Snapshot, Table, TableKind, quote_identifier};
+use pgherd_model::{Name, ServerError, ShardId, Snapshot, SqlState, Table, TableKind, quote_identifier};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -85,6 +85,10 @@ impl Locks {
     }
 }
 
+fn does_not_exist(kind: &str, name: &str) -> String {
+    format!("{kind} \"{name}\" does not exist")
+}
+
 fn sql_name(name: &ObjectName) -> String {
     let schema = name.schema.as_ref().map(|s| format!("{}.", quote_identifier(s)));
     format!("{}{}", schema.unwrap_or_default(), quote_identifier(&name.name))
@@ -138,6 +142,31 @@ impl Analysis {
 }
 
 impl Analysis {
+    /// An error about a relation that a lock did not find, as the statement itself would give it: with the place that names it. Its
+    /// schema may be what is missing.
+    pub fn missing_relation(&self, error: ServerError) -> ServerError {
+        let missing = |reference: &&crate::relations::Reference| {
+            let (schema, name) = (reference.name.schema.as_deref(), &reference.name.name);
+            let full = schema.map_or_else(|| name.clone(), |schema| format!("{schema}.{name}"));
+            match error.sqlstate() {
+                SqlState::UNDEFINED_TABLE => error.fields().message == does_not_exist("relation", &full),
+                SqlState::UNDEFINED_SCHEMA => {
+                    schema.is_some_and(|schema| error.fields().message == does_not_exist("schema", schema))
+                }
+                _ => false,
+            }
+        };
+        let references = self.references.as_deref().unwrap_or_default();
+        let Some(reference) = references.iter().filter(missing).min_by_key(|r| r.name.span.start) else {
+            return error;
+        };
+        let schema = reference.name.schema.as_ref().map(|schema| format!("{schema}."));
+        let full = format!("{}{}", schema.unwrap_or_default(), reference.name.name);
+        let before = self.text.get(..reference.name.span.start).unwrap_or_default();
+        let position = before.chars().count() as u32 + 1;
+        ServerError::new(SqlState::UNDEFINED_TABLE, does_not_exist("relation", &full)).with_position(Some(position))
+    }
+
     /// Whether all that it writes is named so.
     pub fn writes_only(&self, is_so: &dyn Fn(&str) -> bool) -> bool {
         let references = self.references.as_deref().unwrap_or_default();

@@ -7,15 +7,19 @@
 
 mod fetch_count;
 mod marks;
+mod rare;
 mod tokens;
 mod using_alias;
+mod xml;
 
 use crate::lexer::{Token, TokenKind};
 use crate::lock_order::limits_first;
 use crate::nested_joins::{NestedJoins, nested_joins};
 use crate::set_targets::subscripts;
 use fetch_count::{FetchCounts, fetch_counts};
-use marks::{COLLATION, DISTINCT, NOT_DISTINCT, SYMMETRIC, Unmark};
+use marks::{COLLATION, DISTINCT, NOT_DISTINCT, SYMMETRIC, Unmark, VARIADIC};
+pub(crate) use rare::redundant_tokens;
+use rare::{Rare, rare};
 use sqlparser::ast::{Statement, VisitMut};
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -49,8 +53,10 @@ pub(crate) fn tree(text: &str, tokens: &[Token]) -> Option<Statement> {
         rows_from: rows_from(text, tokens),
         using_aliases: using_aliases(text, tokens),
         fetch_counts: fetch_counts(text, tokens),
+        rare: rare(text, tokens),
         marked: false,
     };
+    conversion.marked = conversion.rare.row_columns;
     match limits_first(text, tokens) {
         Some(order) => order.into_iter().try_for_each(|i| conversion.token(i, &dialect))?,
         None => (0..tokens.len()).try_for_each(|i| conversion.token(i, &dialect))?,
@@ -219,6 +225,8 @@ struct Conversion<'a> {
     using_aliases: Vec<usize>,
     /// the words and parentheses of FETCH FIRST with an expression
     fetch_counts: FetchCounts,
+    /// what else has to be said in other words
+    rare: Rare,
     /// something has a meaning that [`Unmark`] puts back
     marked: bool,
 }
@@ -290,6 +298,7 @@ impl Conversion<'_> {
             || self.inside(i, &["for", "key", "share"], 1, 1)
             || self.inside(i, &["overriding", "system", "value"], 0, 3)
             || self.inside(i, &["group", "by", "distinct"], 2, 1)
+            || self.inside(i, &["group", "by", "all"], 2, 1)
             || (i > 0 && self.direction(i - 1).is_some())
             || self.is_from_of_trim(i)
             || EXCLUSIONS.iter().any(|words| self.excludes(i, words))
@@ -359,15 +368,25 @@ impl Conversion<'_> {
     fn token(&mut self, i: usize, dialect: &PostgreSqlDialect) -> Option<()> {
         let token = &self.tokens[i];
         // sqlparser takes FROM ONLY t for a table `only` with the alias t; behind ROWS it means FETCH.
-        if self.word(i, "only") && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
+        let is_name = i > 0 && (self.symbol(i - 1, ".") || self.word(i - 1, "as"));
+        if self.word(i, "only") && !is_name && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
             return None;
         }
         let left_out = self.subscripts.contains(&i)
             || self.rows_from.contains(&i)
             || self.using_aliases.contains(&i)
             || self.fetch_counts.left_out.contains(&i)
+            || self.rare.leaves_out(i)
             || self.left_out(i);
         if left_out || self.redundant.get(i) == Some(&true) {
+            return Some(());
+        }
+        if let Some(word) = self.rare.before(i) {
+            self.push(word, token);
+        }
+        if let Some(instead) = self.rare.instead_of(i) {
+            self.end_operands(token);
+            instead.into_iter().for_each(|word| self.push(word, token));
             return Some(());
         }
         if let Some(instead) = self.merge_action(i) {
@@ -383,6 +402,10 @@ impl Conversion<'_> {
         self.end_operands(token);
         for _ in 0..self.nested.closed_before(i) {
             self.push(sp::Token::RParen, token);
+        }
+        if self.word(i, "variadic") && i > 0 && (self.symbol(i - 1, "(") || self.symbol(i - 1, ",")) {
+            self.open_operand(VARIADIC, token);
+            return Some(());
         }
         if self.word(i, "symmetric") && i > 0 && self.word(i - 1, "between") {
             self.symmetric.push(self.depth);
@@ -548,7 +571,12 @@ impl Conversion<'_> {
 fn rows_from(text: &str, tokens: &[Token]) -> Vec<usize> {
     let mut found = Vec::new();
     for i in 0..tokens.len().saturating_sub(3) {
-        if !tokens[i].is_word(text, "rows") || !tokens[i + 1].is_word(text, "from") || !tokens[i + 2].is(text, "(") {
+        // `SELECT rows FROM (SELECT …)` is something else.
+        let begins_query = ["select", "with", "values", "table"]
+            .iter()
+            .any(|w| tokens[i + 3].is_word(text, w));
+        let begins = tokens[i].is_word(text, "rows") && tokens[i + 1].is_word(text, "from");
+        if !begins || !tokens[i + 2].is(text, "(") || begins_query || tokens[i + 3].is(text, "(") {
             continue;
         }
         let (mut depth, mut several) = (0, false);
@@ -569,6 +597,8 @@ pub(crate) fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
     let Some(before) = i.checked_sub(1).map(|b| &tokens[b]) else {
         return true;
     };
-    let words = ["union", "all", "distinct", "intersect", "except", "as"];
-    before.is(text, "(") || words.iter().any(|w| before.is_word(text, w))
+    let words = ["union", "all", "distinct", "intersect", "except"];
+    // AS begins one in CREATE, elsewhere a name.
+    let made = before.is_word(text, "as") && tokens[0].is_word(text, "create");
+    before.is(text, "(") || made || words.iter().any(|w| before.is_word(text, w))
 }

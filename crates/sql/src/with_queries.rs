@@ -62,6 +62,21 @@ pub fn with_queries(text: &str, tokens: &[Token]) -> Option<WithQueries> {
         c.is_symbol("(").then_some(())?;
         let inside = c.skip_parentheses();
         let first = tokens.get(inside.start)?;
+        if let Some(nested) = nested(text, tokens, inside.clone()) {
+            queries.extend(nested.queries);
+            queries.push(WithQuery {
+                name,
+                columns,
+                span: c.bytes(start..c.at),
+                body: nested.main,
+                writes: true,
+                words: nested.main_words,
+            });
+            if !c.accept_symbol(",") {
+                break;
+            }
+            continue;
+        }
         queries.push(WithQuery {
             name,
             columns,
@@ -86,6 +101,25 @@ pub fn with_queries(text: &str, tokens: &[Token]) -> Option<WithQueries> {
     })
 }
 
+/// The parts of `WITH a AS (…) DELETE …` that stands in parentheses of another WITH: its queries can as well be the outer one's, where
+/// their names mean nothing to the rest. None for what only reads, and where that is not so.
+fn nested(text: &str, tokens: &[Token], inside: Range<usize>) -> Option<WithQueries> {
+    let inner = with_queries(text, &tokens[inside.clone()])?;
+    let main = tokens[inside.clone()]
+        .iter()
+        .find(|t| t.start as usize == inner.main.start)?;
+    let outside = || tokens[..inside.start].iter().chain(&tokens[inside.end..]);
+    let is_named = |name: &String| outside().any(|t| t.identifier(text).as_ref() == Some(name));
+    let is_apart = inner.queries.iter().all(|q| !q.writes && !is_named(&q.name));
+    (is_write(text, main) && is_apart && !inner.recursive).then_some(inner)
+}
+
+fn is_write(text: &str, token: &Token) -> bool {
+    ["insert", "update", "delete", "merge"]
+        .iter()
+        .any(|w| token.is_word(text, w))
+}
+
 fn names_only_what_is_before(queries: &[WithQuery]) -> bool {
     let names = |query: &WithQuery, other: &WithQuery| query.words.contains(&other.name);
     (0..queries.len()).all(|i| {
@@ -97,11 +131,9 @@ fn names_only_what_is_before(queries: &[WithQuery]) -> bool {
 
 /// None for a WITH inside that may write.
 fn writes(text: &str, first: &Token, tokens: &[Token]) -> Option<bool> {
-    const WRITES: [&str; 4] = ["insert", "update", "delete", "merge"];
-    let is_write = |token: &Token| WRITES.iter().any(|w| token.is_word(text, w));
     match first.is_word(text, "with") {
-        true => (!tokens.iter().any(is_write)).then_some(false),
-        false => Some(is_write(first)),
+        true => (!tokens.iter().any(|t| is_write(text, t))).then_some(false),
+        false => Some(is_write(text, first)),
     }
 }
 
@@ -149,6 +181,19 @@ mod tests {
             let tokens = crate::lexer::tokenize(text).unwrap();
             assert_eq!(with_queries(text, &tokens), None, "{text}");
         }
+        let text = "WITH a AS (WITH b AS (SELECT 1) DELETE FROM t USING b RETURNING *) SELECT * FROM a";
+        let parts = with_queries(text, &crate::lexer::tokenize(text).unwrap()).unwrap();
+        let shown: Vec<_> = parts
+            .queries
+            .iter()
+            .map(|q| (&text[q.body.clone()], q.writes))
+            .collect();
+        assert_eq!(
+            shown,
+            [("SELECT 1", false), ("DELETE FROM t USING b RETURNING *", true)]
+        );
+        let text = "WITH a AS (WITH b AS (SELECT 1) DELETE FROM t USING b RETURNING *) SELECT * FROM a, b";
+        assert_eq!(with_queries(text, &crate::lexer::tokenize(text).unwrap()), None);
         let text =
             "WITH RECURSIVE a AS (SELECT 1 UNION SELECT * FROM a), b AS (DELETE FROM t USING a RETURNING *) SELECT 1";
         let parts = with_queries(text, &crate::lexer::tokenize(text).unwrap());

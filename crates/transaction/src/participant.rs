@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::repeatable_read::Standing;
+use crate::transaction::Replay;
 use pgherd_model::{ShardId, quote_identifier};
 use pgherd_shards::{Backend, SimpleResult, TransactionStatus};
 use std::time::{Duration, Instant};
@@ -30,12 +31,7 @@ pub(crate) struct Participant {
 
 impl Participant {
     /// Opens the block; BEGIN, the savepoints and what was set between them travel with the first statement.
-    pub(crate) fn open(
-        mut backend: Backend,
-        begin: &str,
-        savepoints: &[String],
-        replays: &[(usize, std::sync::Arc<str>)],
-    ) -> Self {
+    pub(crate) fn open(mut backend: Backend, begin: &str, savepoints: &[String], replays: &[Replay]) -> Self {
         backend.queue_silent(begin);
         let mut this = Self {
             backend,

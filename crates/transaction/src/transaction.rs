@@ -132,6 +132,9 @@ pub struct Committed {
     pub notices: Vec<ServerError>,
 }
 
+/// A statement for shards that join late, behind the number of savepoints that were open.
+pub(crate) type Replay = (usize, Arc<str>);
+
 /// A transaction. Dropped without an end, its connections are closed and the shards roll back.
 pub struct Transaction {
     pub(crate) coordinator: Arc<Coordinator>,
@@ -146,8 +149,8 @@ pub struct Transaction {
     read_only_before: Vec<Option<bool>>,
     /// its mode was changed when shards took part already: what functions did there before may be writes
     changed_midway: bool,
-    /// statements for shards that join late, each with the number of savepoints that were open
-    pub(crate) replays: Vec<(usize, Arc<str>)>,
+    /// what acts within the transaction only, and was not undone
+    pub(crate) replays: Vec<Replay>,
     failed: bool,
     /// told of each connection that joins
     on_join: Option<Arc<dyn Fn(CancelToken) + Send + Sync>>,
@@ -311,7 +314,7 @@ impl Transaction {
 
     /// The mode that a shard's block begins with, and what it is told between its savepoints. SET TRANSACTION READ ONLY behind
     /// a savepoint must not be part of its BEGIN, which no savepoint's end undoes.
-    fn for_newcomer(&self) -> (Mode, Cow<'_, [(usize, Arc<str>)]>) {
+    fn for_newcomer(&self) -> (Mode, Cow<'_, [Replay]>) {
         let now = self.mode.read_only;
         let levels: Vec<_> = self.read_only_before.iter().copied().chain([now]).collect();
         let mode = Mode {

@@ -16,7 +16,7 @@ use pgherd_model::{Name, Table, TableKind};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct View {
     pub(super) oid: u32,
     pub(super) schema: String,
@@ -30,15 +30,32 @@ pub(super) struct View {
     pub(super) source: Option<super::stand_in::Source>,
     #[serde(default)]
     read_only: bool,
+    /// Its text would have to be waited for; see [`super::held`].
+    #[serde(default)]
+    pub(super) held: bool,
+    #[serde(default)]
+    pub(super) version: String,
+}
+
+impl View {
+    /// Takes from what the same view was before what its text says.
+    pub(super) fn take_text(&mut self, known: &View) {
+        self.definition = known.definition.clone();
+        self.source = known.source.clone();
+        self.read_only = known.read_only;
+    }
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Rule {
-    oid: u32,
+    pub(super) oid: u32,
     schema: String,
     table: String,
-    name: String,
-    body: String,
+    pub(super) name: String,
+    /// none while it would have to be waited for; see [`super::held`]
+    pub(super) body: Option<String>,
+    #[serde(default)]
+    pub(super) version: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -86,7 +103,10 @@ pub(super) struct Function {
     pub(super) oid: u32,
     pub(super) name: String,
     pub(super) language: String,
-    pub(super) body: String,
+    /// none while it would have to be waited for; see [`super::held`]
+    pub(super) body: Option<String>,
+    /// where the body is not kept as text
+    pub(super) version: Option<String>,
     /// an aggregate's functions
     pub(super) parts: Option<Vec<u32>>,
     #[serde(default)]
@@ -151,9 +171,10 @@ impl Trigger {
 
 impl Function {
     fn body(&self, schemas: &HashSet<String>) -> Body {
+        let text = self.body.as_deref().unwrap_or_default();
         match self.language.as_str() {
-            "sql" | "plpgsql" => Body::of_sql(&self.body, schemas),
-            _ => Body::new(&self.body),
+            "sql" | "plpgsql" => Body::of_sql(text, schemas),
+            _ => Body::new(text),
         }
     }
 
@@ -230,7 +251,8 @@ impl Reach {
             for rule in rules {
                 // A rule's own table is in its text; on a local table without more that is no reason.
                 let others = names.without(&rule.table.to_lowercase());
-                if relations.contains(&rule.oid) || others.are_in(&Body::new(&rule.body)) {
+                if relations.contains(&rule.oid) || others.are_in(&Body::new(rule.body.as_deref().unwrap_or_default()))
+                {
                     let reason = format!("Rule {} would run on one shard's part of a sharded table.", rule.name);
                     reach.refuse(&rule.schema, &rule.table, reason, &mut names);
                     relations.insert(rule.oid);

@@ -30,7 +30,7 @@ const TIMES: [&str; 12] = [
 ];
 
 /// What a view shows of the one relation whose rows it has.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct Source {
     relation: u32,
     /// by the number of the view's column, the number of the relation's column that it shows unchanged

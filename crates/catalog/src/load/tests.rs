@@ -238,3 +238,43 @@ fn tables_that_were_sharded_by_default_yield_to_functions() {
         ["t: the function of its trigger g needs the home shard"]
     );
 }
+
+#[test]
+fn texts_that_are_held_are_those_that_were_read_before() {
+    let document = |version: &str, held: bool| {
+        let text = |text: &str| if held { serde_json::Value::Null } else { text.into() };
+        let views = serde_json::json!([{"oid": 200, "schema": "public", "name": "v", "materialized": false, "columns": [],
+            "relations": [100], "functions": [], "held": held, "version": version, "definition": text("SELECT 1"),
+            "source": null, "read_only": held}]);
+        let rules = serde_json::json!([{"oid": 300, "schema": "public", "table": "l", "name": "r", "version": version,
+            "body": text("INSERT INTO t VALUES (1)")}]);
+        let functions = serde_json::json!([{"oid": 400, "name": "f", "language": "sql", "body": text("SELECT count(*) FROM t"),
+            "version": version, "parts": null}]);
+        format!("{{{HEAD}, \"views\": {views}, \"rules\": {rules}, \"functions\": {functions}}}")
+    };
+    let mut remembered = Remembered::default();
+    let mut load = |version, held| {
+        snapshot_with(
+            &document(version, held),
+            [ShardId(1), ShardId(2)].into_iter(),
+            &mut remembered,
+        )
+    };
+    assert!(load("a", true).unwrap().incomplete, "nothing was read yet");
+    let whole = load("a", false).unwrap();
+    let held = load("a", true).unwrap();
+    for snapshot in [&whole, &held] {
+        let view = snapshot.table(&Name::new("public", "v")).unwrap();
+        assert!(
+            matches!(&view.kind, TableKind::View { definition, read_only: false, .. } if definition == "SELECT 1"),
+            "{view:?}"
+        );
+        let ruled = snapshot.table(&Name::new("public", "l")).unwrap();
+        assert!(matches!(ruled.kind, TableKind::Refused { .. }), "{ruled:?}");
+        assert!(snapshot.unsafe_functions.contains("f"));
+    }
+    // Held again and again; but not when it is another one.
+    assert!(load("a", true).is_ok());
+    assert!(load("b", true).unwrap().incomplete);
+    assert!(load("a", true).is_ok());
+}

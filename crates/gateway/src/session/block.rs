@@ -51,7 +51,7 @@ pub(crate) struct Open {
     pub(crate) has_local_settings: bool,
     /// the schema changes with its end
     pub(crate) has_changed_schema: bool,
-    /// LOCK TABLE was said in it
+    /// LOCK TABLE was said in it, or was needed for what it does
     pub(crate) has_locked_tables: bool,
     /// at levels of one snapshot: the catalog when that snapshot was taken, or before
     pub(crate) first_catalog: Option<Arc<Snapshot>>,
@@ -141,18 +141,40 @@ pub(crate) struct GatheredCursor {
     depth: usize,
     /// WITH HOLD
     hold: bool,
+    /// the sharded tables that it reads, which nothing may change under it until its transaction ends
+    reads: Vec<pgherd_model::Name>,
 }
 
 impl Open {
     /// Keeps a cursor that was declared now.
-    pub(crate) fn keep_cursor(&mut self, name: &str, mut cursor: pgherd_query::OpenCursor, hold: bool) {
+    pub(crate) fn keep_cursor(
+        &mut self,
+        name: &str,
+        mut cursor: pgherd_query::OpenCursor,
+        hold: bool,
+        reads: Vec<pgherd_model::Name>,
+    ) {
         let depth = self.savepoints.len();
         if hold {
             // It outlives the transaction, but not the session.
             cursor.backend().taint();
         }
+        self.gathered_cursors.insert(
+            name.to_owned(),
+            GatheredCursor {
+                cursor,
+                depth,
+                hold,
+                reads,
+            },
+        );
+    }
+
+    /// Whether a cursor that is open here reads the table.
+    pub(crate) fn has_cursor_over(&self, table: &pgherd_model::Name) -> bool {
         self.gathered_cursors
-            .insert(name.to_owned(), GatheredCursor { cursor, depth, hold });
+            .values()
+            .any(|cursor| cursor.reads.contains(table))
     }
 
     /// How many savepoints are open.
@@ -329,6 +351,9 @@ impl Session {
             self.restore_settings(settings);
         }
         self.block.recover();
+        if self.temporary_changed {
+            self.read_temporary().await;
+        }
         self.reload_overlay().await
     }
 
@@ -446,6 +471,19 @@ impl Session {
 
     /// Ends whatever block is open, other than by rolling back; the tag says whether PostgreSQL rolled back instead.
     pub(crate) async fn end_block(&mut self, ending: Ending<'_>) -> Result<&'static str, Problem> {
+        let result = self.end_open_block(ending).await;
+        self.settle_temporary().await;
+        result
+    }
+
+    /// What a block has made or dropped of temporary tables is there for good now, or is undone.
+    async fn settle_temporary(&mut self) {
+        if std::mem::take(&mut self.temporary_changed) {
+            self.read_temporary().await;
+        }
+    }
+
+    async fn end_open_block(&mut self, ending: Ending<'_>) -> Result<&'static str, Problem> {
         let tag = match ending {
             Ending::Commit => "COMMIT",
             Ending::Prepare(_) => "PREPARE TRANSACTION",
@@ -538,6 +576,7 @@ impl Session {
         if has_changed_schema {
             self.note_schema_change();
         }
+        self.settle_temporary().await;
         Ok(())
     }
 

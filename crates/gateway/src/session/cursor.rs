@@ -186,7 +186,10 @@ impl Session {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         self.cancel.slot.start_all(open.transaction.cancel_tokens());
         match pgherd_query::declare(statement, head, &mut open.transaction).await {
-            Ok(cursor) => open.keep_cursor(name, cursor, hold),
+            Ok(cursor) => {
+                let reads = entered.analysis.sharded.iter().map(|table| table.name.clone());
+                open.keep_cursor(name, cursor, hold, reads.collect());
+            }
             Err(error) if names_missing_child(&error) => return Err(error.into()),
             Err(error) => return Err(self.as_client_sees(error).into()),
         }

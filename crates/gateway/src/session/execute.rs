@@ -13,6 +13,18 @@ use std::sync::Arc;
 /// How often a stale route is tried again after a refresh.
 const STALE_ROUTE_TRIES: usize = 5;
 
+/// PostgreSQL reads a statement before it draws from a sequence. One without parameters is read in the same round trip, others are
+/// described, which is remembered.
+fn is_judged_with_defaults(unit: Unit<'_>) -> bool {
+    matches!(unit.mode, Mode::Simple) && unit.parameters.is_empty() && unit.statement.text.len() < LONGEST_JUDGED
+}
+
+/// Reads an INSERT on the home shard before its defaults are drawn there.
+const JUDGE: &str = "PREPARE pgherd_judged AS ";
+
+/// Bytes of an INSERT beyond which reading it twice costs more than the numbers are worth that it draws in vain where it is wrong.
+const LONGEST_JUDGED: usize = 16 << 10;
+
 impl Session {
     /// Runs one statement and puts its reply, up to CommandComplete, into the client's buffer.
     pub(crate) async fn run(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
@@ -216,6 +228,12 @@ impl Session {
         let types = self.parameter_types(unit, entered).await?;
         let values = unit.values(&types);
         let route = entered.analysis.route(&entered.snapshot, &values);
+        if self.is_explaining() {
+            return match needs_parts(unit, entered, &route) {
+                Some(problem) => Err(problem),
+                None => self.note_part(unit, entered, &route).await,
+            };
+        }
         if self.needs_shared_clock(&entered.analysis, &route) {
             return Err(Problem::NeedsSharedClock);
         }
@@ -231,6 +249,11 @@ impl Session {
                 if entered.analysis.defaults_may_write(&entered.snapshot) {
                     self.begin_for_one_at_home().await?;
                 }
+                let refused = self.refuse_write_in_read_only(unit, entered);
+                if refused.is_err() || !is_judged_with_defaults(unit) {
+                    self.description(unit, &entered.snapshot).await?;
+                }
+                refused?;
                 let rows = self.default_values(unit, query).await?;
                 if self.who.pin.is_none() {
                     self.drawn.note(&drawn, &rows);
@@ -239,18 +262,8 @@ impl Session {
             }
             route => route,
         };
-        if matches!(route, Route::Plan | Route::GatherWrite | Route::Refuse(_)) {
-            let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
-            let locks_inside = || entered.analysis.locking && pgherd_sql::locked_inside(text, tokens).is_some();
-            if !pgherd_sql::locking_subqueries(text, tokens).is_empty() || locks_inside() {
-                return Err(Problem::NeedsLocks);
-            }
-            if pgherd_sql::with_queries(text, tokens).is_some_and(|parts| parts.writes()) {
-                return Err(Problem::NeedsParts);
-            }
-            if entered.analysis.returning && pgherd_sql::returning_query(text, tokens).is_some() {
-                return Err(Problem::NeedsReturningQuery);
-            }
+        if let Some(problem) = needs_parts(unit, entered, &route) {
+            return Err(problem);
         }
         match route {
             Route::Forward(part) => self.forward(unit, entered, &part).await,
@@ -269,7 +282,7 @@ impl Session {
     }
 
     /// What is wrong with a statement in itself, PostgreSQL says before anybody asks where it would run.
-    async fn refused(&mut self, unit: Unit<'_>, entered: &Entered, error: ServerError) -> Problem {
+    pub(super) async fn refused(&mut self, unit: Unit<'_>, entered: &Entered, error: ServerError) -> Problem {
         match self.description(unit, &entered.snapshot).await {
             Err(Problem::Error(own)) if ["42", "0A"].contains(&&own.sqlstate().code()[..2]) => own.into(),
             _ => error.into(),
@@ -328,16 +341,28 @@ impl Session {
 
     /// Values of defaults that only the home shard can give, one row per inserted row.
     async fn default_values(&mut self, unit: Unit<'_>, query: String) -> Result<Vec<Vec<Option<String>>>, Problem> {
-        let query = match unit.statement.shared_clock {
+        let mut query = match unit.statement.shared_clock {
             true => match self.clock_setting(self.gateway.shards.home()).await? {
                 Some(setting) => format!("{setting}; {query}"),
                 None => query,
             },
             false => query,
         };
+        let (text, judged) = (&unit.statement.text, is_judged_with_defaults(unit));
+        if judged {
+            query = format!("{JUDGE}{text}\n; DEALLOCATE pgherd_judged; {query}");
+        }
         let results = match self.ask_home(&query).await {
             Ok(results) => results,
-            Err(error) => return Err(self.at_its_place(unit, error).await.into()),
+            Err(error) => {
+                let position = error.fields().position.and_then(|p| p.checked_sub(JUDGE.len() as u32));
+                let own = position.filter(|p| judged && (1..=text.chars().count() as u32).contains(p));
+                return Err(match own {
+                    Some(_) => error.with_position(own),
+                    None => self.at_its_place(unit, error).await,
+                }
+                .into());
+            }
         };
         let rows = results.into_iter().next_back().map(|r| r.rows).unwrap_or_default();
         let text = |v: Option<bytes::Bytes>| v.map(|b| String::from_utf8_lossy(&b).into_owned());
@@ -364,7 +389,11 @@ impl Session {
     /// they are.
     pub(super) fn may_hold_tables(&self) -> bool {
         let open = self.block.open();
-        open.is_some_and(|open| open.has_changed_schema || open.has_locked_tables)
+        let locks = |open: &super::block::Open| {
+            // What a SERIALIZABLE block reads, nobody may change, nor so much as look at in order to change it.
+            open.has_changed_schema || open.has_locked_tables || open.transaction.is_strict()
+        };
+        open.is_some_and(locks)
     }
 
     /// What the home shard finds when it reads a statement on another connection than the block's, where one has failed. None where it
@@ -378,7 +407,15 @@ impl Session {
             return None;
         }
         let mut backend = self.home_backend().await.ok()?;
-        Some(pgherd_query::describe(&mut backend, text, types).await)
+        if self.block.is_none() {
+            return Some(pgherd_query::describe(&mut backend, text, types).await);
+        }
+        // A function may have locked something that nobody saw.
+        backend.simple("BEGIN; SET LOCAL lock_timeout = '1s'").await.ok()?;
+        let read = pgherd_query::describe(&mut backend, text, types).await;
+        backend.simple("ROLLBACK").await.ok()?;
+        let waited = |error: &ServerError| error.sqlstate() == SqlState::LOCK_NOT_AVAILABLE;
+        Some(read).filter(|read| !read.as_ref().is_err_and(waited))
     }
 
     /// A name of a table that has an alias in the statement means nothing, and PostgreSQL says what was probably meant: but a shard
@@ -436,6 +473,23 @@ const INVALID_REFERENCE: &str = "invalid reference to FROM-clause entry";
 /// Whether no relation of that name is in the statement.
 fn misses_relation(error: &ServerError) -> bool {
     error.sqlstate() == SqlState::UNDEFINED_TABLE && error.fields().message.starts_with("missing FROM-clause entry")
+}
+
+/// How a statement has to be taken apart before it can run; None where it runs as it is.
+pub(super) fn needs_parts(unit: Unit<'_>, entered: &Entered, route: &Route) -> Option<Problem> {
+    if !matches!(route, Route::Plan | Route::GatherWrite | Route::Refuse(_)) {
+        return None;
+    }
+    let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+    let locks_inside = || entered.analysis.locking && pgherd_sql::locked_inside(text, tokens).is_some();
+    if !pgherd_sql::locking_subqueries(text, tokens).is_empty() || locks_inside() {
+        return Some(Problem::NeedsLocks);
+    }
+    if pgherd_sql::with_queries(text, tokens).is_some_and(|parts| parts.writes()) {
+        return Some(Problem::NeedsParts);
+    }
+    let returns_query = entered.analysis.returning && pgherd_sql::returning_query(text, tokens).is_some();
+    returns_query.then_some(Problem::NeedsReturningQuery)
 }
 
 /// Whether an error says that a child or fence is not there (any more): the route was stale.

@@ -57,11 +57,16 @@ impl Session {
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
         if let Kind::Ddl(ddl) = &statement.parsed.kind
-            && ddl.kind == DdlKind::CreateTableAs
+            && [DdlKind::CreateTableAs, DdlKind::CreateMaterializedView].contains(&ddl.kind)
         {
             return self
                 .explain_table_as(unit, Unit { statement, ..unit }, ddl, *analyze)
                 .await;
+        }
+        // PostgreSQL shows the plan of the cursor's query, and declares none.
+        if let Kind::Declare { inner, .. } = &statement.parsed.kind {
+            let query = statement.text.get(inner.clone()).unwrap_or_default();
+            return self.explain_instead(unit, query).await;
         }
         let entered = self.enter(Unit { statement, ..unit }).await?;
         if let Some(instead) = entered.analysis.instead.clone() {
@@ -76,7 +81,20 @@ impl Session {
         self.explain_inner(unit, Unit { statement, ..unit }, entered).await
     }
 
-    /// EXPLAIN of CREATE TABLE AS shows the query's plan, as PostgreSQL does. With ANALYZE the table is made, and then the query runs for
+    /// The same EXPLAIN of another statement.
+    async fn explain_instead(&mut self, unit: Unit<'_>, query: &str) -> Result<(), Problem> {
+        let Kind::Explain { inner, .. } = &unit.statement.parsed.kind else {
+            return Err(ServerError::internal("EXPLAIN without its parts").into());
+        };
+        let head = unit.statement.text.get(..inner.start).unwrap_or_default();
+        let statements = self.database.cache.parse(&format!("{head}{query}"))?;
+        let statement = statements
+            .first()
+            .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
+        Box::pin(self.explain(Unit { statement, ..unit })).await
+    }
+
+    /// EXPLAIN of CREATE TABLE AS and of CREATE MATERIALIZED VIEW shows the query's plan, as PostgreSQL does. With ANALYZE the table is made, and then the query runs for
     /// its plan.
     async fn explain_table_as(
         &mut self,
@@ -103,15 +121,7 @@ impl Session {
             self.client.keep();
             made?;
         }
-        let Kind::Explain { inner: span, .. } = &unit.statement.parsed.kind else {
-            return Err(ServerError::internal("EXPLAIN without its parts").into());
-        };
-        let head = unit.statement.text.get(..span.start).unwrap_or_default();
-        let statements = self.database.cache.parse(&format!("{head}{}", parts.query))?;
-        let statement = statements
-            .first()
-            .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
-        Box::pin(self.explain(Unit { statement, ..unit })).await
+        self.explain_instead(unit, &parts.query).await
     }
 
     async fn explain_inner(&mut self, unit: Unit<'_>, inner: Unit<'_>, entered: Entered) -> Result<(), Problem> {
@@ -120,10 +130,19 @@ impl Session {
             ..inner
         };
         let options = ExplainOptions::read(&unit.statement.text, &unit.statement.parsed.tokens);
+        // What is wrong with the statement in itself, PostgreSQL says first, and where.
+        if let Err(Problem::Error(error)) = self.description(inner, &entered.snapshot).await {
+            let head = unit.statement.text.strip_suffix(&*inner.statement.text);
+            return Err(match head {
+                Some(head) => super::simple::shift(error, head.chars().count() as u32).into(),
+                None => error.with_position(None).into(),
+            });
+        }
         let types = self.parameter_types(inner, &entered).await?;
         let route = entered.analysis.route(&entered.snapshot, &inner.values(&types));
-        if let Route::Refuse(error) = route {
-            return Err(error.into());
+        let in_parts = super::execute::needs_parts(inner, &entered, &route).is_some();
+        if let (Route::Refuse(error), false) = (&route, in_parts) {
+            return Err(self.refused(inner, &entered, error.clone()).await);
         }
         if options.format == ExplainFormat::Other {
             return Err(ServerError::unsupported(
@@ -133,8 +152,14 @@ impl Session {
             .into());
         }
         let made = self.ensure_block();
-        self.explains_alone = made;
-        let result = self.explain_in_block(inner, entered, &route, &options).await;
+        self.explains_alone = made && !in_parts;
+        let result = match in_parts {
+            true => {
+                drop(entered);
+                self.explain_in_parts(inner, &options).await
+            }
+            false => self.explain_in_block(inner, entered, &route, &options).await,
+        };
         self.explains_alone = false;
         let result = match result {
             Ok(distributed) => {
@@ -169,8 +194,8 @@ impl Session {
             distributed.planning_ms = Some(planning_ms);
             return Ok(distributed);
         }
-        let began = Instant::now();
         if alone {
+            let began = Instant::now();
             if reads {
                 distributed = self.what_runs_where(inner, &entered, route, &head).await?;
             }
@@ -178,27 +203,42 @@ impl Session {
             return Ok(distributed);
         }
         drop(entered);
+        self.run_explained(inner, &mut distributed).await?;
+        if reads {
+            let entered = self.enter(inner).await?;
+            let plan = self.what_runs_where(inner, &entered, route, &head).await?;
+            distributed = Distributed {
+                execution_ms: distributed.execution_ms,
+                actual: distributed.actual,
+                ..plan
+            };
+        }
+        Ok(distributed)
+    }
+
+    /// Runs the statement with its rows thrown away, and notes what it took.
+    pub(super) async fn run_explained(
+        &mut self,
+        inner: Unit<'_>,
+        distributed: &mut Distributed,
+    ) -> Result<(), Problem> {
+        let began = Instant::now();
         self.client.discard();
         let run = Box::pin(self.routed(inner)).await;
         let Discarded { tag, bytes, .. } = self.client.keep();
         let used = self.used.take().unwrap_or_default();
         run?;
-        let took = began.elapsed().as_secs_f64() * 1e3;
-        if reads {
-            let entered = self.enter(inner).await?;
-            distributed = self.what_runs_where(inner, &entered, route, &head).await?;
-        }
-        distributed.execution_ms = Some(took);
+        distributed.execution_ms = Some(began.elapsed().as_secs_f64() * 1e3);
         distributed.actual = Some(Actual {
             rows: tag.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0),
             bytes,
             used,
         });
-        Ok(distributed)
+        Ok(())
     }
 
     /// The parts, with the shards' own plans.
-    async fn what_runs_where(
+    pub(super) async fn what_runs_where(
         &mut self,
         inner: Unit<'_>,
         entered: &Entered,

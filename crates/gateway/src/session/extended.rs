@@ -41,6 +41,12 @@ pub(crate) struct Told {
     description: Arc<Description>,
 }
 
+impl Told {
+    pub(super) fn new(version: u64, description: Arc<Description>) -> Self {
+        Self { version, description }
+    }
+}
+
 /// A bound portal.
 pub(crate) struct Portal {
     prepared: Arc<Prepared>,
@@ -399,11 +405,11 @@ impl Session {
             },
             _ => self.description(unit, &entered.snapshot).await?,
         };
+        if of_statement || prepared.told.lock().is_none() {
+            let version = self.schema_version(entered.snapshot.epoch.0);
+            *prepared.told.lock() = Some(Told::new(version, described.clone()));
+        }
         if of_statement {
-            *prepared.told.lock() = Some(Told {
-                version: self.schema_version(entered.snapshot.epoch.0),
-                description: described.clone(),
-            });
             let mut body = (described.parameter_types.len() as i16).to_be_bytes().to_vec();
             described
                 .parameter_types
@@ -524,7 +530,7 @@ impl Session {
     }
 
     /// As PostgreSQL: a statement whose columns are not any more what the client was told is not run.
-    async fn check_told(&mut self, unit: Unit<'_>, prepared: &Prepared) -> Result<(), Problem> {
+    pub(super) async fn check_told(&mut self, unit: Unit<'_>, prepared: &Prepared) -> Result<(), Problem> {
         let version = self.schema_version(self.catalog().snapshot().epoch.0);
         let is_query = matches!(
             unit.statement.parsed.kind,

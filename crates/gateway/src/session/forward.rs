@@ -105,7 +105,8 @@ impl Session {
         };
         let open = self.block.open_mut().ok_or_else(no_block)?;
         enlist(&mut open.transaction, unit, part.shard).await?;
-        if !entered.analysis.read_only {
+        let shows = matches!(unit.statement.parsed.kind, Kind::Show { .. });
+        if !entered.analysis.read_only && !shows {
             open.transaction.wrote(part.shard);
         }
         let reads = !matches!(unit.statement.parsed.kind, Kind::Lock(_) | Kind::Show { .. });
@@ -194,11 +195,12 @@ impl Session {
         }
     }
 
-    /// Another number after each schema change that this gateway knows of: its own, and those that change the epoch.
+    /// Another number after each schema change that this gateway knows of, its own and those that change the epoch, and for each
+    /// search_path: names of the same text are other tables then, with other columns.
     pub(crate) fn schema_version(&self, epoch: u64) -> u64 {
         let changes = self.gateway.schema_changes.load(Ordering::Relaxed);
         // Never one of the bare epochs that other statements are kept under.
-        (1 << 63) | ((changes << 32) ^ (epoch & u64::from(u32::MAX)))
+        (1 << 63) | ((changes << 32) ^ (epoch & u64::from(u32::MAX)) ^ self.settings.search_path_id)
     }
 
     /// A shard's error with positions in the client's text and the user's names.

@@ -358,7 +358,17 @@ impl Session {
         if learns {
             self.note_learnt();
         }
-        self.take(locks, &entered.snapshot).await
+        self.take(locks, &entered.snapshot)
+            .await
+            .map_err(|problem| match problem {
+                Problem::Error(error) => {
+                    let error = entered.analysis.missing_relation(error);
+                    let in_pattern = error.fields().position;
+                    let position = in_pattern.map(|at| unit.template.map_or(at, |template| template.position(at)));
+                    error.with_position(position).into()
+                }
+                other => other,
+            })
     }
 
     /// A statement that comes now tells what is there by whether it fails.
@@ -369,7 +379,7 @@ impl Session {
     }
 
     /// 25006 before PostgreSQL would say it, since a write would wait for other readers first.
-    fn refuse_write_in_read_only(&self, unit: Unit<'_>, entered: &Entered) -> Result<(), ServerError> {
+    pub(super) fn refuse_write_in_read_only(&self, unit: Unit<'_>, entered: &Entered) -> Result<(), ServerError> {
         let read_only = |open: &Open| open.transaction.mode().read_only == Some(true);
         let word = match &unit.statement.parsed.kind {
             Kind::Insert => "INSERT",

@@ -25,7 +25,7 @@ impl Session {
             return Ok(());
         }
         match &unit.statement.parsed.kind {
-            Kind::Set { name, local: true, .. } => {
+            Kind::Set { name, local, .. } if *local || self.is_of_open_transaction(name) => {
                 if self.block.open().is_none() {
                     // The home shard warns that it does nothing.
                     self.run_setting(&text).await?;
@@ -103,6 +103,16 @@ impl Session {
             _ => return None,
         }
         Some(mode)
+    }
+
+    /// Whether it is a setting that no transaction leaves to the next one, in a block.
+    fn is_of_open_transaction(&self, name: &str) -> bool {
+        let names = [
+            "transaction_deferrable",
+            "transaction_isolation",
+            "transaction_read_only",
+        ];
+        self.block.open().is_some() && names.contains(&name)
     }
 
     /// SET for the session.

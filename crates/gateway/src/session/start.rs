@@ -73,6 +73,7 @@ impl Session {
             cancel,
             listening: None,
             temporary: Default::default(),
+            temporary_changed: false,
             drawn: Default::default(),
             row_locks: Default::default(),
             gathered: Vec::new(),
@@ -80,6 +81,7 @@ impl Session {
             copy_took_sync: false,
             used: None,
             explains_alone: false,
+            explaining: None,
             held_cursors: Default::default(),
             cursor_texts: Default::default(),
         };

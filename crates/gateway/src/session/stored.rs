@@ -1,7 +1,7 @@
 //! PREPARE, EXECUTE and DEALLOCATE in SQL: they share the names of the protocol's prepared statements, as in
 //! PostgreSQL. Arguments are evaluated by the home shard.
 
-use super::extended::{Prepared, no_statement};
+use super::extended::{Prepared, Told, no_statement};
 use super::{Problem, Session, Unit};
 use bytes::Bytes;
 use pgherd_model::{ServerError, SqlState};
@@ -99,6 +99,8 @@ impl Session {
             let entered = self.enter(unit).await.map_err(behind)?;
             let described = self.description(unit, &entered.snapshot).await.map_err(behind)?;
             prepared.types = described.parameter_types.clone();
+            let version = self.schema_version(entered.snapshot.epoch.0);
+            *prepared.told.get_mut() = Some(Told::new(version, described));
         }
         self.prepared.insert(name.to_owned(), Arc::new(prepared));
         self.client.put_tag("PREPARE");
@@ -130,6 +132,7 @@ impl Session {
             mode: unit.mode,
             template: None,
         };
+        self.check_told(inner, &prepared).await?;
         let result = match (inner.mode, parameters.is_empty()) {
             // Without parameters the simple protocol can carry it as it is.
             (_, true) | (super::Mode::Extended { .. }, _) => Box::pin(self.run(inner)).await,
@@ -318,7 +321,7 @@ fn can_be_prepared(kind: &Kind) -> bool {
 }
 
 /// An error with another position.
-fn with_position(problem: Problem, position: impl Fn(Option<u32>) -> Option<u32>) -> Problem {
+pub(super) fn with_position(problem: Problem, position: impl Fn(Option<u32>) -> Option<u32>) -> Problem {
     match problem {
         Problem::Error(error) => {
             let position = position(error.fields().position);

@@ -164,6 +164,7 @@ impl Session {
             self.client.put_notice(&notice);
         }
         self.temporary.insert(name.name.clone());
+        self.temporary_changed = true;
         Ok(())
     }
 

@@ -143,7 +143,7 @@ impl Session {
             Some(open) => open.transaction.mode().isolation,
             None => self.settings.default_isolation,
         };
-        let has_one = isolation.is_some_and(Isolation::is_one_snapshot) || self.is_strict();
+        let has_one = isolation.is_some_and(Isolation::is_one_snapshot) || self.is_strict() || self.is_explaining();
         if has_one || !wants.one_snapshot {
             return Ok((self.ensure_block(), false));
         }
@@ -157,6 +157,9 @@ impl Session {
 
     /// Locks what is read, in the order of shards, so that nobody else changes it until the transaction ends.
     async fn lock_against_writers(&mut self, read: &BTreeMap<ShardId, BTreeSet<String>>) -> Result<(), Problem> {
+        if let Some(open) = self.block.open_mut() {
+            open.has_locked_tables = true;
+        }
         for (shard, names) in read {
             let names: Vec<_> = names
                 .iter()

@@ -136,7 +136,15 @@ def main():
         connection.socket.sendall(extended("SELECT length(a) FROM held") + SYNC)
         print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "EZ"))
         connection.say(1, simple("ROLLBACK"))
-    connection.say(1, simple("DROP TABLE held"))
+    # At SERIALIZABLE over sharded tables, what is read is kept from others as well.
+    connection.say(1, simple("CREATE TABLE ranges (k int) PARTITION BY RANGE (k)"))
+    connection.say(1, simple("BEGIN ISOLATION LEVEL SERIALIZABLE"))
+    connection.say(1, simple("SELECT a FROM held"))
+    connection.say(1, simple("SAVEPOINT a"))
+    connection.socket.sendall(extended("UPDATE held SET a = length(a)") + SYNC)
+    print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "EZ"))
+    connection.say(1, simple("ROLLBACK"))
+    connection.say(1, simple("DROP TABLE held, ranges"))
     # A name that is cut is told of once.
     connection = Connection("x" * 65)
     connection.socket.sendall(simple(f"SET application_name = '{'y' * 64}'"))

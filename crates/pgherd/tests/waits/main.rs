@@ -3,6 +3,7 @@
 
 mod circles;
 mod limits;
+mod open_changes;
 
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;

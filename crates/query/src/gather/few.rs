@@ -37,7 +37,8 @@ pub(super) struct Inlined {
 impl Plan {
     /// Whether rows of all its relations may travel as arrays to a connection that others use next.
     pub(super) fn suits_arrays(&self) -> bool {
-        !self.read_only && !self.leaves_traces && !self.reading.parsed.dotted_star && self.has_arrays()
+        let is_binary = self.sources.iter().all(|source| source.binary);
+        !self.read_only && !self.leaves_traces && !self.reading.parsed.dotted_star && is_binary && self.has_arrays()
     }
 
     /// Whether rows of all its relations may travel as arrays. A row that is named as a whole by `.*` is a record then.
@@ -88,18 +89,28 @@ impl Inlined {
     }
 }
 
-/// How the columns travel; None where one cannot be an array's element.
+/// How the columns travel; None where one cannot be an array's element. Where one of them has to be text, all are: each is cast to its
+/// type then.
 fn carriers(source: &Gathered) -> Option<Vec<Carrier>> {
     const TEXT: (u32, u32) = (25, 1009);
     let columns = source.wanted.iter().map(|&c| &source.relation.columns[c]);
     let mut carriers = columns
-        .map(|c| Some(Carrier::binary(c.type_oid, c.array_oid.filter(|_| c.binary)?)))
+        .map(|c| match source.binary {
+            true => Some(Carrier::binary(c.type_oid, c.array_oid?)),
+            false => Some(Carrier::binary(TEXT.0, TEXT.1)),
+        })
         .collect::<Option<Vec<_>>>()?;
     carriers.extend(source.has_identity().then(|| Carrier::binary(TEXT.0, TEXT.1)));
     (!carriers.is_empty()).then_some(carriers)
 }
 
 impl Gathered {
+    /// Lets all columns travel as text where one of them has no array type.
+    pub(super) fn suit_arrays(&mut self) {
+        let columns = &self.relation.columns;
+        self.binary &= self.wanted.iter().all(|&c| columns[c].array_oid.is_some());
+    }
+
     /// The relation as a subquery over arrays, of which this is the first parameter's number.
     fn arrays_sql(&self, first: usize) -> String {
         let columns = self.relation.columns.iter().enumerate().map(|(at, column)| {
@@ -108,7 +119,7 @@ impl Gathered {
                 return format!("NULL::{}{} AS {name}", column.type_sql, column.collation_sql);
             };
             // An element has its type but no modifier.
-            match column.type_sql.contains('(') {
+            match column.type_sql.contains('(') || !self.binary {
                 true => format!("u.c{place}::{}{} AS {name}", column.type_sql, column.collation_sql),
                 false => format!("u.c{place}{} AS {name}", column.collation_sql),
             }

@@ -72,6 +72,10 @@ async fn plan(
     if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
         return Err(metadata::text_is_not_exact());
     }
+    if statement.schema_is_own && metadata.text_is_exact {
+        // Rows travel to the transaction itself as arrays, which not every type can be an element of.
+        sources.iter_mut().for_each(Gathered::suit_arrays);
+    }
     let mut more_edits = Vec::new();
     if let Some(marks) = marks {
         more_edits.push(marks.edit(&reading.resolutions, &mut sources)?);

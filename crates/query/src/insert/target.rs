@@ -1,7 +1,7 @@
 //! The parts of an INSERT … SELECT, found in its tokens: the tree keeps no places of clauses.
 
 use pgherd_model::{ServerError, quote_identifier};
-use pgherd_sql::lexer::{Token, TokenKind, tokenize};
+use pgherd_sql::lexer::{Token, TokenKind, depths, tokenize};
 use std::ops::Range;
 
 /// Where an INSERT's parts are, in bytes of its text.
@@ -64,11 +64,40 @@ pub(super) fn with_behind(text: &str) -> Option<String> {
         start.len() >= word.len() && start[..word.len()].eq_ignore_ascii_case(word)
     };
     let tail = rest[target.tail.clone()].to_ascii_lowercase();
-    if starts(&target.source, "with") || starts(&target.source, "default") || tail.contains("select") {
+    if starts(&target.source, "default") || tail.contains("select") {
         return None;
     }
-    let at = target.source.start;
-    Some(format!("{} {with} {}", &rest[..at], &rest[at..]))
+    let (head, source, tail) = (
+        &rest[..target.source.start],
+        &rest[target.source.clone()],
+        &rest[target.source.end..],
+    );
+    if !starts(&target.source, "with") {
+        return Some(format!("{head} {with} {source}{tail}"));
+    }
+    // Both have one: a single list, where no name of the second means anything in the first.
+    let (source, first) = (source.trim_start(), tokenize(with).ok()?);
+    let apart = |name: &String| first.iter().all(|t| t.identifier(with).as_ref() != Some(name));
+    let is_apart = !first.get(1)?.is_word(with, "recursive") && names_of_with(source)?.iter().all(apart);
+    is_apart.then(|| format!("{head} {}, {} {tail}", with.trim_end(), &source["with".len()..]))
+}
+
+/// The names in `WITH a AS (…), b (x) AS MATERIALIZED (…) …`; None with RECURSIVE.
+fn names_of_with(text: &str) -> Option<Vec<String>> {
+    let tokens = tokenize(text).ok()?;
+    let depths = depths(text, &tokens);
+    let (mut names, mut at) = (Vec::new(), 1);
+    loop {
+        let token = tokens.get(at).filter(|t| !t.is_word(text, "recursive"))?;
+        names.push(token.identifier(text)?);
+        let of = (at..tokens.len()).find(|&i| depths[i] == depths[at] && tokens[i].is_word(text, "as"))?;
+        let open = (of..tokens.len()).find(|&i| tokens[i].is(text, "("))?;
+        let close = (open + 1..tokens.len()).find(|&i| depths[i] == depths[at] + 1 && tokens[i].is(text, ")"))?;
+        if !tokens.get(close + 1)?.is(text, ",") {
+            return Some(names);
+        }
+        at = close + 2;
+    }
 }
 
 /// `WITH …` and the INSERT behind it, where one stands in front.
@@ -189,6 +218,15 @@ mod tests {
             with_behind("WITH w AS (INSERT INTO x VALUES (1)) INSERT INTO t (a) SELECT 1 FROM w RETURNING a")
                 .as_deref(),
             Some("INSERT INTO t (a)  WITH w AS (INSERT INTO x VALUES (1))  SELECT 1 FROM w RETURNING a")
+        );
+        assert_eq!(
+            with_behind("WITH a AS (SELECT 1) INSERT INTO t WITH b (x) AS (SELECT 2), c AS (SELECT 3) SELECT 4")
+                .as_deref(),
+            Some("INSERT INTO t  WITH a AS (SELECT 1),  b (x) AS (SELECT 2), c AS (SELECT 3) SELECT 4 ")
+        );
+        assert_eq!(
+            with_behind("WITH a AS (SELECT * FROM b) INSERT INTO t WITH b AS (SELECT 2) SELECT 4"),
+            None
         );
         assert_eq!(with_behind("INSERT INTO t SELECT 1"), None);
     }

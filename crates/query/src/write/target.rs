@@ -188,7 +188,7 @@ impl Facts {
              EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.confrelid = c.oid)::text, \
              has_table_privilege(c.oid, 'SELECT')::text, has_any_column_privilege(c.oid, 'UPDATE')::text, \
              (has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'DELETE'))::text, \
-             EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid)::text \
+             EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.confrelid = c.oid)::text, c.relname \
              FROM pg_catalog.pg_class c WHERE c.oid = to_regclass({})",
             quote_literal(lookup)
         );
@@ -198,6 +198,11 @@ impl Facts {
                 "the home shard does not know a table it described",
             ));
         };
+        if row.text(0, 1) == Some("m") {
+            let name = row.text(0, 11).unwrap_or_default();
+            let message = format!("cannot change materialized view \"{name}\"");
+            return Err(ServerError::new(SqlState::from_code("42809"), message));
+        }
         let is = |column| row.text(0, column) == Some("true");
         let reason = if !matches!(row.text(0, 1), Some("r" | "p")) {
             Some("it is no plain table")

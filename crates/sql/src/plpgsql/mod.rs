@@ -3,12 +3,14 @@
 //! [`parse`] makes a [`Block`] of the body's tokens. Expressions and statements stay text, which the gateway runs as SQL with
 //! [`bind`] having put values in place of variables. What is not understood is an error that says what it is, never a guess.
 
+mod assigns;
 mod bind;
 mod parse;
 mod statements;
 #[cfg(test)]
 mod tests;
 
+pub use assigns::may_assign_new;
 pub use bind::{Bound, Found, bind, parameters};
 pub use parse::{NotUnderstood, changes_schema, parse};
 

@@ -565,7 +565,11 @@ fn what_sqlparser_does_not_read() {
     check_places(&[
         ("select * from only t where k = 5", "refuse"),
         ("select * from only loc", "1"),
-        ("select * from t where k == 5", "refuse"),
+        ("select * from t where k == 5", "plan"),
+        (
+            "select * from t where k = 5 and xmlelement(name a) is document",
+            "refuse",
+        ),
         ("selec * from loc", "1"),
         ("selec * from t", "refuse"),
     ]);

@@ -1,7 +1,8 @@
 //! Grammar that sqlparser reads differently is given to it with marks, which mean what PostgreSQL means afterwards.
 
 use sqlparser::ast::{
-    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Value, VisitorMut,
+    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Select, SelectItem,
+    SelectItemQualifiedWildcardKind, Value, VisitorMut, WildcardAdditionalOptions,
 };
 use std::ops::ControlFlow;
 
@@ -18,11 +19,39 @@ pub(super) const SYMMETRIC: &str = "pgherd symmetric";
 /// but to another AT TIME ZONE, and [`Unmark`] puts the meaning back.
 pub(super) const COLLATION: &str = "pgherd collate";
 
+/// An array that stands for the rest of the arguments: only PostgreSQL knows what the function makes of it, so it is an argument that
+/// nobody knows.
+pub(super) const VARIADIC: &str = "pgherd variadic";
+
+/// The columns of a row, `(f(x)).*`, which sqlparser knows of names only. [`Unmark`] puts the meaning back.
+pub(super) const ROW_COLUMNS: &str = "pgherd row columns";
+
+/// The first of several values of IN where it is a query, which sqlparser would take for the only one.
+pub(super) const VALUE: &str = "pgherd value";
+
+/// `COLLATION FOR (a)`.
+pub(super) const COLLATION_FOR: &str = "pgherd collation for";
+
+/// `ROWS FROM (f(x), g(y))`: a function in FROM that nobody knows.
+pub(super) const ROWS_FROM: &str = "pgherd rows from";
+
 /// Puts back what the marks stand for.
 pub(super) struct Unmark;
 
 impl VisitorMut for Unmark {
     type Break = ();
+
+    fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
+        for item in &mut select.projection {
+            if let SelectItem::UnnamedExpr(Expr::Function(function)) = item
+                && let Some(row) = marked_argument(function, ROW_COLUMNS)
+            {
+                let kind = SelectItemQualifiedWildcardKind::Expr(row);
+                *item = SelectItem::QualifiedWildcard(kind, WildcardAdditionalOptions::default());
+            }
+        }
+        ControlFlow::Continue(())
+    }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         if let Expr::AtTimeZone { timestamp, time_zone } = expr
@@ -59,6 +88,21 @@ impl VisitorMut for Unmark {
             };
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// The argument of a call of this mark.
+fn marked_argument(function: &mut Function, mark: &str) -> Option<Expr> {
+    let name = function.name.0.first().and_then(|part| part.as_ident())?;
+    let FunctionArguments::List(list) = &mut function.args else {
+        return None;
+    };
+    if name.value != mark || list.args.len() != 1 {
+        return None;
+    }
+    match list.args.pop()? {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(argument)) => Some(argument),
+        _ => None,
     }
 }
 

@@ -32,14 +32,14 @@ pub(super) fn convert(token: &Token, text: &str, dialect: &PostgreSqlDialect) ->
         TokenKind::Symbol | TokenKind::Operator => match symbol(raw) {
             Some(known) => known,
             // Operators of other systems, to which sqlparser gives their meaning.
-            None if matches!(raw, "==" | "<=>" | "//") => return None,
+            None if matches!(raw, "==" | "<=>" | "//") => sp::Token::CustomBinaryOperator(raw.to_owned()),
             None => {
-                let mut pieces = sp::Tokenizer::new(dialect, raw).tokenize().ok()?;
-                // Several pieces: an operator that sqlparser does not know, which it would read as others.
-                if pieces.len() != 1 {
-                    return None;
+                let pieces = sp::Tokenizer::new(dialect, raw).tokenize().ok();
+                match pieces.map(|mut pieces| (pieces.pop(), pieces.pop())) {
+                    Some((Some(one), None)) => one,
+                    // An operator that sqlparser does not know, which it would read as others.
+                    _ => sp::Token::CustomBinaryOperator(raw.to_owned()),
                 }
-                pieces.pop()?
             }
         },
     })

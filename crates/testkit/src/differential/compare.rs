@@ -108,6 +108,9 @@ fn tables(
             plain.columns, herd.columns
         ));
     }
+    if rendered.is_plan {
+        return Ok(());
+    }
     let types: Vec<&str> = plain.columns.iter().flatten().map(|(_, of)| of.as_str()).collect();
     let canonical = |table: &Table| -> Vec<Vec<String>> {
         let cell = |(cell, of): (&Option<String>, &&str)| match cell {

@@ -233,7 +233,7 @@ pub(super) const TOTAL: &[Template] = &[
     ("regexp_replace({0}, '(.)(.)', '\\2\\1')", &[Text], Text),
     ("normalize({0}, NFD)", &[Text], Text),
     ("unistr(replace({0}, '\\', ''))", &[Text], Text),
-    ("({0} #- '{a,b}')", &[Jsonb], Jsonb),
+    ("(jsonb_build_object('a', {0}) #- '{a}')", &[Jsonb], Jsonb),
     (
         "jsonb_set(jsonb_build_object('a', {0}), '{a}', to_jsonb({1}))",
         &[Jsonb, Int4],

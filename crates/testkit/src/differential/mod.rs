@@ -12,8 +12,8 @@
 //! | `functions`, `aggregates` | what can be called, as tables of templates |
 //! | `schema` | tables, split points, rows |
 //! | `node` | a statement as a tree that can be made smaller |
-//! | `expression`, `condition`, `source`, `query`, `write`, `merge` | the grammar, by clause |
-//! | `script`, `script_schema`, `script_copy` | what takes several statements: cursors, savepoints, schema changes, COPY |
+//! | `expression`, `condition`, `source`, `query`, `write`, `write_forms`, `merge` | the grammar, by clause |
+//! | `script`, `script_schema`, `script_tables`, `script_code`, `script_copy` | what takes several statements: cursors, savepoints, schema changes, partitions, foreign keys, functions, triggers, DO, COPY |
 //! | `side` | a server, and what it answers to a statement by each protocol |
 //! | `compare` | whether two answers are the same |
 //! | `round` | one schema's statements on both sides |
@@ -39,12 +39,15 @@ mod round;
 mod run;
 mod schema;
 mod script;
+mod script_code;
 mod script_copy;
 mod script_schema;
+mod script_tables;
 mod side;
 mod source;
 mod types;
 mod write;
+mod write_forms;
 
 pub use arguments::Arguments;
 pub use report::Report;
@@ -172,11 +175,11 @@ impl<'a> Grammar<'a> {
 
     /// A statement of one of the kinds.
     fn any(mut self, kinds: &[Kind]) -> Statement {
-        let kind = match self.chance.below(22) {
+        let kind = match self.chance.below(25) {
             0 => Kind::Error,
             1..=5 => Kind::Write,
             6..=8 => Kind::Block,
-            20 | 21 => Kind::Script,
+            20..=24 => Kind::Script,
             _ => Kind::Query,
         };
         let kind = if kinds.contains(&kind) { kind } else { kinds[0] };

@@ -37,6 +37,8 @@ pub(super) enum Node {
     TotalOrder,
     /// What COPY FROM STDIN is given.
     Data(String),
+    /// The rows are a plan: each side has its own.
+    Plan,
 }
 
 /// A statement's text, and what is to be known about it.
@@ -48,6 +50,8 @@ pub(super) struct Rendered {
     /// Output columns (from 1) that the rows are ordered by, first things first.
     pub(super) ordered: Vec<usize>,
     pub(super) total_order: bool,
+    /// Only whether there is an answer counts, not what its rows are.
+    pub(super) is_plan: bool,
     /// What COPY FROM STDIN is given.
     pub(super) data: Option<String>,
 }
@@ -145,6 +149,7 @@ impl Node {
                 out.sql.push_str(&position.to_string());
             }
             Node::TotalOrder => out.total_order = true,
+            Node::Plan => out.is_plan = true,
             Node::Data(lines) => out.data = Some(lines.clone()),
         }
     }
@@ -162,7 +167,12 @@ impl Node {
             found
         };
         match self {
-            Node::Text(_) | Node::Constant { .. } | Node::Ordinal(_) | Node::TotalOrder | Node::Data(_) => None,
+            Node::Text(_)
+            | Node::Constant { .. }
+            | Node::Ordinal(_)
+            | Node::TotalOrder
+            | Node::Data(_)
+            | Node::Plan => None,
             Node::Optional(node) => {
                 if here(left) {
                     return Some(Node::All(Vec::new()));

@@ -252,6 +252,17 @@ impl Table {
         table
     }
 
+    /// A local table whose key is the first of these columns.
+    pub(super) fn keyed(name: &str, columns: Vec<Column>) -> Self {
+        Self {
+            name: name.to_owned(),
+            columns,
+            key: 1,
+            bounds: None,
+            rows: Vec::new(),
+        }
+    }
+
     /// Another relation with some of the columns, the key among them and first.
     pub(super) fn seen_as(&self, name: &str, mut columns: Vec<Column>) -> Self {
         let position = |column: &Column| self.key_columns().iter().position(|key| key.name == column.name);

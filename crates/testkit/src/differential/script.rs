@@ -71,7 +71,9 @@ impl Grammar<'_> {
             if let Some(name) = &savepoint {
                 steps.push(text(format!("SAVEPOINT {name}")));
             }
-            match self.chance.below(10) {
+            match self.chance.below(16) {
+                10..=12 => self.code(&mut steps),
+                13..=15 => self.tables(&mut steps),
                 0 | 1 => self.cursor(&mut steps),
                 2 => self.savepoints(&mut steps),
                 3 => self.prepared(&mut steps),

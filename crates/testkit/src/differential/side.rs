@@ -57,6 +57,12 @@ pub(super) struct Table {
     pub(super) tag: String,
 }
 
+/// OIDs from here on are of what users have made.
+const FIRST_OF_USERS: u32 = 16384;
+
+/// What stands for a type that a script has made, or a table's that it has made anew: its OID is the server's own.
+const NOT_FIXED: &str = "a user's";
+
 /// What a binary value has OIDs for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holds {
@@ -98,7 +104,10 @@ impl Side {
                 self.settings.push(sql.clone());
             }
         }
-        let types = "SELECT oid, typname, typtype, typcategory FROM pg_catalog.pg_type WHERE oid >= 16384";
+        // A table that a script makes local, or sharded, has another row type then.
+        let types = "SELECT oid, CASE WHEN typtype = 'c' AND NOT EXISTS \
+             (SELECT FROM pg_catalog.pg_class c WHERE c.oid = typrelid AND c.relkind = 'c') \
+             THEN 'a user''s' ELSE typname END, typtype, typcategory FROM pg_catalog.pg_type WHERE oid >= 16384";
         for row in self.session.execute(types, self.limit).await?.remove(0).rows {
             if let [Some(oid), Some(name), Some(kind), Some(category)] = &row[..]
                 && let Ok(oid) = oid.parse()
@@ -164,6 +173,13 @@ impl Side {
         let mut rows = result.rows;
         if let Some(columns) = result.columns.as_ref().filter(|_| binary) {
             for (position, column) in columns.iter().enumerate() {
+                // A value of a type that was made anew has OIDs in it that are not known here.
+                if self.name(column.type_oid) == NOT_FIXED {
+                    rows.iter_mut()
+                        .filter_map(|row| row[position].as_mut())
+                        .for_each(|cell| *cell = NOT_FIXED.to_owned());
+                    continue;
+                }
                 if !matches!(
                     self.types.get(&column.type_oid),
                     Some((_, Holds::Elements | Holds::Fields))
@@ -189,9 +205,17 @@ impl Side {
     }
 
     fn name(&self, oid: u32) -> String {
-        self.types
-            .get(&oid)
-            .map_or_else(|| oid.to_string(), |(name, _)| name.clone())
+        self.types.get(&oid).map_or_else(
+            // A type that a script has made, or a table's that it has made anew, has an OID of the server's own.
+            || {
+                if oid < FIRST_OF_USERS {
+                    oid.to_string()
+                } else {
+                    NOT_FIXED.to_owned()
+                }
+            },
+            |(name, _)| name.clone(),
+        )
     }
 
     /// A binary value's digits, with the names of types in place of their OIDs: of an array's elements (array_send), of a

@@ -259,7 +259,59 @@ impl Grammar<'_> {
         (all([text("LATERAL "), list("(VALUES ", rows, ") AS "), end]), source)
     }
 
+    /// Several functions side by side, or one that returns records.
+    fn functions_together(&mut self, lateral: &Scope) -> (Node, Source) {
+        let alias = self.alias('f');
+        let columns = |of: &[(&str, Type)]| of.iter().map(|(name, of)| ((*name).to_owned(), *of)).collect();
+        let (node, columns, unique) = match self.chance.below(3) {
+            0 => {
+                let (one, two) = (self.leaf(Type::Int4Array, lateral), self.leaf(Type::TextArray, lateral));
+                let call = all([text("unnest("), one, text(", "), two, text(")")]);
+                let end = text(format!(" WITH ORDINALITY AS {alias}(a, b, n)"));
+                let columns = columns(&[("a", Type::Int4), ("b", Type::Text), ("n", Type::Int8)]);
+                (all([call, end]), columns, vec!["n".to_owned()])
+            }
+            1 => {
+                let words = self.leaf(Type::Text, lateral);
+                let call = all([
+                    text("ROWS FROM (generate_series(1, 3), string_to_table("),
+                    words,
+                    text(", 'a'), jsonb_each_text('{\"x\": 1}'))"),
+                ]);
+                let end = text(format!(" WITH ORDINALITY AS {alias}(a, b, c, d, n)"));
+                let columns = columns(&[
+                    ("a", Type::Int4),
+                    ("b", Type::Text),
+                    ("c", Type::Text),
+                    ("d", Type::Text),
+                    ("n", Type::Int8),
+                ]);
+                (all([call, end]), columns, vec!["n".to_owned()])
+            }
+            _ => {
+                let (number, words) = (self.leaf(Type::Int4, lateral), self.leaf(Type::Text, lateral));
+                let call = all([
+                    text("jsonb_to_recordset(jsonb_build_array(jsonb_build_object('a', "),
+                    number,
+                    text(", 'b', "),
+                    words,
+                    text("), '{\"b\": \"x\"}'::jsonb))"),
+                ]);
+                let end = text(format!(" AS {alias}(a int, b text)"));
+                (
+                    all([call, end]),
+                    columns(&[("a", Type::Int4), ("b", Type::Text)]),
+                    Vec::new(),
+                )
+            }
+        };
+        (node, Source { alias, columns, unique })
+    }
+
     fn function(&mut self, lateral: &Scope) -> (Node, Source) {
+        if self.chance.one_in(4) {
+            return self.functions_together(lateral);
+        }
         let alias = self.alias('f');
         let (call, of) = match self.chance.below(9) {
             0 => (text("generate_series(1, 5)"), Type::Int4),
@@ -317,7 +369,37 @@ impl Grammar<'_> {
 
     /// A set of values of one type, for the list of a SELECT.
     pub(super) fn set_of_values(&mut self, scope: &Scope) -> (Type, Node) {
-        match self.chance.below(8) {
+        match self.chance.below(13) {
+            8 => {
+                let json = self.leaf(Type::Jsonb, scope);
+                let call = all([
+                    text("(jsonb_each_text(jsonb_build_object('a', "),
+                    json,
+                    text(", 'b', 2))).value"),
+                ]);
+                (Type::Text, call)
+            }
+            9 => {
+                let json = self.leaf(Type::Jsonb, scope);
+                (
+                    Type::Jsonb,
+                    all([text("jsonb_path_query("), json, text(", 'lax $.**')")]),
+                )
+            }
+            10 => {
+                let array = self.leaf(Type::Int4Array, scope);
+                let call = all([text("(generate_subscripts("), array, text(", 1) + 1)")]);
+                (Type::Int4, call)
+            }
+            11 => {
+                let ranges = self.leaf(Type::Int4Multirange, scope);
+                (Type::Int4Range, all([text("unnest("), ranges, text(")")]))
+            }
+            12 => {
+                let array = self.leaf(Type::Int4Array, scope);
+                let call = all([text("generate_series(1, unnest("), array, text(") % 4)")]);
+                (Type::Int4, call)
+            }
             3 => {
                 let last = self.leaf(Type::Int4, scope);
                 let call = all([text("abs(generate_series(0, "), last, text(" % 4))")]);

@@ -17,7 +17,7 @@ impl Grammar<'_> {
 
     /// The same for one table.
     pub(super) fn write_to(&mut self, table: &Table) -> Node {
-        let kind = self.chance.below(14);
+        let kind = self.chance.below(18);
         self.writes_rows |= kind > 2;
         match kind {
             0..=2 => self.insert_values(table),
@@ -28,7 +28,8 @@ impl Grammar<'_> {
                 Some(merge) => merge,
                 None => self.delete(table),
             },
-            _ => self.with_write(table),
+            12 | 13 => self.with_write(table),
+            _ => self.rare_write(table),
         }
     }
 

@@ -26,17 +26,32 @@ struct Prologue {
     encoding: String,
 }
 
+/// What PostgreSQL says of the list of columns, one after the other.
+fn check_columns(columns: &[&str], table: &Table) -> Result<(), ServerError> {
+    for (place, name) in columns.iter().enumerate() {
+        let Some(column) = table.column(name) else {
+            let message = format!("column \"{name}\" of relation \"{}\" does not exist", table.name.name);
+            return Err(ServerError::new(SqlState::from_code("42703"), message));
+        };
+        if column.generated {
+            let message = format!("column \"{name}\" is a generated column");
+            let error = ServerError::new(SqlState::from_code("42P10"), message);
+            return Err(error.with_detail("Generated columns cannot be used in COPY."));
+        }
+        if columns[..place].contains(name) {
+            let message = format!("column \"{name}\" specified more than once");
+            return Err(ServerError::new(SqlState::from_code("42701"), message));
+        }
+    }
+    Ok(())
+}
+
 impl Session {
     /// COPY table TO STDOUT. PostgreSQL itself refuses partitioned tables here; a table that was sharded under its
     /// user's hands goes on to work.
     pub(super) async fn copy_table(&mut self, unit: Unit<'_>, shape: &CopyShape, table: &Table) -> Result<(), Problem> {
         let columns = super::plan::columns(shape, table);
-        if let Some(column) = columns.iter().find(|c| table.column(c).is_some_and(|c| c.generated)) {
-            let code = SqlState::from_code("42P10");
-            let error = ServerError::new(code, format!("column \"{column}\" is a generated column"))
-                .with_detail("Generated columns cannot be used in COPY.");
-            return Err(error.into());
-        }
+        check_columns(&columns, table)?;
         let query = format!("SELECT {} FROM {}", quote_list(columns), table.name);
         let words = Words {
             unit,

@@ -33,12 +33,16 @@ const FUNCTIONS: [(&str, Facts); 7] = [
     ("pg_partition_tree", Facts::Names),
 ];
 /// Views of `information_schema` that list what is in schemas; `shown.sql` has a function for each.
-const STANDARD_VIEWS: [&str; 22] = [
+const STANDARD_VIEWS: [&str; 27] = [
     "check_constraints",
+    "column_column_usage",
+    "column_domain_usage",
     "column_privileges",
+    "column_udt_usage",
     "columns",
     "constraint_column_usage",
     "constraint_table_usage",
+    "data_type_privileges",
     "element_types",
     "key_column_usage",
     "parameters",
@@ -54,6 +58,7 @@ const STANDARD_VIEWS: [&str; 22] = [
     "table_privileges",
     "tables",
     "triggers",
+    "view_column_usage",
     "view_table_usage",
     "views",
 ];

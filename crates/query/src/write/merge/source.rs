@@ -219,6 +219,13 @@ impl List<'_> {
         if let Some(sharded) = target.sharded() {
             given.keys = key_sql(sharded, &given.inserted, &self.items)?;
         }
+        // Defaults of the home shard's own tables are not known here.
+        if given.inserted.is_empty() {
+            return Err(ServerError::unsupported(
+                "MERGE cannot insert a row of defaults into a local table yet where it reads several shards",
+                "Name a column of the INSERT, and its value.",
+            ));
+        }
         Ok(given)
     }
 }
