@@ -94,6 +94,8 @@ pub(crate) struct Session {
     temporary: HashSet<String>,
     /// the open block has made or dropped some of them, or may have: they are read again when it, or a part of it, is undone or ends
     temporary_changed: bool,
+    /// the parameters that the client was told of since its block began, with the last values: what undoes them is told as well
+    told_in_block: HashMap<String, String>,
     /// numbers drawn for defaults, which `currval()` and `lastval()` must know
     drawn: sequences::Drawn,
     /// whether the role may lock rows of a table: under which settings and epoch, and the answer

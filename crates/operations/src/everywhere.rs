@@ -98,6 +98,9 @@ pub(crate) async fn function(
     ddl: &Ddl,
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
+    if ddl.relations.iter().any(|f| f.schema.as_deref() == Some("pg_temp")) {
+        return function_of_session(work, ddl, text).await;
+    }
     let any_sharded = work.snapshot.sharded().next().is_some();
     let body_reaches = any_sharded && (reaches(work, text) || body_mentions(work, text.text));
     if body_reaches {
@@ -121,6 +124,24 @@ pub(crate) async fn function(
         tell_what_functions_are(work, ddl, text).await?;
     }
     Ok(tag)
+}
+
+/// A function in pg_temp, on the session's own connection to the home shard: tables yield to it, and it must not need others.
+async fn function_of_session(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    work.announce([""], text.text).await?;
+    let tag = function_at_home(work, ddl, text, true).await?;
+    let seen = work.look().await?;
+    match ddl.relations.iter().any(|f| seen.may_reach(&f.name)) {
+        true => Err(ServerError::unsupported(
+            "a temporary function that may use a sharded table is not supported yet",
+            "Create the function in a schema, or run its statements by themselves.",
+        )),
+        false => Ok(tag),
+    }
 }
 
 /// The function on the home shard. What yields to it is made local without it there, since it may depend on the tables that are replaced.

@@ -350,6 +350,7 @@ impl Session {
             let settings = open.savepoints[at].1.clone();
             self.restore_settings(settings);
         }
+        self.tell_parameters_again().await;
         self.block.recover();
         if self.temporary_changed {
             self.read_temporary().await;
@@ -473,6 +474,7 @@ impl Session {
     pub(crate) async fn end_block(&mut self, ending: Ending<'_>) -> Result<&'static str, Problem> {
         let result = self.end_open_block(ending).await;
         self.settle_temporary().await;
+        self.tell_parameters_again().await;
         result
     }
 
@@ -577,6 +579,7 @@ impl Session {
             self.note_schema_change();
         }
         self.settle_temporary().await;
+        self.tell_parameters_again().await;
         Ok(())
     }
 

@@ -499,8 +499,15 @@ impl Session {
             if let (true, Some(open)) = (made, self.block.open_mut()) {
                 open.for_one_statement = true;
             }
-            if let Err(problem) = self.check_temporary_function(unit, ddl).await {
-                return self.finish_statement(made, Err(problem)).await;
+            match self.wants_tables(unit, ddl).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    // A change waits for all statements that have entered.
+                    drop(entered);
+                    let result = self.change_in_one_snapshot(unit).await;
+                    return self.finish_statement(made, result).await;
+                }
+                Err(problem) => return self.finish_statement(made, Err(problem)).await,
             }
         }
         self.forward(unit, &entered, &part).await?;
@@ -509,9 +516,9 @@ impl Session {
         Ok(())
     }
 
-    /// No table yields to a function in pg_temp and no gateway watches it, since no catalog has it. So it must not be one that may read a
-    /// sharded table, of which it would find one shard's rows. The home shard makes it, for the catalog to judge, and takes it back.
-    async fn check_temporary_function(&mut self, unit: Unit<'_>, ddl: &Ddl) -> Result<(), Problem> {
+    /// Whether tables are to become local for a function in pg_temp. No gateway watches such a function, since no catalog has it, so it
+    /// must not be one that may read a sharded table otherwise. The home shard makes it, for the catalog to judge, and takes it back.
+    async fn wants_tables(&mut self, unit: Unit<'_>, ddl: &Ddl) -> Result<bool, Problem> {
         let (home, catalog) = (self.gateway.shards.home(), self.database.catalog.clone());
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let backend = open.transaction.participant(home).await?;
@@ -525,10 +532,13 @@ impl Session {
             .simple("ROLLBACK TO SAVEPOINT pgherd_look; RELEASE SAVEPOINT pgherd_look")
             .await?;
         let Some(snapshot) = judged.transpose()? else {
-            return Ok(());
+            return Ok(false);
         };
-        if snapshot.yielding.is_empty() && !ddl.relations.iter().any(|r| snapshot.may_reach(&r.name)) {
-            return Ok(());
+        if !snapshot.yielding.is_empty() {
+            return Ok(true);
+        }
+        if !ddl.relations.iter().any(|r| snapshot.may_reach(&r.name)) {
+            return Ok(false);
         }
         let error = ServerError::unsupported(
             "a temporary function that may use a sharded table is not supported yet",

@@ -176,6 +176,37 @@ impl Session {
     fn tell_parameters(&mut self, parameters: &[(String, String)]) {
         for (name, value) in parameters {
             self.client.put_parameter(name, value);
+            if self.block.open().is_some() {
+                self.told_in_block.insert(name.clone(), value.clone());
+            }
+        }
+    }
+
+    /// The block, or a part of it, has ended, and SET LOCAL or what was undone with it: tells what parameters are again.
+    pub(super) async fn tell_parameters_again(&mut self) {
+        if self.told_in_block.is_empty() {
+            return;
+        }
+        let home = self.gateway.shards.home();
+        let in_block = self.block.open().is_some();
+        let now = match self.block.open_mut() {
+            Some(open) if open.transaction.enlisted(home) => {
+                let backend = open.transaction.participant(home).await;
+                backend
+                    .map(|backend| backend.parameters().to_vec())
+                    .map_err(ServerError::from)
+            }
+            _ => self.home_backend().await.map(|backend| backend.parameters().to_vec()),
+        };
+        let Ok(now) = now else { return };
+        for (name, value) in now {
+            if let Some(told) = self.told_in_block.get_mut(&name).filter(|told| **told != value) {
+                self.client.put_parameter(&name, &value);
+                *told = value;
+            }
+        }
+        if !in_block {
+            self.told_in_block.clear();
         }
     }
 

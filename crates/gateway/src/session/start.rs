@@ -74,6 +74,7 @@ impl Session {
             listening: None,
             temporary: Default::default(),
             temporary_changed: false,
+            told_in_block: Default::default(),
             drawn: Default::default(),
             row_locks: Default::default(),
             gathered: Vec::new(),

@@ -169,8 +169,54 @@ def snapshots():
         writer.execute("DROP TABLE seen")
 
 
+def parameters():
+    """What PostgreSQL reports of settings, also when a block's end undoes them: psycopg reads times by it."""
+    with connect() as conn:
+        conn.execute("CREATE TABLE timed (k int PRIMARY KEY, at timestamptz)")
+        conn.execute("INSERT INTO timed SELECT n, '2026-01-02 03:04:05+00' FROM generate_series(1, 9) n")
+
+        def told(when):
+            row = conn.execute("SELECT at FROM timed WHERE k = 8").fetchone()
+            print(when, conn.info.parameter_status("TimeZone"), conn.info.parameter_status("application_name"), row[0])
+
+        conn.execute("SET TIME ZONE 'UTC'")
+        conn.execute("SET application_name = 'first'")
+        told("before")
+        for end in ["COMMIT", "ROLLBACK"]:
+            conn.execute("BEGIN")
+            conn.execute("SET LOCAL TIME ZONE 'Asia/Tokyo'")
+            conn.execute("SET LOCAL application_name = 'local'")
+            told("local")
+            conn.execute(end)
+            told(end)
+        conn.execute("BEGIN")
+        told("in the block")
+        conn.execute("SET TIME ZONE 'Asia/Tokyo'")
+        conn.execute("SAVEPOINT s")
+        conn.execute("SET TIME ZONE 'America/New_York'")
+        told("set")
+        conn.execute("ROLLBACK TO s")
+        told("to the savepoint")
+        conn.execute("ROLLBACK")
+        told("undone")
+        conn.execute("BEGIN")
+        conn.execute("SET TIME ZONE 'Asia/Tokyo'")
+        try:
+            conn.execute("SELECT 1 / 0")
+        except psycopg.Error as error:
+            print("error", error.sqlstate)
+        conn.execute("COMMIT")
+        told("failed")
+        conn.execute("BEGIN")
+        conn.execute("SELECT set_config('TimeZone', 'Asia/Tokyo', true)")
+        told("by function")
+        conn.execute("COMMIT")
+        told("ended")
+        conn.execute("DROP TABLE timed")
+
+
 with connect() as setup:
     setup.execute("ALTER ROLE postgres SET pgherd.default_distribution = 'primary_key'")
     setup.execute("ALTER ROLE postgres SET pgherd.initial_bounds = 'int 3,7'")
-for part in [notifications, prepared_statements, encodings, cursors_and_processes, copies, databases, snapshots]:
+for part in [notifications, prepared_statements, encodings, cursors_and_processes, copies, databases, snapshots, parameters]:
     part()
