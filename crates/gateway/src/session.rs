@@ -48,6 +48,7 @@ mod stored;
 mod suspended;
 mod syntax;
 mod table_as;
+mod temporary;
 mod watched;
 mod whole_server;
 mod with_writes;
