@@ -54,7 +54,9 @@ impl Body<'_> {
     fn is_target_of_into(&self, at: usize) -> bool {
         let in_list = |i: &usize| {
             let token = &self.tokens[*i];
-            token.is(self.text, ".") || token.is(self.text, ",") || token.identifier(self.text).is_some()
+            // `INSERT INTO log SELECT NEW.id` reads it.
+            !token.is_word(self.text, "select")
+                && (token.is(self.text, ".") || token.is(self.text, ",") || token.identifier(self.text).is_some())
         };
         let mut before = (0..at).rev().take_while(in_list);
         before.any(|i| self.is_word(i, "into"))
