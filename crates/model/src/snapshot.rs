@@ -80,6 +80,14 @@ impl Snapshot {
             .as_ref()
     }
 
+    /// The sharded table that a declared partition is of; any other relation is its own whole.
+    pub fn whole<'a>(&'a self, table: &'a Arc<Table>) -> Option<&'a Arc<Table>> {
+        match &table.kind {
+            TableKind::Partition { parent, .. } => self.table(parent),
+            _ => Some(table),
+        }
+    }
+
     /// Notes PostgreSQL's functions that run or read what a string names.
     pub fn note_named_readers(&mut self) {
         for name in READ_WHAT_IS_NAMED {

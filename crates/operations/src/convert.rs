@@ -4,6 +4,7 @@
 use crate::copy_rows::copy_rows;
 use crate::foreign_keys::Member;
 use crate::inspect::{Definition, Relation};
+use crate::localize::forget;
 use crate::partition::return_rows;
 use crate::ranges::{NewRange, NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
@@ -11,8 +12,6 @@ use crate::work::Work;
 use crate::{bounds, foreign_keys};
 use pgherd_catalog::child_name;
 use pgherd_model::{KeyType, Name, ServerError, Sharded, Table, TableKind, quote_identifier, range_condition};
-use pgherd_sql::ObjectName;
-use serde_json::json;
 use std::collections::BTreeSet;
 
 /// The key types that a plain table would have when split by these columns, or why it cannot be.
@@ -198,20 +197,9 @@ pub(crate) async fn undistribute(work: &mut Work<'_, '_>, name: &Name) -> Result
         }
     }
     drop_old(work, &olds).await?;
-    // Their views on other shards go along; the home shard's follow to the new tables.
-    let (others, before) = (work.others(), work.notice_count());
-    let all: Vec<_> = names.iter().map(Name::to_string).collect();
-    work.on_each(&others, &format!("DROP TABLE {} CASCADE", all.join(", ")))
-        .await?;
-    work.truncate_notices(before);
+    // The home shard's views follow to the new tables.
+    forget(work, tables.iter().map(|t| &**t)).await?;
     foreign_keys::put_on(work, &keys, &[work.home()]).await?;
-    for sharded in tables.iter().filter_map(|t| t.sharded()) {
-        work.write(json!({"do": "drop_table", "id": sharded.id.0}));
-        let fences = json!({"create": [], "drop": [*sharded.fence.name]}).to_string();
-        for shard in &shards {
-            work.signed(*shard, "change_fences", &fences).await?;
-        }
-    }
     for name in &names {
         work.on_home(&format!("ANALYZE {name}")).await?;
     }
@@ -380,12 +368,7 @@ pub(crate) async fn free_named(
 ) -> Result<(), ServerError> {
     let names: BTreeSet<String> = text.identifiers().collect();
     for name in names {
-        let name = ObjectName {
-            schema: None,
-            name,
-            span: 0..0,
-        };
-        let Some(table) = work.yielding(&name) else {
+        let Some(table) = work.yielding_name(None, &name) else {
             continue;
         };
         refuse_to_free(work, &table)?;

@@ -136,12 +136,17 @@ async fn function_of_session(
     let tag = function_at_home(work, ddl, text, true).await?;
     let seen = work.look().await?;
     match ddl.relations.iter().any(|f| seen.may_reach(&f.name)) {
-        true => Err(ServerError::unsupported(
-            "a temporary function that may use a sharded table is not supported yet",
-            "Create the function in a schema, or run its statements by themselves.",
-        )),
+        true => Err(temporary_function_unsupported()),
         false => Ok(tag),
     }
+}
+
+/// 0A000: a function in pg_temp may use a sharded table that does not become local for it, of which it would find one shard's rows.
+pub fn temporary_function_unsupported() -> ServerError {
+    ServerError::unsupported(
+        "a temporary function that may use a sharded table is not supported yet",
+        "Create the function in a schema, or run its statements by themselves.",
+    )
 }
 
 /// The function on the home shard. What yields to it is made local without it there, since it may depend on the tables that are replaced.

@@ -37,6 +37,7 @@ mod work;
 mod yielding;
 
 pub use bounds::Distribution;
+pub use everywhere::temporary_function_unsupported;
 pub use maintenance::maintenance;
 pub use procedures::{call, named_transaction};
 pub use schema_change::schema_change;

@@ -26,15 +26,27 @@ pub(crate) async fn localize(work: &mut Work<'_, '_>, table: &Table, why: &str) 
             return_rows(work, range).await?;
         }
     }
-    // Their views on other shards go along.
-    let (others, before) = (work.others(), work.notice_count());
-    work.on_each(&others, &format!("DROP TABLE {name} CASCADE")).await?;
-    work.truncate_notices(before);
-    work.write(json!({"do": "drop_table", "id": sharded.id.0}));
-    let fences = json!({"create": [], "drop": [*sharded.fence.name]}).to_string();
-    for shard in work.shards() {
-        work.signed(shard, "change_fences", &fences).await?;
-    }
+    forget(work, std::iter::once(table)).await?;
     work.notice(format!("table \"{}\" is local: {why}", name.name));
+    Ok(())
+}
+
+/// The other shards lose these tables, and their views along with them; nobody routes by them any more. The home shard has all rows.
+pub(crate) async fn forget(work: &mut Work<'_, '_>, tables: impl Iterator<Item = &Table>) -> Result<(), ServerError> {
+    let tables: Vec<_> = tables
+        .filter_map(|t| Some((t.name.to_string(), t.sharded()?)))
+        .collect();
+    let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
+    let (others, before) = (work.others(), work.notice_count());
+    work.on_each(&others, &format!("DROP TABLE {} CASCADE", names.join(", ")))
+        .await?;
+    work.truncate_notices(before);
+    for (_, sharded) in tables {
+        work.write(json!({"do": "drop_table", "id": sharded.id.0}));
+        let fences = json!({"create": [], "drop": [*sharded.fence.name]}).to_string();
+        for shard in work.shards() {
+            work.signed(shard, "change_fences", &fences).await?;
+        }
+    }
     Ok(())
 }

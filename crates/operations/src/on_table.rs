@@ -6,8 +6,7 @@ use crate::convert;
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use pgherd_model::{Name, ServerError, Table, TableKind, quote_literal};
-use pgherd_sql::lexer::tokenize;
-use pgherd_sql::{Ddl, DdlKind, ObjectName};
+use pgherd_sql::{Ddl, DdlKind};
 
 /// CREATE, ALTER or DROP of such an object.
 pub(crate) async fn change(
@@ -22,7 +21,8 @@ pub(crate) async fn change(
         convert::free_named(work, text, "a rule involves it").await?;
         refuse_rule(work, ddl, text)?;
     }
-    if matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy) {
+    let policy = matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy);
+    if policy {
         free_read_by_policy(work, ddl, text).await?;
     }
     let Some(table) = ddl.relations.first().and_then(|n| work.resolve(n)) else {
@@ -56,7 +56,7 @@ pub(crate) async fn change(
         if !for_each_row {
             return as_local(work, &table, "it has a statement-level trigger", text).await;
         }
-        if text.has(&["before"]) && may_move_rows(work, &table, text).await? {
+        if text.has(&["before"]) && may_assign_key(work, &table, text).await? {
             return as_local(work, &table, "it has a trigger that may change the shard key", text).await;
         }
         if refuse_home_function(work, text).is_err() {
@@ -67,9 +67,6 @@ pub(crate) async fn change(
                 text,
             )
             .await;
-        }
-        if text.has(&["before"]) && may_assign_key(work, &table, text).await? {
-            return as_local(work, &table, "it has a trigger that may change the shard key", text).await;
         }
     }
     if ddl.kind == DdlKind::CreateTrigger {
@@ -90,7 +87,6 @@ pub(crate) async fn change(
     };
     work.lock(&shards, &[table.name.to_string()], mode).await?;
     let home = work.home();
-    let policy = matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy);
     if policy {
         work.attempt(home).await?;
     }
@@ -137,16 +133,11 @@ async fn free_read_by_policy(work: &mut Work<'_, '_>, ddl: &Ddl, text: &Statemen
         .first()
         .and_then(|n| work.yielding(n))
         .map(|t| t.name.clone());
-    let named = |name: String| ObjectName {
-        schema: None,
-        name,
-        span: 0..0,
-    };
     let of_its_own = |name: &str| ddl.relations.iter().chain(&ddl.object).any(|r| r.name == name);
     let mut others = text
         .identifiers()
         .filter(|i| !of_its_own(i))
-        .filter_map(|i| work.yielding(&named(i)));
+        .filter_map(|i| work.yielding_name(None, &i));
     if others.any(|t| own.as_ref() != Some(&t.name)) {
         convert::free_named(work, text, "a policy involves it").await?;
     }
@@ -175,38 +166,6 @@ fn refuse_unsafe_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Resu
     }
 }
 
-/// Whether the trigger's function gives NEW or the table's key another value: PostgreSQL moves no row to another partition then.
-async fn may_move_rows(work: &mut Work<'_, '_>, table: &Table, text: &StatementText<'_>) -> Result<bool, ServerError> {
-    let names: Vec<_> = text.identifiers().map(|name| quote_literal(&name)).collect();
-    let sql = format!(
-        "SELECT pg_catalog.string_agg(prosrc, E';\\n') FROM pg_catalog.pg_proc \
-         WHERE prorettype = 'pg_catalog.trigger'::pg_catalog.regtype AND proname IN ({})",
-        names.join(", ")
-    );
-    let bodies = work.value(&sql).await?.unwrap_or_default();
-    let key = table.sharded().map(|s| &s.key[..]).unwrap_or_default();
-    Ok(assigns_new(&bodies, &|column: &str| key.iter().any(|k| k == column)))
-}
-
-/// Whether a body in PL/pgSQL assigns to NEW, or to a column of it that `is_key`.
-fn assigns_new(body: &str, is_key: &dyn Fn(&str) -> bool) -> bool {
-    let Ok(tokens) = tokenize(body) else { return false };
-    let is = |at: usize, symbol: &str| tokens.get(at).is_some_and(|t| t.is(body, symbol));
-    (0..tokens.len()).any(|at| {
-        let column = match is(at + 1, ".") {
-            true => tokens.get(at + 2).and_then(|t| t.identifier(body)),
-            false => None,
-        };
-        let behind = at + if column.is_some() { 3 } else { 1 };
-        let begins = at.checked_sub(1).is_none_or(|before| {
-            let words = ["begin", "then", "else", "loop"];
-            tokens[before].is(body, ";") || words.iter().any(|w| tokens[before].is_word(body, w))
-        });
-        let assigned = is(behind, ":=") || begins && is(behind, "=") || at > 0 && tokens[at - 1].is_word(body, "into");
-        tokens[at].is_word(body, "new") && assigned && column.is_none_or(|column| is_key(&column))
-    })
-}
-
 /// On a sharded table, a trigger runs where the row is.
 fn refuse_home_function(work: &Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
     match text.identifiers().find(|i| work.snapshot.home_functions.contains(i)) {
@@ -229,29 +188,4 @@ fn refuse_rule(work: &Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Resu
         ));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn assignments_to_the_key_are_found() {
-        let assigns = |body: &str| assigns_new(body, &|column| column == "k");
-        for body in [
-            "BEGIN NEW.k := 1; RETURN NEW; END",
-            "BEGIN IF true THEN new.k = NEW.k + 1; END IF; RETURN NEW; END",
-            "BEGIN SELECT max(k) INTO NEW.k FROM t; RETURN NEW; END",
-            "BEGIN NEW := OLD; RETURN NEW; END",
-        ] {
-            assert!(assigns(body), "{body}");
-        }
-        for body in [
-            "BEGIN NEW.v := 1; RETURN NEW; END",
-            "BEGIN IF NEW.k = 1 THEN NEW.v := NEW.k; END IF; RETURN NEW; END",
-            "BEGIN INSERT INTO log VALUES (NEW.k); RETURN NEW; END",
-        ] {
-            assert!(!assigns(body), "{body}");
-        }
-    }
 }

@@ -217,12 +217,13 @@ impl<'w, 's> Work<'w, 's> {
 
     /// The sharded table of this name, or that it is a partition of, if it may become local by itself.
     pub fn yielding(&self, name: &ObjectName) -> Option<Arc<Table>> {
-        let table = self.resolve(name)?;
-        let whole = match &table.kind {
-            TableKind::Partition { parent, .. } => self.snapshot.table(parent)?.clone(),
-            _ => table,
-        };
-        Some(whole).filter(|t| t.may_yield())
+        self.yielding_name(name.schema.as_deref(), &name.name)
+    }
+
+    /// The same by a name with a schema, or without.
+    pub fn yielding_name(&self, schema: Option<&str>, name: &str) -> Option<Arc<Table>> {
+        let table = self.resolve_name(schema, name)?;
+        self.snapshot.whole(&table).filter(|t| t.may_yield()).cloned()
     }
 
     /// Locks these tables on these shards, shard by shard, and gives all locks up and tries again where one is not to be had soon.

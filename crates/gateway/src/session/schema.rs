@@ -6,11 +6,10 @@ use super::serializable::unseen;
 use super::stored::with_position;
 use super::temporary::TEMPORARY;
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, Table, TableKind, quote_identifier, quote_literal};
+use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, quote_identifier, quote_literal};
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Session {
@@ -404,12 +403,11 @@ fn refuse_hidden_reads(unit: Unit<'_>, snapshot: &Snapshot) -> Result<(), Server
 
 /// Whether all that a name may mean becomes local when a policy reads it.
 fn yields(snapshot: &Snapshot, name: &str) -> bool {
-    let whole = |table: &Arc<Table>| match &table.kind {
-        TableKind::Partition { parent, .. } => snapshot.table(parent).cloned(),
-        _ => Some(table.clone()),
-    };
     let mut found = snapshot.relations.get(name).into_iter().flatten();
-    found.all(|(_, table)| table.as_ref().and_then(whole).is_some_and(|t| t.may_yield()))
+    found.all(|(_, table)| {
+        let whole = table.as_ref().and_then(|table| snapshot.whole(table));
+        whole.is_some_and(|whole| whole.may_yield())
+    })
 }
 
 fn hidden_read(detail: &str) -> ServerError {

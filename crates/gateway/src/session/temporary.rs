@@ -116,17 +116,14 @@ impl Session {
         // which the home shard has.
         let needs_ranges = entered.analysis.touches_sharded && ddl.kind != DdlKind::CreateTable;
         if needs_ranges && !self.is_made_of_local(unit, ddl)? {
-            let (what, remedy) = match ddl.kind {
-                DdlKind::CreateFunction => (
-                    "a temporary function that may use a sharded table is not supported yet",
-                    "Create the function in a schema, or run its statements by themselves.",
-                ),
-                _ => (
+            return Err(match ddl.kind {
+                DdlKind::CreateFunction => pgherd_operations::temporary_function_unsupported(),
+                _ => ServerError::unsupported(
                     "a temporary table made from a sharded table is not supported yet",
                     "Create the temporary table first, then INSERT … SELECT into it.",
                 ),
-            };
-            return Err(ServerError::unsupported(what, remedy).into());
+            }
+            .into());
         }
         let home = self.gateway.shards.home();
         if self.who.pin.is_none() {
@@ -189,11 +186,7 @@ impl Session {
         if !ddl.relations.iter().any(|r| snapshot.may_reach(&r.name)) {
             return Ok(false);
         }
-        let error = ServerError::unsupported(
-            "a temporary function that may use a sharded table is not supported yet",
-            "Create the function in a schema, or run its statements by themselves.",
-        );
-        Err(error.into())
+        Err(pgherd_operations::temporary_function_unsupported().into())
     }
 }
 

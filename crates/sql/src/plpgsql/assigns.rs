@@ -86,6 +86,9 @@ mod tests {
             "DECLARE r t; BEGIN r := NEW; r.id := 1; RETURN r; END",
             "BEGIN RETURN jsonb_populate_record(NEW, '{}'); END",
             "BEGIN new.id[1] := 1; RETURN NEW; END",
+            "BEGIN IF true THEN new.id = NEW.id + 1; END IF; RETURN NEW; END",
+            "BEGIN SELECT max(id) INTO NEW.id FROM t; RETURN NEW; END",
+            "BEGIN NEW := OLD; RETURN NEW; END",
             "'open",
         ] {
             assert!(assigns(body), "{body}");
@@ -96,6 +99,9 @@ mod tests {
             "BEGIN IF TG_OP = 'DELETE' THEN RETURN OLD; END IF; RETURN NEW; END",
             "BEGIN INSERT INTO log SELECT NEW.id, NEW.key; RETURN NEW; END",
             "BEGIN SELECT NEW.id INTO NEW.v; RETURN NEW; END",
+            "BEGIN NEW.v := 1; RETURN NEW; END",
+            "BEGIN IF NEW.id = 1 THEN NEW.v := NEW.id; END IF; RETURN NEW; END",
+            "BEGIN INSERT INTO log VALUES (NEW.id); RETURN NEW; END",
         ] {
             assert!(!assigns(body), "{body}");
         }
