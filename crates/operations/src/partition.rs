@@ -49,8 +49,11 @@ pub(crate) async fn create(
     if sharded.automatic {
         drop_automatic(work, &table.name, &mut sharded).await?;
     }
-    let home = work.home();
-    work.attempt(home).await?;
+    // What turns out to be no range makes the linked tables local first.
+    let (home, may_be_undone) = (work.home(), sharded.is_linked && table.may_yield());
+    if may_be_undone {
+        work.attempt(home).await?;
+    }
     let tag = work.on_home(text.text).await?;
     let made = work.inspect(&full.to_string()).await?.ok_or_else(|| changed(name))?;
     let bounds = made
@@ -58,11 +61,13 @@ pub(crate) async fn create(
         .as_deref()
         .and_then(|b| parse_for_values(b, &sharded.key_types));
     let bounds = bounds.filter(|_| made.kind == 'r');
-    if bounds.is_none() && sharded.is_linked && table.may_yield() {
+    if bounds.is_none() && may_be_undone {
         work.undo(home).await?;
         return as_local(work, &table, no_range(made.kind), text).await;
     }
-    work.keep(home).await?;
+    if may_be_undone {
+        work.keep(home).await?;
+    }
     let Some((from, to)) = bounds else {
         localize(work, &table, no_range(made.kind)).await?;
         return Ok(tag);

@@ -30,21 +30,26 @@ pub fn explicit(text: &str) -> Option<Explicit> {
     }
     let tokens = tokenize_under(text, true).ok()?;
     let (mut made, mut added, mut warnings) = (String::with_capacity(text.len() + 16), Vec::new(), Vec::new());
-    let mut copied = 0;
+    // What was copied of the text, in bytes and in characters, and how many characters were put in.
+    let (mut copied, mut characters, mut more) = (0, 0, 0);
     for token in tokens.iter().filter(|token| is_escaped(token, text)) {
         let start = token.start as usize;
-        made.push_str(&text[copied..start]);
+        let between = &text[copied..start];
+        made.push_str(between);
+        characters += between.chars().count() as u32;
         // A word may stand right before it.
         let (prefix, skipped) = match text.as_bytes()[start] {
             b'\'' => (" E", 0),
             _ => (" NCHAR E", 1),
         };
         made.push_str(prefix);
-        copied = start + skipped;
-        let characters = (prefix.len() - skipped) as u32;
-        added.push((made.chars().count() as u32 + 1, characters));
-        let position = text[..start].chars().count() as u32 + 1;
+        let position = characters + 1;
         warnings.extend(warning(token.text(text)).map(|warning| warning.with_position(Some(position))));
+        copied = start + skipped;
+        characters += skipped as u32;
+        let put_in = (prefix.len() - skipped) as u32;
+        more += put_in;
+        added.push((characters + more + 1, put_in));
     }
     if added.is_empty() {
         return None;

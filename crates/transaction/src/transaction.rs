@@ -315,16 +315,16 @@ impl Transaction {
     /// The mode that a shard's block begins with, and what it is told between its savepoints. SET TRANSACTION READ ONLY behind
     /// a savepoint must not be part of its BEGIN, which no savepoint's end undoes.
     fn for_newcomer(&self) -> (Mode, Cow<'_, [Replay]>) {
-        let now = self.mode.read_only;
-        let levels: Vec<_> = self.read_only_before.iter().copied().chain([now]).collect();
+        let levels = || self.read_only_before.iter().copied().chain([self.mode.read_only]);
         let mode = Mode {
-            read_only: levels[0],
+            read_only: levels().next().flatten(),
             ..self.mode.clone()
         };
-        let changes = (1..levels.len()).filter(|level| levels[*level] == Some(true) && levels[level - 1] != Some(true));
         let mut replays = Cow::Borrowed(&*self.replays);
-        for level in changes.filter(|_| !self.is_strict()) {
-            replays.to_mut().push((level, "SET TRANSACTION READ ONLY".into()));
+        for (level, (before, now)) in (1..).zip(levels().zip(levels().skip(1))) {
+            if now == Some(true) && before != now && !self.is_strict() {
+                replays.to_mut().push((level, "SET TRANSACTION READ ONLY".into()));
+            }
         }
         (mode, replays)
     }

@@ -299,10 +299,11 @@ impl Finder<'_> {
             }
         }
         // As in extract(year FROM a * b).
-        let in_query = self
-            .enclosing(star)
-            .is_none_or(|open| self.is_word(open + 1, &["select", "with"]));
-        self.follows_word(first, &["from", "join", "update", "into", "using"]) && in_query
+        let in_query = || {
+            let open = self.enclosing(star);
+            open.is_none_or(|open| self.is_word(open + 1, &["select", "with"]))
+        };
+        self.follows_word(first, &["from", "join", "update", "into", "using"]) && in_query()
     }
 
     /// `f(x) AS (a int, b text)` has no alias.
