@@ -350,11 +350,8 @@ impl Session {
             let settings = open.savepoints[at].1.clone();
             self.restore_settings(settings);
         }
-        self.tell_parameters_again().await;
         self.block.recover();
-        if self.temporary_changed {
-            self.read_temporary().await;
-        }
+        self.settle().await;
         self.reload_overlay().await
     }
 
@@ -473,16 +470,18 @@ impl Session {
     /// Ends whatever block is open, other than by rolling back; the tag says whether PostgreSQL rolled back instead.
     pub(crate) async fn end_block(&mut self, ending: Ending<'_>) -> Result<&'static str, Problem> {
         let result = self.end_open_block(ending).await;
-        self.settle_temporary().await;
-        self.tell_parameters_again().await;
+        self.settle().await;
         result
     }
 
-    /// What a block has made or dropped of temporary tables is there for good now, or is undone.
-    async fn settle_temporary(&mut self) {
-        if std::mem::take(&mut self.temporary_changed) {
+    /// The block has ended, or a part of it is undone: what it has made or dropped of temporary tables, and set of parameters, is so for
+    /// good now, or is not.
+    async fn settle(&mut self) {
+        if self.temporary_changed {
+            self.temporary_changed = self.block.open().is_some();
             self.read_temporary().await;
         }
+        self.tell_parameters_again().await;
     }
 
     async fn end_open_block(&mut self, ending: Ending<'_>) -> Result<&'static str, Problem> {
@@ -578,8 +577,7 @@ impl Session {
         if has_changed_schema {
             self.note_schema_change();
         }
-        self.settle_temporary().await;
-        self.tell_parameters_again().await;
+        self.settle().await;
         Ok(())
     }
 

@@ -83,8 +83,7 @@ impl Session {
         Ok(())
     }
 
-    /// `SET transaction_isolation = …` in a block is SET TRANSACTION by another name, and so is `transaction_read_only` where
-    /// the shards' blocks are not what the client's is.
+    /// `SET transaction_isolation = …` in a block is SET TRANSACTION by another name, and so is `transaction_read_only`.
     fn mode_set_by_name(&self, kind: &Kind) -> Option<Mode> {
         let Kind::Set {
             name,
@@ -94,12 +93,12 @@ impl Session {
         else {
             return None;
         };
-        let open = self.block.open().filter(|open| !open.implicit)?;
+        self.block.open().filter(|open| !open.implicit)?;
         let value = values.first()?;
         let mut mode = Mode::default();
         match name.as_str() {
             "transaction_isolation" => mode.isolation = Some(Isolation::from_setting(value)?),
-            "transaction_read_only" if open.transaction.is_strict() => mode.read_only = Some(read_boolean(value)?),
+            "transaction_read_only" => mode.read_only = Some(read_boolean(value)?),
             _ => return None,
         }
         Some(mode)
