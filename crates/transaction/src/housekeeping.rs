@@ -24,12 +24,21 @@ pub(crate) const KEEP: Duration = Duration::from_secs(30);
 const ALL_SETTLED: i64 = i64::MAX;
 /// Of what changes slowly.
 const SLOW_EVERY: u64 = 5;
-/// Markers deleted by one statement.
+/// Numbers whose markers one statement deletes: it must end soon, on a busy shard too.
 const BATCH: i64 = 5000;
+
+/// What this gateway told all shards to be settled, and how far it has deleted.
+#[derive(Default)]
+struct Told {
+    /// since when which number of which sequence
+    news: VecDeque<(Instant, SequenceId, i64)>,
+    /// up to this number of this sequence no markers are left
+    deleted: Option<(SequenceId, i64)>,
+}
 
 /// Runs until the coordinator is gone.
 pub(crate) async fn run(coordinator: Weak<Coordinator>) {
-    let (mut told, mut watch) = (VecDeque::new(), in_doubt::Watch::default());
+    let (mut told, mut watch) = (Told::default(), in_doubt::Watch::default());
     let mut round = 0;
     while let Some(this) = coordinator.upgrade() {
         {
@@ -47,12 +56,7 @@ pub(crate) async fn run(coordinator: Weak<Coordinator>) {
     }
 }
 
-async fn tick(
-    coordinator: &Coordinator,
-    round: u64,
-    told: &mut VecDeque<(Instant, SequenceId, i64)>,
-    watch: &mut in_doubt::Watch,
-) {
+async fn tick(coordinator: &Coordinator, round: u64, told: &mut Told, watch: &mut in_doubt::Watch) {
     let ready = join_all(coordinator.states.iter().map(|s| coordinator.make_ready(s))).await;
     for (state, outcome) in coordinator.states.iter().zip(ready) {
         if let Err(e) = outcome {
@@ -149,10 +153,7 @@ fn not_connected(state: &ShardState) -> Error {
 }
 
 /// Tells every shard what this gateway has settled, and notes since when all of them know.
-async fn tell_watermark(
-    coordinator: &Coordinator,
-    told: &mut VecDeque<(Instant, SequenceId, i64)>,
-) -> Result<(), Error> {
+async fn tell_watermark(coordinator: &Coordinator, told: &mut Told) -> Result<(), Error> {
     let (sequence, settled) = coordinator.sequence.watermark();
     if settled < 0 {
         return Ok(());
@@ -171,43 +172,59 @@ async fn tell_watermark(
         Ok(())
     });
     join_all(tells).await.into_iter().collect::<Result<(), Error>>()?;
-    if told.back().is_none_or(|(_, s, n)| (s, n) != (&sequence, &settled)) {
-        told.push_back((Instant::now(), sequence, settled));
+    if told.news.back().is_none_or(|(_, s, n)| (s, n) != (&sequence, &settled)) {
+        told.news.push_back((Instant::now(), sequence, settled));
     }
     Ok(())
 }
 
 /// Deletes this gateway's markers that every reader skips by now.
-async fn forget_own(coordinator: &Coordinator, told: &mut VecDeque<(Instant, SequenceId, i64)>) -> Result<(), Error> {
-    let mut through = None;
-    while let Some((since, ..)) = told.front()
+async fn forget_own(coordinator: &Coordinator, told: &mut Told) -> Result<(), Error> {
+    let mut due = None;
+    while let Some((since, ..)) = told.news.front()
         && since.elapsed() > KEEP
     {
-        through = told.pop_front();
+        due = told.news.pop_front();
     }
-    let Some((_, sequence, number)) = through else {
+    let Some((_, sequence, through)) = due else {
         return Ok(());
+    };
+    let above = match &told.deleted {
+        Some((of, number)) if *of == sequence => *number,
+        _ => -1,
     };
     let name = sequence.to_string();
     let deletes = coordinator
         .states
         .iter()
-        .map(|state| delete_markers(state, &name, number));
-    join_all(deletes).await.into_iter().collect()
+        .map(|state| delete_markers(state, &name, above, through));
+    join_all(deletes).await.into_iter().collect::<Result<(), Error>>()?;
+    told.deleted = Some((sequence, through));
+    Ok(())
 }
 
-async fn delete_markers(state: &ShardState, sequence: &str, through: i64) -> Result<(), Error> {
+/// Deletes the markers of a sequence whose numbers are in (above, through], some at a time. The numbers are a range of the primary
+/// key, so that no statement looks at markers that are to stay, nor again at those that were deleted before: until they are
+/// vacuumed, there may be many of both.
+async fn delete_markers(state: &ShardState, sequence: &str, mut above: i64, through: i64) -> Result<(), Error> {
     let client = state.connected().ok_or_else(|| not_connected(state))?;
-    let sql = "DELETE FROM pgherd.dtx WHERE sequence = $1 AND number IN \
-               (SELECT number FROM pgherd.dtx WHERE sequence = $1 AND number <= $2 ORDER BY number LIMIT $3)";
-    loop {
-        let deleted = state
-            .within(client.execute(sql, &[&sequence, &through, &BATCH]))
+    let first =
+        "SELECT number FROM pgherd.dtx WHERE sequence = $1 AND number > $2 AND number <= $3 ORDER BY number LIMIT 1";
+    let delete = "DELETE FROM pgherd.dtx WHERE sequence = $1 AND number > $2 AND number <= $3";
+    while above < through {
+        let found = state
+            .within(client.query_opt(first, &[&sequence, &above, &through]))
             .await?;
-        if (deleted as i64) < BATCH {
-            return Ok(());
-        }
+        let Some(first) = found.map(|row| row.get::<_, i64>(0)) else {
+            break;
+        };
+        let end = through.min(first.saturating_add(BATCH));
+        state
+            .within(client.execute(delete, &[&sequence, &(first - 1), &end]))
+            .await?;
+        above = end;
     }
+    Ok(())
 }
 
 /// A sequence as one shard has it.
@@ -254,7 +271,10 @@ async fn close_dead_sequences(coordinator: &Coordinator) -> Result<(), Error> {
         } else if !all(|r| r.all_settled) {
             settle_if_empty(coordinator, name).await?;
         } else if all(|r| r.is_old) {
-            let deletes = coordinator.states.iter().map(|s| delete_markers(s, name, ALL_SETTLED));
+            let deletes = coordinator
+                .states
+                .iter()
+                .map(|s| delete_markers(s, name, -1, ALL_SETTLED));
             join_all(deletes).await.into_iter().collect::<Result<(), Error>>()?;
             if all(|r| r.is_ancient) {
                 on_all(coordinator, "DELETE FROM pgherd.dtx_sequence WHERE sequence = $1", name).await?;

@@ -10,7 +10,7 @@ use pgherd_transaction::two_phase_commit::Action;
 use pgherd_transaction::{Isolation, Mode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Runs SQL on a shard from within a control point, which is no place to wait in.
 fn sql_now(bed: &Bed, shard: u32, sql: &str) {
@@ -161,5 +161,40 @@ async fn one_old_snapshot_does_not_hide_that_a_fence_was_there() {
         let state = written.err().and_then(|e| e.code().map(|c| c.code().to_owned()));
         assert_eq!(state.as_deref(), is_fenced.then_some("40001"), "number {number}");
         client.batch_execute("ROLLBACK").await.expect("rollback");
+    }
+}
+
+/// What a dead gateway wrote goes however much it is, and whatever PostgreSQL believes how much that is: its statistics are of
+/// another time nearly always, and a join for them compares each marker with each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_markers_are_deleted() {
+    let bed = Bed::start(2).await;
+    for shard in bed.ids() {
+        bed.sql(
+            shard,
+            "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation, settled, closed, settled_at)
+             VALUES ('dead:1.0', 'dead', 1, 9223372036854775807, true, now() - interval '1 hour');
+             ALTER TABLE pgherd.dtx SET (autovacuum_enabled = off);
+             INSERT INTO pgherd.dtx (gid, state, sequence, number) SELECT 'x' || n, 'p', 'x', n FROM generate_series(1, 1000) n;
+             ANALYZE pgherd.dtx;
+             INSERT INTO pgherd.dtx (gid, state, sequence, number)
+             SELECT 'pgherd:test:00000000:3:dead:1.0:' || n, 'p', 'dead:1.0', n FROM generate_series(1, 200000) n",
+        )
+        .await;
+    }
+    let _gateway = bed.gateway("gw1", 2).await;
+    let begun = Instant::now();
+    for shard in bed.ids() {
+        while bed
+            .number(shard, "SELECT count(*) FROM pgherd.dtx WHERE sequence = 'dead:1.0'")
+            .await
+            > 0
+        {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "markers are left on shard {shard}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
