@@ -7,7 +7,7 @@
 -- in which the transaction does. A row of state a ("aborted") is a fence: it keeps a late p out by the primary key.
 CREATE TABLE IF NOT EXISTS pgherd.dtx (
     gid        text NOT NULL,
-    state      text NOT NULL CHECK (state IN ('p', 'a')),
+    state      text NOT NULL, -- p or a. A CHECK would be parsed anew by every commit, and only functions of ours write here
     -- Both are parts of the gid, which they identify. One short key under a plain byte order: every participant of every
     -- commit pays for it.
     sequence   text COLLATE "C" NOT NULL, -- <gateway>:<incarnation>.<generation>
@@ -82,27 +82,26 @@ DECLARE
     own_sequence text := split_part(gid, ':', 5) || ':' || split_part(gid, ':', 6);
 BEGIN
     -- A cancelled wait for the standby would answer success; an endless one for a lock could not be broken once others are prepared.
-    -- Settings are looked at before they are set: a look costs a tenth of a call in a query.
-    IF current_setting('statement_timeout') <> '0' THEN
-        PERFORM set_config('statement_timeout', '0', true);
-    END IF;
+    -- Looked at before they are set, and at once: what a commit pays for is the number of expressions.
     IF current_setting('lock_timeout') = '0' THEN
         PERFORM set_config('lock_timeout', '10s', true);
     END IF;
-    IF current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
-        PERFORM set_config('synchronous_commit', 'on', true);
+    IF current_setting('statement_timeout') <> '0' OR current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
+        PERFORM set_config('statement_timeout', '0', true);
+        PERFORM set_config('synchronous_commit', 'on', true)
+        WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write');
     END IF;
     LOCK TABLE pgherd.commit_gate IN ROW SHARE MODE;
     -- The advisory lock lets recovery find who holds this gid, before and after PREPARE. Shared and never waited for.
     IF NOT pg_try_advisory_xact_lock_shared(hashtext(own_sequence), hashtext(gid)) THEN
         RAISE lock_not_available USING MESSAGE = 'the advisory lock of this commit is held by a client';
     END IF;
-    IF current_setting('transaction_isolation') <> 'read committed' AND NOT pg_visible_in_snapshot(
-        (SELECT last_value FROM pgherd.last_refusal)::text::xid8, pg_current_snapshot())
-    THEN
-        RAISE serialization_failure USING
-            MESSAGE = 'could not serialize access: a gateway was taken for dead after this transaction''s snapshot was taken',
-            HINT = 'Run the transaction again.';
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        IF NOT pg_visible_in_snapshot((SELECT last_value FROM pgherd.last_refusal)::text::xid8, pg_current_snapshot()) THEN
+            RAISE serialization_failure USING
+                MESSAGE = 'could not serialize access: a gateway was taken for dead after this transaction''s snapshot was taken',
+                HINT = 'Run the transaction again.';
+        END IF;
     END IF;
     -- A later statement than the lock's, with a later snapshot: whoever closes the sequence either is seen here, or sees the lock.
     INSERT INTO pgherd.dtx (gid, state, sequence, number)
