@@ -1,6 +1,7 @@
 //! What a gateway holds per database: its catalog and its transaction coordinator, opened at first use.
 
 use crate::judged::Judged;
+use crate::origins::Origins;
 use crate::statements::StatementCache;
 use crate::user_types::UserTypes;
 use pgherd_catalog::Catalog;
@@ -22,6 +23,7 @@ pub(crate) struct Database {
     /// what its statements mean here: the same text names other tables in another database
     pub(crate) cache: StatementCache,
     pub(crate) types: UserTypes,
+    pub(crate) origins: Origins,
 }
 
 /// All databases in use.
@@ -77,6 +79,7 @@ impl Databases {
             judged: Judged::default(),
             cache: StatementCache::default(),
             types: UserTypes::default(),
+            origins: Origins::default(),
         });
         open.insert(name.to_owned(), database.clone());
         Ok(database)

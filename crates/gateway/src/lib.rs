@@ -19,6 +19,7 @@ mod explain_text;
 mod judged;
 mod listener;
 mod metrics;
+mod origins;
 mod session;
 mod statements;
 mod template;

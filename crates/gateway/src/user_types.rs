@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use pgherd_model::{ServerError, ShardId};
 use pgherd_query::{Description, RowBatch};
-use pgherd_shards::Identity;
+use pgherd_shards::{Identity, SimpleResult};
 use pgherd_transaction::Coordinator;
 use std::collections::{BTreeSet, HashMap};
 
@@ -54,6 +54,17 @@ impl<'a> Asking<'a> {
             home,
         }
     }
+    /// The shard whose OIDs clients know.
+    pub(crate) fn home(&self) -> ShardId {
+        self.home
+    }
+
+    /// What a shard answers on a connection of its own.
+    pub(crate) async fn ask_shard(&self, shard: ShardId, sql: &str) -> Result<Vec<SimpleResult>, ServerError> {
+        let mut backend = self.coordinator.autocommit(shard, self.who).await?;
+        Ok(backend.simple(sql).await?)
+    }
+
     /// Who translates what that shard describes: nobody on the home shard.
     pub(crate) fn foreign(&self, shard: ShardId) -> Option<&Self> {
         (shard != self.home).then_some(self)
@@ -76,7 +87,7 @@ impl<'a> Asking<'a> {
     /// Gives a shard's RowDescription (from its length on) the OIDs that clients know. A type that only that shard has, such as a child
     /// table's row, keeps its own.
     pub(crate) async fn describe(&self, shard: ShardId, body: &mut BytesMut) -> Result<(), ServerError> {
-        let places = type_places(body);
+        let places: Vec<_> = type_places(body).collect();
         let oids = places.iter().map(|at| oid_at(body, *at));
         let known = self.translated(shard, self.home, oids).await?;
         for at in places {
@@ -290,7 +301,7 @@ impl<'a> Asking<'a> {
 
 /// Whether a RowDescription's body has a type that a user made, or that may be made of such.
 pub(crate) fn has_user_types(body: &[u8]) -> bool {
-    type_places(body).iter().any(|at| may_hold(oid_at(body, *at)))
+    type_places(body).any(|at| may_hold(oid_at(body, at)))
 }
 
 /// Whether a column of this description, which is the home shard's, may have OIDs in its binary values.
@@ -315,7 +326,7 @@ fn described(description: &Description, is_binary: impl Fn(usize) -> bool) -> Ho
 pub(crate) fn holding(body: &[u8]) -> Holding {
     // Behind the type's OID, its size and its modifier.
     const FORMAT: usize = 10;
-    let places = type_places(body).into_iter().enumerate();
+    let places = type_places(body).enumerate();
     places
         .filter(|(_, at)| body[at + FORMAT..at + FORMAT + 2] == [0, 1])
         .map(|(position, at)| (position, oid_at(body, at)))
@@ -324,20 +335,16 @@ pub(crate) fn holding(body: &[u8]) -> Holding {
 }
 
 /// Where the types' OIDs stand in a RowDescription's body: behind each name, the table's OID and the column's number.
-fn type_places(body: &[u8]) -> Vec<usize> {
+fn type_places(body: &[u8]) -> impl Iterator<Item = usize> {
     const BEHIND_NAME: usize = 6;
     const FIELD: usize = 18;
-    let mut places = Vec::new();
     let mut at = 2;
-    while let Some(name) = body.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0)) {
+    std::iter::from_fn(move || {
+        let name = body.get(at..)?.iter().position(|byte| *byte == 0)?;
         let fields = at + name + 1;
-        if body.len() < fields + FIELD {
-            break;
-        }
-        places.push(fields + BEHIND_NAME);
         at = fields + FIELD;
-    }
-    places
+        (body.len() >= at).then_some(fields + BEHIND_NAME)
+    })
 }
 
 fn oid_at(body: &[u8], at: usize) -> u32 {
@@ -357,10 +364,9 @@ mod tests {
             body.extend_from_slice(&oid.to_be_bytes());
             body.extend_from_slice(&[0, 4, 255, 255, 255, 255, 0, 0]);
         }
-        let places = type_places(&body);
-        let oids: Vec<_> = places.iter().map(|at| oid_at(&body, *at)).collect();
+        let oids: Vec<_> = type_places(&body).map(|at| oid_at(&body, at)).collect();
         assert_eq!(oids, [23, 16740]);
         assert!(has_user_types(&body));
-        assert!(type_places(&body[..body.len() - 1]).len() < 2);
+        assert!(type_places(&body[..body.len() - 1]).count() < 2);
     }
 }

@@ -40,6 +40,8 @@ pub struct Analysis {
     pub locking: bool,
     /// the sharded tables it names, each once
     pub sharded: Vec<Arc<Table>>,
+    /// it names a declared partition of a sharded table
+    pub names_partition: bool,
     /// an INSERT, UPDATE or DELETE with RETURNING
     pub returning: bool,
     /// it finds one row of a sharded table by a whole unique key
@@ -148,6 +150,7 @@ pub fn analyze(
         read_only,
         locking,
         sharded: Vec::new(),
+        names_partition: false,
         returning: false,
         point: None,
         blind: false,
@@ -317,6 +320,7 @@ impl Analysis {
         }
         if let Some(table) = table {
             self.touches_sharded = true;
+            self.names_partition |= matches!(table.kind, TableKind::Partition { .. });
             if table.sharded().is_some() && !self.sharded.iter().any(|t| t.name == table.name) {
                 self.sharded.push(table.clone());
             }

@@ -137,6 +137,8 @@ impl Block {
 /// A cursor over several ranges.
 pub(crate) struct GatheredCursor {
     pub(crate) cursor: pgherd_query::OpenCursor,
+    /// what the home shard says of its rows, which are copies here
+    pub(crate) description: Arc<pgherd_query::Description>,
     /// how many savepoints were open when it was declared: it goes with the innermost of them
     depth: usize,
     /// WITH HOLD
@@ -150,7 +152,7 @@ impl Open {
     pub(crate) fn keep_cursor(
         &mut self,
         name: &str,
-        mut cursor: pgherd_query::OpenCursor,
+        (mut cursor, description): (pgherd_query::OpenCursor, Arc<pgherd_query::Description>),
         hold: bool,
         reads: Vec<pgherd_model::Name>,
     ) {
@@ -163,6 +165,7 @@ impl Open {
             name.to_owned(),
             GatheredCursor {
                 cursor,
+                description,
                 depth,
                 hold,
                 reads,

@@ -7,10 +7,14 @@ use super::execute::names_missing_child;
 use super::forward::{no_block, put_statement, settle};
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{ServerError, SqlState, quote_literal};
+use crate::origins::Naming;
+use crate::user_types::Asking;
+use pgherd_model::{ServerError, Snapshot, SqlState, quote_literal};
+use pgherd_query::Description;
 use pgherd_shards::SimpleResult;
 use pgherd_sql::{Instead, Kind, Part, Route};
 use postgres_protocol::message::frontend;
+use std::sync::Arc;
 
 impl Session {
     /// Runs one of the four.
@@ -188,7 +192,7 @@ impl Session {
         match pgherd_query::declare(statement, head, &mut open.transaction).await {
             Ok(cursor) => {
                 let reads = entered.analysis.sharded.iter().map(|table| table.name.clone());
-                open.keep_cursor(name, cursor, hold, reads.collect());
+                open.keep_cursor(name, (cursor, description.clone()), hold, reads.collect());
             }
             Err(error) if names_missing_child(&error) => return Err(error.into()),
             Err(error) => return Err(self.as_client_sees(error).into()),
@@ -233,9 +237,13 @@ impl Session {
         // Parsed anew each time: the connection goes with the cursor.
         let parsed = put_statement(backend, &self.database.cache, &part, unit, None)?;
         backend.flush().await?;
+        let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        let snapshot = catalog.snapshot();
+        let naming = Naming::new(&self.database.origins, &asking, &snapshot).told(Some(&kept.description));
         let filter = Filter {
             hide_preparation: true,
             hide_description: unit.mode.looks(),
+            naming: Some(&naming),
             ..Filter::default()
         };
         let end = relay(backend, &mut self.client, filter, fresh).await;
@@ -257,21 +265,29 @@ impl Session {
 
     /// A cursor of SQL is a portal of the protocol: its columns, asked where it is open. False where there is none.
     pub(crate) async fn describe_cursor(&mut self, name: &str) -> Result<bool, Problem> {
+        let home = self.gateway.shards.home();
         let open = self.block.open_mut();
         let in_block = open
             .as_ref()
             .is_some_and(|open| open.gathered_cursors.contains_key(name) || open.cursors.contains_key(name));
         let mut kept_apart;
+        let mut told = None;
         let backend = match (open, self.held_cursors.get_mut(name)) {
             (Some(open), _) if in_block => match (open.gathered_cursors.get_mut(name), open.cursors.get(name)) {
-                (Some(kept), _) => kept.cursor.backend(),
+                (Some(kept), _) => {
+                    told = Some(kept.description.clone());
+                    kept.cursor.backend()
+                }
                 (None, Some(shard)) => open.transaction.participant(*shard).await?,
                 (None, None) => return Ok(false),
             },
-            (_, Some(kept)) => kept.cursor.backend(),
+            (_, Some(kept)) => {
+                told = Some(kept.description.clone());
+                kept.cursor.backend()
+            }
             // One WITH HOLD whose rows are the home shard's lives on the connection that is the session's for it.
             (_, None) if self.who.pin.is_none() => return Ok(false),
-            (Some(open), None) => open.transaction.participant(self.gateway.shards.home()).await?,
+            (Some(open), None) => open.transaction.participant(home).await?,
             (None, None) => {
                 kept_apart = self.home_backend().await?;
                 &mut kept_apart
@@ -283,30 +299,46 @@ impl Session {
         backend.flush().await?;
         let catalog = self.database.catalog.clone();
         let fresh = Fresh::Lease(&catalog);
-        let end = relay(backend, &mut self.client, Filter::default(), fresh).await;
+        let asking = Asking::new(&self.database, &self.who, home);
+        let snapshot = catalog.snapshot();
+        let naming = Naming::new(&self.database.origins, &asking, &snapshot).told(told.as_deref());
+        let filter = Filter {
+            foreign: asking.foreign(backend.shard()).filter(|_| told.is_none()),
+            naming: Some(&naming),
+            ..Filter::default()
+        };
+        let end = relay(backend, &mut self.client, filter, fresh).await;
         match settle(backend, None, end)?.error {
             Some(error) => Err(self.as_client_sees(error).into()),
             None => Ok(true),
         }
     }
 
-    /// What FETCH of a cursor over several ranges returns; None for other cursors.
+    /// What FETCH of a cursor that is not on the home shard returns: what its query does. None for other cursors.
     pub(crate) async fn describe_fetch(
         &mut self,
-        unit: Unit<'_>,
         name: &str,
-    ) -> Result<Option<std::sync::Arc<pgherd_query::Description>>, Problem> {
-        let in_block = self
-            .block
-            .open_mut()
-            .and_then(|open| open.gathered_cursors.get_mut(name));
-        let kept = match in_block {
-            Some(kept) => Some(kept),
-            None => self.held_cursors.get_mut(name),
+        snapshot: &Snapshot,
+    ) -> Result<Option<Arc<Description>>, Problem> {
+        let open = self.block.open();
+        let in_block = open.and_then(|open| open.gathered_cursors.get(name));
+        if let Some(kept) = in_block.or_else(|| self.held_cursors.get(name)) {
+            return Ok(Some(of_fetch(&kept.description)));
+        }
+        let is_elsewhere = open
+            .and_then(|open| open.cursors.get(name))
+            .is_some_and(|shard| *shard != self.gateway.shards.home());
+        let Some(text) = self.cursor_texts.get(name).filter(|_| is_elsewhere) else {
+            return Ok(None);
         };
-        let Some(kept) = kept else { return Ok(None) };
-        let described = pgherd_query::describe(kept.cursor.backend(), &unit.statement.text, unit.types).await?;
-        Ok(Some(std::sync::Arc::new(described)))
+        let declared = self.database.cache.parse(text)?;
+        let Some(Kind::Declare { inner, .. }) = declared.first().map(|s| &s.parsed.kind) else {
+            return Ok(None);
+        };
+        let query = self.database.cache.parse(text.get(inner.clone()).unwrap_or_default())?;
+        let Some(query) = query.first() else { return Ok(None) };
+        let described = self.description(Unit::plain(query), snapshot).await?;
+        Ok(Some(of_fetch(&described)))
     }
 
     async fn on_cursor(&mut self, unit: Unit<'_>, name: &str) -> Result<(), Problem> {
@@ -339,4 +371,12 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// What FETCH returns of a query's rows: it has no parameters itself.
+fn of_fetch(query: &Description) -> Arc<Description> {
+    Arc::new(Description {
+        parameter_types: Vec::new(),
+        columns: query.columns.clone(),
+    })
 }

@@ -303,7 +303,7 @@ impl Session {
         };
         let values: Vec<ParameterValue<'_>> = template.values().map(value).collect();
         let route = entered.analysis.route(&entered.snapshot, &values);
-        if self.needs_shared_clock(&entered.analysis, &route) {
+        if self.needs_shared_clock(&entered.analysis, &route) || self.needs_told_columns(entered) {
             return Err(Problem::NeedsWholeText);
         }
         let Route::Forward(part) = &route else {

@@ -399,7 +399,7 @@ impl Session {
         let entered = self.enter(unit).await?;
         let described = match &statement.parsed.kind {
             Kind::Execute(_) => self.describe_stored(unit).await?,
-            Kind::Fetch { name, moves: false } => match self.describe_fetch(unit, name).await? {
+            Kind::Fetch { name, moves: false } => match self.describe_fetch(name, &entered.snapshot).await? {
                 Some(described) => described,
                 None => self.description(unit, &entered.snapshot).await?,
             },

@@ -4,16 +4,19 @@ use super::enter::Entered;
 use super::extended::{PortalState, backend_portal};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
+use crate::origins::{Naming, Origins};
 use crate::statements::StatementCache;
 use crate::template::Template;
 use crate::user_types::Asking;
 use bytes::Bytes;
-use pgherd_model::{ServerError, ShardId, SqlState};
+use pgherd_model::{ServerError, ShardId, SqlState, Table};
+use pgherd_query::Description;
 use pgherd_shards::Backend;
 use pgherd_sql::{Kind, Part};
 use pgherd_transaction::Transaction;
 use postgres_protocol::IsNull;
 use postgres_protocol::message::frontend;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// More prepared statements than this on one backend, and all are closed.
@@ -64,8 +67,16 @@ impl Session {
 
     /// Autocommit on one shard: PostgreSQL's own behaviour at PostgreSQL's own price.
     async fn forward_alone(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
+        let told = self.told_columns(unit, entered).await?;
         let fresh = Fresh::Statement(&entered.guard);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        let naming = naming(
+            unit,
+            entered,
+            part.shard,
+            (&self.database.origins, &asking),
+            told.as_deref(),
+        );
         let types = asking.on_shard(part.shard, unit.types).await?;
         let unit = unit.with_types(types.as_deref());
         let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
@@ -81,6 +92,7 @@ impl Session {
             hide_no_data: matches!(unit.mode, Mode::SimplePrepared),
             hide_description: unit.mode.looks(),
             foreign: asking.foreign(part.shard),
+            naming: naming.as_ref(),
             holding: &[],
         };
         let end = relay(backend, &mut self.client, filter, fresh).await;
@@ -150,9 +162,17 @@ impl Session {
         clock: Option<&str>,
         again: bool,
     ) -> Result<Reply, Problem> {
+        let told = self.told_columns(unit, entered).await?;
         let fresh = Fresh::Statement(&entered.guard);
         let keep = self.keep(unit, entered);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
+        let naming = naming(
+            unit,
+            entered,
+            part.shard,
+            (&self.database.origins, &asking),
+            told.as_deref(),
+        );
         let types = asking.on_shard(part.shard, unit.types).await?;
         let unit = unit.with_types(types.as_deref());
         let open = self.block.open_mut().ok_or_else(no_block)?;
@@ -171,12 +191,35 @@ impl Session {
             hide_no_data: again || matches!(unit.mode, Mode::SimplePrepared),
             hide_description: unit.mode.looks(),
             foreign: asking.foreign(part.shard),
+            naming: naming.as_ref(),
             holding: &[],
         };
         let end = relay(backend, &mut self.client, filter, fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
         Ok(reply)
+    }
+
+    /// What the home shard says of the statement's columns, where the tables that shards have do not tell it.
+    pub(super) async fn told_columns(
+        &mut self,
+        unit: Unit<'_>,
+        entered: &Entered,
+    ) -> Result<Option<Arc<Description>>, Problem> {
+        let has_rows = matches!(unit.statement.parsed.kind, Kind::Select { .. }) || entered.analysis.returning;
+        if !unit.mode.describes() || !has_rows || !self.needs_told_columns(entered) {
+            return Ok(None);
+        }
+        Ok(Some(self.description(unit, &entered.snapshot).await?))
+    }
+
+    /// Whether tables are the transaction's own, which no other connection sees yet, or a declared partition is named together with its
+    /// table, which is the same to the shard.
+    pub(super) fn needs_told_columns(&self, entered: &Entered) -> bool {
+        let analysis = &entered.analysis;
+        let declared = |table: &Arc<Table>| table.sharded().is_some_and(|s| !s.automatic);
+        let overlay = || self.block.open().is_some_and(|open| open.overlay.is_some());
+        analysis.touches_sharded && ((analysis.names_partition && analysis.sharded.iter().any(declared)) || overlay())
     }
 
     /// Under which number a statement is kept prepared on backends: that of the last schema change for what a client named;
@@ -215,6 +258,23 @@ impl Session {
         };
         self.as_client_sees(error.with_position(position))
     }
+}
+
+/// Who names the tables of the columns that a shard describes; nobody where the client is not told, or knows the shard's own names.
+pub(super) fn naming<'a>(
+    unit: Unit<'_>,
+    entered: &'a Entered,
+    shard: ShardId,
+    (origins, asking): (&'a Origins, &'a Asking<'a>),
+    told: Option<&'a Description>,
+) -> Option<Naming<'a>> {
+    let reads_cursor = matches!(unit.statement.parsed.kind, Kind::Fetch { .. });
+    let has_ranges = entered.analysis.touches_sharded || reads_cursor || shard != asking.home();
+    (unit.mode.describes() && has_ranges).then(|| {
+        Naming::new(origins, asking, &entered.snapshot)
+            .of_partition(entered.analysis.names_partition)
+            .told(told)
+    })
 }
 
 /// The participant on which a statement runs. LOCK TABLE and SHOW decide no snapshot, as in PostgreSQL.

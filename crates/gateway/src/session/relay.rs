@@ -5,6 +5,7 @@
 //! PostgreSQL sends it: the statement may wait for long behind it.
 
 use crate::client::{Client, FLUSH_AT};
+use crate::origins::Naming;
 use crate::user_types::{Asking, Holding, has_user_types, holding};
 use bytes::BytesMut;
 use pgherd_catalog::{Catalog, StatementGuard};
@@ -24,6 +25,8 @@ pub(crate) struct Filter<'a> {
     pub(crate) hide_description: bool,
     /// who translates the OIDs of users' types, where it is not the home shard that answers
     pub(crate) foreign: Option<&'a Asking<'a>>,
+    /// who names the tables of columns that are described
+    pub(crate) naming: Option<&'a Naming<'a>>,
     /// what of the rows, or of a binary COPY's, has such OIDs, where they were described before
     pub(crate) holding: &'a [(usize, u32)],
 }
@@ -133,14 +136,18 @@ pub(crate) async fn relay(
                 return Ok(End::Ready(reply));
             }
             Step::Copy(tag) => return Ok(End::Copy(tag)),
-            Step::Types(mut message) => {
+            Step::Described(mut message) => {
+                let mut body = message.split_off(HEADER);
                 if let Some(asking) = filter.foreign {
-                    let mut body = message.split_off(HEADER);
                     reply.holding = holding(&body);
                     let described = asking.describe(backend.shard(), &mut body).await;
                     told(backend, described)?;
-                    message.unsplit(body);
                 }
+                if let Some(naming) = filter.naming.filter(|_| !filter.hide_description) {
+                    let named = naming.learn_and_put(backend.shard(), &mut body).await;
+                    told(backend, named)?;
+                }
+                message.unsplit(body);
                 if !filter.hide_description {
                     client.out.extend_from_slice(&message);
                 }
@@ -213,7 +220,7 @@ fn row_start(message: &[u8]) -> usize {
 enum Step {
     More,
     /// a RowDescription with OIDs that are that shard's own
-    Types(BytesMut),
+    Described(BytesMut),
     /// a DataRow, or a CopyData, that may have such OIDs in it
     Row(BytesMut),
     Ready,
@@ -224,9 +231,10 @@ enum Step {
 fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>, reply: &mut Reply) -> Step {
     // [0, passed) of the inbox goes to the client as it is; messages are only looked at, and copied in runs.
     let mut passed = 0;
+    let shard = backend.shard();
     loop {
         let inbox = backend.inbox();
-        let rest = &inbox[passed..];
+        let rest = &mut inbox[passed..];
         let whole = match rest {
             [_, a, b, c, d, ..] => 1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize,
             _ => usize::MAX,
@@ -238,7 +246,12 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
         }
         let tag = rest[0];
         let passes = match tag {
-            b'T' => !filter.hide_description && (filter.foreign.is_none() || !has_user_types(&rest[HEADER..whole])),
+            b'T' => {
+                let body = &mut rest[HEADER..whole];
+                !filter.hide_description
+                    && (filter.foreign.is_none() || !has_user_types(body))
+                    && filter.naming.is_none_or(|naming| naming.put(shard, body))
+            }
             b'D' | b'd' => reply.holding.is_empty(),
             b't' | b'I' | b'c' => true,
             b'n' => !filter.hide_no_data && !filter.hide_description,
@@ -278,7 +291,7 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
             b'E' => {
                 reply.error.get_or_insert_with(|| ServerError::from_body(body));
             }
-            b'T' => return Step::Types(message),
+            b'T' => return Step::Described(message),
             b'D' | b'd' => return Step::Row(message),
             b'S' => {
                 backend.note(tag, body);

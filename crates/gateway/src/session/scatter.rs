@@ -2,10 +2,11 @@
 
 use super::enter::Entered;
 use super::first_violation::earliest;
-use super::forward::{enlist, lock_fences, lost_lease, no_block, put_statement};
+use super::forward::{enlist, lock_fences, lost_lease, naming, no_block, put_statement};
 use super::plan::canceled;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::CancelSlot;
+use crate::origins::Naming;
 use crate::statements::StatementCache;
 use crate::user_types::{Asking, holding};
 use bytes::{BufMut, BytesMut};
@@ -34,7 +35,12 @@ struct Answer {
 
 impl Answer {
     /// Gives its description and its binary values the OIDs that clients know.
-    async fn translate(&mut self, asking: &Asking<'_>, shard: ShardId) -> Result<(), ServerError> {
+    async fn translate(
+        &mut self,
+        asking: &Asking<'_>,
+        naming: Option<&Naming<'_>>,
+        shard: ShardId,
+    ) -> Result<(), ServerError> {
         // Behind a message's letter and its length.
         const BODY: usize = 5;
         if let Some(foreign) = asking.foreign(shard)
@@ -52,6 +58,11 @@ impl Answer {
             let mut body = BytesMut::from(&description[..]);
             foreign.describe(shard, &mut body).await?;
             self.description = Some(body.freeze());
+        }
+        if let (Some(naming), Some(description)) = (naming, &mut self.description) {
+            let mut body = BytesMut::from(&description[..]);
+            naming.learn_and_put(shard, &mut body).await?;
+            *description = body.freeze();
         }
         Ok(())
     }
@@ -231,9 +242,20 @@ impl Session {
         if !entered.guard.holds().await {
             return Err(lost_lease().into());
         }
+        let told = self.told_columns(unit, entered).await?;
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
-        for (part, answer) in parts.iter().zip(&mut answers) {
-            answer.translate(&asking, part.shard).await?;
+        for (n, (part, answer)) in parts.iter().zip(&mut answers).enumerate() {
+            // The client is told what the first one says.
+            let naming = naming(
+                unit,
+                entered,
+                part.shard,
+                (&self.database.origins, &asking),
+                told.as_deref(),
+            );
+            answer
+                .translate(&asking, naming.filter(|_| n == 0).as_ref(), part.shard)
+                .await?;
         }
         self.put_answers(unit, &answers, merge);
         Ok(Some(sum_tags(&answers)))

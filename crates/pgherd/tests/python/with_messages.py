@@ -151,4 +151,5 @@ def main():
     print(connection.started.count("N"), connection.until_ready(1).count("N"))
 
 
-main()
+if __name__ == "__main__":
+    main()

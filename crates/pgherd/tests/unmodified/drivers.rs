@@ -81,3 +81,8 @@ async fn psycopg_with_what_a_session_keeps() {
 async fn messages_in_unusual_orders() {
     play("socket", "with_messages.py", &[]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_columns_are_of() {
+    play("socket", "with_origins.py", &["a", "b"]).await;
+}
