@@ -399,11 +399,14 @@ CREATE OR REPLACE FUNCTION pgherd.pg_prepared_statements(statements jsonb) RETUR
 LANGUAGE sql STABLE SET search_path = pg_catalog AS
 $$ SELECT (jsonb_populate_recordset(NULL::pg_catalog.pg_prepared_statements, (SELECT jsonb_agg(s ||
        jsonb_build_object('prepare_time', to_timestamp((s ->> 'prepared_at')::float8))) FROM jsonb_array_elements(statements) AS s))).* $$;
--- The session's cursors: those of this connection, and rows of those elsewhere; with the client's texts.
+-- The session's cursors: those of this connection, and rows of those elsewhere, portals with their time in seconds; with the client's
+-- texts, null for what the client has not made.
 CREATE OR REPLACE FUNCTION pgherd.pg_cursors(elsewhere jsonb, texts jsonb) RETURNS SETOF pg_catalog.pg_cursors
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT c.name, coalesce(texts ->> c.name, c.statement), c.is_holdable, c.is_binary, c.is_scrollable, c.creation_time FROM (
-        SELECT * FROM pg_catalog.pg_cursors UNION ALL SELECT * FROM jsonb_populate_recordset(NULL::pg_catalog.pg_cursors, elsewhere)) c
+        SELECT * FROM pg_catalog.pg_cursors p WHERE texts -> p.name IS DISTINCT FROM 'null'
+        UNION ALL SELECT r.* FROM jsonb_array_elements(elsewhere) AS e, jsonb_populate_record(NULL::pg_catalog.pg_cursors, e ||
+            CASE WHEN e ? 'bound_at' THEN jsonb_build_object('creation_time', to_timestamp((e ->> 'bound_at')::float8)) ELSE '{}' END) AS r) c
 $$;
 
 CREATE OR REPLACE FUNCTION pgherd.set_config(setting_name text, new_value text, is_local boolean) RETURNS text LANGUAGE sql STABLE AS

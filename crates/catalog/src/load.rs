@@ -148,6 +148,7 @@ pub(crate) fn snapshot_with(
         ..Snapshot::default()
     };
     snapshot.shards.sort();
+    snapshot.locking_functions = home::locking(&document.functions, &document.schemas);
     if document.tables.is_empty() {
         return Ok(snapshot);
     }

@@ -61,6 +61,14 @@ pub const HOME_STATE: [&str; 18] = [
     "pg_get_serial_sequence",
 ];
 
+/// Functions that take an advisory lock which the session keeps beyond its transaction.
+pub const SESSION_LOCKS: [&str; 4] = [
+    "pg_advisory_lock",
+    "pg_advisory_lock_shared",
+    "pg_try_advisory_lock",
+    "pg_try_advisory_lock_shared",
+];
+
 /// Whether this function takes or gives an advisory lock, which the home shard keeps for the database.
 pub fn is_advisory_lock(name: &str) -> bool {
     name.starts_with("pg_advisory") || name.starts_with("pg_try_advisory")

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub unsafe_words: HashSet<String>,
     /// names of functions that need what only the home shard has: local tables, sequences, advisory locks
     pub home_functions: HashSet<String>,
+    /// names of functions that take advisory locks which the session keeps, themselves or through others
+    pub locking_functions: HashSet<String>,
     /// sharded tables that `pgherd.default_distribution` has made so and that functions of users or their triggers want to be local, each
     /// with the reason; a schema change makes them local
     pub yielding: BTreeMap<Name, String>,

@@ -185,7 +185,8 @@ async fn tell_what_functions_are(
     let same = fresh.unsafe_functions == known.unsafe_functions
         && fresh.watched_functions == known.watched_functions
         && fresh.unsafe_words == known.unsafe_words
-        && fresh.home_functions == known.home_functions;
+        && fresh.home_functions == known.home_functions
+        && fresh.locking_functions == known.locking_functions;
     if same {
         return Ok(());
     }

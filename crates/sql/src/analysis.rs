@@ -42,6 +42,8 @@ pub struct Analysis {
     pub sharded: Vec<Arc<Table>>,
     /// it names a declared partition of a sharded table
     pub names_partition: bool,
+    /// it takes advisory locks that the session keeps
+    pub locks_session: bool,
     /// an INSERT, UPDATE or DELETE with RETURNING
     pub returning: bool,
     /// it finds one row of a sharded table by a whole unique key
@@ -151,6 +153,7 @@ pub fn analyze(
         locking,
         sharded: Vec::new(),
         names_partition: false,
+        locks_session: false,
         returning: false,
         point: None,
         blind: false,
@@ -168,6 +171,10 @@ pub fn analyze(
 
 impl Analysis {
     fn decide(&mut self, parsed: &Parsed, context: &Context) {
+        self.locks_session = match parsed.kind {
+            Kind::Do => functions::block_takes_session_lock(context.text, context.snapshot),
+            _ => functions::takes_session_lock(context.text, context.tokens, context.snapshot),
+        };
         if hides_a_name(context.text, context.tokens) && context.snapshot.sharded().next().is_some() {
             self.touches_sharded = true;
             self.decision = Decision::Refuse(hidden_name());

@@ -2,7 +2,7 @@
 
 use crate::lexer::{Token, TokenKind};
 use pgherd_model::Snapshot;
-use pgherd_model::functions::{HOME_STATE, is_advisory_lock};
+use pgherd_model::functions::{HOME_STATE, SESSION_LOCKS, is_advisory_lock};
 use std::collections::HashSet;
 
 /// Functions of PostgreSQL, and words before a parenthesis, that are in many statements.
@@ -129,6 +129,19 @@ pub(crate) fn bound_to_home(text: &str, tokens: &[Token], snapshot: &Snapshot) -
     calls(text, tokens).any(|(_, name)| {
         HOME_STATE.contains(&name.as_str()) || is_advisory_lock(&name) || snapshot.home_functions.contains(&name)
     })
+}
+
+/// Whether a lock is taken that the session keeps beyond its transaction.
+pub(crate) fn takes_session_lock(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
+    let takes = |name: &String| SESSION_LOCKS.contains(&name.as_str()) || snapshot.locking_functions.contains(name);
+    calls(text, tokens).any(|(_, name)| takes(&name))
+}
+
+/// The same for a DO block, whose body is a string: that the name is in there is enough.
+pub(crate) fn block_takes_session_lock(text: &str, snapshot: &Snapshot) -> bool {
+    let lower = text.to_lowercase();
+    let mut functions = snapshot.locking_functions.iter().map(|name| name.to_lowercase());
+    SESSION_LOCKS.iter().any(|name| lower.contains(name)) || functions.any(|name| lower.contains(&name))
 }
 
 /// Whether a function of a user is called that may write elsewhere than in the statement's own table.

@@ -5,7 +5,7 @@
 
 use super::body::Body;
 use super::reach::Function;
-use pgherd_model::functions::is_advisory_lock;
+use pgherd_model::functions::{SESSION_LOCKS, is_advisory_lock};
 use std::collections::HashSet;
 
 /// What goes wrong on another shard without an error: numbers that are given twice, locks and notifications that nobody meets.
@@ -35,6 +35,17 @@ pub(super) fn bound(functions: &Others<'_>) -> HashSet<u32> {
     };
     let own = functions.iter().filter(|(f, body)| !f.immutable && needs(f, body));
     callers(functions, own.map(|(f, _)| f.oid).collect())
+}
+
+/// The names of all functions that take locks which their session keeps.
+pub(super) fn locking(functions: &[Function], schemas: &HashSet<String>) -> HashSet<String> {
+    let bodies: Vec<_> = functions.iter().map(|f| (f, f.body(schemas))).collect();
+    let all: Vec<_> = bodies.iter().collect();
+    let locks = |body: &Body| SESSION_LOCKS.iter().any(|name| body.words.contains(*name));
+    let own = bodies.iter().filter(|(_, body)| locks(body));
+    let found = callers(&all, own.map(|(f, _)| f.oid).collect());
+    let named = functions.iter().filter(|f| found.contains(&f.oid));
+    named.map(|f| f.name.clone()).collect()
 }
 
 /// These functions and all that call them.

@@ -170,7 +170,7 @@ impl Trigger {
 }
 
 impl Function {
-    fn body(&self, schemas: &HashSet<String>) -> Body {
+    pub(super) fn body(&self, schemas: &HashSet<String>) -> Body {
         let text = self.body.as_deref().unwrap_or_default();
         match self.language.as_str() {
             "sql" | "plpgsql" => Body::of_sql(text, schemas),

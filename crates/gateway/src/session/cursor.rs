@@ -5,6 +5,7 @@
 use super::enter::Entered;
 use super::execute::names_missing_child;
 use super::forward::{no_block, put_statement, settle};
+use super::portal::backend_portal;
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::origins::Naming;
@@ -135,7 +136,7 @@ impl Session {
     }
 
     /// For PostgreSQL's view of cursors: as JSON, the rows of those that are not on the home shard's connection, and the texts of
-    /// all by their names.
+    /// all by their names; null for what is not to be seen there.
     pub(crate) async fn open_cursors(&mut self) -> Result<[String; 2], Problem> {
         const ROWS: &str = "SELECT pg_catalog.row_to_json(c) FROM pg_catalog.pg_cursors c WHERE c.name = ";
         let home = self.gateway.shards.home();
@@ -155,11 +156,17 @@ impl Session {
         for (name, kept) in &mut self.held_cursors {
             add(kept.cursor.backend().simple(&asked(name)).await?);
         }
-        let texts: serde_json::Map<String, serde_json::Value> = self
+        let mut texts: serde_json::Map<String, serde_json::Value> = self
             .cursor_texts
             .iter()
             .map(|(name, text)| (name.clone(), (&**text).into()))
             .collect();
+        // Portals of the protocol are cursors too. Here they have their own names, and the one without belongs to this statement.
+        texts.insert(String::new(), serde_json::Value::Null);
+        for (name, portal) in &self.portals {
+            texts.insert(backend_portal(name), serde_json::Value::Null);
+            rows.push(portal.as_cursor(name).to_string());
+        }
         Ok([
             format!("[{}]", rows.join(",")),
             serde_json::Value::Object(texts).to_string(),

@@ -174,6 +174,11 @@ impl Session {
         loop {
             let mark = self.client.out.len();
             let entered = self.enter(unit).await?;
+            if entered.analysis.locks_session && self.who.pin.is_none() {
+                drop(entered);
+                self.pin_home("SELECT pg_catalog.pg_advisory_unlock_all()").await?;
+                continue;
+            }
             self.begin_strict_for_one(&entered.snapshot);
             let mut instead = entered.analysis.instead.clone();
             if instead.is_none() && unit.statement.shows_settings && self.is_strict() {

@@ -4,13 +4,14 @@
 //! ParseComplete and BindComplete come from here; what they would check is checked when the portal runs (and then they are taken back), or
 //! at once where a Parse is the last message. A statement is described by the home shard, which knows every table.
 
+use super::portal::{Portal, PortalState};
 use super::simple::at_semicolon;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
-use crate::user_types::{Holding, may_be_held};
-use bytes::{Bytes, BytesMut};
+use crate::user_types::may_be_held;
+use bytes::Bytes;
 use parking_lot::Mutex;
-use pgherd_model::{ServerError, ShardId, SqlState};
+use pgherd_model::{ServerError, SqlState};
 use pgherd_query::Description;
 use pgherd_sql::Kind;
 use pgwire::messages::PgWireFrontendMessage;
@@ -45,46 +46,6 @@ impl Told {
     pub(super) fn new(version: u64, description: Arc<Description>) -> Self {
         Self { version, description }
     }
-}
-
-/// A bound portal.
-pub(crate) struct Portal {
-    prepared: Arc<Prepared>,
-    parameters: Vec<(bool, Option<Bytes>)>,
-    /// those of its rows
-    pub(crate) formats: Vec<i16>,
-    /// those that it was bound with, where FETCH was first to read from it and wanted others
-    pub(crate) bound_formats: Option<Vec<i16>>,
-    pub(crate) state: PortalState,
-}
-
-/// How far a portal was run.
-#[derive(Clone, Default)]
-pub(crate) enum PortalState {
-    /// not yet
-    #[default]
-    Ready,
-    /// suspended, open on that shard, with the columns whose values are translated
-    OnShard(ShardId, Holding),
-    /// suspended, with the remaining rows here: DataRow messages
-    Rows(BytesMut),
-    /// to its end; closed there where it is open on a shard still
-    Done(Option<ShardId>),
-}
-
-impl PortalState {
-    /// Where the portal is open.
-    pub(crate) fn shard(&self) -> Option<ShardId> {
-        match self {
-            Self::OnShard(shard, _) | Self::Done(Some(shard)) => Some(*shard),
-            _ => None,
-        }
-    }
-}
-
-/// The name on a backend of a portal that may be suspended.
-pub(crate) fn backend_portal(name: &str) -> String {
-    format!("p_{name}")
 }
 
 impl Session {
@@ -325,6 +286,7 @@ impl Session {
             .map(|(i, value)| (binary(i), value))
             .collect();
         let formats = std::mem::take(&mut bind.result_column_format_codes);
+        let bound_at = (!portal.is_empty()).then(SystemTime::now);
         self.portals.insert(
             portal,
             Portal {
@@ -333,6 +295,7 @@ impl Session {
                 formats,
                 bound_formats: None,
                 state: PortalState::Ready,
+                bound_at,
             },
         );
         self.client.put(b'2', &[]);

@@ -1,7 +1,7 @@
 //! One shard runs the whole statement; its reply is relayed as bytes.
 
 use super::enter::Entered;
-use super::extended::{PortalState, backend_portal};
+use super::portal::{PortalState, backend_portal};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::origins::{Naming, Origins};

@@ -1,8 +1,8 @@
 //! Portals that a row limit has suspended: open on the shard that runs them, or as the rows that are left. SQL may use
 //! them as cursors.
 
-use super::extended::{PortalState, backend_portal};
 use super::forward::{no_block, settle};
+use super::portal::{PortalState, backend_portal};
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::user_types::{Asking, Holding};
