@@ -115,7 +115,9 @@ async fn select_of(
     }
     let mut reason = why_gathered(query);
     let mut are_few = false;
-    if let Ok(reading) = gather::Reading::of(statement, None) {
+    if let Ok(reading) = gather::Reading::of(statement, None)
+        && reading.home_function.is_none()
+    {
         let rows = reading.rows(transaction, engine).await?;
         are_few = engine.are_few(&rows);
         if let Some(steps) = gather::steps(statement, &reading, &rows, transaction, engine).await? {

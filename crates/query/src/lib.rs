@@ -65,7 +65,9 @@ pub async fn select<'t>(
     }
     let reading = gather::Reading::of(&statement, None);
     let mut are_few = false;
-    if let Ok(reading) = &reading {
+    if let Ok(reading) = &reading
+        && reading.home_function.is_none()
+    {
         let sizes = reading.rows(transaction, engine).await?;
         are_few = engine.are_few(&sizes);
         if let Some(rows) = gather::select_staged(&statement, reading, &sizes, transaction, engine).await? {

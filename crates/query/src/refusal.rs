@@ -19,6 +19,19 @@ const SESSION_FUNCTIONS: &[&str] = &[
     "pg_current_xact_id_if_assigned",
     "txid_current_snapshot",
     "pg_current_snapshot",
+    "query_to_xml",
+    "table_to_xml",
+    "cursor_to_xml",
+    "schema_to_xml",
+    "database_to_xml",
+    "pg_relation_size",
+    "pg_total_relation_size",
+    "pg_table_size",
+];
+
+/// Functions of pg_catalog that lock or change what only the home shard has, in the transaction that calls them: they can run on the
+/// home shard's participant, over rows that are brought there.
+const HOME_FUNCTIONS: &[&str] = &[
     "pg_advisory_lock",
     "pg_advisory_lock_shared",
     "pg_advisory_unlock",
@@ -33,18 +46,26 @@ const SESSION_FUNCTIONS: &[&str] = &[
     "lo_create",
     "lo_creat",
     "lo_import",
+    "lo_export",
     "lo_unlink",
+    "lo_get",
     "lo_put",
     "lo_from_bytea",
-    "query_to_xml",
-    "table_to_xml",
-    "cursor_to_xml",
-    "schema_to_xml",
-    "database_to_xml",
-    "pg_relation_size",
-    "pg_total_relation_size",
-    "pg_table_size",
 ];
+
+/// A function in the statement that must run in the transaction itself, on the home shard.
+pub(crate) fn home_function(parsed: &ParsedQuery) -> Option<&'static str> {
+    let is_named = |name: &&&str| parsed.words.iter().any(|word| word == **name) && is_call(parsed, name);
+    HOME_FUNCTIONS.iter().find(is_named).copied()
+}
+
+/// Refuses a function that means something in another transaction, or on another server, only.
+pub(crate) fn not_here(function: &str) -> ServerError {
+    ServerError::unsupported(
+        format!("{function}() is not supported in a query over several shards"),
+        "Call it in a statement of its own.",
+    )
+}
 
 /// Refuses what a statement over several shards cannot have.
 pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
@@ -74,10 +95,7 @@ pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
             ));
         }
         if SESSION_FUNCTIONS.contains(&word.as_str()) {
-            return Err(ServerError::unsupported(
-                format!("{word}() is not supported in a query over several shards"),
-                "Call it in a statement of its own.",
-            ));
+            return Err(not_here(word));
         }
     }
     Ok(())

@@ -24,7 +24,9 @@ pub(crate) struct Portal {
 impl Portal {
     /// A row of PostgreSQL's view of cursors, with the time in seconds.
     pub(crate) fn as_cursor(&self, name: &str) -> Value {
-        let since = self.bound_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        // The one without is that of the statement which asks: just bound.
+        let bound_at = self.bound_at.unwrap_or_else(SystemTime::now);
+        let since = bound_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let text = self.prepared.statement.as_ref().map_or("", |s| &*s.text);
         json!({
             "name": name,
@@ -32,7 +34,7 @@ impl Portal {
             "is_holdable": false,
             "is_binary": false,
             "is_scrollable": false,
-            "bound_at": since.map(|s| s.as_secs_f64()),
+            "bound_at": since.as_secs_f64(),
         })
     }
 }

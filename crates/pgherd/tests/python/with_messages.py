@@ -107,6 +107,17 @@ def main():
     connection.say(1, simple("FETCH 1 FROM text"))
     connection.say(1, execute("text", 1), SYNC)
     connection.say(1, simple("ROLLBACK"))
+    # Portals are cursors; one without a name is that of the statement which asks.
+    listed = "SELECT name || ' ' || statement || (creation_time > now() - interval '1 minute')::text || is_holdable || is_binary || is_scrollable FROM pg_cursors ORDER BY name"
+    connection.say(1, simple("BEGIN"))
+    connection.say(1, message(b"P", b"\0SELECT n FROM generate_series(7, 9) n\0\0\0"), message(b"B", b"bound\0\0" + bytes(6)), SYNC)
+    connection.say(1, message(b"P", b"\0SELECT n FROM generate_series(7, 9) n\0\0\0"), message(b"B", b"C_1\0\0" + bytes(6)), execute("C_1", 1), SYNC)
+    connection.say(1, simple(listed))
+    connection.say(1, extended(listed) + SYNC)
+    connection.say(1, message(b"C", b"PC_1\0"), SYNC)
+    connection.say(1, simple(listed))
+    connection.say(1, simple("ROLLBACK"))
+    connection.say(1, simple(listed))
     # What is not severe enough stays unsaid.
     connection.say(1, simple("COMMIT"))
     connection.say(1, simple("SET client_min_messages = error"))

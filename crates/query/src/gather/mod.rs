@@ -72,7 +72,8 @@ async fn plan(
     if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
         return Err(metadata::text_is_not_exact());
     }
-    if statement.schema_is_own && metadata.text_is_exact {
+    let inside = statement.schema_is_own || reading.home_function.is_some();
+    if inside && metadata.text_is_exact {
         // Rows travel to the transaction itself as arrays, which not every type can be an element of.
         sources.iter_mut().for_each(Gathered::suit_arrays);
     }
@@ -115,6 +116,14 @@ impl Plan {
         ))
     }
 
+    /// Refuses a function that must run in the transaction itself, where the statement cannot; or where what it does would be undone.
+    fn check_home_function(&self) -> Result<(), ServerError> {
+        match self.reading.home_function {
+            Some(function) if self.read_only || !self.has_arrays() => Err(refusal::not_here(function)),
+            _ => Ok(()),
+        }
+    }
+
     fn fragments(&self, statement: &Statement<'_>) -> Vec<Fragment> {
         self.sources.iter().flat_map(|s| s.fragments(statement)).collect()
     }
@@ -136,6 +145,9 @@ async fn read_and_plan(
     transaction: &mut Transaction,
 ) -> Result<Plan, ServerError> {
     let reading = Reading::of(statement, target)?;
+    if let Some(function) = reading.home_function {
+        return Err(refusal::not_here(function));
+    }
     let metadata = reading.metadata(statement, transaction, None).await?;
     plan(statement, reading, &metadata, marks, transaction).await
 }
@@ -255,7 +267,9 @@ async fn run(
     plan: Plan,
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
-    if statement.schema_is_own && plan.has_arrays() {
+    plan.check_home_function()?;
+    let inside = statement.schema_is_own || plan.reading.home_function.is_some();
+    if inside && plan.has_arrays() {
         return own_transaction::run(statement, plan, transaction).await;
     }
     plan.check_beside()?;

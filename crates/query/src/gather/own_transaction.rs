@@ -1,16 +1,17 @@
 //! A gather in a transaction that has changed the schema: the functions, types and schemas that it made are seen by its own
 //! participants alone. So the statement runs on the home shard's participant, and the rows travel as arrays with it: a participant that
-//! had used a temporary table could not be prepared.
+//! had used a temporary table could not be prepared. So do statements with functions that lock or change what is the home shard's alone:
+//! advisory locks, large objects.
 //!
 //! A statement that calls volatile functions of users runs READ ONLY there as it does elsewhere, under a savepoint that ends that.
 
 use super::{Plan, few};
-use crate::Transaction;
 use crate::edit::Edited;
 use crate::read_ahead::ReadAhead;
 use crate::relay::{self, RowBatch};
 use crate::rows::{Rows, Scratch};
 use crate::statement::Statement;
+use crate::{Transaction, refusal};
 use pgherd_model::ServerError;
 
 /// Rows of one relation, and bytes of all of them and of the result, that the gateway holds for one statement. With more, it runs
@@ -39,6 +40,9 @@ pub(super) async fn run(
         let mut ahead = ReadAhead::new(fragments.len());
         if few::read(&plan, &fragments, &mut ahead, transaction, MOST).await? {
             return Ok(Run::Inside(ahead));
+        }
+        if let Some(function) = plan.reading.home_function {
+            return Err(refusal::not_here(function));
         }
         plan.check_beside()?;
         let scratch = super::checkout(statement, transaction).await?;

@@ -15,6 +15,8 @@ pub(crate) struct Reading {
     pub parsed: ParsedQuery,
     /// views were expanded, so positions mean nothing to the client
     pub has_views: bool,
+    /// a function that must run in the transaction itself
+    pub home_function: Option<&'static str>,
     /// where the relation that is to have a column more is named now
     pub(super) target: Option<usize>,
     pub(super) resolutions: Vec<Resolution>,
@@ -29,6 +31,7 @@ impl Reading {
         Ok(Self {
             resolutions: source::resolve(statement, &expanded.parsed)?,
             has_views: expanded.has_views,
+            home_function: refusal::home_function(&expanded.parsed),
             target: expanded.at,
             parsed: expanded.parsed,
         })

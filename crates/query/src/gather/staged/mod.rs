@@ -207,6 +207,7 @@ impl Later {
             return Ok(None);
         };
         let reading = Reading {
+            home_function: None,
             resolutions: source::resolve(statement, &parsed)?,
             parsed,
             has_views: true,
