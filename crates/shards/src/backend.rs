@@ -107,15 +107,10 @@ impl Backend {
         connection.silent += 1;
     }
 
-    /// Sends the outbox in one write.
+    /// Sends the outbox in one write. Where the shard does not take it at once, replies are taken in meanwhile: the notices of a COPY, or
+    /// of a long statement, could else fill the connection while the shard waits for them to be read.
     pub async fn flush(&mut self) -> Result<(), Error> {
         self.connection_mut().flush().await
-    }
-
-    /// Sends the outbox like [`Backend::flush`], taking in replies meanwhile: for a COPY, whose notices could else fill
-    /// the connection while the shard waits for them to be read.
-    pub async fn flush_listening(&mut self) -> Result<(), Error> {
-        self.connection_mut().flush_listening().await
     }
 
     /// Whether the inbox holds an ErrorResponse that nobody has taken yet.

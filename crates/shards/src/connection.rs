@@ -227,21 +227,13 @@ impl Connection {
         self.lost("the server closed the connection unexpectedly")
     }
 
+    /// Sends the outbox and meanwhile takes in what comes, so that neither side waits for the other to read.
     pub(crate) async fn flush(&mut self) -> Result<(), Error> {
         if self.outbox.is_empty() {
             return Ok(());
         }
-        let mut sent = self.stream.write_all(&self.outbox).await;
-        if sent.is_ok() {
-            sent = self.stream.flush().await;
-        }
-        self.outbox.clear();
-        sent.map_err(|e| self.lost(e))
-    }
-
-    /// Sends the outbox and meanwhile takes in what comes, so that neither side waits for the other to read.
-    pub(crate) async fn flush_listening(&mut self) -> Result<(), Error> {
         let (stream, outbox, inbox) = (&mut self.stream, &self.outbox, &mut self.inbox);
+        let received = &mut self.received;
         let mut sent = 0;
         let all = std::future::poll_fn(|context| {
             while sent < outbox.len() {
@@ -251,7 +243,7 @@ impl Connection {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => match poll_read(stream, inbox, context) {
                         Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::UnexpectedEof.into())),
-                        Poll::Ready(Ok(_)) => {}
+                        Poll::Ready(Ok(read)) => *received += read as u64,
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => return Poll::Pending,
                     },

@@ -318,7 +318,7 @@ async fn relay_in(client: &mut Client, backend: &mut Backend) -> Result<(), Prob
         let message = if client.has_message() {
             next_inflow(client).await
         } else {
-            backend.flush_listening().await?;
+            backend.flush().await?;
             if backend.has_error() {
                 return Ok(());
             }
@@ -334,7 +334,7 @@ async fn relay_in(client: &mut Client, backend: &mut Backend) -> Result<(), Prob
             Ok(Inflow::Data(data)) => {
                 put_data(backend.outbox(), &data);
                 if backend.outbox().len() >= FLUSH_AT {
-                    backend.flush_listening().await?;
+                    backend.flush().await?;
                     if backend.has_error() {
                         return Ok(());
                     }
@@ -346,18 +346,18 @@ async fn relay_in(client: &mut Client, backend: &mut Backend) -> Result<(), Prob
             // The shard gets what PostgreSQL would have got, so that it says what PostgreSQL would.
             Ok(Inflow::Unexpected(letter)) => {
                 put_fail(backend, "the client left COPY");
-                backend.flush_listening().await?;
+                backend.flush().await?;
                 let _ = backend.drain().await;
                 return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, unexpected_message(letter)).into());
             }
             Err(_) => {
                 put_fail(backend, "the client is gone");
-                backend.flush_listening().await?;
+                backend.flush().await?;
                 let _ = backend.drain().await;
                 return Err(Problem::Gone);
             }
         }
-        backend.flush_listening().await?;
+        backend.flush().await?;
         return Ok(());
     }
 }

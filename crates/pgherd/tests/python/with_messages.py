@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import threading
 
 
 def message(letter, body=b""):
@@ -107,6 +108,18 @@ def main():
     connection.say(1, simple("FETCH 1 FROM text"))
     connection.say(1, execute("text", 1), SYNC)
     connection.say(1, simple("ROLLBACK"))
+    # What is said of a long statement is read while it is sent: else each side would wait for the other to read.
+    connection.say(1, simple("SET client_min_messages = debug5"))
+    numbers = range(1, 65001)
+    text = "VALUES " + ", ".join(f"(${number}::text)" for number in numbers)
+    values = b"".join(struct.pack("!i", 5) + f"{number:05}".encode() for number in numbers)
+    bound = bytes(2) + struct.pack("!hH", 0, len(numbers)) + values + bytes(2)
+    sent = message(b"P", b"\0" + text.encode() + b"\0\0\0") + message(b"B", bound) + execute("", 0) + SYNC
+    sender = threading.Thread(target=connection.socket.sendall, args=[sent])
+    sender.start()
+    print(connection.until_ready(1).count("D("))
+    sender.join()
+    connection.say(1, simple("RESET client_min_messages"))
     # Portals are cursors; one without a name is that of the statement which asks.
     listed = "SELECT name || ' ' || statement || (creation_time > now() - interval '1 minute')::text || is_holdable || is_binary || is_scrollable FROM pg_cursors ORDER BY name"
     connection.say(1, simple("BEGIN"))

@@ -75,7 +75,7 @@ pub(super) async fn end(backend: &mut Backend, failure: Option<&str>) -> Result<
         None => frontend::copy_done(backend.outbox()),
         Some(message) => put_fail(backend, message),
     }
-    backend.flush_listening().await?;
+    backend.flush().await?;
     let mut answer = Answer {
         error: backend.silent_error().await?,
         ..Answer::default()

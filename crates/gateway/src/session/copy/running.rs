@@ -236,11 +236,7 @@ impl Running<'_> {
         if !some {
             return Ok(());
         }
-        let sending = self
-            .open
-            .transaction
-            .participants()
-            .map(|(_, backend)| backend.flush_listening());
+        let sending = self.open.transaction.participants().map(|(_, backend)| backend.flush());
         let sent: Result<Vec<()>, _> = join_all(sending).await.into_iter().collect();
         sent.map_err(|e| Cause::from(Problem::from(e)))?;
         self.check_errors()
