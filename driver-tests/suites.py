@@ -5,6 +5,7 @@ Every function here takes the folder with the sources, a folder for what the sui
 """
 
 import glob
+import json
 import os
 import pathlib
 import re
@@ -231,6 +232,64 @@ def postgres_js(folder, target, port):
     return {name: outcome for outcome, name in re.findall(r"^OUTCOME (passed|failed) (.+)$", said, re.M)}
 
 
+def go_test(folder, target, environment, packages):
+    """Go's modules must be there already."""
+    # Counted, a test is run: else what it said of the other server is said again.
+    command = ["go", "test", "-count=1", "-vet=off", "-p", "1", "-timeout", "600s", "-json", *packages]
+    with open(target / "output", "w") as output, open(target / "errors", "w") as errors:
+        subprocess.run(command, cwd=folder, env=dict(os.environ, **environment), stdout=output, stderr=errors)
+    words = {"pass": "passed", "fail": "failed", "skip": "skipped"}
+    outcomes = {}
+    for line in (target / "output").read_text(errors="replace").splitlines():
+        event = json.loads(line) if line.startswith("{") else {}
+        if event.get("Test") and event["Action"] in words:
+            outcomes[f"{event['Package']}: {event['Test']}"] = words[event["Action"]]
+    return outcomes
+
+
+def pgx(folder, target, port):
+    database(port, "pgx_test")
+    psql(port, "CREATE EXTENSION hstore; CREATE EXTENSION ltree; CREATE DOMAIN uint64 AS numeric(20,0)", "pgx_test")
+    # Its tests show that such a name may stand in an access right.
+    psql(port, """CREATE ROLE " tricky, ' } "" \\ test user " SUPERUSER PASSWORD 'secret'""")
+    address = f"host=127.0.0.1 port={port} user=postgres dbname=pgx_test"
+    environment = {"PGX_TEST_DATABASE": address, "PGX_TEST_TCP_CONN_STRING": address}
+    packages = [".", "./pgconn", "./pgproto3", "./pgtype", "./pgtype/zeronull", "./pgxpool", "./stdlib", "./tracelog", "./log/testingadapter"]
+    return go_test(folder, target, environment, packages)
+
+
+def lib_pq(folder, target, port):
+    database(port, "pqgotest")
+    environment = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "postgres", "PGDATABASE": "pqgotest", "PGSSLMODE": "disable"}
+    return go_test(folder, target, environment, ["./..."])
+
+
+def dbd_pg(folder, target, port):
+    """The module that is installed, with the tests of the same version."""
+    database(port, "dbdpg")
+    copy = target / "sources"
+    # Beside the sources, Perl would take the module itself from there, which is not compiled.
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("Pg.pm", "README.testdatabase"))
+    address = {"DBI_DSN": f"dbi:Pg:host=127.0.0.1;port={port};dbname=dbdpg", "DBI_USER": "postgres", "DBI_PASS": ""}
+    outcomes = {}
+    for file in sorted(copy.glob("t/[0-3]*.t")) + [copy / "t" / "99cleanup.t"]:
+        if file.name.startswith("00_"):
+            continue
+        done = subprocess.run(
+            ["perl", f"t/{file.name}"], cwd=copy, env=dict(os.environ, **address, DBDPG_TEST_ALWAYS_ENV="1"),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+        )
+        said = done.stdout.decode(errors="replace")
+        (target / file.name).write_text(said)
+        for bad, what, todo in re.findall(r"^(not )?ok \d+ - (.*?)( # (?:TODO|skip).*)?$", said, re.M | re.I):
+            name = f"{file.name}: {what}"
+            # Several tests have one name.
+            while name in outcomes:
+                name += "'"
+            outcomes[name] = "skipped" if todo else "failed" if bad else "passed"
+    return outcomes
+
+
 SUITES = {
     "psycopg": (psycopg, "psycopg 3, all tests but those marked slow; pytest, pytest-timeout, anyio, pproxy"),
     "psycopg2": (psycopg2, "psycopg2; psycopg2, pytest, pytest-timeout"),
@@ -243,4 +302,7 @@ SUITES = {
     "peewee": (peewee, "Peewee's tests, with psycopg2; psycopg2, pytest, pytest-timeout"),
     "knex": (knex, "Knex' integration tests; its packages installed in the folder"),
     "postgres-js": (postgres_js, "postgres.js' tests; Node.js"),
+    "pgx": (pgx, "pgx' tests; Go, with the modules that it wants"),
+    "lib-pq": (lib_pq, "lib/pq's tests; Go"),
+    "dbd-pg": (dbd_pg, "DBD::Pg's tests; Perl with the same version of DBD::Pg"),
 }

@@ -131,13 +131,12 @@ impl<'a> Naming<'a> {
         true
     }
 
-    /// The same, where shards are asked for what is not known.
-    pub(crate) async fn learn_and_put(&self, shard: ShardId, body: &mut [u8]) -> Result<(), ServerError> {
-        if !self.put(shard, body) {
-            self.learn(shard, body).await?;
-            self.put(shard, body);
+    /// The same, where shards are asked for what is not known. What they do not tell, as a shard that is lost, is of no table: for that the
+    /// client's statement must not fail.
+    pub(crate) async fn learn_and_put(&self, shard: ShardId, body: &mut [u8]) {
+        if !self.put(shard, body) && (self.learn(shard, body).await.is_err() || !self.put(shard, body)) {
+            each_origin(body, |oid, _| (oid >= FIRST_OF_USERS).then_some((0, 0)));
         }
-        Ok(())
     }
 
     async fn learn(&self, shard: ShardId, body: &mut [u8]) -> Result<(), ServerError> {
@@ -148,7 +147,7 @@ impl<'a> Naming<'a> {
             }
             None
         });
-        let found = self.asking.ask_shard(shard, &what_they_are(&oids)).await?;
+        let found = self.asking.ask_catalog(shard, &what_they_are(&oids)).await?;
         let there = there(&found);
         let mut wanted: Vec<&Name> = there.values().flat_map(|r| r.own.iter().chain(&r.whole)).collect();
         wanted.sort();
@@ -158,7 +157,7 @@ impl<'a> Naming<'a> {
             false => here(
                 &self
                     .asking
-                    .ask_shard(self.asking.home(), &what_they_are_called(&wanted))
+                    .ask_catalog(self.asking.home(), &what_they_are_called(&wanted))
                     .await?,
             ),
         };

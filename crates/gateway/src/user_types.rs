@@ -59,9 +59,9 @@ impl<'a> Asking<'a> {
         self.home
     }
 
-    /// What a shard answers on a connection of its own.
-    pub(crate) async fn ask_shard(&self, shard: ShardId, sql: &str) -> Result<Vec<SimpleResult>, ServerError> {
-        let mut backend = self.coordinator.autocommit(shard, self.who).await?;
+    /// What a shard answers the service role.
+    pub(crate) async fn ask_catalog(&self, shard: ShardId, sql: &str) -> Result<Vec<SimpleResult>, ServerError> {
+        let mut backend = self.coordinator.service(shard).await?;
         Ok(backend.simple(sql).await?)
     }
 

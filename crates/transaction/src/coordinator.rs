@@ -134,6 +134,13 @@ impl Coordinator {
         Ok(self.shards.checkout(shard, who).await?)
     }
 
+    /// A connection of the service role, for a short look-up beside a statement: the pool of the client's role may be in use to the last
+    /// connection, by sessions that all wait for such an answer.
+    pub async fn service(&self, shard: ShardId) -> Result<Backend, Error> {
+        let service = Identity::new(self.shards.service_role(), &self.database);
+        Ok(self.shards.checkout(shard, &service).await?)
+    }
+
     /// Waits while a shard has unfinished transactions that somebody may rely on.
     pub(crate) async fn until_ready(&self, shard: ShardId) -> Result<(), Error> {
         let state = self.state(shard)?;

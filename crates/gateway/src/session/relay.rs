@@ -144,8 +144,7 @@ pub(crate) async fn relay(
                     told(backend, described)?;
                 }
                 if let Some(naming) = filter.naming.filter(|_| !filter.hide_description) {
-                    let named = naming.learn_and_put(backend.shard(), &mut body).await;
-                    told(backend, named)?;
+                    naming.learn_and_put(backend.shard(), &mut body).await;
                 }
                 message.unsplit(body);
                 if !filter.hide_description {

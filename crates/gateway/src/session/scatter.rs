@@ -61,7 +61,7 @@ impl Answer {
         }
         if let (Some(naming), Some(description)) = (naming, &mut self.description) {
             let mut body = BytesMut::from(&description[..]);
-            naming.learn_and_put(shard, &mut body).await?;
+            naming.learn_and_put(shard, &mut body).await;
             *description = body.freeze();
         }
         Ok(())
