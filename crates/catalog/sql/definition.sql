@@ -19,6 +19,9 @@ CREATE OR REPLACE FUNCTION pgherd.inspect(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind,
         'persistence', c.relpersistence, 'typed', c.reloftype <> 0, 'row_security', c.relrowsecurity,
+        'published', EXISTS (SELECT FROM pg_publication b WHERE b.puballtables)
+            OR EXISTS (SELECT FROM pg_publication_namespace b WHERE b.pnnspid = c.relnamespace)
+            OR EXISTS (SELECT FROM pg_publication_rel b WHERE b.prrelid = c.oid),
         'is_partition', c.relispartition, 'options', coalesce(to_json(c.reloptions), '[]'), 'method', m.amname,
         'bound', pg_get_expr(c.relpartbound, c.oid),
         'parent', (SELECT i.inhparent::bigint FROM pg_inherits i WHERE i.inhrelid = c.oid LIMIT 1),
@@ -128,7 +131,24 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         'builtin_types', (SELECT coalesce(bool_and(a.atttypid < 16384), true) FROM pg_attribute a
             WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped),
         'constraints', (SELECT coalesce(json_agg(format('CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)) ORDER BY k.contype DESC, k.oid), '[]')
-            FROM pg_constraint k WHERE k.conrelid = relation AND k.contype IN ('c', 'p', 'u', 'x')),
+            FROM pg_constraint k WHERE k.conrelid = relation AND k.contype IN ('c', 'p', 'x') AND k.convalidated),
+        -- CREATE TABLE would make one of two that are about the same columns.
+        'unique_constraints', (SELECT coalesce(json_agg(format('ALTER TABLE %%s ADD CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)) ORDER BY k.oid), '[]')
+            FROM pg_constraint k WHERE k.conrelid = relation AND k.contype = 'u'),
+        -- Those that are NOT VALID, which rows that are there may break.
+        'unchecked', (SELECT coalesce(json_agg(text), '[]') FROM (
+            SELECT format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s', n.nspname, c.relname, k.conname, pg_get_constraintdef(k.oid)) AS text
+            FROM pg_constraint k WHERE k.conrelid = relation AND k.contype = 'c' AND NOT k.convalidated
+            UNION ALL SELECT format('COMMENT ON CONSTRAINT %I ON %I.%I IS %L', k.conname, n.nspname, c.relname, o.description) FROM pg_description o
+                JOIN pg_constraint k ON k.oid = o.objoid AND k.conrelid = relation AND k.contype = 'c' AND NOT k.convalidated
+                WHERE o.classoid = 'pg_constraint'::regclass) unchecked),
+        -- What only a table that is not partitioned has.
+        'plain_settings', (SELECT coalesce(json_agg(format('ALTER TABLE %%s %s', does)), '[]') FROM (
+            SELECT CASE c.relreplident WHEN 'f' THEN 'REPLICA IDENTITY FULL' WHEN 'n' THEN 'REPLICA IDENTITY NOTHING' END AS does
+            UNION ALL SELECT format('REPLICA IDENTITY USING INDEX %I', i.relname) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+                WHERE x.indrelid = relation AND x.indisreplident
+            UNION ALL SELECT format('CLUSTER ON %I', i.relname) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+                WHERE x.indrelid = relation AND x.indisclustered) settings WHERE does IS NOT NULL),
         'indexes', (SELECT coalesce(json_agg(pg_get_indexdef(x.indexrelid) ORDER BY x.indexrelid), '[]') FROM pg_index x
             WHERE x.indrelid = relation AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.indexrelid AND k.conrelid = relation)),
         'index_names', (SELECT coalesce(json_agg(format('%I.%I', n.nspname, i.relname)), '[]') FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
@@ -136,7 +156,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         'sequences', (SELECT coalesce(json_agg(json_build_object('name', format('%I.%I', s.nspname, s.relname), 'plain_name', s.relname,
                 'create', format('CREATE SEQUENCE IF NOT EXISTS %I.%I AS %s %s', s.nspname, s.relname, s.type, pgherd.sequence_clause(s.seqrelid)),
                 'owned_by', s.attname, 'identity', coalesce(s.deptype = 'i', false))), '[]') FROM sequences s),
-        'statistics', (SELECT coalesce(json_agg(pg_get_statisticsobjdef(e.oid)), '[]') FROM pg_statistic_ext e WHERE e.stxrelid = relation),
+        'statistics', (SELECT coalesce(json_agg(text), '[]') FROM (
+            SELECT pg_get_statisticsobjdef(e.oid) AS text FROM pg_statistic_ext e WHERE e.stxrelid = relation
+            UNION ALL SELECT format('ALTER STATISTICS %I.%I SET STATISTICS %s', en.nspname, e.stxname, e.stxstattarget) FROM pg_statistic_ext e
+                JOIN pg_namespace en ON en.oid = e.stxnamespace WHERE e.stxrelid = relation AND e.stxstattarget >= 0
+            UNION ALL SELECT format('COMMENT ON STATISTICS %I.%I IS %L', en.nspname, e.stxname, o.description) FROM pg_statistic_ext e
+                JOIN pg_namespace en ON en.oid = e.stxnamespace JOIN pg_description o ON o.classoid = 'pg_statistic_ext'::regclass AND o.objoid = e.oid
+                WHERE e.stxrelid = relation) statistics),
         'statistics_names', (SELECT coalesce(json_agg(format('%I.%I', en.nspname, e.stxname)), '[]') FROM pg_statistic_ext e
             JOIN pg_namespace en ON en.oid = e.stxnamespace WHERE e.stxrelid = relation),
         'comments', (SELECT coalesce(json_agg(text), '[]') FROM (
@@ -146,19 +172,30 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
                 JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = o.objsubid
                 WHERE o.classoid = 'pg_class'::regclass AND o.objoid = relation AND o.objsubid > 0
             UNION ALL SELECT format('COMMENT ON CONSTRAINT %I ON %I.%I IS %L', k.conname, n.nspname, c.relname, o.description) FROM pg_description o
-                JOIN pg_constraint k ON k.oid = o.objoid AND k.conrelid = relation AND k.contype <> 'f' WHERE o.classoid = 'pg_constraint'::regclass
+                JOIN pg_constraint k ON k.oid = o.objoid AND k.conrelid = relation AND k.contype <> 'f' AND k.convalidated WHERE o.classoid = 'pg_constraint'::regclass
             UNION ALL SELECT format('COMMENT ON INDEX %I.%I IS %L', n.nspname, i.relname, o.description) FROM pg_description o
                 JOIN pg_index x ON x.indexrelid = o.objoid AND x.indrelid = relation JOIN pg_class i ON i.oid = x.indexrelid
                 WHERE o.classoid = 'pg_class'::regclass) comments),
         'grants', (SELECT coalesce(json_agg(text), '[]') FROM (
-            SELECT format('GRANT %s ON TABLE %I.%I TO %s%s', g.privilege_type, n.nspname, c.relname,
+            -- A new table has what default privileges give; the old one may have been made before them, or have had it revoked.
+            SELECT DISTINCT format('REVOKE ALL ON TABLE %I.%I FROM %s', n.nspname, c.relname,
+                CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END) AS text
+            FROM pg_default_acl d, aclexplode(d.defaclacl) g WHERE d.defaclobjtype = 'r' AND d.defaclnamespace IN (0, c.relnamespace)
+                AND g.grantee <> d.defaclrole
+            UNION ALL SELECT format('GRANT %s ON TABLE %I.%I TO %s%s', g.privilege_type, n.nspname, c.relname,
                 CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
-                CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) AS text
+                CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
             FROM aclexplode(c.relacl) g WHERE g.grantee <> c.relowner
             UNION ALL SELECT format('GRANT %s (%I) ON TABLE %I.%I TO %s%s', g.privilege_type, a.attname, n.nspname, c.relname,
                 CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
                 CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
             FROM pg_attribute a, aclexplode(a.attacl) g WHERE a.attrelid = relation AND a.attacl IS NOT NULL) grants),
+        -- What the owner has taken from itself; for when the table is its own.
+        'own_grants', (SELECT coalesce(json_agg(format('REVOKE %s ON TABLE %I.%I FROM %I', g.privilege_type, n.nspname, c.relname, pg_get_userbyid(c.relowner))), '[]')
+            FROM aclexplode(acldefault('r', c.relowner)) g WHERE c.relacl IS NOT NULL AND g.grantee = c.relowner
+                AND NOT EXISTS (SELECT FROM aclexplode(c.relacl) h WHERE h.grantee = c.relowner AND h.privilege_type = g.privilege_type)),
+        'publications', (SELECT coalesce(json_agg(format('publication %I', b.pubname)), '[]') FROM pg_publication_rel r JOIN pg_publication b ON b.oid = r.prpubid
+            WHERE r.prrelid = relation),
         'views', (SELECT coalesce(json_agg(DISTINCT jsonb_build_object('name', format('%I.%I', vn.nspname, v.relname), 'kind', v.relkind,
                 'options', array_to_string(v.reloptions, ', '), 'definition', pg_get_viewdef(v.oid))), '[]')
             FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid JOIN pg_class v ON v.oid = w.ev_class JOIN pg_namespace vn ON vn.oid = v.relnamespace

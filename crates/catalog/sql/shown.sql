@@ -7,6 +7,15 @@
 DROP FUNCTION IF EXISTS pgherd.pg_class(jsonb), pgherd.pg_inherits(jsonb), pgherd.pg_tables(jsonb), pgherd.pg_indexes(jsonb),
     pgherd.pg_stat_all_tables(jsonb), pgherd.pg_stat_user_tables(jsonb);
 
+-- Rows of a view of statistics as one: counts are added up; of times, the last one counts.
+CREATE OR REPLACE FUNCTION pgherd.added_up(counted jsonb[]) RETURNS jsonb LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
+    SELECT coalesce(jsonb_object_agg(field, coalesce(to_jsonb(added), to_jsonb(last))), '{}') FROM (
+        SELECT e.key AS field, max(e.value #>> '{}') FILTER (WHERE jsonb_typeof(e.value) = 'string') AS last,
+            sum((e.value #>> '{}')::numeric) FILTER (WHERE jsonb_typeof(e.value) = 'number') AS added
+        FROM unnest(counted) one CROSS JOIN jsonb_each(one) e
+        WHERE e.key NOT IN ('relid', 'indexrelid', 'schemaname', 'relname', 'indexrelname') AND e.value <> 'null' GROUP BY e.key) sums
+$$;
+
 -- What this shard has of some tables ([schema, name] each) and of their indexes, by name: the OID, which table it is or belongs to, and sums
 -- over the ranges, of those that are wanted: class, sizes, activity.
 CREATE OR REPLACE FUNCTION pgherd.shown_facts(tables jsonb, wanted text[]) RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -34,12 +43,11 @@ CREATE OR REPLACE FUNCTION pgherd.shown_facts(tables jsonb, wanted text[]) RETUR
         'sizes', CASE WHEN 'sizes' = ANY (wanted) THEN (SELECT jsonb_build_object('main', coalesce(sum(pg_relation_size(c.oid)), 0), 'table', coalesce(sum(pg_table_size(c.oid)), 0),
                 'indexes', coalesce(sum(pg_indexes_size(c.oid)), 0), 'total', coalesce(sum(pg_total_relation_size(c.oid)), 0))
             FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE tree.root = r.oid AND c.relkind IN ('r', 'i')) END,
-        -- Counts are added up; of times, the last one counts.
-        'activity', CASE WHEN 'activity' = ANY (wanted) THEN (SELECT coalesce(jsonb_object_agg(field, coalesce(to_jsonb(added), to_jsonb(last))), '{}') FROM (
-            SELECT e.key AS field, max(e.value #>> '{}') FILTER (WHERE jsonb_typeof(e.value) = 'string') AS last,
-                sum((e.value #>> '{}')::numeric) FILTER (WHERE jsonb_typeof(e.value) = 'number') AS added
-            FROM tree JOIN pg_stat_all_tables s ON s.relid = tree.oid CROSS JOIN jsonb_each(to_jsonb(s)) e
-            WHERE tree.root = r.oid AND e.key NOT IN ('relid', 'schemaname', 'relname') AND e.value <> 'null' GROUP BY e.key) sums) END
+        -- What PostgreSQL counts of tables and indexes, as its views show it.
+        'activity', CASE WHEN 'activity' = ANY (wanted) THEN (SELECT pgherd.added_up(array_agg(to_jsonb(s))) FROM tree JOIN pg_stat_all_tables s ON s.relid = tree.oid WHERE tree.root = r.oid) END,
+        'index_activity', CASE WHEN 'index_activity' = ANY (wanted) THEN (SELECT pgherd.added_up(array_agg(to_jsonb(s))) FROM tree JOIN pg_stat_all_indexes s ON s.indexrelid = tree.oid WHERE tree.root = r.oid) END,
+        'blocks', CASE WHEN 'blocks' = ANY (wanted) THEN (SELECT pgherd.added_up(array_agg(to_jsonb(s))) FROM tree JOIN pg_statio_all_tables s ON s.relid = tree.oid WHERE tree.root = r.oid) END,
+        'index_blocks', CASE WHEN 'index_blocks' = ANY (wanted) THEN (SELECT pgherd.added_up(array_agg(to_jsonb(s))) FROM tree JOIN pg_statio_all_indexes s ON s.indexrelid = tree.oid WHERE tree.root = r.oid) END
     )), '{}') FROM relations r
 $$;
 
@@ -73,13 +81,71 @@ CREATE OR REPLACE FUNCTION pgherd.pg_indexes(shown jsonb, listed boolean) RETURN
         THEN pg_catalog.regexp_replace(x.indexdef, ' ON ONLY ', ' ON ') ELSE x.indexdef END
     FROM pg_catalog.pg_indexes x WHERE x.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed))
 $$;
+-- PostgreSQL's views of statistics, with the sums of all shards. A view that leaves out partitioned tables or indexes has no row for those
+-- that are given: they are added.
 CREATE OR REPLACE FUNCTION pgherd.pg_stat_all_tables(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_stat_all_tables LANGUAGE sql STABLE AS $$
     SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(s, coalesce(shown OPERATOR(pg_catalog.->) s.relid::pg_catalog.text OPERATOR(pg_catalog.->) 'activity', '{}')) AS r
         FROM pg_catalog.pg_stat_all_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) OFFSET 0) s
 $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_stat_user_tables(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_stat_user_tables LANGUAGE sql STABLE AS $$
-    SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(s, coalesce(shown OPERATOR(pg_catalog.->) s.relid::pg_catalog.text OPERATOR(pg_catalog.->) 'activity', '{}')) AS r
-        FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) OFFSET 0) s
+CREATE OR REPLACE FUNCTION pgherd.shown_relations(shown jsonb) RETURNS TABLE (relid oid, schemaname name, relname name, relkind "char") LANGUAGE sql STABLE AS $$
+    SELECT c.oid, n.nspname, c.relname, c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    WHERE c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT k::pg_catalog.oid FROM pg_catalog.jsonb_object_keys(shown) k))
+$$;
+CREATE OR REPLACE FUNCTION pgherd.shown_indexes(shown jsonb) RETURNS TABLE (relid oid, indexrelid oid, schemaname name, relname name, indexrelname name) LANGUAGE sql STABLE AS $$
+    SELECT c.oid, i.relid, n.nspname, c.relname, i.relname FROM pgherd.shown_relations(shown) i
+    JOIN pg_catalog.pg_index x ON x.indexrelid OPERATOR(pg_catalog.=) i.relid JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) x.indrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE i.relkind OPERATOR(pg_catalog.=) 'I'
+$$;
+CREATE OR REPLACE FUNCTION pgherd.pg_statio_all_tables(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_statio_all_tables LANGUAGE sql STABLE AS $$
+    SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(NULL::pg_catalog.pg_statio_all_tables, pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.||)
+            coalesce(shown OPERATOR(pg_catalog.->) s.relid::pg_catalog.text OPERATOR(pg_catalog.->) 'blocks', '{}')) AS r
+        FROM (SELECT v.* FROM pg_catalog.pg_statio_all_tables v WHERE v.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed))
+            UNION ALL
+            SELECT t.relid, t.schemaname, t.relname, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL FROM pgherd.shown_relations(shown) t
+            WHERE t.relkind OPERATOR(pg_catalog.=) 'p') s OFFSET 0) s
+$$;
+CREATE OR REPLACE FUNCTION pgherd.pg_stat_all_indexes(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_stat_all_indexes LANGUAGE sql STABLE AS $$
+    SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(NULL::pg_catalog.pg_stat_all_indexes, pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.||)
+            coalesce(shown OPERATOR(pg_catalog.->) s.indexrelid::pg_catalog.text OPERATOR(pg_catalog.->) 'index_activity', '{}')) AS r
+        FROM (SELECT v.* FROM pg_catalog.pg_stat_all_indexes v WHERE v.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed))
+            UNION ALL SELECT i.*, 0, 0, 0 FROM pgherd.shown_indexes(shown) i) s OFFSET 0) s
+$$;
+CREATE OR REPLACE FUNCTION pgherd.pg_statio_all_indexes(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_statio_all_indexes LANGUAGE sql STABLE AS $$
+    SELECT (r).* FROM (SELECT pg_catalog.jsonb_populate_record(NULL::pg_catalog.pg_statio_all_indexes, pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.||)
+            coalesce(shown OPERATOR(pg_catalog.->) s.indexrelid::pg_catalog.text OPERATOR(pg_catalog.->) 'index_blocks', '{}')) AS r
+        FROM (SELECT v.* FROM pg_catalog.pg_statio_all_indexes v WHERE v.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed))
+            UNION ALL SELECT i.*, 0, 0 FROM pgherd.shown_indexes(shown) i) s OFFSET 0) s
+$$;
+-- The same of users' tables only, as PostgreSQL's own views say it.
+DO $do$
+DECLARE
+    kind text;
+BEGIN
+    FOREACH kind IN ARRAY '{stat_%s_tables,statio_%s_tables,stat_%s_indexes,statio_%s_indexes}'::text[] LOOP
+        EXECUTE pg_catalog.format('CREATE OR REPLACE FUNCTION pgherd.%I(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.%1$I LANGUAGE sql STABLE AS '
+            '$$ SELECT s.* FROM pgherd.%I(shown, listed) s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (''{pg_catalog,information_schema}''::pg_catalog.name[]) '
+            'AND s.schemaname OPERATOR(pg_catalog.!~) ''^pg_toast'' $$', 'pg_' || pg_catalog.format(kind, 'user'), 'pg_' || pg_catalog.format(kind, 'all'));
+    END LOOP;
+END $do$;
+-- What a transaction has counted is its own on each shard; the schemas that a client is not shown do not show here either.
+CREATE OR REPLACE FUNCTION pgherd.pg_stat_xact_all_tables(listed boolean) RETURNS SETOF pg_catalog.pg_stat_xact_all_tables LANGUAGE sql STABLE AS
+$$ SELECT s.* FROM pg_catalog.pg_stat_xact_all_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_stat_xact_user_tables(listed boolean) RETURNS SETOF pg_catalog.pg_stat_xact_user_tables LANGUAGE sql STABLE AS
+$$ SELECT s.* FROM pg_catalog.pg_stat_xact_user_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_statio_all_sequences(listed boolean) RETURNS SETOF pg_catalog.pg_statio_all_sequences LANGUAGE sql STABLE AS
+$$ SELECT s.* FROM pg_catalog.pg_statio_all_sequences s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_statio_user_sequences(listed boolean) RETURNS SETOF pg_catalog.pg_statio_user_sequences LANGUAGE sql STABLE AS
+$$ SELECT s.* FROM pg_catalog.pg_statio_user_sequences s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_publication_tables(listed boolean) RETURNS SETOF pg_catalog.pg_publication_tables LANGUAGE sql STABLE AS
+$$ SELECT t.* FROM pg_catalog.pg_publication_tables t WHERE t.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_stat_user_functions(listed boolean) RETURNS SETOF pg_catalog.pg_stat_user_functions LANGUAGE sql STABLE AS
+$$ SELECT s.* FROM pg_catalog.pg_stat_user_functions s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+-- What ANALYZE estimated. A table that was made as a plain one has no children.
+CREATE OR REPLACE FUNCTION pgherd.pg_stats(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_stats LANGUAGE sql STABLE AS $$
+    SELECT (r).* FROM (SELECT CASE WHEN EXISTS (SELECT FROM pgherd.shown_relations(shown) t WHERE t.schemaname OPERATOR(pg_catalog.=) s.schemaname
+                AND t.relname OPERATOR(pg_catalog.=) s.tablename AND shown OPERATOR(pg_catalog.->) t.relid::pg_catalog.text OPERATOR(pg_catalog.->>) 'plain' OPERATOR(pg_catalog.=) 'true')
+            THEN pg_catalog.jsonb_populate_record(s, '{"inherited": false}') ELSE s END AS r
+        FROM pg_catalog.pg_stats s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) OFFSET 0) s
 $$;
 
 -- What is in those schemas, and they themselves.

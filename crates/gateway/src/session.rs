@@ -22,6 +22,7 @@ mod first_violation;
 mod for_query;
 mod forward;
 mod function_call;
+mod lock_modes;
 mod locking_subqueries;
 pub(crate) mod notifications;
 pub(crate) mod own_state;

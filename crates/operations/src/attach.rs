@@ -8,7 +8,7 @@ use crate::localize::localize;
 use crate::partition::{changed, declare, drop_automatic, least_used, no_range, parse_for_values, stand_in};
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{Name, ServerError, ShardId, quote_identifier, quote_literal};
+use pgherd_model::{Name, ServerError, ShardId, quote_literal};
 use pgherd_sql::ObjectName;
 
 /// Runs it and returns its tag.
@@ -150,14 +150,7 @@ async fn take_to(
     let mut statements = definition.create_sequences();
     statements.extend(definition.create(full, None));
     statements.extend(definition.own_sequences(full));
-    statements.extend(definition.grants.iter().cloned());
-    let role = work.transaction.who().role.clone();
-    if *role != *definition.owner {
-        statements.push(format!(
-            "ALTER TABLE {full} OWNER TO {}",
-            quote_identifier(&definition.owner)
-        ));
-    }
+    statements.extend(definition.grant(full, &work.transaction.who().role));
     let before = work.notice_count();
     work.on(shard, &statements.join("; ")).await?;
     work.truncate_notices(before);
@@ -171,6 +164,9 @@ async fn take_to(
         definition.builtin_types,
     )
     .await?;
+    for statement in &definition.unchecked {
+        work.on(shard, statement).await?;
+    }
     work.on(shard, text.text).await?;
     work.on_home(&format!("TRUNCATE {full}")).await?;
     stand_in(work, full).await?;

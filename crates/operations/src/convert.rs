@@ -31,6 +31,7 @@ pub(crate) fn distributable(relation: &Relation, key: &[String]) -> Result<Vec<K
         ),
         (!relation.triggers.is_empty(), "it has triggers"),
         (!relation.rules.is_empty(), "it has rules"),
+        (relation.published, "a publication has it"),
         (
             relation.row_security || !relation.policies.is_empty(),
             "it has row level security",
@@ -147,6 +148,10 @@ async fn distribute_one(work: &mut Work<'_, '_>, member: &Member, table: &NewTab
         )
         .with_detail("A row's key is null or lies outside of the ranges."));
     }
+    let shards = work.shards();
+    for statement in &definition.unchecked {
+        work.on_each(&shards, statement).await?;
+    }
     Ok(old)
 }
 
@@ -234,11 +239,29 @@ async fn undistribute_one(work: &mut Work<'_, '_>, table: &Table) -> Result<Opti
         )
         .await?;
     }
+    if let Some(options) = storage_options(work, sharded).await? {
+        work.on_home(&format!("ALTER TABLE {name} SET ({options})")).await?;
+    }
     // They are not meant for the rows that were there before.
-    for statement in definition.triggers.iter().chain(&definition.policies) {
+    let after = definition.unchecked.iter().chain(&definition.triggers);
+    for statement in after.chain(&definition.policies) {
         work.on_home(statement).await?;
     }
     Ok(Some(old))
+}
+
+/// What its ranges have of storage options, which a partitioned table has not.
+async fn storage_options(work: &mut Work<'_, '_>, sharded: &Sharded) -> Result<Option<String>, ServerError> {
+    let Some(range) = sharded.ranges.ranges().first() else {
+        return Ok(None);
+    };
+    let child = pgherd_model::quote_literal(&range.child.to_string());
+    let asked = format!(
+        "SELECT pg_catalog.array_to_string(reloptions, ', ') FROM pg_catalog.pg_class WHERE oid = {child}::pg_catalog.regclass"
+    );
+    let results = work.on(range.shard, &asked).await?;
+    let options = results.last().and_then(|r| r.text(0, 0)).map(str::to_owned);
+    Ok(options.filter(|options| !options.is_empty()))
 }
 
 /// Drops what was set aside; these tables may refer to each other.
@@ -255,7 +278,8 @@ async fn drop_old(work: &mut Work<'_, '_>, names: &[Name]) -> Result<(), ServerE
 /// What depends on a table and cannot follow to another one of the same columns, as views can.
 pub(crate) fn dependent(definition: &Definition) -> Option<String> {
     let view = definition.views.iter().find(|v| v.kind != 'v').map(|v| v.name.clone());
-    view.or_else(|| definition.functions.first().cloned())
+    view.or_else(|| definition.publications.first().cloned())
+        .or_else(|| definition.functions.first().cloned())
         .or_else(|| definition.others_policies.first().cloned())
 }
 
@@ -313,15 +337,8 @@ async fn remake_on_home(
             pgherd_model::quote_literal(&sequence.name)
         ));
     }
-    statements.extend(definition.grants.iter().cloned());
+    statements.extend(definition.grant(name, &work.transaction.who().role));
     statements.extend(definition.comments.iter().cloned());
-    let role = work.transaction.who().role.clone();
-    if *role != *definition.owner {
-        statements.push(format!(
-            "ALTER TABLE {name} OWNER TO {}",
-            quote_identifier(&definition.owner)
-        ));
-    }
     for view in &definition.views {
         let options = view.options.as_ref().map_or(String::new(), |o| format!(" WITH ({o})"));
         statements.push(format!(
@@ -366,9 +383,9 @@ pub(crate) async fn free_named(
     text: &StatementText<'_>,
     why: &str,
 ) -> Result<(), ServerError> {
-    let names: BTreeSet<String> = text.identifiers().collect();
-    for name in names {
-        let Some(table) = work.yielding_name(None, &name) else {
+    let names: BTreeSet<(Option<String>, String)> = text.qualified().collect();
+    for (schema, name) in names {
+        let Some(table) = work.yielding_name(schema.as_deref(), &name) else {
             continue;
         };
         refuse_to_free(work, &table)?;

@@ -193,6 +193,9 @@ fn declared_place(work: &Work<'_, '_>, made: &Relation) -> Result<Place, String>
     if !made.usual_order {
         return Err("its key has an operator class that is not the type's own".into());
     }
+    if made.published {
+        return Err("a publication has it".into());
+    }
     let key = made.key.as_deref().unwrap_or_default();
     let key_types = key.iter().map(|c| c.key_type()).collect::<Result<_, _>>()?;
     let key: Vec<String> = key.iter().filter_map(|c| c.name.clone()).collect();

@@ -9,6 +9,7 @@ use crate::work::Work;
 use crate::yielding;
 use pgherd_model::{Name, ServerError, Table, TableKind};
 use pgherd_sql::{Ddl, DdlKind};
+use std::sync::Arc;
 
 /// The whole statement on every shard.
 pub(crate) async fn broadcast(
@@ -353,16 +354,56 @@ pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> 
         return Ok(tag);
     }
     if second == "publication" {
-        if text.has(&["drop", "publication"]) || !text.has(&["table"]) {
-            return work.on_home(text.text).await;
-        }
-        convert::free_named(work, text, "a publication has it").await?;
+        return publication(work, text).await;
     }
     if reaches(work, text) {
         return Err(ServerError::unsupported(
             "this statement cannot involve sharded tables",
             "It would take effect on one shard's part only.",
         ));
+    }
+    work.on_home(text.text).await
+}
+
+/// A publication is the home shard's, and has what is there: tables that may yield become local for it.
+async fn publication(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<String, ServerError> {
+    const WHY: &str = "a publication has it";
+    if text.has(&["drop", "publication"]) {
+        return work.on_home(text.text).await;
+    }
+    let mut schemas = text.published_schemas();
+    if schemas.iter().any(|schema| schema == "current_schema") {
+        schemas.extend(work.value("SELECT pg_catalog.current_schema()").await?);
+    }
+    let everything = text.has(&["for", "all", "tables"]);
+    let had = |table: &Table| everything || schemas.iter().any(|schema| **schema == *table.name.schema);
+    let named: Vec<Arc<Table>> = match text.has(&["table"]) {
+        true => text
+            .qualified()
+            .filter_map(|(schema, name)| work.resolve_name(schema.as_deref(), &name))
+            .collect(),
+        false => Vec::new(),
+    };
+    let in_schemas = work.snapshot.sharded().filter(|table| had(table)).cloned();
+    let mut whole: Vec<Arc<Table>> = Vec::new();
+    for table in named.into_iter().chain(in_schemas) {
+        let Some(table) = work.snapshot.whole(&table).filter(|t| t.sharded().is_some()) else {
+            continue;
+        };
+        if !table.may_yield() {
+            return Err(ServerError::unsupported(
+                format!("a publication cannot have sharded table \"{}\"", table.name.name),
+                "It would have one shard's part only. Publish on the shards themselves, or make the table local with CALL pgherd.undistribute(…).",
+            ));
+        }
+        convert::refuse_to_free(work, table)?;
+        whole.push(table.clone());
+    }
+    for table in whole {
+        // One that a foreign key links with another has become local with it.
+        if work.snapshot.table(&table.name).is_some_and(|t| t.sharded().is_some()) {
+            convert::free(work, &table.name, WHY).await?;
+        }
     }
     work.on_home(text.text).await
 }

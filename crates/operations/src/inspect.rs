@@ -15,6 +15,8 @@ pub(crate) struct Relation {
     pub persistence: char,
     pub typed: bool,
     pub row_security: bool,
+    /// by its name, by its schema's, or with all tables
+    pub published: bool,
     pub is_partition: bool,
     pub options: Vec<String>,
     pub method: Option<String>,
@@ -95,6 +97,12 @@ pub(crate) struct Definition {
     pub column_names: Vec<String>,
     pub builtin_types: bool,
     pub constraints: Vec<String>,
+    /// statements that make unique constraints, with `%s` for the table's name
+    pub unique_constraints: Vec<String>,
+    /// statements that make constraints which are NOT VALID, for when the rows are there
+    pub unchecked: Vec<String>,
+    /// statements about what a partitioned table cannot have, with `%s` for the table's name
+    pub plain_settings: Vec<String>,
     pub indexes: Vec<String>,
     pub index_names: Vec<String>,
     pub sequences: Vec<Sequence>,
@@ -102,6 +110,10 @@ pub(crate) struct Definition {
     pub statistics_names: Vec<String>,
     pub comments: Vec<String>,
     pub grants: Vec<String>,
+    /// statements that take from the owner what it has taken from itself
+    pub own_grants: Vec<String>,
+    /// publications that name it
+    pub publications: Vec<String>,
     pub views: Vec<View>,
     /// statements that make its triggers, and their comments
     pub triggers: Vec<String>,
@@ -186,13 +198,28 @@ impl Definition {
         let parts: Vec<_> = self.columns.iter().chain(&self.constraints).cloned().collect();
         let by = partitioned.map_or(String::new(), |key| format!(" PARTITION BY {key}"));
         let mut statements = vec![format!("CREATE TABLE {name} ({}){by}", parts.join(", "))];
-        let settings = self.column_settings.iter();
-        statements.extend(settings.map(|sql| sql.replacen("%s", &name.to_string(), 1)));
+        let named = |sql: &String| sql.replacen("%s", &name.to_string(), 1);
+        statements.extend(self.unique_constraints.iter().map(named));
+        statements.extend(self.column_settings.iter().map(named));
         statements.extend(self.indexes.iter().map(|i| {
             // pg_get_indexdef says ON ONLY of a partitioned table's index.
             i.replacen(" ON ONLY ", " ON ", 1)
         }));
+        if partitioned.is_none() {
+            statements.extend(self.plain_settings.iter().map(named));
+        }
         statements.extend(self.statistics.iter().cloned());
+        statements
+    }
+
+    /// The statements that give others their privileges on it, and itself to its owner; `role` is who makes it.
+    pub fn grant(&self, name: &Name, role: &str) -> Vec<String> {
+        let mut statements = self.grants.clone();
+        if *role != *self.owner {
+            let owner = quote_identifier(&self.owner);
+            statements.push(format!("ALTER TABLE {name} OWNER TO {owner}"));
+        }
+        statements.extend(self.own_grants.iter().cloned());
         statements
     }
 

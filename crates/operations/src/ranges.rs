@@ -210,12 +210,7 @@ pub(crate) async fn establish(
     let mut statements = definition.create_sequences();
     statements.extend(definition.create(&table.name, Some(partition_key)));
     statements.extend(definition.own_sequences(&table.name));
-    statements.extend(definition.grants.iter().cloned());
-    let role = work.transaction.who().role.clone();
-    if *role != *definition.owner {
-        let owner = pgherd_model::quote_identifier(&definition.owner);
-        statements.push(format!("ALTER TABLE {} OWNER TO {owner}", table.name));
-    }
+    statements.extend(definition.grant(&table.name, &work.transaction.who().role));
     let (others, before) = (work.others(), work.notice_count());
     work.on_each(&others, &statements.join("; ")).await?;
     // The sequences may be there already, which is not news to the client.

@@ -69,6 +69,28 @@ impl<'a> StatementText<'a> {
         self.tokens.iter().filter_map(|t| t.identifier(self.text))
     }
 
+    /// All identifiers, each with the one before its point: a schema, where it is a relation's name.
+    pub fn qualified(&self) -> impl Iterator<Item = (Option<String>, String)> + '_ {
+        let text = self.text;
+        let schema = move |at: usize| {
+            let point = at.checked_sub(1).and_then(|before| self.tokens.get(before))?;
+            let schema = at.checked_sub(2).and_then(|before| self.tokens.get(before))?;
+            point.is(text, ".").then(|| schema.identifier(text)).flatten()
+        };
+        let all = self.tokens.iter().enumerate();
+        all.filter_map(move |(at, token)| Some((schema(at), token.identifier(text)?)))
+    }
+
+    /// The schemas behind TABLES IN SCHEMA of a publication, as they are written.
+    pub fn published_schemas(&self) -> Vec<String> {
+        let Some(at) = self.find(&["tables", "in", "schema"]) else {
+            return Vec::new();
+        };
+        let ends = |t: &&Token| !["with", "table"].iter().any(|w| t.is_word(self.text, w));
+        let listed = self.tokens[at + 3..].iter().take_while(ends);
+        listed.filter_map(|t| t.identifier(self.text)).collect()
+    }
+
     /// The function's name behind EXECUTE in CREATE TRIGGER, as it is written.
     pub fn trigger_function(&self) -> Option<&'a str> {
         let at = ["function", "procedure"]

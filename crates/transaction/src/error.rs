@@ -59,9 +59,9 @@ pub enum Error {
         /// how many there may be
         limit: usize,
     },
-    /// LOCK TABLE within a savepoint, before the first query at REPEATABLE READ
+    /// LOCK TABLE within a savepoint that has changed settings, before the first query at REPEATABLE READ
     #[error(
-        "LOCK TABLE within a savepoint before the first query of a REPEATABLE READ transaction is not supported yet"
+        "LOCK TABLE within a savepoint that has changed settings is not supported before the first query of a REPEATABLE READ transaction"
     )]
     LockInSavepoint,
     /// the shard lost a transaction that another shard has committed

@@ -24,6 +24,8 @@ pub(crate) struct Participant {
     pub was_shown: bool,
     /// at REPEATABLE READ: what keeps it from beginning anew
     pub standing: Standing,
+    /// what is to be run when its snapshot is decided, each behind this many savepoints
+    pub with_snapshot: Vec<Replay>,
     /// when its owner last asked for it
     pub used_at: Instant,
     queued: usize,
@@ -39,6 +41,7 @@ impl Participant {
             is_new: true,
             was_shown: false,
             standing: Standing::Fixed,
+            with_snapshot: Vec::new(),
             used_at: Instant::now(),
             queued: 1,
         };
@@ -51,6 +54,31 @@ impl Participant {
             }
         }
         this
+    }
+
+    /// Imports its snapshot. PostgreSQL does that outside of savepoints only: their end keeps the locks that were taken within them, and
+    /// they are set anew.
+    pub(crate) fn import(&mut self, import: &str, savepoints: &[String]) {
+        if let Some(first) = savepoints.first() {
+            self.queue(&format!("RELEASE SAVEPOINT {}", quote_identifier(first)));
+        }
+        self.queue(import);
+        for (depth, name) in savepoints.iter().enumerate() {
+            self.complete(|behind| behind <= depth);
+            self.queue(&format!("SAVEPOINT {}", quote_identifier(name)));
+        }
+        self.complete(|_| true);
+    }
+
+    /// Queues what waits for the snapshot, of these depths.
+    pub(crate) fn complete(&mut self, is_due: impl Fn(usize) -> bool) {
+        for (_, sql) in self
+            .with_snapshot
+            .extract_if(.., |(depth, _)| is_due(*depth))
+            .collect::<Vec<_>>()
+        {
+            self.queue(&sql);
+        }
     }
 
     pub(crate) fn shard(&self) -> ShardId {

@@ -57,7 +57,8 @@ impl Transaction {
     /// PostgreSQL's own price. For statements that are a transaction of their own, and while no other shard has rows.
     pub fn stay_alone(&mut self) {
         if self.is_open_repeatable_read() && self.participants.len() <= 1 {
-            self.shown = Shown::Own;
+            // Nothing is imported, so nothing is refused.
+            let _ = self.show(Shown::Own);
         }
     }
 
@@ -71,14 +72,18 @@ impl Transaction {
         self.participant_without_snapshot(shard, Standing::Settings).await
     }
 
-    /// The connection to a shard, for a statement that takes no snapshot: LOCK TABLE, SHOW.
-    ///
-    /// Errors: 0A000 where a savepoint is open and the snapshot is not decided: it could not be imported afterwards.
+    /// The connection to a shard, for a statement that takes no snapshot and whose effect must last: LOCK TABLE.
     pub async fn participant_to_lock(&mut self, shard: ShardId) -> Result<&mut Backend, Error> {
-        if self.is_open_repeatable_read() && self.has_savepoints() {
-            return Err(Error::LockInSavepoint);
-        }
         self.participant_without_snapshot(shard, Standing::Locks).await
+    }
+
+    /// To be run on a participant as soon as its snapshot is decided, unless a ROLLBACK TO undoes what is done now. A lock that gives
+    /// the transaction a number of its own, as ACCESS EXCLUSIVE does, would keep it from importing a snapshot.
+    pub fn with_the_snapshot(&mut self, shard: ShardId, sql: String) {
+        let depth = self.savepoints.len();
+        if let Some(at) = self.position(shard) {
+            self.participants[at].with_snapshot.push((depth, sql.into()));
+        }
     }
 
     async fn participant_without_snapshot(
@@ -117,28 +122,37 @@ impl Transaction {
             return Ok(());
         }
         if self.coordinator.shards.all().len() == 1 {
-            self.shown = Shown::Own;
-            return Ok(());
+            return self.show(Shown::Own);
         }
         let cut = self.coordinator.shared_cut().await?;
         self.show(Shown::Cut(cut))
     }
 
     fn show(&mut self, shown: Shown) -> Result<(), Error> {
-        let in_savepoint = self.has_savepoints();
+        let told_between = self.told_between_savepoints();
         for participant in &mut self.participants {
-            if participant.standing == Standing::Locks {
-                if in_savepoint {
-                    return Err(Error::LockInSavepoint);
-                }
-                if let Some(import) = shown.import_sql(participant.shard())? {
-                    participant.queue(&import);
-                }
-                participant.standing = Standing::Fixed;
+            if participant.standing != Standing::Locks {
+                continue;
             }
+            match shown.import_sql(participant.shard())? {
+                Some(_) if told_between => return Err(Error::LockInSavepoint),
+                Some(import) => participant.import(&import, &self.savepoints),
+                None => participant.complete(|_| true),
+            }
+            participant.standing = Standing::Fixed;
         }
         self.shown = shown;
         Ok(())
+    }
+
+    /// Whether a shard was told something that the end of a savepoint takes back.
+    fn told_between_savepoints(&self) -> bool {
+        self.has_savepoints()
+            && (self.replays.iter().any(|(depth, _)| *depth > 0)
+                || self
+                    .read_only_before
+                    .iter()
+                    .any(|before| *before != self.mode().read_only))
     }
 
     /// What the transaction shows, for others to show the same while it is open; None where PostgreSQL's own function is to say it: at

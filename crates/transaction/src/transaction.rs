@@ -146,7 +146,7 @@ pub struct Transaction {
     pub(crate) participants: Vec<Participant>,
     pub(crate) savepoints: Vec<String>,
     /// READ ONLY or READ WRITE, when each savepoint was set: its end, either way, restores it
-    read_only_before: Vec<Option<bool>>,
+    pub(crate) read_only_before: Vec<Option<bool>>,
     /// its mode was changed when shards took part already: what functions did there before may be writes
     changed_midway: bool,
     /// what acts within the transaction only, and was not undone
@@ -526,7 +526,8 @@ impl Transaction {
         self.savepoints.truncate(at);
         self.mode.read_only = self.read_only_before[at];
         self.read_only_before.truncate(at);
-        for (depth, _) in &mut self.replays {
+        let waiting = self.participants.iter_mut().flat_map(|p| &mut p.with_snapshot);
+        for (depth, _) in self.replays.iter_mut().chain(waiting) {
             *depth = (*depth).min(at);
         }
         Ok(())
@@ -548,6 +549,9 @@ impl Transaction {
         self.mode.read_only = self.read_only_before[at];
         self.read_only_before.truncate(at + 1);
         self.replays.retain(|(depth, _)| *depth <= at);
+        for participant in &mut self.participants {
+            participant.with_snapshot.retain(|(depth, _)| *depth <= at);
+        }
         self.failed = false;
         Ok(())
     }

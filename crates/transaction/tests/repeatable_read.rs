@@ -282,9 +282,33 @@ async fn settings_locks_and_savepoints_decide_nothing() {
     assert_eq!(number(&mut lock, 2, balance).await, BALANCE + 2);
     lock.rollback().await.expect("rollback");
 
+    let mut within = repeatable_read(&gateway);
+    within.savepoint("s").await.expect("savepoint");
+    for shard in [1, 2] {
+        let backend = within.participant_to_lock(ShardId(shard)).await.expect("participant");
+        let sql = "LOCK TABLE account IN EXCLUSIVE MODE";
+        backend.simple(sql).await.expect(sql);
+        within.with_the_snapshot(ShardId(shard), "LOCK TABLE account".into());
+    }
+    within.savepoint("t").await.expect("savepoint");
+    assert_eq!(number(&mut within, 1, balance).await, BALANCE + 2);
+    let held = "SELECT count(*)::int FROM pg_locks WHERE relation = 'account'::regclass AND mode = 'AccessExclusiveLock' AND pid = pg_backend_pid()";
+    assert_eq!(number(&mut within, 2, held).await, 1, "asked for with the snapshot");
+    within.rollback_to("t").await.expect("rollback to");
+    assert_eq!(number(&mut within, 2, held).await, 1);
+    within.rollback_to("s").await.expect("rollback to");
+    assert_eq!(number(&mut within, 2, held).await, 0);
+    within.rollback().await.expect("rollback");
+
     let mut late = repeatable_read(&gateway);
     late.savepoint("s").await.expect("savepoint");
-    let error = late.participant_to_lock(ShardId(1)).await.expect_err("no way back");
+    late.replay_on_join(local.into());
+    late.participant_to_lock(ShardId(1)).await.expect("participant");
+    let error = late
+        .participant(ShardId(2))
+        .await
+        .map(drop)
+        .expect_err("settings would stay");
     assert_eq!(state(&error), "0A000", "{error}");
     late.rollback().await.expect("rollback");
 }

@@ -179,7 +179,14 @@ impl Session {
                 self.pin_home("SELECT pg_catalog.pg_advisory_unlock_all()").await?;
                 continue;
             }
-            self.begin_strict_for_one(&entered.snapshot);
+            // VACUUM and its kin return nothing that was read, and PostgreSQL does not run all of them in a block.
+            let kind = &unit.statement.parsed.kind;
+            if !matches!(
+                kind,
+                Kind::Vacuum(_) | Kind::Analyze(_) | Kind::Reindex(..) | Kind::Cluster(_)
+            ) {
+                self.begin_strict_for_one(&entered.snapshot);
+            }
             let mut instead = entered.analysis.instead.clone();
             if instead.is_none() && unit.statement.shows_settings && self.is_strict() {
                 instead = entered.analysis.with_level();

@@ -1,6 +1,7 @@
 //! One shard runs the whole statement; its reply is relayed as bytes.
 
 use super::enter::Entered;
+use super::lock_modes::before_snapshot;
 use super::portal::{PortalState, backend_portal};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
@@ -117,11 +118,10 @@ impl Session {
         };
         let open = self.block.open_mut().ok_or_else(no_block)?;
         enlist(&mut open.transaction, unit, part.shard).await?;
-        let shows = matches!(unit.statement.parsed.kind, Kind::Show { .. });
-        if !entered.analysis.read_only && !shows {
+        let reads = !matches!(unit.statement.parsed.kind, Kind::Lock(_) | Kind::Show { .. });
+        if !entered.analysis.read_only && reads {
             open.transaction.wrote(part.shard);
         }
-        let reads = !matches!(unit.statement.parsed.kind, Kind::Lock(_) | Kind::Show { .. });
         if reads && !entered.analysis.blind {
             open.transaction.catch_up(part.shard);
         }
@@ -176,6 +176,11 @@ impl Session {
         let types = asking.on_shard(part.shard, unit.types).await?;
         let unit = unit.with_types(types.as_deref());
         let open = self.block.open_mut().ok_or_else(no_block)?;
+        enlist(&mut open.transaction, unit, part.shard).await?;
+        let lower = before_snapshot(unit, part, &mut open.transaction);
+        // Another text than the one that a backend may have prepared.
+        let keep = keep.filter(|_| lower.is_none());
+        let part = lower.as_ref().unwrap_or(part);
         let backend = enlist(&mut open.transaction, unit, part.shard).await?;
         if unit.statement.notifies {
             self.gateway.listeners.note_sender(self.cancel.process_id, backend);
@@ -284,7 +289,8 @@ pub(crate) async fn enlist<'t>(
     shard: ShardId,
 ) -> Result<&'t mut Backend, Problem> {
     let backend = match unit.statement.parsed.kind {
-        Kind::Lock(_) | Kind::Show { .. } => transaction.participant_to_lock(shard).await,
+        Kind::Lock(_) => transaction.participant_to_lock(shard).await,
+        Kind::Show { .. } => transaction.participant_to_set(shard).await,
         _ => transaction.participant(shard).await,
     };
     Ok(backend?)

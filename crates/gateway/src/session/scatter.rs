@@ -3,6 +3,7 @@
 use super::enter::Entered;
 use super::first_violation::earliest;
 use super::forward::{enlist, lock_fences, lost_lease, naming, no_block, put_statement};
+use super::lock_modes::before_snapshot;
 use super::plan::canceled;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::CancelSlot;
@@ -397,13 +398,16 @@ impl Run<'_> {
     ) -> Result<Vec<(ShardId, Answer)>, Problem> {
         for (n, part) in parts.iter().enumerate() {
             enlist(transaction, self.unit, part.shard).await?;
-            if !self.entered.analysis.read_only {
+            let locks = matches!(self.unit.statement.parsed.kind, Kind::Lock(_));
+            if !self.entered.analysis.read_only && !locks {
                 transaction.wrote(part.shard);
             }
             if let Some(cut) = self.cut {
                 cut.catch_up(transaction, part.shard);
             }
             let types = self.asking.on_shard(part.shard, self.unit.types).await?;
+            let lower = before_snapshot(self.unit, part, transaction);
+            let part = lower.as_ref().unwrap_or(part);
             let backend = enlist(transaction, self.unit, part.shard).await?;
             match n {
                 0 => slot.start(backend.cancel_token()),

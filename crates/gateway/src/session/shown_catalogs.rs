@@ -40,8 +40,17 @@ enum Facts {
     /// `pg_class`
     Class,
     Sizes,
+    /// what PostgreSQL counts of tables
     Activity,
+    /// and of indexes
+    IndexActivity,
+    /// blocks of tables that were read
+    Blocks,
+    IndexBlocks,
 }
+
+/// Those that are numbers of each shard.
+const COUNTED: [&str; 6] = ["class", "sizes", "activity", "index_activity", "blocks", "index_blocks"];
 
 impl Facts {
     fn name(self) -> Option<&'static str> {
@@ -50,6 +59,9 @@ impl Facts {
             Self::Class => Some("class"),
             Self::Sizes => Some("sizes"),
             Self::Activity => Some("activity"),
+            Self::IndexActivity => Some("index_activity"),
+            Self::Blocks => Some("blocks"),
+            Self::IndexBlocks => Some("index_blocks"),
         }
     }
 }
@@ -217,7 +229,7 @@ fn read_facts(results: &[SimpleResult]) -> Result<Map<String, Value>, ServerErro
 /// Adds another shard's numbers to those of the home shard. Of times, the last one counts.
 fn add(facts: &mut Map<String, Value>, others: &Map<String, Value>) {
     for (name, relation) in facts.iter_mut() {
-        for kind in ["class", "sizes", "activity"] {
+        for kind in COUNTED {
             let Some(more) = others.get(name).and_then(|other| other[kind].as_object()) else {
                 continue;
             };

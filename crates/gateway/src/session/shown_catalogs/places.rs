@@ -5,7 +5,7 @@ use pgherd_sql::lexer::{Token, TokenKind};
 use std::ops::Range;
 
 /// Relations of `pg_catalog`, and what of the tables' facts each of them needs.
-const RELATIONS: [(&str, Facts); 15] = [
+const RELATIONS: [(&str, Facts); 28] = [
     ("pg_attrdef", Facts::None),
     ("pg_class", Facts::Class),
     ("pg_constraint", Facts::None),
@@ -14,10 +14,23 @@ const RELATIONS: [(&str, Facts); 15] = [
     ("pg_inherits", Facts::None),
     ("pg_namespace", Facts::None),
     ("pg_proc", Facts::None),
+    ("pg_publication_tables", Facts::None),
     ("pg_rewrite", Facts::None),
     ("pg_sequences", Facts::None),
+    ("pg_stat_all_indexes", Facts::IndexActivity),
     ("pg_stat_all_tables", Facts::Activity),
+    ("pg_stat_user_functions", Facts::None),
+    ("pg_stat_user_indexes", Facts::IndexActivity),
     ("pg_stat_user_tables", Facts::Activity),
+    ("pg_stat_xact_all_tables", Facts::None),
+    ("pg_stat_xact_user_tables", Facts::None),
+    ("pg_statio_all_indexes", Facts::IndexBlocks),
+    ("pg_statio_all_sequences", Facts::None),
+    ("pg_statio_all_tables", Facts::Blocks),
+    ("pg_statio_user_indexes", Facts::IndexBlocks),
+    ("pg_statio_user_sequences", Facts::None),
+    ("pg_statio_user_tables", Facts::Blocks),
+    ("pg_stats", Facts::Names),
     ("pg_tables", Facts::None),
     ("pg_type", Facts::None),
     ("pg_views", Facts::None),
