@@ -4,6 +4,7 @@
 use crate::alter_table::as_local;
 use crate::convert;
 use crate::statement_text::StatementText;
+use crate::view;
 use crate::work::Work;
 use pgherd_model::{Name, ServerError, Table, TableKind, quote_literal};
 use pgherd_sql::{Ddl, DdlKind};
@@ -19,7 +20,17 @@ pub(crate) async fn change(
     }
     if matches!(ddl.kind, DdlKind::CreateRule) {
         convert::free_named(work, text, "a rule involves it").await?;
+        view::free_read_by_named_views(work, text, "a rule on a view involves it").await?;
         refuse_rule(work, ddl, text)?;
+    }
+    if ddl.kind == DdlKind::CreateTrigger && text.has(&["instead", "of"]) {
+        let own = ddl.relations.first().and_then(|n| work.resolve(n));
+        view::free_read(
+            work,
+            own.into_iter().collect(),
+            "a view with an INSTEAD OF trigger reads it",
+        )
+        .await?;
     }
     let policy = matches!(ddl.kind, DdlKind::CreatePolicy | DdlKind::AlterPolicy);
     if policy {

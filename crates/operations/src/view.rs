@@ -5,7 +5,7 @@ use crate::convert;
 use crate::drop::forget_vanished;
 use crate::statement_text::StatementText;
 use crate::work::Work;
-use pgherd_model::{ServerError, Table, TableKind};
+use pgherd_model::{ServerError, Table, TableKind, quote_literal};
 use pgherd_sql::{Ddl, DdlKind};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,7 +27,13 @@ pub(crate) async fn change_views(
         return crate::materialized::create(work, text).await;
     }
     if ddl.temporary {
-        free_for_session(work, text).await?;
+        let tables = read(work, text);
+        if !free_read(work, tables, "a temporary view reads it").await? {
+            return Err(ServerError::unsupported(
+                "a temporary view of a sharded table is not supported yet",
+                "Create the view without TEMPORARY.",
+            ));
+        }
     }
     if reaches {
         let renamed = text.new_name();
@@ -38,11 +44,42 @@ pub(crate) async fn change_views(
         }
         work.announce(names, text.text).await?;
     }
+    if reaches && ddl.kind == DdlKind::CreateView && !ddl.temporary {
+        return create_view(work, ddl, text).await;
+    }
     let tag = work.on_home(text.text).await?;
     if ddl.kind == DdlKind::DropView && text.has(&["cascade"]) {
         forget_vanished(work).await?;
     }
     Ok(tag)
+}
+
+/// CREATE VIEW over what may be sharded. A view that shows where rows lie, and one with a check option that shards cannot have (it is there to be changed
+/// through), are what PostgreSQL has them to be over local tables only.
+async fn create_view(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<String, ServerError> {
+    let Some(name) = ddl.relations.first() else {
+        return work.on_home(text.text).await;
+    };
+    let home = work.home();
+    work.attempt(home).await?;
+    let tag = work.on_home(text.text).await?;
+    let view = format!("pg_catalog.to_regclass({})", quote_literal(text.written(name)));
+    let asked = format!(
+        "SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid AND w.ev_class = {view} \
+             WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.refobjsubid < 0 AND d.refobjsubid <> -6) \
+             THEN 'a view shows system columns of it' \
+         WHEN EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = {view} AND pg_catalog.array_to_string(c.reloptions, ' ') LIKE '%check_option%') \
+             AND pgherd.view_source({view}) IS NULL THEN 'a view of several tables has a check option on it' END"
+    );
+    let why = work.value(&asked).await?;
+    let Some(why) = why else {
+        work.keep(home).await?;
+        return Ok(tag);
+    };
+    let tables = read(work, text);
+    work.undo(home).await?;
+    free_read(work, tables, &why).await?;
+    work.on_home(text.text).await
 }
 
 /// The relations of the catalog that a query reads, or may read where its grammar is not understood whole.
@@ -57,10 +94,15 @@ fn read(work: &Work<'_, '_>, query: &StatementText<'_>) -> Vec<Arc<Table>> {
     query.tables_read(&resolve).unwrap_or_else(by_name)
 }
 
-/// A temporary view is on one connection to the home shard, and known to no gateway. So the tables that `pgherd.default_distribution` has
-/// made sharded become local when one reads them, itself or through other views.
-async fn free_for_session(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<(), ServerError> {
-    let mut pending = vec![read(work, text)];
+/// Makes the tables local that `pgherd.default_distribution` has made sharded, and that are among these or read by views among these: the home
+/// shard alone has what the views are about to be, or to do. (A temporary view is on one connection to it, and known to no gateway.) False,
+/// with nothing done, where somebody has sharded one of them on purpose.
+pub(crate) async fn free_read(
+    work: &mut Work<'_, '_>,
+    tables: Vec<Arc<Table>>,
+    why: &str,
+) -> Result<bool, ServerError> {
+    let mut pending = vec![tables];
     let (mut seen, mut found) = (HashSet::new(), Vec::new());
     while let Some(tables) = pending.pop() {
         for table in tables.into_iter().filter(|t| seen.insert(t.name.clone())) {
@@ -79,22 +121,31 @@ async fn free_for_session(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> 
                     convert::refuse_to_free(work, &table)?;
                     found.push(table.name.clone());
                 }
-                _ => {
-                    return Err(ServerError::unsupported(
-                        "a temporary view of a sharded table is not supported yet",
-                        "Create the view without TEMPORARY.",
-                    ));
-                }
+                _ => return Ok(false),
             }
         }
     }
     for name in found {
         // One that a foreign key links with another has become local with it.
         if work.snapshot.table(&name).is_some_and(|t| t.sharded().is_some()) {
-            convert::free(work, &name, "a temporary view reads it").await?;
+            convert::free(work, &name, why).await?;
         }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// The same of what the views read that the statement names.
+pub(crate) async fn free_read_by_named_views(
+    work: &mut Work<'_, '_>,
+    text: &StatementText<'_>,
+    why: &str,
+) -> Result<(), ServerError> {
+    let views: Vec<_> = text
+        .qualified()
+        .filter_map(|(schema, name)| work.resolve_name(schema.as_deref(), &name))
+        .filter(|table| matches!(table.kind, TableKind::View { .. }))
+        .collect();
+    free_read(work, views, why).await.map(drop)
 }
 
 /// CREATE TABLE AS and SELECT INTO from what is local; the new table is local. WITH NO DATA it may name sharded tables: the
