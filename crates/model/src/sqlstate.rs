@@ -71,6 +71,8 @@ states! {
     DEADLOCK_DETECTED = b"40P01";
     /// syntax_error
     SYNTAX_ERROR = b"42601";
+    /// invalid_name
+    INVALID_NAME = b"42602";
     /// insufficient_privilege
     INSUFFICIENT_PRIVILEGE = b"42501";
     /// undefined_column

@@ -88,8 +88,12 @@ async fn alter_sharded(
         .any(|word| text.has(&[word]));
     let opened: Vec<_> = shards.iter().copied().filter(|_| makes_indexes).collect();
     work.open_children(&opened, true).await?;
+    let notices = work.notice_count();
     let (sql, done) = attempt_on_home(work, sql, unqualified).await?;
     let judged = match done {
+        Ok(_) if by_default && text.has(&["drop", "not", "null"]) && key_may_be_null(work, &table).await? => {
+            Err("its shard key may be null".into())
+        }
         Ok(tag) => foreign_keys_hold(work, &table).await?.map(|()| tag),
         // The rows may be on other shards.
         Err(e) if e.sqlstate() == SqlState::FOREIGN_KEY_VIOLATION && !align::all_hold(work, &table, text) => Err(
@@ -102,6 +106,7 @@ async fn alter_sharded(
         Ok(tag) => tag,
         Err(why) if table.may_yield() => {
             work.undo(home).await?;
+            work.truncate_notices(notices);
             work.open_children(&opened, false).await?;
             return as_local(work, &table, &why, text).await;
         }
@@ -288,6 +293,19 @@ pub(crate) async fn as_local(
     work.notice(format!("table \"{}\" is local: {why}", table.name.name));
     convert::notice_linked(work, &linked, &table.name);
     Ok(tag)
+}
+
+/// Whether a row without a key is allowed now: no range takes it.
+async fn key_may_be_null(work: &mut Work<'_, '_>, table: &Table) -> Result<bool, ServerError> {
+    let Some(sharded) = table.sharded() else {
+        return Ok(false);
+    };
+    let asked = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_partitioned_table p JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid \
+         AND a.attnum = ANY (p.partattrs::pg_catalog.int2[]) WHERE p.partrelid = {} AND NOT a.attnotnull)::text",
+        sharded.relation
+    );
+    Ok(work.value(&asked).await?.as_deref() == Some("true"))
 }
 
 /// Whether the foreign keys that the table has now can be checked on each shard.

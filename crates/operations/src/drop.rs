@@ -185,6 +185,11 @@ pub(crate) async fn truncate(
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
     let tables = known(work, &ddl.relations);
+    if let Some(watched) = tables.iter().find(|table| table.is_watched())
+        && tables.iter().all(|table| table.is_watched())
+    {
+        return truncate_watched(work, watched, text).await;
+    }
     for table in &tables {
         work.refuse_refused(table)?;
     }
@@ -221,6 +226,29 @@ pub(crate) async fn truncate(
         work.close_sequences(&names).await?;
     }
     Ok(tag)
+}
+
+/// Local tables, of which one has a trigger that builds its SQL: the locks that are there afterwards tell whether that was about a sharded table.
+async fn truncate_watched(
+    work: &mut Work<'_, '_>,
+    table: &Table,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    const USED: &str = "SELECT name FROM pgherd.used_tables() LIMIT 1";
+    if work.value(USED).await?.is_some() {
+        work.refuse_refused(table)?;
+    }
+    let tag = work.on_home(text.text).await?;
+    match work.value(USED).await? {
+        None => Ok(tag),
+        Some(used) => Err(ServerError::unsupported(
+            format!(
+                "a trigger of \"{}\" has used sharded table \"{used}\" inside of a shard",
+                table.name.name
+            ),
+            "It saw one shard's rows only, and its effects are undone. Make the table local with CALL pgherd.undistribute(…).",
+        )),
+    }
 }
 
 /// These tables and those whose foreign keys refer to them, at any depth.

@@ -204,3 +204,39 @@ async fn what_is_prepared_under_another_search_path_is_another_statement() {
         assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), ("x", "y"));
     }
 }
+
+/// PostgreSQL drops a setting whose prefix a library takes that is loaded later. Backends that have loaded it refuse the setting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_setting_that_a_library_takes_is_lost_and_nothing_else() {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+        .await
+        .expect("shards");
+    let gateway = herd.gateway("prefixes").await.expect("gateway");
+    let admin = connect(&gateway, "postgres").await;
+    admin.batch_execute("CREATE ROLE app LOGIN").await.expect("set up");
+    let client = connect(&gateway, "app").await;
+    for sql in [
+        "SET plpgsql.no_such_setting = true",
+        "SET app.tenant = '7'",
+        "DO $$ BEGIN NULL; END $$",
+        "SET work_mem = '5MB'",
+        "SELECT 1",
+        "BEGIN; SELECT 1; COMMIT",
+    ] {
+        client.batch_execute(sql).await.expect(sql);
+    }
+    assert_eq!(
+        value(
+            &client,
+            "SELECT current_setting('app.tenant') || current_setting('work_mem')"
+        )
+        .await,
+        "75MB"
+    );
+    let error = client
+        .batch_execute("SHOW plpgsql.no_such_setting")
+        .await
+        .expect_err("gone");
+    assert_eq!(error.code().map(|code| code.code()), Some("42704"), "{error:?}");
+    assert!(gateway.stop().await);
+}

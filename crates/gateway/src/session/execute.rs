@@ -28,6 +28,25 @@ const LONGEST_JUDGED: usize = 16 << 10;
 impl Session {
     /// Runs one statement and puts its reply, up to CommandComplete, into the client's buffer.
     pub(crate) async fn run(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        let (alone, mark) = (self.block.is_none(), self.client.out.len());
+        match self.run_once(unit).await {
+            // The backend would not have the session's settings, and has not seen the statement.
+            Err(Problem::Error(error)) if self.loses_setting(&error) => {
+                let again = alone && self.block.is_none();
+                if again {
+                    self.client.out.truncate(mark);
+                }
+                self.lose_setting(&error);
+                match again {
+                    true => self.run_once(unit).await,
+                    false => Err(error.into()),
+                }
+            }
+            result => result,
+        }
+    }
+
+    async fn run_once(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let limit = self.settings.timeouts.statement;
         let timer = limit.map(|limit| StatementTimer::start(&self.cancel.slot, limit));
         let result = self.run_by_kind(unit).await;

@@ -5,7 +5,7 @@
 
 use super::Session;
 use crate::encoding::Encoding;
-use pgherd_model::{ServerError, quote_identifier, quote_literal};
+use pgherd_model::{ServerError, SqlState, quote_identifier, quote_literal};
 use pgherd_operations::Distribution;
 use pgherd_shards::{RESET_SQL, SessionSettings};
 use pgherd_transaction::Isolation;
@@ -148,6 +148,17 @@ impl Settings {
             self.list.push((name, sql.into()));
         }
         self.refingerprint();
+    }
+
+    /// Whether the session has set it.
+    fn has(&self, name: &str) -> bool {
+        self.list.iter().any(|(n, _)| n.eq_ignore_ascii_case(name))
+    }
+
+    /// It is as if it had never been set.
+    fn lose(&mut self, name: &str) {
+        self.startup.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        self.reset(name);
     }
 
     /// What the start-up message gives for a setting.
@@ -337,7 +348,32 @@ pub(crate) fn parse_options(options: &str) -> Vec<(String, String)> {
     settings
 }
 
+/// The setting that a backend refuses by its name.
+fn refused_name(error: &ServerError) -> Option<&str> {
+    let message = error
+        .fields()
+        .message
+        .strip_prefix("invalid configuration parameter name \"")?;
+    message
+        .strip_suffix('"')
+        .filter(|_| error.sqlstate() == SqlState::INVALID_NAME)
+}
+
 impl Session {
+    /// Whether a backend would not take a setting of the session's: a library has been loaded there since, whose settings have that prefix.
+    pub(crate) fn loses_setting(&self, error: &ServerError) -> bool {
+        refused_name(error).is_some_and(|name| self.settings.has(name))
+    }
+
+    /// The session loses that setting, as PostgreSQL drops it when the library is loaded.
+    pub(crate) fn lose_setting(&mut self, error: &ServerError) {
+        let Some(name) = refused_name(error).map(str::to_owned) else {
+            return;
+        };
+        self.settings.lose(&name);
+        self.settings_changed();
+    }
+
     /// Refuses values of pgherd's own settings that PostgreSQL, which knows nothing of them, has let pass.
     pub(crate) fn check_own_settings(&self) -> Result<(), ServerError> {
         let settings = &self.settings;

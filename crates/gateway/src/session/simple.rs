@@ -72,10 +72,19 @@ impl Session {
             template: Some(&template),
             ..Unit::plain(statement)
         };
+        let (alone, mark) = (self.block.is_none(), self.client.out.len());
         let result = self.routed(unit).await;
         let result = self.end_statement(result).await;
         match self.end_block_for_one(result).await {
             Err(Problem::NeedsWholeText) => Ok(false),
+            Err(Problem::Error(error)) if self.loses_setting(&error) => {
+                self.lose_setting(&error);
+                if alone && self.block.is_none() {
+                    self.client.out.truncate(mark);
+                    return Ok(false);
+                }
+                Err(error.into())
+            }
             other => other.map(|()| true),
         }
     }

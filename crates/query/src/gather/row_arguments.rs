@@ -31,9 +31,11 @@ pub(super) fn edits(
         outputs: HashSet::new(),
     };
     let _ = parsed.query.visit(&mut calls);
-    let row = |name: &str| {
+    // With a star behind it, a name is no column's.
+    let row = |name: &str, starred: bool| {
         let is_column = |s: &Gathered| s.relation.column_names.iter().any(|column| column == name);
-        if !parsed.relations.is_unique(name) || calls.outputs.contains(name) || sources.iter().any(is_column) {
+        let may_be_column = || calls.outputs.contains(name) || sources.iter().any(is_column);
+        if !parsed.relations.is_unique(name) || (!starred && may_be_column()) {
             return None;
         }
         let named = |&m: &usize| {
@@ -49,12 +51,12 @@ pub(super) fn edits(
         Some(star.end as usize)
     };
     let arguments = calls.arguments.iter().filter_map(|(span, name, starred)| {
-        let (_, row) = row(name)?;
+        let (_, row) = row(name, *starred)?;
         let end = if *starred { star_behind(span.end)? } else { span.end };
         Some((span.start..end, row))
     });
     let notations = calls.notations.iter().filter_map(|(span, name, function)| {
-        let (source, row) = row(name)?;
+        let (source, row) = row(name, false)?;
         let is_column = source.relation.column_names.contains(function);
         (!is_column).then(|| (span.clone(), format!("{}({row})", quote_identifier(function))))
     });

@@ -6,7 +6,9 @@ use crate::lexer::{Token, TokenKind, tokenize};
 use crate::position::map_back;
 use crate::relations::substitute;
 use crate::route::Replaced;
-use sqlparser::ast::{Expr, GroupByExpr, Ident, OrderByKind, Query, Select, SelectItem, SetExpr, Visit, Visitor};
+use sqlparser::ast::{
+    AccessExpr, Expr, GroupByExpr, Ident, OrderByKind, Query, Select, SelectItem, SetExpr, Visit, Visitor,
+};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
@@ -94,6 +96,7 @@ pub fn bind(text: &str, find: &dyn Fn(&[String], Option<usize>) -> Found) -> Res
         tokens: &statement.tokens,
         find,
         outputs: HashSet::new(),
+        seen: HashSet::new(),
         found: Vec::new(),
     };
     if tree.visit(&mut places).is_break() {
@@ -142,6 +145,8 @@ struct Places<'a> {
     find: &'a dyn Fn(&[String], Option<usize>) -> Found,
     /// where ORDER BY and GROUP BY name what is in the select list
     outputs: HashSet<u64>,
+    /// where names begin that were seen with what is behind them
+    seen: HashSet<u64>,
     /// from, to, and what stands there instead
     found: Vec<(usize, usize, String)>,
 }
@@ -149,7 +154,7 @@ struct Places<'a> {
 impl Places<'_> {
     fn note(&mut self, idents: &[Ident]) -> ControlFlow<()> {
         if let [one] = idents
-            && self.outputs.contains(&one.span.start.column)
+            && (self.outputs.contains(&one.span.start.column) || self.seen.contains(&one.span.start.column))
         {
             return ControlFlow::Continue(());
         }
@@ -252,6 +257,20 @@ impl Visitor for Places<'_> {
         match expr {
             Expr::Identifier(ident) => self.note(std::slice::from_ref(ident)),
             Expr::CompoundIdentifier(idents) => self.note(idents),
+            // `r.a[1]`: the field of a record, and one of its elements.
+            Expr::CompoundFieldAccess { root, access_chain } => {
+                let Expr::Identifier(first) = &**root else {
+                    return ControlFlow::Continue(());
+                };
+                let mut idents = vec![first.clone()];
+                idents.extend(access_chain.iter().map_while(|access| match access {
+                    AccessExpr::Dot(Expr::Identifier(ident)) => Some(ident.clone()),
+                    _ => None,
+                }));
+                let noted = self.note(&idents);
+                self.seen.extend(idents.iter().map(|ident| ident.span.start.column));
+                noted
+            }
             _ => ControlFlow::Continue(()),
         }
     }

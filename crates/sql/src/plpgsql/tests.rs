@@ -22,6 +22,10 @@ fn variables_stand_where_columns_may() {
             "UPDATE t SET n = ('5'::integer) WHERE t.n = ('5'::integer)",
         ),
         ("SELECT r.a FROM n", "SELECT ('x'::text) FROM n"),
+        (
+            "SELECT r.a[n], t.n[2] FROM t",
+            "SELECT ('x'::text)[('5'::integer)], t.n[2] FROM t",
+        ),
         ("SELECT f(n => 1, x => n)", "SELECT f(n => 1, x => ('5'::integer))"),
         ("SELECT 'n', $$n$$ AS n", "SELECT 'n', $$n$$ AS n"),
         (
