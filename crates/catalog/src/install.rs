@@ -16,11 +16,12 @@ const SHOWN_SQL: &str = include_str!("../sql/shown.sql");
 const PLANNING_SQL: &str = include_str!("../sql/planning.sql");
 /// VERB stands for ADD or DROP.
 const MEMBERSHIP_SQL: &str = include_str!("../sql/membership.sql");
-const HOME_SQL: [&str; 5] = [
+const HOME_SQL: [&str; 6] = [
     include_str!("../sql/home.sql"),
     include_str!("../sql/prepared_home.sql"),
     include_str!("../sql/snapshot.sql"),
     include_str!("../sql/definition.sql"),
+    include_str!("../sql/inner_changes.sql"),
     include_str!("../sql/views.sql"),
 ];
 

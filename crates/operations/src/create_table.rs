@@ -7,7 +7,7 @@ use crate::ranges::{NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use crate::{bounds, convert, foreign_keys, partition};
-use pgherd_model::{KeyType, Name, ServerError, SqlState, Table, TableKind, quote_identifier};
+use pgherd_model::{KeyType, Name, ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_sql::{Ddl, ObjectName};
 use std::sync::Arc;
 
@@ -44,7 +44,14 @@ pub(crate) async fn create_table(
         work.keep(home).await?;
         return Ok(tag);
     };
-    match placement(work, &made, text) {
+    let place = match placement(work, &made, text) {
+        Placement::Local(why) => Placement::Local(why),
+        elsewhere => match on_home_alone(work, &made).await? {
+            true => Placement::Local(Some("its schema or a type of it is on the home shard alone".into())),
+            false => elsewhere,
+        },
+    };
+    match place {
         Placement::Local(why) => {
             if text.referenced().iter().any(|n| is_placed(work, n)) {
                 work.undo(home).await?;
@@ -168,6 +175,33 @@ fn placement(work: &Work<'_, '_>, made: &Relation, text: &StatementText<'_>) -> 
         ));
     }
     default_place(work, made).map_or_else(|why| Placement::Local(Some(why)), Placement::ByPrimaryKey)
+}
+
+/// Whether the table's schema or one of its types is missing on another shard: a function has made it.
+async fn on_home_alone(work: &mut Work<'_, '_>, made: &Relation) -> Result<bool, ServerError> {
+    let types = format!(
+        "SELECT pg_catalog.string_agg(pg_catalog.quote_literal(pg_catalog.format('%I.%I', n.nspname, t.typname)), ', ') \
+         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
+         WHERE a.attrelid = {} AND a.attnum > 0 AND NOT a.attisdropped AND t.oid >= 16384",
+        made.oid
+    );
+    let types = work.value(&types).await?;
+    if types.is_none() && made.schema == "public" {
+        return Ok(false);
+    }
+    let there = format!(
+        "SELECT (pg_catalog.to_regnamespace({}) IS NOT NULL AND NOT EXISTS \
+         (SELECT FROM pg_catalog.unnest(ARRAY[{}]::pg_catalog.text[]) n WHERE pg_catalog.to_regtype(n) IS NULL))::pg_catalog.text",
+        quote_literal(&quote_identifier(&made.schema)),
+        types.unwrap_or_default()
+    );
+    for shard in work.others() {
+        let results = work.on(shard, &there).await?;
+        if results.last().and_then(|r| r.text(0, 0)) != Some("true") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// By the columns that refer to another table's key, or else by the first column of the primary key.

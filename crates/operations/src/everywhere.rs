@@ -41,6 +41,18 @@ pub(crate) async fn broadcast(
         CreateType | AlterType | DropType | CreateDomain | AlterDomain | DropDomain => {
             type_elsewhere(work, ddl, text).await?;
         }
+        // A schema that a function has made is on the home shard alone.
+        DropSchema | AlterSchema => {
+            let before = work.notice_count();
+            let sql = match ddl.kind {
+                DropSchema => text.if_exists("schema"),
+                _ => text.text.to_owned(),
+            };
+            for shard in work.others() {
+                work.tolerating(shard, &sql, &["3F000"]).await?;
+            }
+            work.truncate_notices(before);
+        }
         _ => {
             let others = work.others();
             work.on_each(&others, text.text).await?;
@@ -116,7 +128,8 @@ pub(crate) async fn function(
             DdlKind::CreateFunction => format!("SET LOCAL check_function_bodies = off; {}", text.text),
             _ => text.text.to_owned(),
         };
-        work.tolerating(shard, &sql, &["42P01", "42883", "42704"]).await?;
+        work.tolerating(shard, &sql, &["42P01", "42883", "42704", "3F000"])
+            .await?;
         if ddl.kind == DdlKind::CreateFunction {
             work.on(shard, "SET LOCAL check_function_bodies = on").await?;
         }
