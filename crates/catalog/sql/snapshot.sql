@@ -226,6 +226,10 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
           AND (strpos(lower(p.prosrc), lower(name)) > 0 OR p.prosqlbody IS NOT NULL))
 $$;
 
+-- The epoch as the transaction's snapshot shows it.
+CREATE OR REPLACE FUNCTION pgherd.shown_epoch() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS
+$$ SELECT e.epoch FROM pgherd.epoch e $$;
+
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN

@@ -344,6 +344,13 @@ async fn alter_local(
     if had_key || !relation.primary_key || relation.kind != 'r' {
         return Ok(tag);
     }
+    if work.shows_one_snapshot() {
+        work.notice(format!(
+            "table \"{}\" is local: its key is made in a transaction at isolation level REPEATABLE READ or SERIALIZABLE",
+            name.name
+        ));
+        return Ok(tag);
+    }
     let key = first_key_column(&relation);
     let possible = match relation.foreign_keys.first() {
         None => distributable(&relation, &key),

@@ -18,6 +18,12 @@ pub(crate) async fn copy_rows(
     (to, table, columns): (ShardId, &str, &str),
     builtin_types: bool,
 ) -> Result<u64, ServerError> {
+    if work.shows_one_snapshot() {
+        return Err(ServerError::unsupported(
+            "a schema change that moves rows is not supported in a transaction at isolation level REPEATABLE READ",
+            "It would move them as the transaction's snapshot shows them. Use READ COMMITTED.",
+        ));
+    }
     if from == to {
         // Identity columns that are GENERATED ALWAYS keep their values.
         let sql = format!("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE {query}");

@@ -168,10 +168,10 @@ fn placement(work: &Work<'_, '_>, made: &Relation, text: &StatementText<'_>) -> 
     if text.has(&["tableoid"]) {
         return Placement::Local(Some("its definition has its own OID in it".into()));
     }
-    let level = work.transaction.mode().isolation;
-    if level.is_some_and(|level| level.is_one_snapshot()) && work.shards().len() > 1 {
+    // What follows may move its rows.
+    if work.shows_one_snapshot() && work.shards().len() > 1 {
         return Placement::Local(Some(
-            "a transaction at its isolation level cannot make it on several shards".into(),
+            "it is made in a transaction at isolation level REPEATABLE READ or SERIALIZABLE".into(),
         ));
     }
     default_place(work, made).map_or_else(|why| Placement::Local(Some(why)), Placement::ByPrimaryKey)

@@ -180,7 +180,28 @@ impl<'w, 's> Work<'w, 's> {
             self.signed(self.home(), "hold_changes", &payload).await?;
         }
         self.snapshot = self.look().await?;
+        // Nobody changes these names any more. Where one snapshot serves the whole transaction, it must show who did before.
+        if self.shows_one_snapshot() {
+            let shown = self.value("SELECT pgherd.shown_epoch()").await?;
+            let latest = self.session.catalog.refresh().await?.epoch.0.to_string();
+            if shown.as_deref() == Some(latest.as_str()) {
+                return Ok(());
+            }
+            return Err(ServerError::new(
+                SqlState::SERIALIZATION_FAILURE,
+                "could not serialize access due to a concurrent change of sharded tables",
+            )
+            .with_hint("Repeat the transaction."));
+        }
         Ok(())
+    }
+
+    /// Whether the transaction shows rows as they were before this statement.
+    pub fn shows_one_snapshot(&self) -> bool {
+        self.transaction
+            .mode()
+            .isolation
+            .is_some_and(|level| level.is_one_snapshot())
     }
 
     /// What the catalog says by now, for comparing.

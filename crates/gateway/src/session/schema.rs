@@ -201,14 +201,19 @@ impl Session {
         Ok(false)
     }
 
-    /// Where one snapshot serves the whole transaction, a change stays on the home shard: elsewhere it would copy, and
-    /// decide by, rows as they were before it had locked anything.
+    /// Where one snapshot serves the whole transaction, procedures stay on the home shard: elsewhere they would copy, and
+    /// decide by, rows as they were before they had locked anything. PostgreSQL's own statements look at the newest rows at every level, on
+    /// each shard; what would have a gateway move rows is refused where it comes to that.
     pub(super) async fn change_in_one_snapshot(&mut self, unit: Unit<'_>) -> Result<Option<String>, Problem> {
         let one_snapshot = |open: &Open| open.transaction.mode().isolation.is_some_and(|i| i.is_one_snapshot());
         if !self.block.open().is_some_and(one_snapshot) {
             return self.change_in_block(unit).await;
         }
         self.check_catalog_is_shown(true)?;
+        let level = self.block.open().and_then(|open| open.transaction.mode().isolation);
+        if level == Some(Isolation::RepeatableRead) && matches!(unit.statement.parsed.kind, Kind::Ddl(_)) {
+            return self.change_in_block(unit).await;
+        }
         let home = self.gateway.shards.home();
         let confine = |block: &mut Block, to| {
             if let Some(open) = block.open_mut() {
