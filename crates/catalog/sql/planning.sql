@@ -19,3 +19,20 @@ BEGIN
         END LOOP;
     END LOOP;
 END $$;
+
+-- What these do is not the user's: their event triggers do not fire, which would run under these functions' search_path. pgherd's own always do.
+DO $$
+DECLARE
+    object regprocedure;
+    name name;
+BEGIN
+    FOR object IN
+        SELECT p.oid::regprocedure FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'pgherd'::regnamespace AND p.prosecdef
+            AND p.proname = ANY ('{adopt,change_fences,open_children,keep_children,close_sequences,change_copies,keep_views}'::text[])
+    LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s SET session_replication_role TO replica', object);
+    END LOOP;
+    FOR name IN SELECT e.evtname FROM pg_catalog.pg_event_trigger e WHERE e.evtname LIKE 'pgherd\_%' LOOP
+        EXECUTE pg_catalog.format('ALTER EVENT TRIGGER %I ENABLE ALWAYS', name);
+    END LOOP;
+END $$;
