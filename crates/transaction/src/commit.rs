@@ -22,6 +22,7 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
     let who = transaction.who().clone();
     let read_only = transaction.cannot_have_written();
     let mut participants = std::mem::take(&mut transaction.participants);
+    participants.iter_mut().for_each(Participant::open_for_commit);
     if participants.len() > 1
         && !read_only
         && let Err(e) = ask_who_wrote(&mut participants).await

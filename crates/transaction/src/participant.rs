@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Queued statements whose replies nobody reads must not fill the socket's buffers on both sides.
 const QUEUED_LIMIT: usize = 64;
+/// The savepoint within which a transaction is READ ONLY that has written before; nothing else uses a name with a space.
+const READ_ONLY: &str = "\"read only\"";
 /// How long a statement may take to end on its own before it is cancelled by a ROLLBACK.
 const GRACE: Duration = Duration::from_millis(20);
 /// How long a cancelled statement may take to end before its connection is given up.
@@ -24,6 +26,8 @@ pub(crate) struct Participant {
     pub was_shown: bool,
     /// at REPEATABLE READ: what keeps it from beginning anew
     pub standing: Standing,
+    /// it is READ ONLY within a savepoint only, so that its end makes it READ WRITE again
+    pub is_closed: bool,
     /// what is to be run when its snapshot is decided, each behind this many savepoints
     pub with_snapshot: Vec<Replay>,
     /// when its owner last asked for it
@@ -41,6 +45,7 @@ impl Participant {
             is_new: true,
             was_shown: false,
             standing: Standing::Fixed,
+            is_closed: false,
             with_snapshot: Vec::new(),
             used_at: Instant::now(),
             queued: 1,
@@ -54,6 +59,20 @@ impl Participant {
             }
         }
         this
+    }
+
+    /// What follows is to be READ ONLY, but for the commit.
+    pub(crate) fn close_for_writes(&mut self) {
+        if !std::mem::replace(&mut self.is_closed, true) {
+            self.queue(&format!("SAVEPOINT {READ_ONLY}"));
+        }
+    }
+
+    /// The commit may write.
+    pub(crate) fn open_for_commit(&mut self) {
+        if std::mem::take(&mut self.is_closed) {
+            self.queue(&format!("RELEASE SAVEPOINT {READ_ONLY}"));
+        }
     }
 
     /// Imports its snapshot. PostgreSQL does that outside of savepoints only: their end keeps the locks that were taken within them, and

@@ -243,6 +243,16 @@ impl Transaction {
         self.mode = mode;
     }
 
+    /// SET TRANSACTION READ ONLY follows, by itself. PostgreSQL takes it back at the end of a savepoint, and not otherwise, and a commit over several
+    /// shards writes a marker on each that has written before.
+    pub fn close_for_writes(&mut self) {
+        let may_have_written =
+            !self.is_strict() && !self.is_open_repeatable_read() && self.mode.read_only != Some(true);
+        if may_have_written && !self.has_savepoints() {
+            self.participants.iter_mut().for_each(Participant::close_for_writes);
+        }
+    }
+
     /// Whether no shard can have written anything, also where no command tag would tell.
     pub(crate) fn cannot_have_written(&self) -> bool {
         self.mode.read_only == Some(true) && !self.changed_midway

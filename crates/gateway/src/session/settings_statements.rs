@@ -326,6 +326,12 @@ impl Session {
         let catalog = self.database.catalog.snapshot();
         let level = wanted.isolation.map(|level| level_for(level, &catalog));
         let asked = self.mode_to_ask_for(wanted, level)?.set_sql();
+        if wanted.read_only == Some(true)
+            && level.is_none()
+            && let Some(open) = self.block.open_mut()
+        {
+            open.transaction.close_for_writes();
+        }
         if !asked.is_empty() {
             self.on_all_participants(&asked).await?;
         }

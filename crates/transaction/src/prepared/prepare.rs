@@ -46,6 +46,7 @@ impl Transaction {
             self.participant_to_set(home).await?;
         }
         let mut participants = std::mem::take(&mut self.participants);
+        participants.iter_mut().for_each(Participant::open_for_commit);
         let asked = match ask(&mut participants).await {
             Ok(asked) => asked,
             Err(e) => return Err(abandon(participants, e).await),
