@@ -1,8 +1,8 @@
 //! Whole rows as arguments of users' functions: `f(t)`, `f(t.*)` and `t.f`.
 //!
 //! A copy's rows have the type of the copy, by which PostgreSQL would not find the function. So the row is written as one of the
-//! relation's own type: `f(CASE WHEN t.ctid IS NOT NULL THEN ROW(t."a", t."b")::s.t END)`. An outer join gives a row that is NULL where
-//! there is none, which has no `ctid` either.
+//! relation's own type: `f(CASE WHEN (t.*) IS DISTINCT FROM NULL THEN ROW(t."a", t."b")::s.t END)`. An outer join gives a row that is NULL where
+//! there is none; a row of NULLs is none such.
 
 use super::source::{Gathered, Resolution};
 use crate::relations::{bytes, fold, parts};
@@ -74,7 +74,7 @@ impl Gathered {
             .map(|name| format!("{alias}.{}", quote_identifier(name)))
             .collect();
         format!(
-            "CASE WHEN {alias}.ctid IS NOT NULL THEN ROW({})::{} END",
+            "CASE WHEN ({alias}.*) IS DISTINCT FROM NULL THEN ROW({})::{} END",
             columns.join(", "),
             self.relation.sql()
         )
