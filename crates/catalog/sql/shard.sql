@@ -409,6 +409,27 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             CASE WHEN e ? 'bound_at' THEN jsonb_build_object('creation_time', to_timestamp((e ->> 'bound_at')::float8)) ELSE '{}' END) AS r) c
 $$;
 
+-- The sessions of the gateway that is asked. As in pg_stat_activity, only who may use a session's role sees what it does.
+CREATE OR REPLACE FUNCTION pgherd.sessions(of_gateway text, listed jsonb)
+RETURNS TABLE (gateway text, pid integer, database text, role text, client_addr inet, client_port integer, started_at timestamptz, state text,
+    pinned boolean, pinned_by text[], home_pid integer)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF listed IS NULL THEN
+        RAISE feature_not_supported USING MESSAGE = 'pgherd.sessions cannot be read within a view or function',
+            HINT = 'A gateway knows its sessions: send it a SELECT from pgherd.sessions itself.';
+    END IF;
+    RETURN QUERY SELECT of_gateway, s.pid, s.database, s.role, r.client_addr, r.client_port, to_timestamp(r.started_at), r.state,
+        r.pinned, r.pinned_by, r.home_pid
+    FROM jsonb_array_elements(listed) AS e, jsonb_to_record(e) AS s (pid integer, database text, role text)
+    LEFT JOIN LATERAL jsonb_to_record(e) AS r (client_addr inet, client_port integer, started_at float8, state text, pinned boolean,
+        pinned_by text[], home_pid integer)
+        ON pg_has_role('pg_read_all_stats', 'USAGE') OR pg_has_role(to_regrole(quote_ident(s.role)), 'USAGE')
+    ORDER BY s.pid;
+END $$;
+CREATE OR REPLACE VIEW pgherd.sessions AS SELECT * FROM pgherd.sessions(NULL, NULL);
+GRANT SELECT ON pgherd.sessions TO PUBLIC;
+
 CREATE OR REPLACE FUNCTION pgherd.set_config(setting_name text, new_value text, is_local boolean) RETURNS text LANGUAGE sql STABLE AS
 $$ SELECT new_value $$;
 DROP FUNCTION IF EXISTS pgherd.encoding_characters(text);

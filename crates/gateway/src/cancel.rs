@@ -1,10 +1,12 @@
 //! Cancel requests: a client's process id and secret, or a statement's time limit, lead to the shard statements that its
 //! session runs now.
 
+use crate::standing::Standing;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use pgherd_shards::{CancelToken, Identity};
 use rand::Rng;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -161,6 +163,7 @@ struct Entry {
     role: Arc<str>,
     database: Arc<str>,
     slot: Arc<CancelSlot>,
+    standing: Arc<Standing>,
     /// the client's socket, to look at while the session does not read
     socket: Option<RawFd>,
 }
@@ -178,12 +181,13 @@ pub(crate) struct Registered {
     pub(crate) process_id: i32,
     pub(crate) secret: i32,
     pub(crate) slot: Arc<CancelSlot>,
+    pub(crate) standing: Arc<Standing>,
 }
 
 impl CancelRegistry {
     /// Enters a session. `socket` is its client's, and is closed no earlier than what is returned is dropped.
-    pub(crate) fn register(self: &Arc<Self>, who: &Identity, socket: Option<RawFd>) -> Registered {
-        let slot = Arc::new(CancelSlot::default());
+    pub(crate) fn register(self: &Arc<Self>, who: &Identity, socket: Option<RawFd>, standing: Standing) -> Registered {
+        let (slot, standing) = (Arc::new(CancelSlot::default()), Arc::new(standing));
         let secret = rand::rng().random();
         let mut sessions = self.sessions.lock();
         let process_id = loop {
@@ -199,6 +203,7 @@ impl CancelRegistry {
             role,
             database,
             slot: slot.clone(),
+            standing: standing.clone(),
             socket,
         };
         sessions.insert(process_id, entry);
@@ -207,6 +212,7 @@ impl CancelRegistry {
             process_id,
             secret,
             slot,
+            standing,
         }
     }
 
@@ -222,6 +228,20 @@ impl CancelRegistry {
     /// The role of a session.
     pub(crate) fn role(&self, process_id: i32) -> Option<Arc<str>> {
         self.sessions.lock().get(&process_id).map(|entry| entry.role.clone())
+    }
+
+    /// All sessions, as rows of `pgherd.sessions`; the one that asks is at work, though not on a shard yet.
+    pub(crate) fn shown(&self, asking: i32) -> Value {
+        let sessions = self.sessions.lock();
+        let rows = sessions.iter().map(|(process_id, entry)| {
+            let is_active = *process_id == asking || entry.slot.is_running();
+            let mut row = entry.standing.shown(is_active);
+            row["pid"] = json!(process_id);
+            row["role"] = json!(&*entry.role);
+            row["database"] = json!(&*entry.database);
+            row
+        });
+        Value::Array(rows.collect())
     }
 
     /// How many sessions a database has.

@@ -414,6 +414,13 @@ impl Session {
         }
     }
 
+    /// ReadyForQuery.
+    fn put_ready(&mut self) {
+        let status = self.block.status();
+        self.cancel.standing.set_status(status);
+        self.client.put_ready(status);
+    }
+
     /// A statement could not be read: an error, and in the simple protocol ReadyForQuery.
     async fn refuse_text(&mut self, error: (ServerError, bool)) -> Result<(), Problem> {
         let (error, simple) = error;
@@ -426,7 +433,7 @@ impl Session {
         if let Err(Problem::Gone) = self.end_implicit().await {
             return Err(Problem::Gone);
         }
-        self.client.put_ready(self.block.status());
+        self.put_ready();
         Ok(())
     }
 

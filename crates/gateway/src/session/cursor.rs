@@ -9,6 +9,7 @@ use super::portal::backend_portal;
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::origins::Naming;
+use crate::standing::Keeps;
 use crate::user_types::Asking;
 use pgherd_model::{ServerError, Snapshot, SqlState, quote_literal};
 use pgherd_query::Description;
@@ -96,8 +97,8 @@ impl Session {
             }
             Route::Forward(part) => {
                 // It outlives its transaction, and with it the transaction's hold on the connection.
-                if hold && self.who.pin.is_none() {
-                    self.pin_home("CLOSE ALL").await?;
+                if hold {
+                    self.pin_home(Keeps::HeldCursors).await?;
                 }
                 let shifted = Part {
                     text: format!("{head}{}{tail}", part.text).into(),

@@ -5,6 +5,7 @@ use super::forward::constant_types;
 use super::syntax::is_doubtful;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::StatementTimer;
+use crate::standing::Keeps;
 use crate::template::Template;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::{Kind, ParameterValue, Route};
@@ -106,9 +107,7 @@ impl Session {
             return self.run_all_instead(unit, &instead).await;
         }
         if unit.statement.uses_sequences {
-            if self.who.pin.is_none() {
-                self.pin_home("DISCARD SEQUENCES").await?;
-            }
+            self.pin_home(Keeps::SequenceValues).await?;
             if let Some(instead) = self.with_drawn_numbers(unit).await? {
                 return self.run_instead(unit, &instead).await;
             }
@@ -154,23 +153,32 @@ impl Session {
         }
     }
 
-    /// Keeps one home-shard backend for this session from now on, after `reset` took away what others left there.
-    pub(crate) async fn pin_home(&mut self, reset: &str) -> Result<(), Problem> {
+    /// Keeps one home-shard backend for this session from now on, also for this. What others left on it of the kind is taken away
+    /// first.
+    pub(crate) async fn pin_home(&mut self, why: Keeps) -> Result<(), Problem> {
+        if self.who.pin.is_some() {
+            self.cancel.standing.keeps(why);
+            return Ok(());
+        }
         let home = self.gateway.shards.home();
         let pin = pgherd_shards::Pin::new(home);
-        match self.block.open_mut() {
+        let process_id = match self.block.open_mut() {
             Some(open) => {
                 let backend = open.transaction.participant(home).await?;
-                backend.simple(reset).await?;
+                backend.simple(why.reset()).await?;
                 backend.pin(Some(pin.clone()));
+                backend.process_id()
             }
             None => {
                 let mut backend = self.home_backend().await?;
-                backend.simple(reset).await?;
+                backend.simple(why.reset()).await?;
                 backend.pin(Some(pin.clone()));
+                backend.process_id()
             }
-        }
+        };
         self.who.pin = Some(pin);
+        self.cancel.standing.keeps(why);
+        self.cancel.standing.set_home_process(process_id);
         Ok(())
     }
 
@@ -193,10 +201,13 @@ impl Session {
         loop {
             let mark = self.client.out.len();
             let entered = self.enter(unit).await?;
-            if entered.analysis.locks_session && self.who.pin.is_none() {
-                drop(entered);
-                self.pin_home("SELECT pg_catalog.pg_advisory_unlock_all()").await?;
-                continue;
+            if entered.analysis.locks_session {
+                self.cancel.standing.keeps(Keeps::AdvisoryLocks);
+                if self.who.pin.is_none() {
+                    drop(entered);
+                    self.pin_home(Keeps::AdvisoryLocks).await?;
+                    continue;
+                }
             }
             // VACUUM and its kin return nothing that was read, and PostgreSQL does not run all of them in a block.
             let kind = &unit.statement.parsed.kind;

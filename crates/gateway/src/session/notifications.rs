@@ -8,6 +8,7 @@
 //! since; other numbers (of other gateways, of triggers) name nobody.
 
 use super::{Problem, Session, Unit};
+use crate::standing::Keeps;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use pgherd_shards::Backend;
@@ -76,9 +77,7 @@ impl Session {
             self.client.put_tag("UNLISTEN");
             return Ok(());
         }
-        if self.who.pin.is_none() {
-            self.pin_home("UNLISTEN *").await?;
-        }
+        self.pin_home(Keeps::Notifications).await?;
         if self.listening.is_none() {
             let home = self.gateway.shards.home();
             let backend = match self.block.open_mut() {

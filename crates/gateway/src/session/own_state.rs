@@ -21,6 +21,8 @@ const PREPARED_STATEMENTS: &str = "pg_prepared_statements";
 const CURSORS: &str = "pg_cursors";
 const TERMINATE: &str = "pg_terminate_backend";
 const CANCEL: &str = "pg_cancel_backend";
+/// The view of this gateway's sessions, in schema `pgherd`.
+const SESSIONS: &str = "sessions";
 const EXPORT_SNAPSHOT: &str = "pg_export_snapshot";
 
 const CLIENT_ADDRESS: &str = "inet_client_addr";
@@ -45,6 +47,7 @@ pub(crate) fn asks_session(lower: &str) -> bool {
     ]
     .iter()
     .any(|name| lower.contains(name))
+        || (lower.contains(SESSIONS) && lower.contains("pgherd"))
 }
 
 /// A call in the text: its first token, the tokens inside of its parentheses, and the bytes from the name (with schema)
@@ -113,11 +116,16 @@ impl Session {
                 replacements.push((call.span, format!("pgherd.{EXPORT_SNAPSHOT}({literal})")));
             }
         }
-        for span in relations(unit, CURSORS) {
+        for span in relations(unit, SESSIONS, |schema| schema == Some("pgherd")) {
+            let sessions = quote_literal(&self.gateway.cancels.shown(self.cancel.process_id).to_string());
+            let gateway = quote_literal(&self.gateway.options.gateway_name);
+            replacements.push((span, format!("pgherd.{SESSIONS}({gateway}, {sessions})")));
+        }
+        for span in relations(unit, CURSORS, of_system) {
             let [elsewhere, texts] = self.open_cursors().await?.map(|json| quote_literal(&json));
             replacements.push((span, format!("pgherd.{CURSORS}({elsewhere}, {texts})")));
         }
-        for span in relations(unit, PREPARED_STATEMENTS) {
+        for span in relations(unit, PREPARED_STATEMENTS, of_system) {
             let statements = self.prepared_statements(unit).await?;
             let literal = quote_literal(&statements);
             replacements.push((span, format!("pgherd.{PREPARED_STATEMENTS}({literal})")));
@@ -265,18 +273,22 @@ fn calls<'a>(text: &'a str, tokens: &'a [Token], name: &'a str) -> impl Iterator
     })
 }
 
-/// Where this view of PostgreSQL's is named.
-fn relations(unit: Unit<'_>, view: &str) -> Vec<Range<usize>> {
+/// Whether a name with this schema is PostgreSQL's own.
+fn of_system(schema: Option<&str>) -> bool {
+    schema.is_none_or(|s| s == "pg_catalog")
+}
+
+/// Where the view is named, in a schema like that.
+fn relations(unit: Unit<'_>, view: &str, is_schema: impl Fn(Option<&str>) -> bool) -> Vec<Range<usize>> {
     let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
     if !tokens.iter().any(|t| t.identifier(text).is_some_and(|n| n == view)) {
         return Vec::new();
     }
     let tree = unit.statement.parsed.ast.as_deref();
     let references = tree.and_then(|tree| pgherd_sql::relations::references(tree, &|_, _| None));
-    let of_system = |schema: Option<&str>| schema.is_none_or(|s| s == "pg_catalog");
     let references = references.into_iter().flatten();
     references
-        .filter(|r| r.name.name == view && of_system(r.name.schema.as_deref()))
+        .filter(|r| r.name.name == view && is_schema(r.name.schema.as_deref()))
         .map(|r| r.name.span)
         .collect()
 }

@@ -410,6 +410,7 @@ impl Session {
     /// Gives up the pinned backend, and with it temporary tables and other state of the session.
     pub(crate) fn drop_pinned(&mut self) {
         self.who.pin = None;
+        self.cancel.standing.keeps_nothing();
         self.listening = None;
         self.temporary.clear();
     }

@@ -31,7 +31,7 @@ impl Session {
         }
         self.put_notifications();
         self.convert_replies().await?;
-        self.client.put_ready(self.block.status());
+        self.put_ready();
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::authentication::limits;
 use crate::client::Client;
 use crate::encoding::is_utf8;
 use crate::listener::Shared;
+use crate::standing::{Keeps, Standing};
 use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Identity;
 use std::sync::Arc;
@@ -51,7 +52,11 @@ impl Session {
         gateway: Arc<Shared>,
     ) -> Result<Self, (Box<Client>, ServerError)> {
         // First, so that nobody closes the database meanwhile.
-        let cancel = gateway.cancels.register(&who, client.socket());
+        let cancel = gateway.cancels.register(
+            &who,
+            client.socket(),
+            Standing::new(client.ends().map(|(client, _)| client)),
+        );
         let roles = &gateway.door.roles;
         if let Err(error) = limits::check(roles, &gateway.cancels, &who, gateway.options.max_clients_per_role).await {
             return Err((Box::new(client), error));
@@ -157,7 +162,7 @@ impl Session {
 
     /// From now on one home-shard connection belongs to the session, which takes its process id.
     async fn keep_backend(&mut self) -> Result<(), ServerError> {
-        match self.pin_home("DISCARD TEMP; DISCARD SEQUENCES").await {
+        match self.pin_home(Keeps::Always).await {
             Ok(()) => {}
             Err(Problem::Error(error)) => return Err(error),
             Err(_) => return Err(ServerError::internal("a connection to the home shard was lost")),

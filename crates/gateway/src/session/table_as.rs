@@ -5,6 +5,7 @@ use super::execute::names_missing_child;
 use super::forward::{lost_lease, no_block};
 use super::serializable::unseen;
 use super::{Mode, Problem, Session, Unit};
+use crate::standing::Keeps;
 use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_sql::{Kind, ObjectName, Route, TableAs};
 
@@ -150,9 +151,7 @@ impl Session {
 
     /// Temporary tables live on one home-shard backend, which stays with the session.
     async fn make_temporary(&mut self, create: &str, name: &ObjectName) -> Result<(), Problem> {
-        if self.who.pin.is_none() {
-            self.pin_home("DISCARD TEMP").await?;
-        }
+        self.pin_home(Keeps::TemporaryTables).await?;
         let home = self.gateway.shards.home();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let backend = open.transaction.participant(home).await?;

@@ -5,6 +5,7 @@ use super::Problem;
 use super::block::notice;
 use super::forward::no_block;
 use super::{Session, Unit};
+use crate::standing::Keeps;
 use pgherd_model::{ServerError, Snapshot, SqlState, quote_identifier, quote_literal};
 use pgherd_sql::relations::references;
 use pgherd_sql::{Ddl, DdlKind, Kind};
@@ -63,9 +64,7 @@ impl Session {
         if ddl.kind != DdlKind::CreateView || !self.enter(unit).await?.analysis.touches_sharded {
             return Ok(false);
         }
-        if self.who.pin.is_none() {
-            self.pin_home("DISCARD TEMP").await?;
-        }
+        self.pin_home(Keeps::TemporaryTables).await?;
         Ok(true)
     }
 
@@ -126,9 +125,7 @@ impl Session {
             .into());
         }
         let home = self.gateway.shards.home();
-        if self.who.pin.is_none() {
-            self.pin_home("DISCARD TEMP").await?;
-        }
+        self.pin_home(Keeps::TemporaryTables).await?;
         let part = pgherd_sql::Part {
             shard: home,
             text: unit.statement.text.clone(),
