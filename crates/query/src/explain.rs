@@ -208,7 +208,7 @@ fn why_gathered(query: &Query) -> String {
         (form.window, "window functions"),
         (
             form.many_relations,
-            "a join that is not one of equal columns of sharded tables",
+            "a join that is not a plain one of equal columns of sharded tables",
         ),
     ];
     let parts: Vec<_> = found.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
