@@ -127,19 +127,17 @@ BEGIN
             'AND s.schemaname OPERATOR(pg_catalog.!~) ''^pg_toast'' $$', 'pg_' || pg_catalog.format(kind, 'user'), 'pg_' || pg_catalog.format(kind, 'all'));
     END LOOP;
 END $do$;
--- What a transaction has counted is its own on each shard; the schemas that a client is not shown do not show here either.
-CREATE OR REPLACE FUNCTION pgherd.pg_stat_xact_all_tables(listed boolean) RETURNS SETOF pg_catalog.pg_stat_xact_all_tables LANGUAGE sql STABLE AS
-$$ SELECT s.* FROM pg_catalog.pg_stat_xact_all_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_stat_xact_user_tables(listed boolean) RETURNS SETOF pg_catalog.pg_stat_xact_user_tables LANGUAGE sql STABLE AS
-$$ SELECT s.* FROM pg_catalog.pg_stat_xact_user_tables s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_statio_all_sequences(listed boolean) RETURNS SETOF pg_catalog.pg_statio_all_sequences LANGUAGE sql STABLE AS
-$$ SELECT s.* FROM pg_catalog.pg_statio_all_sequences s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_statio_user_sequences(listed boolean) RETURNS SETOF pg_catalog.pg_statio_user_sequences LANGUAGE sql STABLE AS
-$$ SELECT s.* FROM pg_catalog.pg_statio_user_sequences s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_publication_tables(listed boolean) RETURNS SETOF pg_catalog.pg_publication_tables LANGUAGE sql STABLE AS
-$$ SELECT t.* FROM pg_catalog.pg_publication_tables t WHERE t.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
-CREATE OR REPLACE FUNCTION pgherd.pg_stat_user_functions(listed boolean) RETURNS SETOF pg_catalog.pg_stat_user_functions LANGUAGE sql STABLE AS
-$$ SELECT s.* FROM pg_catalog.pg_stat_user_functions s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+-- What is each shard's own, without the schemas that a client is not shown.
+DO $do$
+DECLARE
+    view text;
+BEGIN
+    FOREACH view IN ARRAY '{pg_stat_xact_all_tables,pg_stat_xact_user_tables,pg_statio_all_sequences,pg_statio_user_sequences,pg_publication_tables,
+        pg_stat_user_functions}'::text[] LOOP
+        EXECUTE pg_catalog.format('CREATE OR REPLACE FUNCTION pgherd.%I(listed boolean) RETURNS SETOF pg_catalog.%1$I LANGUAGE sql STABLE AS '
+            '$$ SELECT s.* FROM pg_catalog.%1$I s WHERE s.schemaname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$', view);
+    END LOOP;
+END $do$;
 -- What ANALYZE estimated. A table that was made as a plain one has no children.
 CREATE OR REPLACE FUNCTION pgherd.pg_stats(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_stats LANGUAGE sql STABLE AS $$
     SELECT (r).* FROM (SELECT CASE WHEN EXISTS (SELECT FROM pgherd.shown_relations(shown) t WHERE t.schemaname OPERATOR(pg_catalog.=) s.schemaname

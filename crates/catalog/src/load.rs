@@ -148,7 +148,12 @@ pub(crate) fn snapshot_with(
         ..Snapshot::default()
     };
     snapshot.shards.sort();
-    snapshot.locking_functions = home::locking(&document.functions, &document.schemas);
+    let bodies: Vec<_> = document
+        .functions
+        .iter()
+        .map(|f| (f, f.body(&document.schemas)))
+        .collect();
+    snapshot.locking_functions = home::locking(&bodies);
     if document.tables.is_empty() {
         return Ok(snapshot);
     }
@@ -160,7 +165,7 @@ pub(crate) fn snapshot_with(
     }
     link(&mut tables, &document);
     let roots = document.tables.iter().map(|t| (t.oid, Name::new(&t.schema, &t.name)));
-    let reach = reach::Reach::compute(&tables, &roots.collect(), &document);
+    let reach = reach::Reach::compute(&tables, &roots.collect(), &document, &bodies);
     refuse_unsafe_defaults(&mut tables, &reach.functions);
     let views = reach.relations(&document.views);
     tables.extend(stand_in::with_stand_ins(views, &tables, &document, &reach.home));

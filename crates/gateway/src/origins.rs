@@ -3,10 +3,10 @@
 //!
 //! What a shard's relations are there is asked once and remembered while the epoch lasts; then bytes are replaced in place.
 
-use crate::user_types::{Asking, FIRST_OF_USERS};
+use crate::user_types::{Asking, FIELDS, FIRST_COLUMN, fields_behind_name};
 use ahash::AHashMap;
 use parking_lot::RwLock;
-use pgherd_model::{Epoch, Name, ServerError, ShardId, Snapshot, TableKind, quote_literal};
+use pgherd_model::{Epoch, FIRST_OF_USERS, Name, ServerError, ShardId, Snapshot, TableKind, quote_literal};
 use pgherd_query::Description;
 use pgherd_shards::SimpleResult;
 use std::collections::HashMap;
@@ -62,7 +62,6 @@ impl Origin {
 
 /// How the columns of one statement's rows are told to the client.
 pub(crate) struct Naming<'a> {
-    origins: &'a Origins,
     asking: &'a Asking<'a>,
     snapshot: &'a Snapshot,
     /// the statement names a declared partition
@@ -72,9 +71,8 @@ pub(crate) struct Naming<'a> {
 }
 
 impl<'a> Naming<'a> {
-    pub(crate) fn new(origins: &'a Origins, asking: &'a Asking<'a>, snapshot: &'a Snapshot) -> Self {
+    pub(crate) fn new(asking: &'a Asking<'a>, snapshot: &'a Snapshot) -> Self {
         Self {
-            origins,
             asking,
             snapshot,
             partition: false,
@@ -102,7 +100,7 @@ impl<'a> Naming<'a> {
             each_origin(body, |_, _| columns.next().map(|c| (c.table_oid, c.column_number)));
             return true;
         }
-        let known = self.origins.known.read();
+        let known = self.asking.origins().known.read();
         let is_current = known.epoch == self.snapshot.epoch;
         // Columns of one relation stand together, as a rule.
         let (mut last, mut all_known) = (0, true);
@@ -162,7 +160,7 @@ impl<'a> Naming<'a> {
             ),
         };
         let is_home = shard == self.asking.home();
-        let mut known = self.origins.known.write();
+        let mut known = self.asking.origins().known.write();
         if known.epoch != self.snapshot.epoch {
             known.epoch = self.snapshot.epoch;
             known.relations.clear();
@@ -308,11 +306,8 @@ fn parsed(result: &SimpleResult, row: usize, column: usize) -> Option<u32> {
 /// Shows each column's relation and number, in a RowDescription's body, and puts what is given for them.
 fn each_origin(body: &mut [u8], mut instead: impl FnMut(u32, i16) -> Option<(u32, i16)>) {
     const ORIGIN: usize = 6;
-    const FIELD: usize = 18;
-    // Behind the number of columns.
-    let mut at = 2;
-    while let Some(name) = body.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0)) {
-        let fields = at + name + 1;
+    let mut at = FIRST_COLUMN;
+    while let Some(fields) = fields_behind_name(body, at) {
         let Some([a, b, c, d, e, f]) = body.get_mut(fields..fields + ORIGIN) else {
             return;
         };
@@ -321,7 +316,7 @@ fn each_origin(body: &mut [u8], mut instead: impl FnMut(u32, i16) -> Option<(u32
             [*a, *b, *c, *d] = oid.to_be_bytes();
             [*e, *f] = number.to_be_bytes();
         }
-        at = fields + FIELD;
+        at = fields + FIELDS;
     }
 }
 

@@ -9,16 +9,15 @@ mod values;
 
 use self::values::{Found, Holds, Reader, may_hold};
 use crate::databases::Database;
+use crate::origins::Origins;
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use pgherd_model::{ServerError, ShardId};
+use pgherd_model::{FIRST_OF_USERS, ServerError, ShardId};
 use pgherd_query::{Description, RowBatch};
 use pgherd_shards::{Identity, SimpleResult};
 use pgherd_transaction::Coordinator;
 use std::collections::{BTreeSet, HashMap};
 
-/// Below are PostgreSQL's own types, the same everywhere (FirstNormalObjectId of access/transam.h).
-pub(crate) const FIRST_OF_USERS: u32 = 16384;
 /// Types come and go; so many are remembered at most.
 const MOST_REMEMBERED: usize = 10_000;
 
@@ -39,6 +38,7 @@ pub(crate) type Holding = Vec<(usize, u32)>;
 /// Who asks, and which shard's OIDs clients know.
 pub(crate) struct Asking<'a> {
     types: &'a UserTypes,
+    origins: &'a Origins,
     coordinator: &'a Coordinator,
     who: &'a Identity,
     home: ShardId,
@@ -49,11 +49,18 @@ impl<'a> Asking<'a> {
     pub(crate) fn new(database: &'a Database, who: &'a Identity, home: ShardId) -> Self {
         Self {
             types: &database.types,
+            origins: &database.origins,
             coordinator: &database.coordinator,
             who,
             home,
         }
     }
+
+    /// What relations of shards are to clients.
+    pub(crate) fn origins(&self) -> &'a Origins {
+        self.origins
+    }
+
     /// The shard whose OIDs clients know.
     pub(crate) fn home(&self) -> ShardId {
         self.home
@@ -334,16 +341,26 @@ pub(crate) fn holding(body: &[u8]) -> Holding {
         .collect()
 }
 
+/// Where the first column stands in a RowDescription's body: behind how many there are.
+pub(crate) const FIRST_COLUMN: usize = 2;
+/// How long what stands behind a column's name is: the table's OID, the column's number, the type's OID, its size and modifier, the format.
+pub(crate) const FIELDS: usize = 18;
+
+/// Where a column's fields begin, whose name stands here; None behind the last column.
+pub(crate) fn fields_behind_name(body: &[u8], at: usize) -> Option<usize> {
+    let name = body.get(at..)?.iter().position(|byte| *byte == 0)?;
+    let fields = at + name + 1;
+    (body.len() >= fields + FIELDS).then_some(fields)
+}
+
 /// Where the types' OIDs stand in a RowDescription's body: behind each name, the table's OID and the column's number.
 fn type_places(body: &[u8]) -> impl Iterator<Item = usize> {
     const BEHIND_NAME: usize = 6;
-    const FIELD: usize = 18;
-    let mut at = 2;
+    let mut at = FIRST_COLUMN;
     std::iter::from_fn(move || {
-        let name = body.get(at..)?.iter().position(|byte| *byte == 0)?;
-        let fields = at + name + 1;
-        at = fields + FIELD;
-        (body.len() >= at).then_some(fields + BEHIND_NAME)
+        let fields = fields_behind_name(body, at)?;
+        at = fields + FIELDS;
+        Some(fields + BEHIND_NAME)
     })
 }
 

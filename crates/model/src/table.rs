@@ -45,6 +45,9 @@ pub fn quote_literal(text: &str) -> String {
     }
 }
 
+/// Below are the OIDs of PostgreSQL's own objects, the same everywhere (FirstNormalObjectId of access/transam.h).
+pub const FIRST_OF_USERS: u32 = 16384;
+
 /// A column as the home shard's pg_attribute has it. Dropped columns are left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {

@@ -394,6 +394,20 @@ pub(crate) async fn free_named(
     Ok(())
 }
 
+/// [`free`] for each of these that is sharded still: one that a foreign key links with another has become local with it.
+pub(crate) async fn free_each(
+    work: &mut Work<'_, '_>,
+    names: impl IntoIterator<Item = Name>,
+    why: &str,
+) -> Result<(), ServerError> {
+    for name in names {
+        if work.snapshot.table(&name).is_some_and(|t| t.sharded().is_some()) {
+            free(work, &name, why).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a table local that was sharded by default, with those that foreign keys link with it, says why, and reads the catalog anew.
 pub(crate) async fn free(work: &mut Work<'_, '_>, name: &Name, why: &str) -> Result<(), ServerError> {
     let before = work.notice_count();

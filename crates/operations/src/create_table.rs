@@ -7,7 +7,9 @@ use crate::ranges::{NewTable, automatic_ranges, establish};
 use crate::statement_text::StatementText;
 use crate::work::Work;
 use crate::{bounds, convert, foreign_keys, partition};
-use pgherd_model::{KeyType, Name, ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal};
+use pgherd_model::{
+    FIRST_OF_USERS, KeyType, Name, ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal,
+};
 use pgherd_sql::{Ddl, ObjectName};
 use std::sync::Arc;
 
@@ -179,21 +181,21 @@ fn placement(work: &Work<'_, '_>, made: &Relation, text: &StatementText<'_>) -> 
 
 /// Whether the table's schema or one of its types is missing on another shard: a function has made it.
 async fn on_home_alone(work: &mut Work<'_, '_>, made: &Relation) -> Result<bool, ServerError> {
-    let types = format!(
-        "SELECT pg_catalog.string_agg(pg_catalog.quote_literal(pg_catalog.format('%I.%I', n.nspname, t.typname)), ', ') \
-         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
-         WHERE a.attrelid = {} AND a.attnum > 0 AND NOT a.attisdropped AND t.oid >= 16384",
-        made.oid
-    );
-    let types = work.value(&types).await?;
-    if types.is_none() && made.schema == "public" {
+    let of_users = made
+        .columns
+        .iter()
+        .filter(|column| column.type_oid >= Some(FIRST_OF_USERS));
+    let types: Vec<_> = of_users
+        .filter_map(|column| Some(quote_literal(column.type_name.as_ref()?)))
+        .collect();
+    if types.is_empty() && made.schema == "public" {
         return Ok(false);
     }
     let there = format!(
         "SELECT (pg_catalog.to_regnamespace({}) IS NOT NULL AND NOT EXISTS \
          (SELECT FROM pg_catalog.unnest(ARRAY[{}]::pg_catalog.text[]) n WHERE pg_catalog.to_regtype(n) IS NULL))::pg_catalog.text",
         quote_literal(&quote_identifier(&made.schema)),
-        types.unwrap_or_default()
+        types.join(", ")
     );
     for shard in work.others() {
         let results = work.on(shard, &there).await?;

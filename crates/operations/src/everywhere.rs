@@ -380,7 +380,6 @@ pub(crate) async fn other(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> 
 
 /// A publication is the home shard's, and has what is there: tables that may yield become local for it.
 async fn publication(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Result<String, ServerError> {
-    const WHY: &str = "a publication has it";
     if text.has(&["drop", "publication"]) {
         return work.on_home(text.text).await;
     }
@@ -398,7 +397,7 @@ async fn publication(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Resul
         false => Vec::new(),
     };
     let in_schemas = work.snapshot.sharded().filter(|table| had(table)).cloned();
-    let mut whole: Vec<Arc<Table>> = Vec::new();
+    let mut whole: Vec<Name> = Vec::new();
     for table in named.into_iter().chain(in_schemas) {
         let Some(table) = work.snapshot.whole(&table).filter(|t| t.sharded().is_some()) else {
             continue;
@@ -410,13 +409,8 @@ async fn publication(work: &mut Work<'_, '_>, text: &StatementText<'_>) -> Resul
             ));
         }
         convert::refuse_to_free(work, table)?;
-        whole.push(table.clone());
+        whole.push(table.name.clone());
     }
-    for table in whole {
-        // One that a foreign key links with another has become local with it.
-        if work.snapshot.table(&table.name).is_some_and(|t| t.sharded().is_some()) {
-            convert::free(work, &table.name, WHY).await?;
-        }
-    }
+    convert::free_each(work, whole, "a publication has it").await?;
     work.on_home(text.text).await
 }

@@ -125,12 +125,7 @@ pub(crate) async fn free_read(
             }
         }
     }
-    for name in found {
-        // One that a foreign key links with another has become local with it.
-        if work.snapshot.table(&name).is_some_and(|t| t.sharded().is_some()) {
-            convert::free(work, &name, why).await?;
-        }
-    }
+    convert::free_each(work, found, why).await?;
     Ok(true)
 }
 

@@ -198,10 +198,7 @@ impl<'w, 's> Work<'w, 's> {
 
     /// Whether the transaction shows rows as they were before this statement.
     pub fn shows_one_snapshot(&self) -> bool {
-        self.transaction
-            .mode()
-            .isolation
-            .is_some_and(|level| level.is_one_snapshot())
+        self.transaction.shows_one_snapshot()
     }
 
     /// What the catalog says by now, for comparing.

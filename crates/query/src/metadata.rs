@@ -1,7 +1,7 @@
 //! What the home shard says about the relations and functions of a statement: columns with types and collations,
 //! whether their binary format means the same on every server, the primary key.
 
-use pgherd_model::{ServerError, quote_identifier, quote_literal};
+use pgherd_model::{FIRST_OF_USERS, ServerError, quote_identifier, quote_literal};
 use pgherd_shards::Backend;
 
 /// A column as a temporary table needs it.
@@ -30,9 +30,6 @@ pub(crate) struct Relation {
     pub columns: Vec<Column>,
     pub column_names: Vec<String>,
 }
-
-/// Below are PostgreSQL's own objects (FirstNormalObjectId of access/transam.h).
-const FIRST_OF_USERS: u32 = 16384;
 
 impl Relation {
     /// Belongs to PostgreSQL itself: it stays in the statement.

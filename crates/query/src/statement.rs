@@ -1,7 +1,7 @@
 //! What comes in: a statement that needs several ranges, and what PostgreSQL says about its parameters and columns.
 
 use bytes::{Buf, Bytes};
-use pgherd_model::{ServerError, ShardId, Snapshot};
+use pgherd_model::{FIRST_OF_USERS, ServerError, ShardId, Snapshot};
 use pgherd_shards::{Backend, ColumnDescription, parse_row_description};
 use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
@@ -46,15 +46,12 @@ pub struct Description {
     pub columns: Option<Vec<ColumnDescription>>,
 }
 
-/// The first number of objects that users have made.
-const FIRST_USER_OID: u32 = 16384;
-
 impl Description {
     /// Whether a parameter or column has a type that a user has made.
     pub fn has_user_types(&self) -> bool {
         let columns = self.columns.iter().flatten().map(|c| c.type_oid);
         let mut types = columns.chain(self.parameter_types.iter().copied());
-        types.any(|oid| oid >= FIRST_USER_OID)
+        types.any(|oid| oid >= FIRST_OF_USERS)
     }
 }
 

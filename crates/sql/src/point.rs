@@ -7,7 +7,7 @@
 //! resolves overloads by it) makes the count fall short of the text's, and the text is sent as it came.
 
 use crate::relations::identifier;
-use pgherd_model::{Sharded, Table};
+use pgherd_model::{FIRST_OF_USERS, Sharded, Table};
 use sqlparser::ast::{
     Assignment, AssignmentTarget, BinaryOperator, Expr, FromTable, GroupByExpr, Query, Select, SetExpr, Statement,
     TableFactor, TableWithJoins, UnaryOperator, Value,
@@ -27,9 +27,6 @@ pub struct Point {
     /// nothing but that row decides what it does, and a SELECT may be followed by FOR UPDATE
     pub locks_row: bool,
 }
-
-/// Types from here on are users'.
-const FIRST_USER_OID: u32 = 16384;
 
 /// What is known of the statement while it is looked through.
 struct Finder<'a> {
@@ -73,7 +70,7 @@ pub(crate) fn point(tree: &Statement, table: &Table) -> Option<Point> {
     let by_key = (finder.sharded.unique.iter())
         .find_map(|(_, columns)| columns.iter().map(placeholder_of).collect::<Option<Vec<_>>>());
     // Users' types may bring functions along, and rules and policies other tables.
-    let plain = finder.sharded.direct && table.columns.iter().all(|c| c.type_oid < FIRST_USER_OID);
+    let plain = finder.sharded.direct && table.columns.iter().all(|c| c.type_oid < FIRST_OF_USERS);
     let unlocked = !matches!(tree, Statement::Query(query) if !query.locks.is_empty());
     let mut constants = finder.constants;
     constants.sort_unstable();

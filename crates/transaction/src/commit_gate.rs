@@ -11,7 +11,7 @@
 use crate::Coordinator;
 use futures::future::join_all;
 use pgherd_model::ShardId;
-use pgherd_shards::{Backend, Identity};
+use pgherd_shards::Backend;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::RwLockWriteGuard;
@@ -36,10 +36,9 @@ impl<'a> Gate<'a> {
             locked: Vec::new(),
         };
         if others {
-            let service = Identity::new(coordinator.shards.service_role(), &coordinator.database);
             // In shard order, so that two cuts do not wait for each other in a circle.
             for shard in shards {
-                let Ok(mut backend) = coordinator.shards.checkout(*shard, &service).await else {
+                let Ok(mut backend) = coordinator.service(*shard).await else {
                     break;
                 };
                 let locked = backend.simple(LOCK).await;

@@ -232,6 +232,11 @@ impl Transaction {
         self.on_join = Some(tell);
     }
 
+    /// Whether one snapshot serves all its statements: it shows rows as they were before the present one.
+    pub fn shows_one_snapshot(&self) -> bool {
+        self.mode.isolation.is_some_and(|level| level.is_one_snapshot())
+    }
+
     /// What BEGIN said.
     pub fn mode(&self) -> &Mode {
         &self.mode

@@ -38,14 +38,13 @@ pub(super) fn bound(functions: &Others<'_>) -> HashSet<u32> {
 }
 
 /// The names of all functions that take locks which their session keeps.
-pub(super) fn locking(functions: &[Function], schemas: &HashSet<String>) -> HashSet<String> {
-    let bodies: Vec<_> = functions.iter().map(|f| (f, f.body(schemas))).collect();
-    let all: Vec<_> = bodies.iter().collect();
+pub(super) fn locking(functions: &[(&Function, Body)]) -> HashSet<String> {
+    let all: Vec<_> = functions.iter().collect();
     let locks = |body: &Body| SESSION_LOCKS.iter().any(|name| body.words.contains(*name));
-    let own = bodies.iter().filter(|(_, body)| locks(body));
+    let own = functions.iter().filter(|(_, body)| locks(body));
     let found = callers(&all, own.map(|(f, _)| f.oid).collect());
-    let named = functions.iter().filter(|f| found.contains(&f.oid));
-    named.map(|f| f.name.clone()).collect()
+    let named = functions.iter().filter(|(f, _)| found.contains(&f.oid));
+    named.map(|(f, _)| f.name.clone()).collect()
 }
 
 /// These functions and all that call them.

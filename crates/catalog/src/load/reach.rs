@@ -192,15 +192,19 @@ impl Function {
 }
 
 impl Reach {
-    pub(super) fn compute(tables: &[Table], roots: &ByOid<Name>, document: &super::Document) -> Self {
+    /// `bodies`: those of the document's functions.
+    pub(super) fn compute(
+        tables: &[Table],
+        roots: &ByOid<Name>,
+        document: &super::Document,
+        bodies: &[(&Function, Body)],
+    ) -> Self {
         let super::Document {
             views,
             rules,
             triggers,
             foreign_keys,
-            functions,
             dependents,
-            schemas,
             ..
         } = document;
         let mut reach = Self::default();
@@ -213,7 +217,6 @@ impl Reach {
         for key in foreign_keys {
             reach.refuse_foreign_key(key, roots, &mut names);
         }
-        let bodies: Vec<_> = functions.iter().map(|f| (f, f.body(schemas))).collect();
         let mut unsafe_oids: HashSet<u32> = HashSet::new();
         // Each round can only add, and there are finitely many things to add.
         loop {
@@ -225,7 +228,7 @@ impl Reach {
             {
                 reach.add_dependent(dependent, &mut unsafe_oids, &mut relations, &mut names);
             }
-            for (function, body) in &bodies {
+            for (function, body) in bodies {
                 let by_parts = function.parts.iter().flatten().any(|p| unsafe_oids.contains(p));
                 if !unsafe_oids.contains(&function.oid) && (by_parts || function.is_dynamic(body) || names.are_in(body))
                 {
@@ -262,14 +265,14 @@ impl Reach {
                 break;
             }
         }
-        reach.find_watched(&bodies, &unsafe_oids, document, tables);
-        let home = reach.find_home_functions(&bodies, &unsafe_oids, triggers, roots, &mut names);
+        reach.find_watched(bodies, &unsafe_oids, document, tables);
+        let home = reach.find_home_functions(bodies, &unsafe_oids, triggers, roots, &mut names);
         reach.yielding = Search {
             tables,
             roots,
             views,
             triggers,
-            functions: &bodies,
+            functions: bodies,
             reaching: &unsafe_oids,
             home: &home,
         }

@@ -247,7 +247,7 @@ impl Session {
         backend.flush().await?;
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         let snapshot = catalog.snapshot();
-        let naming = Naming::new(&self.database.origins, &asking, &snapshot).told(Some(&kept.description));
+        let naming = Naming::new(&asking, &snapshot).told(Some(&kept.description));
         let filter = Filter {
             hide_preparation: true,
             hide_description: unit.mode.looks(),
@@ -309,7 +309,7 @@ impl Session {
         let fresh = Fresh::Lease(&catalog);
         let asking = Asking::new(&self.database, &self.who, home);
         let snapshot = catalog.snapshot();
-        let naming = Naming::new(&self.database.origins, &asking, &snapshot).told(told.as_deref());
+        let naming = Naming::new(&asking, &snapshot).told(told.as_deref());
         let filter = Filter {
             foreign: asking.foreign(backend.shard()).filter(|_| told.is_none()),
             naming: Some(&naming),

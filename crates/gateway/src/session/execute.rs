@@ -29,20 +29,9 @@ const LONGEST_JUDGED: usize = 16 << 10;
 impl Session {
     /// Runs one statement and puts its reply, up to CommandComplete, into the client's buffer.
     pub(crate) async fn run(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        let (alone, mark) = (self.block.is_none(), self.client.out.len());
+        let mark = self.mark();
         match self.run_once(unit).await {
-            // The backend would not have the session's settings, and has not seen the statement.
-            Err(Problem::Error(error)) if self.loses_setting(&error) => {
-                let again = alone && self.block.is_none();
-                if again {
-                    self.client.out.truncate(mark);
-                }
-                self.lose_setting(&error);
-                match again {
-                    true => self.run_once(unit).await,
-                    false => Err(error.into()),
-                }
-            }
+            Err(Problem::Error(error)) if self.runs_without_setting(&error, mark) => self.run_once(unit).await,
             result => result,
         }
     }

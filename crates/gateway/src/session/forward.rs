@@ -5,7 +5,7 @@ use super::lock_modes::before_snapshot;
 use super::portal::{PortalState, backend_portal};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
-use crate::origins::{Naming, Origins};
+use crate::origins::Naming;
 use crate::statements::StatementCache;
 use crate::template::Template;
 use crate::user_types::Asking;
@@ -71,13 +71,7 @@ impl Session {
         let told = self.told_columns(unit, entered).await?;
         let fresh = Fresh::Statement(&entered.guard);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
-        let naming = naming(
-            unit,
-            entered,
-            part.shard,
-            (&self.database.origins, &asking),
-            told.as_deref(),
-        );
+        let naming = naming(unit, entered, part.shard, &asking, told.as_deref());
         let types = asking.on_shard(part.shard, unit.types).await?;
         let unit = unit.with_types(types.as_deref());
         let backend = &mut self.database.coordinator.autocommit(part.shard, &self.who).await?;
@@ -153,7 +147,7 @@ impl Session {
         Ok(reply.tag)
     }
 
-    /// Runs the statement on its participant and relays the reply. `again`: what there is to describe was relayed before.
+    /// Runs the statement on its participant, which is enlisted, and relays the reply. `again`: what there is to describe was relayed before.
     async fn relay_in_block(
         &mut self,
         unit: Unit<'_>,
@@ -166,17 +160,10 @@ impl Session {
         let fresh = Fresh::Statement(&entered.guard);
         let keep = self.keep(unit, entered);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
-        let naming = naming(
-            unit,
-            entered,
-            part.shard,
-            (&self.database.origins, &asking),
-            told.as_deref(),
-        );
+        let naming = naming(unit, entered, part.shard, &asking, told.as_deref());
         let types = asking.on_shard(part.shard, unit.types).await?;
         let unit = unit.with_types(types.as_deref());
         let open = self.block.open_mut().ok_or_else(no_block)?;
-        enlist(&mut open.transaction, unit, part.shard).await?;
         let lower = before_snapshot(unit, part, &mut open.transaction);
         // Another text than the one that a backend may have prepared.
         let keep = keep.filter(|_| lower.is_none());
@@ -270,13 +257,13 @@ pub(super) fn naming<'a>(
     unit: Unit<'_>,
     entered: &'a Entered,
     shard: ShardId,
-    (origins, asking): (&'a Origins, &'a Asking<'a>),
+    asking: &'a Asking<'a>,
     told: Option<&'a Description>,
 ) -> Option<Naming<'a>> {
     let reads_cursor = matches!(unit.statement.parsed.kind, Kind::Fetch { .. });
     let has_ranges = entered.analysis.touches_sharded || reads_cursor || shard != asking.home();
     (unit.mode.describes() && has_ranges).then(|| {
-        Naming::new(origins, asking, &entered.snapshot)
+        Naming::new(asking, &entered.snapshot)
             .of_partition(entered.analysis.names_partition)
             .told(told)
     })

@@ -247,16 +247,8 @@ impl Session {
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         for (n, (part, answer)) in parts.iter().zip(&mut answers).enumerate() {
             // The client is told what the first one says.
-            let naming = naming(
-                unit,
-                entered,
-                part.shard,
-                (&self.database.origins, &asking),
-                told.as_deref(),
-            );
-            answer
-                .translate(&asking, naming.filter(|_| n == 0).as_ref(), part.shard)
-                .await?;
+            let naming = naming(unit, entered, part.shard, &asking, told.as_deref()).filter(|_| n == 0);
+            answer.translate(&asking, naming.as_ref(), part.shard).await?;
         }
         self.put_answers(unit, &answers, merge);
         Ok(Some(sum_tags(&answers)))

@@ -1,6 +1,6 @@
 //! Schema change, pgherd's procedures and maintenance: the operations room does them in this session's transaction.
 
-use super::block::{Block, Open, notice};
+use super::block::{Block, notice};
 use super::forward::no_block;
 use super::serializable::unseen;
 use super::stored::with_position;
@@ -205,8 +205,11 @@ impl Session {
     /// decide by, rows as they were before they had locked anything. PostgreSQL's own statements look at the newest rows at every level, on
     /// each shard; what would have a gateway move rows is refused where it comes to that.
     pub(super) async fn change_in_one_snapshot(&mut self, unit: Unit<'_>) -> Result<Option<String>, Problem> {
-        let one_snapshot = |open: &Open| open.transaction.mode().isolation.is_some_and(|i| i.is_one_snapshot());
-        if !self.block.open().is_some_and(one_snapshot) {
+        if !self
+            .block
+            .open()
+            .is_some_and(|open| open.transaction.shows_one_snapshot())
+        {
             return self.change_in_block(unit).await;
         }
         self.check_catalog_is_shown(true)?;

@@ -360,18 +360,25 @@ fn refused_name(error: &ServerError) -> Option<&str> {
 }
 
 impl Session {
-    /// Whether a backend would not take a setting of the session's: a library has been loaded there since, whose settings have that prefix.
-    pub(crate) fn loses_setting(&self, error: &ServerError) -> bool {
-        refused_name(error).is_some_and(|name| self.settings.has(name))
+    /// Where a statement stands that may have to be run again: whether it is alone, and how much of the reply is of others.
+    pub(crate) fn mark(&self) -> (bool, usize) {
+        (self.block.is_none(), self.client.out.len())
     }
 
-    /// The session loses that setting, as PostgreSQL drops it when the library is loaded.
-    pub(crate) fn lose_setting(&mut self, error: &ServerError) {
-        let Some(name) = refused_name(error).map(str::to_owned) else {
-            return;
+    /// Where a backend would not take a setting of the session's, since a library has been loaded there whose settings have that prefix:
+    /// the session loses it, as PostgreSQL drops it when the library is loaded. The backend has not seen the statement. True where it
+    /// can be run again, from the mark.
+    pub(crate) fn runs_without_setting(&mut self, error: &ServerError, (alone, mark): (bool, usize)) -> bool {
+        let Some(name) = refused_name(error).filter(|name| self.settings.has(name)) else {
+            return false;
         };
-        self.settings.lose(&name);
+        self.settings.lose(name);
         self.settings_changed();
+        let again = alone && self.block.is_none();
+        if again {
+            self.client.out.truncate(mark);
+        }
+        again
     }
 
     /// Refuses values of pgherd's own settings that PostgreSQL, which knows nothing of them, has let pass.

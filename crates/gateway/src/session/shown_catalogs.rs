@@ -15,7 +15,7 @@
 mod places;
 
 use super::{Problem, Session, Unit};
-use pgherd_model::{Name, ServerError, Sharded, Snapshot, quote_literal};
+use pgherd_model::{FIRST_OF_USERS, Name, ServerError, Sharded, Snapshot, quote_literal};
 use pgherd_shards::SimpleResult;
 use pgherd_sql::lexer::{Token, TokenKind};
 use pgherd_sql::{DdlKind, Instead, Kind, LockStrength};
@@ -25,8 +25,6 @@ use serde_json::{Map, Value, json};
 
 /// Columns of `pg_class` that only ranges have values for: what counts something, and storage parameters.
 const OF_RANGES: [&str; 4] = ["reltuples", "relpages", "relallvisible", "reloptions"];
-/// The first OID that PostgreSQL gives to objects of users.
-const FIRST_OF_USERS: u32 = 16384;
 /// Columns that PostgreSQL's relations have and functions have not.
 const ROW_PLACES: [&str; 5] = ["ctid", "xmin", "xmax", "cmin", "cmax"];
 

@@ -72,19 +72,12 @@ impl Session {
             template: Some(&template),
             ..Unit::plain(statement)
         };
-        let (alone, mark) = (self.block.is_none(), self.client.out.len());
+        let mark = self.mark();
         let result = self.routed(unit).await;
         let result = self.end_statement(result).await;
         match self.end_block_for_one(result).await {
             Err(Problem::NeedsWholeText) => Ok(false),
-            Err(Problem::Error(error)) if self.loses_setting(&error) => {
-                self.lose_setting(&error);
-                if alone && self.block.is_none() {
-                    self.client.out.truncate(mark);
-                    return Ok(false);
-                }
-                Err(error.into())
-            }
+            Err(Problem::Error(error)) if self.runs_without_setting(&error, mark) => Ok(false),
             other => other.map(|()| true),
         }
     }

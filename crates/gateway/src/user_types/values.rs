@@ -3,6 +3,7 @@
 //!
 //! The formats are those of array_send, record_send, range_send and multirange_send.
 
+use pgherd_model::FIRST_OF_USERS;
 use std::collections::{BTreeSet, HashMap};
 
 /// PostgreSQL's own types whose values have OIDs of others in them: record and record[].
@@ -32,7 +33,7 @@ pub(super) enum Holds {
 
 /// Whether values of this type may have OIDs of users' types in them.
 pub(super) fn may_hold(oid: u32) -> bool {
-    oid >= super::FIRST_OF_USERS || oid == RECORD || oid == RECORDS
+    oid >= FIRST_OF_USERS || oid == RECORD || oid == RECORDS
 }
 
 /// What was found in values.
@@ -93,7 +94,7 @@ impl Reader<'_> {
     /// An OID that stands in the value.
     fn oid(&mut self, at: usize) -> Option<u32> {
         let oid = self.number(at)?;
-        if oid >= super::FIRST_OF_USERS {
+        if oid >= FIRST_OF_USERS {
             self.found.places.push(at);
         }
         Some(oid)
@@ -103,7 +104,7 @@ impl Reader<'_> {
         let holds = match of {
             RECORD => Holds::Fields,
             RECORDS => Holds::Elements,
-            ..super::FIRST_OF_USERS => Holds::Nothing,
+            ..FIRST_OF_USERS => Holds::Nothing,
             _ => match self.known.get(&of) {
                 Some(holds) => *holds,
                 None => {

@@ -72,8 +72,7 @@ async fn plan(
     if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
         return Err(metadata::text_is_not_exact());
     }
-    let inside = statement.schema_is_own || reading.home_function.is_some();
-    if inside && metadata.text_is_exact {
+    if reading.runs_inside(statement) && metadata.text_is_exact {
         // Rows travel to the transaction itself as arrays, which not every type can be an element of.
         sources.iter_mut().for_each(Gathered::suit_arrays);
     }
@@ -268,8 +267,7 @@ async fn run(
     transaction: &mut Transaction,
 ) -> Result<Rows<'static>, ServerError> {
     plan.check_home_function()?;
-    let inside = statement.schema_is_own || plan.reading.home_function.is_some();
-    if inside && plan.has_arrays() {
+    if plan.reading.runs_inside(statement) && plan.has_arrays() {
         return own_transaction::run(statement, plan, transaction).await;
     }
     plan.check_beside()?;

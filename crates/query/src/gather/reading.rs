@@ -37,6 +37,11 @@ impl Reading {
         })
     }
 
+    /// Whether it has to run in the transaction itself, where the rows can travel to it.
+    pub fn runs_inside(&self, statement: &Statement<'_>) -> bool {
+        statement.schema_is_own || self.home_function.is_some()
+    }
+
     /// How many rows each relation has, roughly, as far as they are sharded.
     pub async fn rows(&self, transaction: &Transaction, engine: &Engine) -> Result<Vec<f64>, ServerError> {
         staged::sizes::total_rows(&self.resolutions, transaction, engine).await

@@ -272,8 +272,7 @@ pub(crate) async fn select(
 ) -> Result<Rows<'static>, ServerError> {
     let locking = Locking::read(statement)?;
     judge(statement, transaction).await?;
-    let isolation = transaction.mode().isolation;
-    let follows = !isolation.is_some_and(|level| level.is_one_snapshot());
+    let follows = !transaction.shows_one_snapshot();
     for _ in 0..MOST_TRIES {
         let mut attempt = Attempt {
             statement,
@@ -547,12 +546,11 @@ impl Attempt<'_> {
         identity: &str,
         transaction: &mut Transaction,
     ) -> Result<(), ServerError> {
-        let isolation = transaction.mode().isolation;
         let parts: Vec<&str> = identity.split('/').collect();
         let (Some(place), [_, table, first, _]) = (self.relations[relation].places.get(&shard), &parts[..]) else {
             return Ok(());
         };
-        if isolation.is_some_and(|level| level.is_one_snapshot()) {
+        if transaction.shows_one_snapshot() {
             return Ok(());
         }
         let lock = &self.locking.locks[relation];

@@ -364,8 +364,7 @@ async fn lock_in_order<'t>(
     statement: &Statement<'_>,
     transaction: &'t mut Transaction,
 ) -> Result<Rows<'t>, ServerError> {
-    let isolation = transaction.mode().isolation;
-    let follows = !isolation.is_some_and(|level| level.is_one_snapshot());
+    let follows = !transaction.shows_one_snapshot();
     let (places, fragments) = (plan.places.clone(), plan.fragments.clone());
     let locked = Locked::new(plan, places, statement, follows);
     locked.check_rights(transaction).await?;
