@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 
 /// Between two heartbeats while nothing happens.
 const QUIET_INTERVAL: Duration = Duration::from_millis(100);
@@ -232,10 +233,11 @@ impl Heart {
             snapshot => snapshot.epoch.0 as i64,
         };
         let sql = "SELECT pgherd.heartbeat($1, $2, $3, $4)";
-        let reply = self
-            .client
-            .query_one(sql, &[&inner.incarnation, &lease_ms, &known, &drained])
-            .await;
+        // In one round, since it is said so often.
+        let types = [Type::TEXT, Type::INT4, Type::INT8, Type::INT8_ARRAY];
+        let values: [&(dyn ToSql + Sync); 4] = [&inner.incarnation, &lease_ms, &known, &drained];
+        let parameters: Vec<_> = values.into_iter().zip(types).collect();
+        let reply = self.client.query_typed_one(sql, &parameters).await;
         let text: String = match reply {
             Ok(row) => row.get(0),
             Err(e) => {

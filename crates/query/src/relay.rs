@@ -170,6 +170,15 @@ pub(crate) async fn sync(backend: &mut Backend) -> Result<(), ServerError> {
 
 /// Sends Execute for all portals, each shard's in order: all shards start at once.
 pub(crate) async fn execute_all(fragments: &[Fragment], transaction: &mut Transaction) -> Result<(), ServerError> {
+    execute(fragments, transaction, false).await
+}
+
+/// The same; where `ends`, nothing else is to come on these shards, and nothing was or will be written: the transaction ends there with it.
+pub(crate) async fn execute(
+    fragments: &[Fragment],
+    transaction: &mut Transaction,
+    ends: bool,
+) -> Result<(), ServerError> {
     let mut shards: Vec<_> = fragments.iter().map(|f| f.shard).collect();
     shards.sort();
     shards.dedup();
@@ -178,7 +187,12 @@ pub(crate) async fn execute_all(fragments: &[Fragment], transaction: &mut Transa
         for fragment in fragments.iter().filter(|f| f.shard == shard) {
             queue_execute(backend, &fragment.portal)?;
         }
-        sync(backend).await?;
+        frontend::sync(backend.outbox());
+        backend.expect_ready();
+        if ends {
+            transaction.end_behind_statement(shard)?;
+        }
+        transaction.participant(shard).await?.flush().await?;
     }
     Ok(())
 }

@@ -30,6 +30,8 @@ pub struct Statement<'a> {
     pub settings_sql: &'a str,
     /// its transaction is its own: nothing was read before it, and nothing comes behind it
     pub alone: bool,
+    /// its transaction was begun for it, and ends with it
+    pub ends: bool,
     /// its relations are all known to the catalog and its functions are PostgreSQL's own, so that a new epoch tells when one of
     /// them changes
     pub told_by_epoch: bool,

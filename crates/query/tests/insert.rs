@@ -67,6 +67,7 @@ async fn ours(f: &Fixture, sql: &str) -> Result<(u64, Vec<String>), ServerError>
             types_elsewhere: &Default::default(),
             settings_sql: "",
             alone: false,
+            ends: false,
             told_by_epoch: false,
             schema_is_own: false,
         };

@@ -21,7 +21,13 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
     let coordinator = transaction.coordinator.clone();
     let who = transaction.who().clone();
     let read_only = transaction.cannot_have_written();
-    let mut participants = std::mem::take(&mut transaction.participants);
+    let (mut ended, mut participants): (Vec<_>, Vec<_>) = std::mem::take(&mut transaction.participants)
+        .into_iter()
+        .partition(|p| p.has_ended);
+    let replies = join_all(ended.iter_mut().map(Participant::ended)).await;
+    if let Err(e) = replies.into_iter().collect::<Result<(), Error>>() {
+        return Err(abandon(participants, e).await);
+    }
     participants.iter_mut().for_each(Participant::open_for_commit);
     if participants.len() > 1
         && !read_only
@@ -32,7 +38,13 @@ pub(crate) async fn commit(mut transaction: Transaction) -> Result<Committed, Er
     let alone = participants.len() == 1;
     let (mut writers, readers): (Vec<_>, Vec<_>) = participants.into_iter().partition(|p| p.wrote || alone);
     let committed = match writers.len() {
-        0 | 1 => plain(writers.pop(), readers).await?,
+        0 | 1 => {
+            let mut committed = plain(writers.pop(), readers).await?;
+            for participant in &mut ended {
+                committed.notices.extend(participant.backend.take_notices());
+            }
+            committed
+        }
         _ => {
             // Until something is prepared, a circle of waits can be broken; afterwards nothing is ever cancelled.
             transaction.begin_statement();

@@ -1,38 +1,43 @@
 //! The gate between commits and cuts.
 //!
 //! While many transactions commit, there is always one that is visible on one shard and not yet on another, and a cut may
-//! not be found for long. So every commit in two phases holds the gate's shared side from before its PREPARE to its last
-//! COMMIT PREPARED, and a cut that does not come takes the exclusive side for the moment of its snapshots.
+//! not be found for long. So a cut that does not come, or would not, holds off commits for the moment of its snapshots.
 //!
-//! The gate has two parts. The commits of this gateway are held off by a lock in memory. Those of other gateways by the
-//! lock of a table that clients have no right to, which `write_marker` takes and a prepared transaction keeps.
+//! The gate has two parts. The commits of this gateway are held off in memory ([`LocalGate`](crate::local_gate::LocalGate)), from
+//! before the first of their COMMIT PREPAREDs to the last; cuts share it, and it costs so little that a cut takes it in its first try if it
+//! would have to wait for a commit. Those of other gateways are held off by the lock of a table that clients have no right to, which
+//! `write_marker` takes and a prepared transaction keeps: from PREPARE on, and exclusively.
 //! Locks are waited for only briefly, and the gate fails open: what it gives is speed, and the markers give correctness.
 
 use crate::Coordinator;
+use crate::local_gate::{Group, Pass};
 use futures::future::join_all;
 use pgherd_model::ShardId;
 use pgherd_shards::Backend;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use tokio::sync::RwLockWriteGuard;
 
 /// How long this gateway's commits are waited for.
 const LOCAL_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long a shard's commits are waited for. Two commits' PREPAREs and a gate can wait in a circle: this ends it.
 const LOCK: &str = "BEGIN; SET LOCAL lock_timeout = '100ms'; LOCK TABLE pgherd.commit_gate IN EXCLUSIVE MODE";
 
+/// For how long commits are held off at most: what they are held off for may wait for a row or a table of a transaction that waits
+/// for the gate.
+const HOLD: Duration = Duration::from_millis(50);
+
 /// Commits are held off while this lives, as far as that was to be had.
-pub(crate) struct Gate<'a> {
-    _local: Option<RwLockWriteGuard<'a, ()>>,
+pub(crate) struct Gate {
+    _local: Pass,
     locked: Vec<Backend>,
 }
 
-impl<'a> Gate<'a> {
+impl Gate {
     /// Holds off this gateway's commits, and with `others` those of all gateways on these shards.
-    pub(crate) async fn close(coordinator: &'a Coordinator, shards: &BTreeSet<ShardId>, others: bool) -> Self {
-        let local = tokio::time::timeout(LOCAL_TIMEOUT, coordinator.gate.write()).await;
+    pub(crate) async fn close(coordinator: &Coordinator, shards: &BTreeSet<ShardId>, others: bool) -> Self {
+        let mask = shards.iter().copied().collect();
         let mut this = Self {
-            _local: local.ok(),
+            _local: coordinator.gate.enter(Group::Cut, mask, Some(LOCAL_TIMEOUT)).await,
             locked: Vec::new(),
         };
         if others {
@@ -51,8 +56,20 @@ impl<'a> Gate<'a> {
         this
     }
 
+    /// Does the work, and holds commits off while it is done, or begins.
+    pub(crate) async fn hold_for<T>(gate: Option<Self>, work: impl Future<Output = T>) -> T {
+        let Some(gate) = gate else { return work.await };
+        let mut work = std::pin::pin!(work);
+        let done = tokio::time::timeout(HOLD, &mut work).await;
+        gate.open().await;
+        match done {
+            Ok(done) => done,
+            Err(_) => work.await,
+        }
+    }
+
     /// Lets commits go on.
-    pub(crate) async fn open(mut self) {
+    async fn open(mut self) {
         let released = join_all(self.locked.iter_mut().map(|backend| backend.simple("ROLLBACK")));
         for released in released.await {
             if let Err(e) = released {

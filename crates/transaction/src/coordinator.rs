@@ -2,6 +2,7 @@
 
 use crate::control::{self, Control, Point};
 use crate::gid::{self, Gid, SequenceId};
+use crate::local_gate::LocalGate;
 use crate::resolver::Listed;
 use crate::sequence::Sequence;
 use crate::shard_state::ShardState;
@@ -59,8 +60,8 @@ pub struct Coordinator {
     pub(crate) states: Vec<ShardState>,
     /// by sequence: all numbers up to this are settled, as other gateways have told
     pub(crate) watermarks: RwLock<Watermarks>,
-    /// shared while COMMIT PREPAREDs of one commit are on their way, exclusive while a cut that would not come takes its snapshots
-    pub(crate) gate: tokio::sync::RwLock<()>,
+    /// keeps this gateway's commits and cuts apart
+    pub(crate) gate: Arc<LocalGate>,
     /// what transactions at REPEATABLE READ show
     pub(crate) cuts: Arc<Cuts>,
     /// wakes the background task before its time
@@ -95,7 +96,7 @@ impl Coordinator {
             sequence,
             states,
             watermarks: RwLock::default(),
-            gate: tokio::sync::RwLock::new(()),
+            gate: Arc::default(),
             cuts: Cuts::new(),
             wake: Notify::new(),
             control: RwLock::new(control::from_environment()),

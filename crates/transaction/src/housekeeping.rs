@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio_postgres::types::{ToSql, Type};
 
 /// How often.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -212,9 +213,9 @@ async fn delete_markers(state: &ShardState, sequence: &str, mut above: i64, thro
         "SELECT number FROM pgherd.dtx WHERE sequence = $1 AND number > $2 AND number <= $3 ORDER BY number LIMIT 1";
     let delete = "DELETE FROM pgherd.dtx WHERE sequence = $1 AND number > $2 AND number <= $3";
     while above < through {
-        let found = state
-            .within(client.query_opt(first, &[&sequence, &above, &through]))
-            .await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&sequence, Type::TEXT), (&above, Type::INT8), (&through, Type::INT8)];
+        let found = state.within(client.query_typed_opt(first, &parameters)).await?;
         let Some(first) = found.map(|row| row.get::<_, i64>(0)) else {
             break;
         };

@@ -20,6 +20,7 @@ mod error;
 pub mod gid;
 mod housekeeping;
 mod in_doubt;
+mod local_gate;
 mod participant;
 mod phases;
 pub mod prepared;

@@ -30,6 +30,8 @@ pub(crate) struct Participant {
     pub is_closed: bool,
     /// what is to be run when its snapshot is decided, each behind this many savepoints
     pub with_snapshot: Vec<Replay>,
+    /// COMMIT went behind its only statement, which wrote nothing
+    pub has_ended: bool,
     /// when its owner last asked for it
     pub used_at: Instant,
     queued: usize,
@@ -47,6 +49,7 @@ impl Participant {
             standing: Standing::Fixed,
             is_closed: false,
             with_snapshot: Vec::new(),
+            has_ended: false,
             used_at: Instant::now(),
             queued: 1,
         };
@@ -128,6 +131,21 @@ impl Participant {
     pub(crate) async fn run(&mut self, sql: &str) -> Result<Vec<SimpleResult>, Error> {
         self.queued = 0;
         Ok(self.backend.simple(sql).await?)
+    }
+
+    /// Queues the COMMIT of a statement that has just been queued.
+    pub(crate) fn end_behind_statement(&mut self) -> Result<(), Error> {
+        self.has_ended = true;
+        Ok(self.backend.queue_query("COMMIT")?)
+    }
+
+    /// Reads the replies up to that COMMIT's.
+    pub(crate) async fn ended(&mut self) -> Result<(), Error> {
+        self.backend.drain().await?;
+        match self.backend.status() {
+            TransactionStatus::Idle => Ok(()),
+            _ => Err(Error::ParticipantLost { shard: self.shard() }),
+        }
     }
 
     /// Reads all replies that nobody has read; a statement that still runs is cancelled first.

@@ -7,6 +7,7 @@
 use crate::commit_gate::Gate;
 use crate::cut::{self, Seen, stale};
 use crate::gid::Gid;
+use crate::local_gate::Group;
 use crate::transaction::Transaction;
 use crate::{Coordinator, Error, housekeeping, resolver};
 use bytes::{Bytes, BytesMut};
@@ -139,9 +140,10 @@ impl Transaction {
                 let snapshots: Vec<_> = seen.iter().map(|(s, seen)| (*s, seen)).collect();
                 stale(&snapshots, &self.seen_gids)
             };
-            let gate = match step {
-                0 if tries > 0 => Some(Gate::close(&coordinator, &all, tries > EAGER_TRIES + 1).await),
-                _ => None,
+            let is_due = step == 0 && (tries > 0 || coordinator.has_commits(&all));
+            let gate = match is_due {
+                true => Some(Gate::close(&coordinator, &all, tries > EAGER_TRIES + 1).await),
+                false => None,
             };
             if refresh.len() == all.len() {
                 (known, known_since) = self.settled_by_now(&coordinator).await?;
@@ -149,10 +151,8 @@ impl Transaction {
             if tries > 0 && !refresh.is_empty() {
                 metrics::counter!("pgherd_cut_retries_total").increment(1);
             }
-            seen.extend(self.bind(by_shard, &refresh, Some(&known)).await?);
-            if let Some(gate) = gate {
-                gate.open().await;
-            }
+            let bound = self.bind(by_shard, &refresh, Some(&known));
+            seen.extend(Gate::hold_for(gate, bound).await?);
             if known_since.elapsed() > cut::TIME_LIMIT {
                 // Markers that these lists lack may have been deleted since: they prove nothing.
                 (begun, late) = (Instant::now(), late + 1);
@@ -212,6 +212,11 @@ impl Transaction {
 }
 
 impl Coordinator {
+    /// Whether a commit of this gateway is becoming visible on several of these shards: snapshots taken now would show the half of it.
+    pub(crate) fn has_commits(&self, shards: &BTreeSet<ShardId>) -> bool {
+        self.gate.is_contended(Group::Cut, shards.iter().copied().collect())
+    }
+
     /// What this gateway knows to be settled by now, from itself and from others.
     pub(crate) async fn known(&self) -> Result<Known, Error> {
         let too_old = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() > cut::KNOWLEDGE_LIMIT);

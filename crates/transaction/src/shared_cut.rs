@@ -206,21 +206,20 @@ impl Coordinator {
             } else {
                 stale_of(&seen)
             };
-            let gate = match step {
-                0 if tries > 0 => Some(Gate::close(self, &all, tries > EAGER_TRIES + 1).await),
-                _ => None,
+            let is_due = step == 0 && (tries > 0 || self.has_commits(&all));
+            let gate = match is_due {
+                true => Some(Gate::close(self, &all, tries > EAGER_TRIES + 1).await),
+                false => None,
             };
-            if refresh.len() == all.len() && tries > 0 {
+            if refresh.len() == all.len() && (tries > 0 || is_due) {
                 (known, known_since) = (self.known().await?, Instant::now());
             }
             if tries > 0 && !refresh.is_empty() {
                 metrics::counter!("pgherd_cut_retries_total").increment(1);
             }
             let taken = holders.values_mut().filter(|h| refresh.contains(&h.shard));
-            let taken = join_all(taken.map(async |h| (h.shard, h.take(&known).await))).await;
-            if let Some(gate) = gate {
-                gate.open().await;
-            }
+            let taken = join_all(taken.map(async |h| (h.shard, h.take(&known).await)));
+            let taken = Gate::hold_for(gate, taken).await;
             for (shard, outcome) in taken {
                 match outcome {
                     Ok(gids) => drop(seen.insert(shard, Seen::of_one(gids))),

@@ -616,9 +616,18 @@ impl Transaction {
     /// wherever a session has that limit, it is lifted for the rest of the transaction.
     pub fn lift_statement_timeout(&mut self) {
         if self.participants.len() > 1 {
-            for participant in &mut self.participants {
+            for participant in self.participants.iter_mut().filter(|p| !p.has_ended) {
                 participant.queue("SET LOCAL statement_timeout = 0");
             }
+        }
+    }
+
+    /// The statement that has just been queued on that shard is the transaction's last one there and cannot write anything anywhere: its
+    /// COMMIT travels with it. Not where locks are held to the end for what other shards show.
+    pub fn end_behind_statement(&mut self, shard: ShardId) -> Result<(), Error> {
+        match self.position(shard) {
+            Some(at) if !self.is_strict() && !self.has_savepoints() => self.participants[at].end_behind_statement(),
+            _ => Ok(()),
         }
     }
 

@@ -6,6 +6,7 @@
 use crate::commit::{abandon, rolled_back};
 use crate::control::Point;
 use crate::gid::{self, Gid};
+use crate::local_gate::{Group, Pass};
 use crate::participant::{Participant, roll_back};
 use crate::phases::{Answer, Refusal, commit_last, fence_lost, finish, prepare};
 use crate::resolver;
@@ -57,13 +58,11 @@ pub(crate) async fn two_phases(
         notices: Vec::new(),
         handed_over: Vec::new(),
         in_flight,
+        visible: None,
         coordinator,
     };
-    // A cut that does not come while transactions commit keeps new ones out for the moment in which it is taken.
-    let gate_keeper = run.coordinator.clone();
-    let passage = gate_keeper.gate.read().await;
     let result = run.drive(&ids).await;
-    drop((permits, passage));
+    drop(permits);
     let outcome = match &result {
         Ok(c) if c.tag == "COMMIT" => "commit",
         Err(Error::OutcomeUnknown { .. }) => "unknown",
@@ -122,6 +121,8 @@ struct Run {
     lost: Option<ShardId>,
     notices: Vec<ServerError>,
     handed_over: Vec<ShardId>,
+    /// held while it becomes visible on one shard after the other
+    visible: Option<Pass>,
 }
 
 impl Run {
@@ -138,6 +139,10 @@ impl Run {
             for action in commit.step(event) {
                 match action {
                     Action::Acknowledge(o) => outcome = Some(o),
+                    Action::CommitPrepared(_) | Action::CommitLast(_) => {
+                        self.keep_cuts_away(writers).await;
+                        self.act(action)?;
+                    }
                     other => self.act(other)?,
                 }
             }
@@ -148,6 +153,14 @@ impl Run {
         }
         let outcome = outcome.ok_or_else(|| Error::Internal(format!("commit {} came to no end", self.name)))?;
         self.end(outcome)
+    }
+
+    /// A cut that is being taken is waited for, and the next ones wait.
+    async fn keep_cuts_away(&mut self, shards: &[ShardId]) {
+        if self.visible.is_none() {
+            let shards = shards.iter().copied().collect();
+            self.visible = Some(self.coordinator.gate.enter(Group::Commit, shards, None).await);
+        }
     }
 
     fn take(&mut self, answer: Answer) -> Option<Event> {

@@ -35,8 +35,6 @@ const EAGER_TRIES: u32 = 3;
 /// How often, and for how long, a commit that came while the statement ran makes it run again.
 const STRICT_TRIES: u32 = 20;
 const STRICT_TIME: Duration = Duration::from_secs(5);
-/// For how long commits are held off, for the statement to take its snapshots.
-const HOLD: Duration = Duration::from_millis(50);
 
 /// The search for a cut that a writing statement sees, and for the shards on which it has to run again.
 pub struct WriteCut {
@@ -167,13 +165,7 @@ impl WriteCut {
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         let Some(all) = self.gate else { return work.await };
         let gate = Gate::close(&self.coordinator, &self.shards, all).await;
-        let mut work = std::pin::pin!(work);
-        let done = tokio::time::timeout(HOLD, &mut work).await;
-        gate.open().await;
-        match done {
-            Ok(done) => done,
-            Err(_) => work.await,
-        }
+        Gate::hold_for(Some(gate), work).await
     }
 
     /// What [`ASK`] gave on a shard. A statement that PostgreSQL has seen to need no rows there has no list, and nothing

@@ -1,4 +1,4 @@
-//! What a commit costs, counted and not timed: messages, rounds and flushes of the log.
+//! What a commit costs, and a read of several shards, counted and not timed: messages, rounds and flushes of the log.
 //!
 //! A round is what a gateway sends to a shard before it waits for the answer. PostgreSQL flushes its log once for each COMMIT of
 //! a transaction that wrote, each PREPARE and each COMMIT PREPARED (with `synchronous_commit` on), so these records are counted.
@@ -9,6 +9,9 @@ mod bed;
 
 use bed::wire::{Message, Wire};
 use bed::{Bed, begin, run};
+use pgherd_model::ShardId;
+use pgherd_transaction::Fragment;
+use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
 
 const TRIES: usize = 20;
@@ -175,4 +178,44 @@ async fn two_shards_cost_two_rounds_and_four_flushes() {
         cheapest,
         "each try had more flushes, or sent more to the shards, than the protocol needs"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_ends_with_its_statement_costs_two_rounds() {
+    let (_bed, wire, gateway) = two_shards().await;
+    let shards = [ShardId(1), ShardId(2)];
+    let fragments = shards.map(|shard| Fragment {
+        shard,
+        portal: "f0".into(),
+        sql: "SELECT balance FROM account".into(),
+        parameter_types: Vec::new(),
+        parameters: Vec::new(),
+        result_formats: Vec::new(),
+        fences: Vec::new(),
+    });
+    let mut heard = BTreeMap::new();
+    // The first time, the statement that lists markers is parsed.
+    for _ in 0..2 {
+        let mut transaction = begin(&gateway);
+        wire.heard();
+        transaction.open_cut(&fragments).await.expect("cut");
+        for shard in shards {
+            let backend = transaction.participant(shard).await.expect("participant");
+            frontend::execute("f0", 0, backend.outbox()).expect("execute");
+            frontend::sync(backend.outbox());
+            backend.expect_ready();
+            transaction.end_behind_statement(shard).expect("queued");
+            let backend = transaction.participant(shard).await.expect("participant");
+            backend.flush().await.expect("flush");
+        }
+        assert_eq!(transaction.commit().await.expect("commit").tag, "COMMIT");
+        heard = rounds(&wire.heard());
+    }
+    for shard in [1, 2] {
+        let [bind, execute] = &heard[&shard][..] else {
+            panic!("more rounds than two: {heard:?}");
+        };
+        assert_eq!(bind[0], "BEGIN");
+        assert_eq!(execute[..], ["E", "S", "COMMIT"]);
+    }
 }

@@ -83,6 +83,7 @@ impl Surroundings {
             snapshot,
             settings_sql: &self.settings_sql,
             alone: false,
+            ends: false,
             told_by_epoch: false,
             schema_is_own: false,
         })

@@ -49,6 +49,7 @@ impl Session {
         let statement = pgherd_query::Statement {
             result_formats: unit.mode.formats(),
             alone: (made || self.explains_alone) && only_reads,
+            ends: made && only_reads,
             schema_is_own: self.block.open().is_some_and(|open| open.has_changed_schema),
             told_by_epoch: only_reads && self.is_told_by_epoch(unit, &entered.analysis),
             ..statement

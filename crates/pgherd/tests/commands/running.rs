@@ -117,6 +117,17 @@ impl Drop for Running {
     }
 }
 
+/// A process that another test forked while the program was copied has it open for writing until it executes its own: till then nobody
+/// can run it.
+fn wait_until_nobody_writes(program: &Path) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = command(program).arg("--version").output() {
+        let goes_away = error.kind() == std::io::ErrorKind::ExecutableFileBusy && Instant::now() < until;
+        assert!(goes_away, "{} cannot be run: {error}", program.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A folder that is removed afterwards, and that root's servers can enter.
 pub struct Place(tempfile::TempDir);
 
@@ -141,6 +152,7 @@ impl Place {
         if !program.exists() {
             std::fs::copy(env!("CARGO_BIN_EXE_pgherd"), &program).expect("copy");
             std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+            wait_until_nobody_writes(&program);
         }
         let user = User::from_name("postgres")
             .expect("user database")

@@ -165,7 +165,7 @@ pub(crate) async fn run<'t>(
         }
     }
     transaction.open_cut(&plan.fragments).await?;
-    relay::execute_all(&plan.fragments, transaction).await?;
+    relay::execute(&plan.fragments, transaction, super::ends_with(statement, &plan.tables)).await?;
     match stream(&plan, engine).await {
         Ok(((stream, computed), feeds)) => {
             let ahead = ReadAhead::new(plan.fragments.len());

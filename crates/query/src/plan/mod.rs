@@ -349,7 +349,7 @@ pub(crate) async fn run<'t>(
         return lock_in_order(plan, statement, transaction).await.map(Ok);
     }
     transaction.open_cut(&plan.fragments).await?;
-    relay::execute_all(&plan.fragments, transaction).await?;
+    relay::execute(&plan.fragments, transaction, ends_with(statement, [&plan.table])).await?;
     if !plan.shape.group_keys.is_empty() {
         return grouped(plan, transaction, engine).await.map(Ok);
     }
@@ -357,6 +357,13 @@ pub(crate) async fn run<'t>(
         return single_group(plan, transaction).await.map(Ok);
     }
     Ok(Ok(Rows::merge(Merge::new(&plan.shape, plan.fragments), transaction)))
+}
+
+/// Whether the shards' transactions end with what the plan asks them: nothing comes behind it, and it writes nothing, since what a plan
+/// sends has no effects but those of a table's policies.
+fn ends_with<'a>(statement: &Statement<'_>, tables: impl IntoIterator<Item = &'a Arc<Table>>) -> bool {
+    let has_policies = |table: &Arc<Table>| table.sharded().is_none_or(|sharded| !sharded.direct);
+    statement.ends && !tables.into_iter().any(has_policies)
 }
 
 async fn lock_in_order<'t>(

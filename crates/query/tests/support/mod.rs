@@ -340,6 +340,7 @@ impl Fixture {
             types_elsewhere: &types_elsewhere,
             settings_sql: "",
             alone: false,
+            ends: false,
             told_by_epoch: false,
             schema_is_own: false,
         };
@@ -398,6 +399,7 @@ impl Fixture {
             types_elsewhere: &Default::default(),
             settings_sql: "",
             alone: false,
+            ends: false,
             told_by_epoch: false,
             schema_is_own: false,
         };

@@ -4,6 +4,7 @@ use super::decide::Record;
 use super::recovery::{Ending, resolve};
 use super::{Step, busy, not_allowed, pass, record, unknown_name};
 use crate::gid::Gid;
+use crate::local_gate::Group;
 use crate::recovery::Observation;
 use crate::{Coordinator, Error, resolver};
 use std::sync::Arc;
@@ -58,8 +59,11 @@ async fn end_by_name(coordinator: &Coordinator, name: &str, role: &str, end: End
         });
     }
     pass(coordinator, Step::Decided)?;
-    // As a commit in two phases: a cut that does not come keeps it out for a moment.
-    let passage = coordinator.gate.read().await;
+    // As a commit in two phases: a cut that is being taken keeps it out for a moment.
+    let passage = coordinator
+        .gate
+        .enter(Group::Commit, gid.participants.iter().copied().collect(), None);
+    let passage = passage.await;
     let ending = resolve(coordinator, &gid, false, Some((decided, marked))).await?;
     drop(passage);
     if let Ending::Stuck(shards) = ending {
