@@ -35,6 +35,8 @@ struct Told {
     news: VecDeque<(Instant, SequenceId, i64)>,
     /// up to this number of this sequence no markers are left
     deleted: Option<(SequenceId, i64)>,
+    /// sequences of dead gateways of which no markers are left
+    emptied: BTreeSet<String>,
 }
 
 /// Runs until the coordinator is gone.
@@ -75,7 +77,7 @@ async fn tick(coordinator: &Coordinator, round: u64, told: &mut Told, watch: &mu
         tracing::debug!("cannot delete old markers: {e}");
     }
     if round % SLOW_EVERY == 1 {
-        if let Err(e) = close_dead_sequences(coordinator).await {
+        if let Err(e) = close_dead_sequences(coordinator, told).await {
             tracing::debug!("cannot clear up after dead gateways: {e}");
         }
         if let Err(e) = look_at_schema(coordinator).await {
@@ -242,7 +244,7 @@ struct SequenceRow {
 
 /// Sequences of dead gateways: first no shard takes their markers any more; when nothing of theirs is left in between, all
 /// their numbers are settled; then the markers go, and much later the sequences themselves.
-async fn close_dead_sequences(coordinator: &Coordinator) -> Result<(), Error> {
+async fn close_dead_sequences(coordinator: &Coordinator, told: &mut Told) -> Result<(), Error> {
     let rows = join_all(coordinator.states.iter().map(read_sequences)).await;
     let rows: Vec<BTreeMap<String, SequenceRow>> = rows.into_iter().collect::<Result<_, Error>>()?;
     // After the sequences were read: one that was just registered has a live gateway.
@@ -252,6 +254,7 @@ async fn close_dead_sequences(coordinator: &Coordinator) -> Result<(), Error> {
     let own = coordinator.sequence.id();
     let names: BTreeSet<&String> = rows.iter().flat_map(|r| r.keys()).collect();
     forget_clients(coordinator, &names, &rows, &live).await?;
+    told.emptied.retain(|name| names.contains(name));
     for name in names {
         if SequenceId::text_is_of_client(name) {
             continue;
@@ -272,12 +275,17 @@ async fn close_dead_sequences(coordinator: &Coordinator) -> Result<(), Error> {
         } else if !all(|r| r.all_settled) {
             settle_if_empty(coordinator, name).await?;
         } else if all(|r| r.is_old) {
-            let deletes = coordinator
-                .states
-                .iter()
-                .map(|s| delete_markers(s, name, -1, ALL_SETTLED));
-            join_all(deletes).await.into_iter().collect::<Result<(), Error>>()?;
-            if all(|r| r.is_ancient) {
+            let is_ancient = all(|r| r.is_ancient);
+            // Once, and once more at the end: a standby that took over may have lost that they were deleted.
+            if is_ancient || !told.emptied.contains(name) {
+                let deletes = coordinator
+                    .states
+                    .iter()
+                    .map(|s| delete_markers(s, name, -1, ALL_SETTLED));
+                join_all(deletes).await.into_iter().collect::<Result<(), Error>>()?;
+                told.emptied.insert(name.clone());
+            }
+            if is_ancient {
                 on_all(coordinator, "DELETE FROM pgherd.dtx_sequence WHERE sequence = $1", name).await?;
             }
         }
