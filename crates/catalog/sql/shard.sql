@@ -393,6 +393,52 @@ CREATE OR REPLACE FUNCTION pgherd.pg_terminate_backend(done boolean, pid integer
 $$ SELECT done $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_cancel_backend(done boolean, pid integer) RETURNS boolean LANGUAGE sql VOLATILE AS
 $$ SELECT done $$;
+-- The same for process ids that are computed. sessions: of each process id that means a session {"pid": …, "refused": why it may not be
+-- signalled, "own": …}. The gateway acts on the message, and hands it on to nobody; INFO is sent whatever client_min_messages says.
+-- A session that signals itself waits for it here.
+CREATE OR REPLACE FUNCTION pgherd.signal_session(session jsonb, why text) RETURNS boolean LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF session ->> 'refused' IS NOT NULL THEN
+        RAISE insufficient_privilege USING MESSAGE = session ->> 'refused';
+    END IF;
+    RAISE INFO USING ERRCODE = 'PH002', MESSAGE = why || ' ' || (session ->> 'pid');
+    IF session -> 'own' THEN
+        PERFORM pg_sleep(10);
+    END IF;
+    RETURN true;
+END $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_terminate_backend(sessions jsonb, pid integer, timeout bigint DEFAULT 0) RETURNS boolean
+LANGUAGE sql VOLATILE AS
+$$ SELECT CASE WHEN sessions OPERATOR(pg_catalog.?) pid::pg_catalog.text
+               THEN pgherd.signal_session(sessions OPERATOR(pg_catalog.->) pid::pg_catalog.text, 'terminate')
+               ELSE pg_catalog.pg_terminate_backend(pid, timeout) END $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_cancel_backend(sessions jsonb, pid integer) RETURNS boolean LANGUAGE sql VOLATILE AS
+$$ SELECT CASE WHEN sessions OPERATOR(pg_catalog.?) pid::pg_catalog.text
+               THEN pgherd.signal_session(sessions OPERATOR(pg_catalog.->) pid::pg_catalog.text, 'cancel')
+               ELSE pg_catalog.pg_cancel_backend(pid) END $$;
+-- pg_stat_activity with the gateway's sessions in place of the processes that its pools use, and without the cluster's service connections,
+-- if their role is given. Times are in seconds. What a session waits for is told by the process that runs its statement here, if there is one.
+CREATE OR REPLACE FUNCTION pgherd.pg_stat_activity(sessions jsonb, pooled jsonb, service name) RETURNS SETOF pg_catalog.pg_stat_activity
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.* FROM pg_catalog.pg_stat_activity a
+    WHERE NOT pooled @> to_jsonb(a.pid) AND NOT coalesce(a.usename = service AND a.application_name = 'pgherd service', false)
+    UNION ALL
+    SELECT shown.* FROM jsonb_array_elements(sessions) AS s
+    LEFT JOIN pg_catalog.pg_database d ON d.datname = s ->> 'datname'
+    LEFT JOIN pg_catalog.pg_roles r ON r.rolname = s ->> 'usename'
+    LEFT JOIN pg_catalog.pg_stat_activity h ON h.pid = (s ->> 'at')::integer,
+    LATERAL jsonb_populate_record(NULL::pg_catalog.pg_stat_activity, jsonb_build_object('datid', d.oid, 'datname', s ->> 'datname', 'pid', s -> 'pid',
+        'usesysid', r.oid, 'usename', s ->> 'usename', 'application_name', s ->> 'application_name') ||
+        CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR pg_has_role(r.oid, 'USAGE') THEN
+            jsonb_build_object('client_addr', s ->> 'client_addr', 'client_port', s -> 'client_port', 'state', s ->> 'state', 'query', s ->> 'query',
+                'backend_start', to_timestamp((s ->> 'backend_start')::float8), 'xact_start', to_timestamp((s ->> 'xact_start')::float8),
+                'query_start', to_timestamp((s ->> 'query_start')::float8), 'state_change', to_timestamp((s ->> 'state_change')::float8),
+                'backend_xid', h.backend_xid, 'backend_xmin', h.backend_xmin, 'query_id', h.query_id, 'backend_type', 'client backend') ||
+            CASE WHEN s ->> 'state' <> 'active' THEN '{"wait_event_type": "Client", "wait_event": "ClientRead"}' ELSE
+                jsonb_build_object('wait_event_type', h.wait_event_type, 'wait_event', h.wait_event) END
+        ELSE '{"query": "<insufficient privilege>"}' END) AS shown
+$$;
 CREATE OR REPLACE FUNCTION pgherd.pg_export_snapshot(name text) RETURNS text LANGUAGE sql VOLATILE AS
 $$ SELECT name $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_prepared_statements(statements jsonb) RETURNS SETOF pg_catalog.pg_prepared_statements

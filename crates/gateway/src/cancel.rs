@@ -4,6 +4,7 @@
 use crate::standing::Standing;
 use futures::future::join_all;
 use parking_lot::Mutex;
+use pgherd_model::ShardId;
 use pgherd_shards::{CancelToken, Identity};
 use rand::Rng;
 use serde_json::{Value, json};
@@ -100,6 +101,13 @@ impl CancelSlot {
 
     fn is_running(&self) -> bool {
         !self.running.lock().tokens.is_empty()
+    }
+
+    /// The process of a shard that it runs on now.
+    fn process_of(&self, shard: ShardId) -> Option<i32> {
+        let running = self.running.lock();
+        let token = running.tokens.iter().find(|token| token.shard() == shard)?;
+        Some(token.process_id())
     }
 
     async fn cancel(&self, why: Why) {
@@ -242,6 +250,31 @@ impl CancelRegistry {
             row
         });
         Value::Array(rows.collect())
+    }
+
+    /// All sessions, as rows of `pg_stat_activity`, with their process `at` the home shard.
+    pub(crate) fn activity(&self, asking: i32, home: ShardId) -> Value {
+        let sessions = self.sessions.lock();
+        let rows = sessions.iter().map(|(process_id, entry)| {
+            let is_active = *process_id == asking || entry.slot.is_running();
+            let mut row = entry.standing.activity(is_active);
+            row["pid"] = json!(process_id);
+            row["usename"] = json!(&*entry.role);
+            row["datname"] = json!(&*entry.database);
+            row["at"] = json!(entry.slot.process_of(home));
+            row
+        });
+        Value::Array(rows.collect())
+    }
+
+    /// The sessions by process id, with their roles and with their processes at the home shard, as far as they have one now.
+    pub(crate) fn roles(&self, home: ShardId) -> Vec<(i32, Arc<str>, Option<i32>)> {
+        let sessions = self.sessions.lock();
+        let all = sessions.iter().map(|(process_id, entry)| {
+            let at = entry.slot.process_of(home).or_else(|| entry.standing.home_process());
+            (*process_id, entry.role.clone(), at)
+        });
+        all.collect()
     }
 
     /// How many sessions a database has.

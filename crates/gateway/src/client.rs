@@ -1,6 +1,7 @@
 //! The client's side of a session: messages in, bytes out. One write per batch of replies.
 
 use crate::encoding::{Column, Encoding};
+use crate::signals::Signals;
 use crate::tls::{self, Encrypted, Tls};
 use bytes::{BufMut, Bytes, BytesMut};
 use pgherd_model::{ServerError, SqlState};
@@ -72,6 +73,8 @@ pub(crate) struct Client {
     discarding: Option<Discarded>,
     /// CommandComplete is kept back
     held_tag: Option<Option<String>>,
+    /// messages that are signals to sessions, and not for the client
+    pub(crate) signals: Option<Signals>,
 }
 
 /// How a client with another encoding is spoken to.
@@ -154,6 +157,7 @@ impl Client {
             encoding: None,
             discarding: None,
             held_tag: None,
+            signals: None,
         }
     }
 
@@ -521,6 +525,9 @@ impl Client {
 
     /// NoticeResponse.
     pub(crate) fn put_notice(&mut self, notice: &ServerError) {
+        if self.signals.as_ref().is_some_and(|signals| signals.take(notice)) {
+            return;
+        }
         notice.write_message(b'N', &mut self.out);
     }
 

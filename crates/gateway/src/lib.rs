@@ -21,6 +21,7 @@ mod listener;
 mod metrics;
 mod origins;
 mod session;
+mod signals;
 mod standing;
 mod statements;
 mod template;

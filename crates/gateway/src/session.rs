@@ -417,7 +417,12 @@ impl Session {
     /// ReadyForQuery.
     fn put_ready(&mut self) {
         let status = self.block.status();
-        self.cancel.standing.set_status(status);
+        let standing = &self.cancel.standing;
+        standing.set_status(status);
+        let fingerprint = self.settings.fingerprint();
+        if !standing.knows_name(fingerprint) {
+            standing.set_name(self.settings.application_name(), fingerprint);
+        }
         self.client.put_ready(status);
     }
 

@@ -1,7 +1,9 @@
-//! What `pgherd.sessions` shows of a session: where its client is, what it is at, and what keeps a connection to the home shard for it.
+//! What `pgherd.sessions` and `pg_stat_activity` show of a session: where its client is, what it is at, and what keeps a connection to the home shard for it.
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -51,6 +53,20 @@ impl Keeps {
     }
 }
 
+/// Bytes of a statement that `pg_stat_activity` shows, as PostgreSQL does by default.
+const SHOWN_OF_QUERY: usize = 1023;
+
+/// The last statement, and when things happened.
+struct Doing {
+    query: Option<Arc<str>>,
+    query_start: Option<SystemTime>,
+    xact_start: Option<SystemTime>,
+    state_change: SystemTime,
+    application_name: String,
+    /// of the settings that have this name
+    fingerprint: u64,
+}
+
 /// One session's.
 pub(crate) struct Standing {
     client: Option<SocketAddr>,
@@ -61,6 +77,7 @@ pub(crate) struct Standing {
     keeps: AtomicU8,
     /// the kept connection's process on the home shard
     home_process: AtomicI32,
+    doing: Mutex<Doing>,
 }
 
 impl Standing {
@@ -71,11 +88,47 @@ impl Standing {
             status: AtomicU8::new(b'I'),
             keeps: AtomicU8::new(0),
             home_process: AtomicI32::new(0),
+            doing: Mutex::new(Doing {
+                query: None,
+                query_start: None,
+                xact_start: None,
+                state_change: SystemTime::now(),
+                application_name: String::new(),
+                fingerprint: 0,
+            }),
         }
     }
 
+    /// ReadyForQuery was said, with this letter.
     pub(crate) fn set_status(&self, letter: u8) {
         self.status.store(letter, Ordering::Relaxed);
+        let mut doing = self.doing.lock();
+        doing.state_change = SystemTime::now();
+        if letter == b'I' {
+            doing.xact_start = None;
+        }
+    }
+
+    /// The client has sent a statement.
+    pub(crate) fn begin(&self, query: Arc<str>) {
+        let now = SystemTime::now();
+        let mut doing = self.doing.lock();
+        doing.query = Some(query);
+        doing.query_start = Some(now);
+        doing.state_change = now;
+        doing.xact_start.get_or_insert(now);
+    }
+
+    /// Whether the application's name is that of these settings.
+    pub(crate) fn knows_name(&self, fingerprint: u64) -> bool {
+        self.doing.lock().fingerprint == fingerprint
+    }
+
+    /// The application's name under these settings.
+    pub(crate) fn set_name(&self, name: String, fingerprint: u64) {
+        let mut doing = self.doing.lock();
+        doing.application_name = name;
+        doing.fingerprint = fingerprint;
     }
 
     /// The session keeps its connection for this, too.
@@ -93,27 +146,62 @@ impl Standing {
         self.set_home_process(0);
     }
 
-    /// The columns of `pgherd.sessions` that are in here; the time is in seconds.
-    pub(crate) fn shown(&self, is_active: bool) -> Value {
-        let bits = self.keeps.load(Ordering::Relaxed);
-        let reasons = Keeps::ALL.into_iter().filter(|why| bits & *why as u8 != 0);
+    /// The kept connection's process on the home shard.
+    pub(crate) fn home_process(&self) -> Option<i32> {
         let process = self.home_process.load(Ordering::Relaxed);
-        let state = match (is_active, self.status.load(Ordering::Relaxed)) {
+        (process != 0).then_some(process)
+    }
+
+    /// The columns of `pg_stat_activity` that are in here; times are in seconds.
+    pub(crate) fn activity(&self, is_active: bool) -> Value {
+        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let doing = self.doing.lock();
+        let query = doing.query.as_deref().unwrap_or_default();
+        json!({
+            "client_addr": self.client.map(|client| client.ip().to_canonical().to_string()),
+            "client_port": self.client.map_or(-1, |client| i32::from(client.port())),
+            "backend_start": seconds(self.since),
+            "xact_start": doing.xact_start.map(seconds),
+            "query_start": doing.query_start.map(seconds),
+            "state_change": seconds(doing.state_change),
+            "state": self.state(is_active),
+            "application_name": doing.application_name,
+            "query": shown_text(query),
+        })
+    }
+
+    fn state(&self, is_active: bool) -> &'static str {
+        match (is_active, self.status.load(Ordering::Relaxed)) {
             (true, _) => "active",
             (false, b'T') => "idle in transaction",
             (false, b'E') => "idle in transaction (aborted)",
             (false, _) => "idle",
-        };
+        }
+    }
+
+    /// The columns of `pgherd.sessions` that are in here; the time is in seconds.
+    pub(crate) fn shown(&self, is_active: bool) -> Value {
+        let bits = self.keeps.load(Ordering::Relaxed);
+        let reasons = Keeps::ALL.into_iter().filter(|why| bits & *why as u8 != 0);
         json!({
             "client_addr": self.client.map(|client| client.ip().to_canonical().to_string()),
             "client_port": self.client.map(|client| client.port()),
             "started_at": self.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            "state": state,
+            "state": self.state(is_active),
             "pinned": bits != 0,
             "pinned_by": reasons.map(Keeps::name).collect::<Vec<_>>(),
-            "home_pid": (process != 0).then_some(process),
+            "home_pid": self.home_process(),
         })
     }
+}
+
+/// As much of a statement as is shown.
+pub(crate) fn shown_text(query: &str) -> &str {
+    let mut end = query.len().min(SHOWN_OF_QUERY);
+    while !query.is_char_boundary(end) {
+        end -= 1;
+    }
+    &query[..end]
 }
 
 #[cfg(test)]

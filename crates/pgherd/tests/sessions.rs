@@ -240,3 +240,106 @@ async fn a_setting_that_a_library_takes_is_lost_and_nothing_else() {
     assert_eq!(error.code().map(|code| code.code()), Some("42704"), "{error:?}");
     assert!(gateway.stop().await);
 }
+
+/// The process ids of BackendKeyData and of `pg_stat_activity` are the same, and ending sessions by them ends the clients' sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_shown_and_signalled_by_computed_process_ids() {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+        .await
+        .expect("shards");
+    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let admin = connect(&gateway, "postgres").await;
+    admin
+        .batch_execute("CREATE ROLE weak LOGIN; CREATE TABLE t (k int PRIMARY KEY) PARTITION BY RANGE (k)")
+        .await
+        .expect("set up");
+    admin.batch_execute("CREATE DATABASE other").await.expect("database");
+    let to_other = || async {
+        let mut config = gateway.config();
+        let (client, connection) = config
+            .dbname("other")
+            .application_name("of other")
+            .connect(NoTls)
+            .await
+            .expect("connect");
+        tokio::spawn(connection);
+        client
+    };
+
+    // What is shown.
+    let one = to_other().await;
+    let own = value(&one, "SELECT pg_backend_pid()").await;
+    let shown = "SELECT concat_ws(' ', pid, datname, usename, state, wait_event, query) FROM pg_stat_activity WHERE application_name = 'of other'";
+    assert_eq!(
+        value(&admin, shown).await,
+        format!("{own} other postgres idle ClientRead SELECT pg_backend_pid()")
+    );
+    let itself = "SELECT state || ' ' || query FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    assert_eq!(value(&one, itself).await, format!("active {itself}"));
+    let weak = connect(&gateway, "weak").await;
+    let others =
+        "SELECT concat_ws(' ', usename, state, query) FROM pg_stat_activity WHERE application_name = 'of other'";
+    assert_eq!(value(&weak, others).await, "postgres <insufficient privilege>");
+    let pooled = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state IS NOT NULL";
+    assert_eq!(value(&admin, pooled).await, "3", "nothing but the sessions");
+
+    // Who may not, does nothing.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'other' AND pid <> pg_backend_pid()";
+    let refused = weak.simple_query(end).await.expect_err("not allowed");
+    let refused = refused.as_db_error().expect("an error of the server");
+    assert_eq!(
+        (refused.code().code(), refused.message()),
+        ("42501", "must be a superuser to terminate superuser process")
+    );
+    let forged = "DO $$ BEGIN RAISE INFO USING ERRCODE = 'PH002', MESSAGE = 'terminate ' || {}; END $$";
+    weak.batch_execute(&forged.replace("{}", &own))
+        .await
+        .expect("only said");
+    assert_eq!(value(&one, "SELECT 1").await, "1");
+
+    // What every script does before DROP DATABASE.
+    let two = to_other().await;
+    two.batch_execute("BEGIN").await.expect("begin");
+    assert_eq!(value(&admin, end).await, "2");
+    admin
+        .batch_execute("DROP DATABASE other")
+        .await
+        .expect("nobody is left");
+    for client in [one, two] {
+        let ended = client
+            .simple_query("SELECT 1")
+            .await
+            .expect_err("the session has ended");
+        assert!(client.is_closed() || ended.code().is_some_and(|code| code.code() == "57P01"));
+    }
+
+    // A statement over several shards is cancelled, also by a DO block.
+    for how in [
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%sleep(60)%' AND pid <> pg_backend_pid()",
+        "DO $$ BEGIN PERFORM pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%sleep(60)%' AND pid <> pg_backend_pid(); END $$",
+    ] {
+        let sleeper = connect(&gateway, "postgres").await;
+        let slept = tokio::spawn(async move {
+            let error = sleeper
+                .simple_query("SELECT pg_sleep(60)")
+                .await
+                .expect_err("cancelled");
+            let code = error.code().expect("an error of the server").code().to_owned();
+            (code, value(&sleeper, "SELECT 1").await)
+        });
+        let running =
+            "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND wait_event = 'PgSleep'";
+        while value(&admin, running).await != "1" {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        admin.batch_execute(how).await.expect(how);
+        assert_eq!(slept.await.expect("joined"), ("57014".to_owned(), "1".to_owned()));
+    }
+
+    // Of all sessions the own one is one.
+    let last = admin
+        .simple_query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = (SELECT pg_backend_pid())")
+        .await
+        .expect_err("its own end");
+    assert_eq!(last.code().expect("an error of the server").code(), "57P01");
+}

@@ -4,6 +4,7 @@
 use crate::stream::Stream;
 use crate::{Error, Identity, ShardConfig};
 use bytes::{Buf, Bytes, BytesMut};
+use parking_lot::Mutex;
 use pgherd_model::{ServerError, ShardId, SqlState};
 use postgres_protocol::message::{backend, frontend};
 use std::collections::HashSet;
@@ -60,6 +61,37 @@ impl CancelToken {
     pub fn process_id(&self) -> i32 {
         self.process_id
     }
+
+    /// The shard that it is a process of.
+    pub fn shard(&self) -> ShardId {
+        self.place.id
+    }
+}
+
+/// The process ids of open connections by shard.
+pub(crate) type Processes = Arc<Mutex<HashSet<(ShardId, i32)>>>;
+
+/// A connection's entry among the open ones; it goes with the connection.
+pub(crate) struct Listed {
+    processes: Processes,
+    process: (ShardId, i32),
+}
+
+impl Listed {
+    pub(crate) fn new(processes: &Processes, shard: ShardId, process_id: i32) -> Self {
+        let process = (shard, process_id);
+        processes.lock().insert(process);
+        Self {
+            processes: processes.clone(),
+            process,
+        }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.processes.lock().remove(&self.process);
+    }
 }
 
 /// The connection itself, which outlives its checkouts.
@@ -89,6 +121,8 @@ pub(crate) struct Connection {
     pub(crate) received: u64,
     /// dropped when the next owner checks it out
     pub(crate) until_reused: Option<Box<dyn std::any::Any + Send + Sync>>,
+    /// its entry among all that are open
+    pub(crate) listed: Option<Listed>,
 }
 
 impl Connection {
@@ -110,6 +144,7 @@ impl Connection {
             shard: config.id,
             received: 0,
             until_reused: None,
+            listed: None,
             inbox: BytesMut::with_capacity(READ_SIZE),
             outbox: BytesMut::with_capacity(1024),
             status: TransactionStatus::Idle,

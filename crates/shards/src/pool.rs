@@ -1,6 +1,6 @@
 //! Pools: idle connections per shard, role and database, and a limit on those in use.
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Listed, Processes};
 use crate::tls::{Connector, Tls};
 use crate::{Backend, Error};
 use ahash::AHashMap;
@@ -270,6 +270,7 @@ impl Pool {
 pub struct Shards {
     options: Options,
     pools: RwLock<AHashMap<(ShardId, Identity), Arc<Pool>>>,
+    processes: Processes,
 }
 
 impl Shards {
@@ -279,6 +280,7 @@ impl Shards {
         Arc::new(Self {
             options,
             pools: RwLock::default(),
+            processes: Processes::default(),
         })
     }
 
@@ -398,6 +400,7 @@ impl Shards {
                     .increment(1);
                 let mut connection = connection?;
                 connection.number = pool.opened.fetch_add(1, Ordering::Relaxed);
+                connection.listed = Some(Listed::new(&self.processes, shard, connection.process_id()));
                 let mut backend = Backend::new(connection, pool.clone(), permit);
                 if pool.who.login_defaults != 0 {
                     let defaults = backend.login_defaults().await?;
@@ -425,6 +428,16 @@ impl Shards {
                 pool.idle.lock().clear();
             }
         }
+    }
+
+    /// The processes of a shard that serve the pools' connections, whether these are in use or not.
+    pub fn processes(&self, shard: ShardId) -> Vec<i32> {
+        let processes = self.processes.lock();
+        processes
+            .iter()
+            .filter(|(of, _)| *of == shard)
+            .map(|(_, id)| *id)
+            .collect()
     }
 
     fn pool(&self, shard: ShardId, who: &Identity) -> Result<Arc<Pool>, Error> {

@@ -170,7 +170,8 @@ impl Session {
             if sessions == 0 {
                 break;
             }
-            if !force || tokio::time::Instant::now() > deadline {
+            // As PostgreSQL: those that are just leaving are waited for.
+            if tokio::time::Instant::now() > deadline {
                 let detail = match sessions {
                     1 => "There is 1 other session using the database.".to_owned(),
                     n => format!("There are {n} other sessions using the database."),

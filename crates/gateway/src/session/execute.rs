@@ -104,7 +104,9 @@ impl Session {
         if unit.statement.asks_session
             && let Some(instead) = Box::pin(self.with_own_state(unit)).await?
         {
-            return self.run_instead(unit, &instead).await;
+            let run = self.run_instead(unit, &instead).await;
+            self.client.signals = None;
+            return run;
         }
         match kind {
             Kind::Set { .. }

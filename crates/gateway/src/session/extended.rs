@@ -430,6 +430,10 @@ impl Session {
             }
         }
         let prepared = portal.prepared.clone();
+        self.cancel.standing.begin(match prepared.text.is_empty() {
+            true => statement.text.clone(),
+            false => prepared.text.clone(),
+        });
         let (parameters, formats) = (
             std::mem::take(&mut portal.parameters),
             std::mem::take(&mut portal.formats),

@@ -2,16 +2,19 @@
 //! statements and cursors, and the end of other sessions. The calls are replaced by calls of functions of schema `pgherd` that are given the answer, and have
 //! PostgreSQL's names, since they become names of columns.
 //!
-//! A session's process id is the gateway's: what BackendKeyData says, beyond any operating system's. The statistics views
-//! of PostgreSQL show the home shard's processes, so where a statement reads them, `pg_backend_pid()` stays PostgreSQL's.
+//! A session's process id is the gateway's: what BackendKeyData says, beyond any operating system's. `pg_stat_activity` shows it, with what
+//! the session does, in place of the pools' connections. Other statistics views of
+//! PostgreSQL show the home shard's processes, so where a statement reads them, this one does as well, and `pg_backend_pid()` stays PostgreSQL's.
 
 use super::extended::Prepared;
 use super::{Mode, Problem, Session, Unit};
 use crate::cancel::Why;
+use crate::signals::Signals;
 use pgherd_model::{ServerError, SqlState, quote_literal};
 use pgherd_sql::lexer::{Token, TokenKind};
 use pgherd_sql::{DdlKind, Instead, Kind};
 use serde_json::{Value, json};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
@@ -23,6 +26,7 @@ const TERMINATE: &str = "pg_terminate_backend";
 const CANCEL: &str = "pg_cancel_backend";
 /// The view of this gateway's sessions, in schema `pgherd`.
 const SESSIONS: &str = "sessions";
+const ACTIVITY: &str = "pg_stat_activity";
 const EXPORT_SNAPSHOT: &str = "pg_export_snapshot";
 
 const CLIENT_ADDRESS: &str = "inet_client_addr";
@@ -33,6 +37,29 @@ const SERVER_PORT: &str = "inet_server_port";
 /// What shows the home shard's processes, or acts on them, beside the statistics views.
 const OF_PROCESSES: [&str; 3] = ["pg_locks", "pg_blocking_pids", "pg_log_backend_memory_contexts"];
 
+/// Statistics views that are about tables or the server, not about processes.
+const NOT_OF_PROCESSES: [&str; 14] = [
+    ACTIVITY,
+    "pg_stat_all_indexes",
+    "pg_stat_all_tables",
+    "pg_stat_archiver",
+    "pg_stat_bgwriter",
+    "pg_stat_database",
+    "pg_stat_slru",
+    "pg_stat_sys_indexes",
+    "pg_stat_sys_tables",
+    "pg_stat_user_functions",
+    "pg_stat_user_indexes",
+    "pg_stat_user_tables",
+    "pg_stat_wal",
+    "pg_stat_xact_user_tables",
+];
+
+/// Whether a text has to do with other sessions.
+pub(super) fn acts_on_sessions(lower: &str) -> bool {
+    [TERMINATE, CANCEL, ACTIVITY].iter().any(|name| lower.contains(name))
+}
+
 /// Whether a statement may have to be run in other words.
 pub(crate) fn asks_session(lower: &str) -> bool {
     [
@@ -41,6 +68,7 @@ pub(crate) fn asks_session(lower: &str) -> bool {
         CURSORS,
         TERMINATE,
         CANCEL,
+        ACTIVITY,
         EXPORT_SNAPSHOT,
         "inet_client_",
         "inet_server_",
@@ -75,10 +103,16 @@ impl Session {
         if is_kept(&unit.statement.parsed.kind, text, tokens) {
             return Ok(None);
         }
-        let mut replacements = Vec::new();
+        let (mut replacements, mut computed) = (Vec::new(), Vec::new());
+        self.client.signals = None;
         for (name, why) in [(TERMINATE, Why::Terminated), (CANCEL, Why::Client)] {
             for call in calls(text, tokens, name) {
                 let Some(process_id) = self.process_id_in(unit, call.inside.clone()) else {
+                    if let Some(first) = tokens.get(call.inside.start).filter(|_| !call.inside.is_empty()) {
+                        let sessions = self.signalled(why).await?;
+                        let name_of_call = call.span.start..first.start as usize;
+                        computed.push((name_of_call, format!("pgherd.{name}({sessions}, ")));
+                    }
                     continue;
                 };
                 if self.signal(process_id, why).await? {
@@ -121,6 +155,11 @@ impl Session {
             let gateway = quote_literal(&self.gateway.options.gateway_name);
             replacements.push((span, format!("pgherd.{SESSIONS}({gateway}, {sessions})")));
         }
+        if !reads_statistics(text, tokens) {
+            for span in relations(unit, ACTIVITY, of_system) {
+                replacements.push((span, self.activity(unit)));
+            }
+        }
         for span in relations(unit, CURSORS, of_system) {
             let [elsewhere, texts] = self.open_cursors().await?.map(|json| quote_literal(&json));
             replacements.push((span, format!("pgherd.{CURSORS}({elsewhere}, {texts})")));
@@ -130,6 +169,7 @@ impl Session {
             let literal = quote_literal(&statements);
             replacements.push((span, format!("pgherd.{PREPARED_STATEMENTS}({literal})")));
         }
+        replacements.extend(computed);
         replacements.sort_by_key(|(span, _)| span.start);
         Ok((!replacements.is_empty()).then(|| Instead::new(text, &replacements)))
     }
@@ -181,6 +221,55 @@ impl Session {
         }
         self.gateway.cancels.signal(process_id, why).await;
         Ok(true)
+    }
+
+    /// `pg_stat_activity` with this gateway's sessions. The cluster's own connections are shown to who asks for them.
+    fn activity(&self, unit: Unit<'_>) -> String {
+        let home = self.gateway.shards.home();
+        let sessions = self.gateway.cancels.activity(self.cancel.process_id, home);
+        let pooled = json!(self.gateway.shards.processes(home)).to_string();
+        let hidden = match unit.statement.text.to_ascii_lowercase().contains("pgherd") {
+            true => "NULL".to_owned(),
+            false => quote_literal(self.gateway.shards.service_role()),
+        };
+        let (sessions, pooled) = (quote_literal(&sessions.to_string()), quote_literal(&pooled));
+        format!("pgherd.{ACTIVITY}({sessions}, {pooled}, {hidden})")
+    }
+
+    /// The sessions that a computed process id may mean, as the functions that stand for PostgreSQL's take them; and from now on
+    /// those are signalled that the role may signal.
+    async fn signalled(&mut self, why: Why) -> Result<String, Problem> {
+        let sessions = self.gateway.cancels.roles(self.gateway.shards.home());
+        let mut refused: HashMap<_, Option<ServerError>> = HashMap::new();
+        for (_, role, _) in &sessions {
+            if *role != self.who.role && !refused.contains_key(role) {
+                let refusal = match self.check_may_signal(role, why).await {
+                    Ok(()) => None,
+                    Err(Problem::Error(error)) if error.sqlstate() == SqlState::INSUFFICIENT_PRIVILEGE => Some(error),
+                    Err(problem) => return Err(problem),
+                };
+                refused.insert(role.clone(), refusal);
+            }
+        }
+        let (mut told, mut allowed) = (serde_json::Map::new(), HashSet::new());
+        for (process_id, role, at) in sessions {
+            let refusal = refused.get(&role).and_then(Option::as_ref);
+            if refusal.is_none() {
+                allowed.insert(process_id);
+            }
+            let entry = json!({
+                "pid": process_id,
+                "refused": refusal.map(|error| &error.fields().message),
+                "own": process_id == self.cancel.process_id,
+            });
+            if let Some(at) = at.filter(|at| *at != process_id) {
+                told.insert(at.to_string(), entry.clone());
+            }
+            told.insert(process_id.to_string(), entry);
+        }
+        self.client.signals = Some(Signals::new(self.gateway.cancels.clone(), allowed));
+        let literal = quote_literal(&Value::Object(told).to_string());
+        Ok(format!("{literal}::pg_catalog.jsonb"))
     }
 
     /// 42501 as PostgreSQL's.
@@ -307,7 +396,10 @@ fn is_kept(kind: &Kind, text: &str, tokens: &[Token]) -> bool {
 /// Whether the home shard's own processes are looked at.
 fn reads_statistics(text: &str, tokens: &[Token]) -> bool {
     let names = tokens.iter().filter_map(|t| t.identifier(text));
-    let mut of_processes = names.filter(|n| n.starts_with("pg_stat_") || OF_PROCESSES.contains(&n.as_str()));
+    let mut of_processes = names.filter(|n| {
+        let n = n.as_str();
+        n.starts_with("pg_stat_") && !NOT_OF_PROCESSES.contains(&n) || OF_PROCESSES.contains(&n)
+    });
     of_processes.next().is_some()
 }
 

@@ -303,6 +303,10 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
             // The client gets notifications between transactions.
             b'A' => backend.note(tag, body),
             b'N' => {
+                let signals = client.signals.as_ref();
+                if signals.is_some_and(|signals| signals.take(&ServerError::from_body(body))) {
+                    continue;
+                }
                 client.out.extend_from_slice(&message);
                 reply.noticed = true;
             }

@@ -161,6 +161,17 @@ impl Settings {
         self.reset(name);
     }
 
+    /// What the application calls itself: the last constant of the SET.
+    pub(crate) fn application_name(&self) -> String {
+        let set = self.list.iter().find(|(name, _)| name == "application_name");
+        let name = set.and_then(|(_, sql)| {
+            let tokens = pgherd_sql::lexer::tokenize(sql).ok()?;
+            let last = tokens.last().filter(|_| tokens.len() > 2)?;
+            last.string(sql).or_else(|| last.identifier(sql))
+        });
+        pgherd_sql::lexer::cut_name(name.filter(|name| name != "default").unwrap_or_default())
+    }
+
     /// What the start-up message gives for a setting.
     pub(crate) fn startup_value(&self, name: &str) -> Option<&str> {
         let mut given = self.startup.iter().rev();

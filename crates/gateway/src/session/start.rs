@@ -128,6 +128,8 @@ impl Session {
         let mut key = self.cancel.process_id.to_be_bytes().to_vec();
         key.extend_from_slice(&self.cancel.secret.to_be_bytes());
         self.client.put(b'K', &key);
+        let (name, fingerprint) = (self.settings.application_name(), self.settings.fingerprint());
+        self.cancel.standing.set_name(name, fingerprint);
         self.client.put_ready(b'I');
         metrics::counter!("pgherd_sessions_total").increment(1);
         Ok(())

@@ -29,7 +29,8 @@ impl Session {
             _ => None,
         };
         drop(entered);
-        if refused.is_none() && !plpgsql::changes_schema(&body) {
+        let acts = super::own_state::acts_on_sessions(&body.to_ascii_lowercase());
+        if refused.is_none() && !plpgsql::changes_schema(&body) && !acts {
             return self.routed(unit).await;
         }
         // Values of a client with another encoding would be converted on their way.
