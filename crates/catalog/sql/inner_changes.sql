@@ -64,14 +64,3 @@ BEGIN
             HINT = 'Send the statement by itself, or in a DO block.';
     END IF;
 END $$;
-
-DROP EVENT TRIGGER IF EXISTS pgherd_inner_change;
-CREATE EVENT TRIGGER pgherd_inner_change ON ddl_command_end
-    WHEN TAG IN ('ALTER TABLE', 'ALTER SCHEMA', 'ALTER TYPE', 'ALTER DOMAIN', 'CREATE FUNCTION', 'CREATE PROCEDURE', 'ALTER FUNCTION', 'ALTER PROCEDURE',
-        'ALTER ROUTINE', 'GRANT', 'REVOKE')
-    EXECUTE FUNCTION pgherd.refuse_inner_change();
-DROP EVENT TRIGGER IF EXISTS pgherd_inner_change_begins;
-CREATE EVENT TRIGGER pgherd_inner_change_begins ON ddl_command_start WHEN TAG IN ('CREATE FUNCTION', 'CREATE PROCEDURE')
-    EXECUTE FUNCTION pgherd.refuse_inner_change();
-DROP EVENT TRIGGER IF EXISTS pgherd_inner_drop;
-CREATE EVENT TRIGGER pgherd_inner_drop ON sql_drop EXECUTE FUNCTION pgherd.refuse_inner_change();

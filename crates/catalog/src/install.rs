@@ -16,6 +16,8 @@ const SHOWN_SQL: &str = include_str!("../sql/shown.sql");
 const PLANNING_SQL: &str = include_str!("../sql/planning.sql");
 /// VERB stands for ADD or DROP.
 const MEMBERSHIP_SQL: &str = include_str!("../sql/membership.sql");
+/// The last thing on the home shard.
+const TRIGGERS_SQL: &str = include_str!("../sql/inner_change_triggers.sql");
 const HOME_SQL: [&str; 6] = [
     include_str!("../sql/home.sql"),
     include_str!("../sql/prepared_home.sql"),
@@ -100,6 +102,13 @@ async fn install_on(
     transaction
         .batch_execute(&MEMBERSHIP_SQL.replace("VERB", "DROP"))
         .await?;
+    // They are about what users do, and would refuse what is done here.
+    transaction
+        .batch_execute(
+            "DROP EVENT TRIGGER IF EXISTS pgherd_inner_change; DROP EVENT TRIGGER IF EXISTS pgherd_inner_change_begins; \
+             DROP EVENT TRIGGER IF EXISTS pgherd_inner_drop",
+        )
+        .await?;
     transaction.batch_execute(SHARD_SQL).await?;
     transaction.batch_execute(MARKERS_SQL).await?;
     transaction.batch_execute(PREPARED_SQL).await?;
@@ -116,6 +125,9 @@ async fn install_on(
         transaction.batch_execute(&shard_rows(shards)).await?;
     }
     transaction.batch_execute(PLANNING_SQL).await?;
+    if shard.id == shards.home() {
+        transaction.batch_execute(TRIGGERS_SQL).await?;
+    }
     let installation = format!(
         "INSERT INTO pgherd.installation (version, cluster, secret, shard, digest) VALUES ({VERSION}, {}, {}, {}, '{}')
          ON CONFLICT (one) DO UPDATE SET version = excluded.version, digest = excluded.digest, cluster = excluded.cluster, secret = excluded.secret, shard = excluded.shard",
@@ -143,6 +155,7 @@ fn digest() -> String {
         SHOWN_SQL,
         PLANNING_SQL,
         MEMBERSHIP_SQL,
+        TRIGGERS_SQL,
     ]
     .into_iter()
     .chain(HOME_SQL);

@@ -104,6 +104,9 @@ async fn sharded_tables_survive_a_stop_and_a_kill() {
     for statement in table.split(';') {
         client.batch_execute(statement).await.expect(statement);
     }
+    // The catalog is another version's when it starts again, and is made anew beside sharded tables.
+    let earlier = "UPDATE pgherd.installation SET digest = 'an earlier one'";
+    client.batch_execute(earlier).await.expect("of the service role");
     drop(client);
     assert!(first.end(Signal::SIGTERM));
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
@@ -115,6 +118,8 @@ async fn sharded_tables_survive_a_stop_and_a_kill() {
         );
         let shards = "SELECT string_agg(shard::text, ',' ORDER BY shard) FROM pgherd.ranges";
         assert_eq!(value(&client, shards).await, "shard1,shard2,shard3");
+        let made = "SELECT digest <> 'an earlier one' FROM pgherd.installation";
+        assert_eq!(value(&client, &format!("SELECT ({made})::text")).await, "true");
         drop(client);
         pgherd.end(signal);
     }
