@@ -1,6 +1,7 @@
 //! From the catalog's JSON (`pgherd.snapshot()`) to a [`Snapshot`].
 
 mod body;
+mod constant_sql;
 mod held;
 mod home;
 mod reach;
@@ -153,7 +154,11 @@ pub(crate) fn snapshot_with(
         .iter()
         .map(|f| (f, f.body(&document.schemas)))
         .collect();
-    snapshot.locking_functions = home::locking(&bodies);
+    let triggers = document.triggers.iter().map(reach::Trigger::call);
+    let others = document.dependents.iter().filter_map(reach::Dependent::call);
+    let locking = home::Locking::find(&bodies, &triggers.chain(others).collect::<Vec<_>>());
+    snapshot.locking_functions = locking.functions;
+    snapshot.locking_relations = locking.relations;
     if document.tables.is_empty() {
         return Ok(snapshot);
     }

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub home_functions: HashSet<String>,
     /// names of functions that take advisory locks which the session keeps, themselves or through others
     pub locking_functions: HashSet<String>,
+    /// names (unqualified) of relations that call such a function by themselves where they are changed
+    pub locking_relations: HashSet<String>,
     /// sharded tables that `pgherd.default_distribution` has made so and that functions of users or their triggers want to be local, each
     /// with the reason; a schema change makes them local
     pub yielding: BTreeMap<Name, String>,

@@ -7,6 +7,7 @@ use crate::statement_text::StatementText;
 use crate::view::reaches;
 use crate::work::Work;
 use crate::yielding;
+use pgherd_model::functions::SESSION_LOCKS;
 use pgherd_model::{Name, ServerError, Table, TableKind};
 use pgherd_sql::{Ddl, DdlKind};
 use std::sync::Arc;
@@ -134,7 +135,9 @@ pub(crate) async fn function(
             work.on(shard, "SET LOCAL check_function_bodies = on").await?;
         }
     }
-    if any_sharded && !body_reaches {
+    // A session keeps its connection for the locks that it takes, also where all tables are local.
+    let told = any_sharded || may_lock(work, text.text);
+    if told && !body_reaches {
         tell_what_functions_are(work, ddl, text).await?;
     }
     Ok(tag)
@@ -211,6 +214,13 @@ async fn tell_what_functions_are(
         .map(|n| n.name.clone())
         .collect();
     work.announce(names.iter().map(String::as_str), text.text).await
+}
+
+/// Whether the body, which is a string, mentions what takes advisory locks that a session keeps.
+fn may_lock(work: &Work<'_, '_>, text: &str) -> bool {
+    let text = text.to_lowercase();
+    let mut functions = work.snapshot.locking_functions.iter();
+    SESSION_LOCKS.iter().any(|name| text.contains(name)) || functions.any(|name| text.contains(&name.to_lowercase()))
 }
 
 /// Whether the body, which is a string, mentions a known name or runs dynamic SQL.

@@ -37,8 +37,9 @@ pub(crate) async fn change(
         free_read_by_policy(work, ddl, text).await?;
     }
     let Some(table) = ddl.relations.first().and_then(|n| work.resolve(n)) else {
-        let watched = text.identifiers().any(|i| work.snapshot.watched_functions.contains(&i));
-        if let (DdlKind::CreateTrigger, true, Some(name)) = (ddl.kind, watched, ddl.relations.first()) {
+        let (watched, locking) = (&work.snapshot.watched_functions, &work.snapshot.locking_functions);
+        let tells = text.identifiers().any(|i| watched.contains(&i) || locking.contains(&i));
+        if let (DdlKind::CreateTrigger, true, Some(name)) = (ddl.kind, tells, ddl.relations.first()) {
             // Changes of the table are run in another way from now on.
             work.announce([name.name.as_str()], text.text).await?;
         }

@@ -343,3 +343,29 @@ async fn sessions_are_shown_and_signalled_by_computed_process_ids() {
         .expect_err("its own end");
     assert_eq!(last.code().expect("an error of the server").code(), "57P01");
 }
+
+/// Also where all tables are local, a session keeps its connection for the locks that functions and triggers take.
+#[tokio::test(flavor = "multi_thread")]
+async fn advisory_locks_of_functions_and_triggers_are_the_sessions() {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 1)
+        .await
+        .expect("shard");
+    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let admin = connect(&gateway, "postgres").await;
+    for statement in [
+        "CREATE FUNCTION lock_it(key int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_lock(key); RETURN key; END $$",
+        "CREATE FUNCTION lock_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM lock_it(NEW.v); RETURN NEW; END $$",
+        "CREATE TABLE rows (v int)",
+        "CREATE TRIGGER locks BEFORE INSERT ON rows FOR EACH ROW EXECUTE FUNCTION lock_row()",
+    ] {
+        admin.batch_execute(statement).await.expect(statement);
+    }
+    for taking in ["SELECT lock_it(7)", "INSERT INTO rows VALUES (7)"] {
+        let (one, other) = (connect(&gateway, "postgres").await, connect(&gateway, "postgres").await);
+        one.batch_execute(taking).await.expect(taking);
+        let kept = "SELECT pinned_by FROM pgherd.sessions WHERE pid = pg_backend_pid()";
+        assert_eq!(value(&one, kept).await, "{\"advisory locks\"}", "{taking}");
+        assert_eq!(value(&other, "SELECT pg_try_advisory_lock(7)").await, "f", "{taking}");
+        assert_eq!(value(&one, "SELECT pg_advisory_unlock(7)").await, "t", "{taking}");
+    }
+}

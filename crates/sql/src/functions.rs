@@ -134,14 +134,30 @@ pub(crate) fn bound_to_home(text: &str, tokens: &[Token], snapshot: &Snapshot) -
 /// Whether a lock is taken that the session keeps beyond its transaction.
 pub(crate) fn takes_session_lock(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
     let takes = |name: &String| SESSION_LOCKS.contains(&name.as_str()) || snapshot.locking_functions.contains(name);
-    calls(text, tokens).any(|(_, name)| takes(&name))
+    calls(text, tokens).any(|(_, name)| takes(&name)) || changes_locking_relation(text, tokens, snapshot)
+}
+
+/// Whether a relation is changed that takes such a lock by itself, by a trigger or a default. SELECT * FROM it takes none, but does not have to be told
+/// apart where something else is changed as well.
+fn changes_locking_relation(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
+    const CHANGES: [&str; 6] = ["insert", "update", "delete", "merge", "copy", "truncate"];
+    let named = |t: &Token| {
+        t.identifier(text)
+            .is_some_and(|name| snapshot.locking_relations.contains(&name))
+    };
+    !snapshot.locking_relations.is_empty()
+        && tokens.iter().any(|t| CHANGES.iter().any(|word| t.is_word(text, word)))
+        && tokens.iter().any(named)
 }
 
 /// The same for a DO block, whose body is a string: that the name is in there is enough.
 pub(crate) fn block_takes_session_lock(text: &str, snapshot: &Snapshot) -> bool {
     let lower = text.to_lowercase();
     let mut functions = snapshot.locking_functions.iter().map(|name| name.to_lowercase());
-    SESSION_LOCKS.iter().any(|name| lower.contains(name)) || functions.any(|name| lower.contains(&name))
+    let mut relations = snapshot.locking_relations.iter().map(|name| name.to_lowercase());
+    SESSION_LOCKS.iter().any(|name| lower.contains(name))
+        || functions.any(|name| lower.contains(&name))
+        || relations.any(|name| lower.contains(&name))
 }
 
 /// Whether a function of a user is called that may write elsewhere than in the statement's own table.

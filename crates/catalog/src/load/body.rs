@@ -1,5 +1,6 @@
 //! The text of a function, rule or default, and which names are in it.
 
+use super::constant_sql::constant_sql;
 use std::collections::HashSet;
 
 /// A body, and how to look for names in it. Names are searched in lower case: one too many refuses a statement or takes a slower way,
@@ -10,6 +11,10 @@ pub(super) struct Body {
     pub(super) words: HashSet<String>,
     /// those that may name a relation
     relations: HashSet<String>,
+    /// a block in it may catch errors
+    pub(super) catches: bool,
+    /// what it runs by EXECUTE is all in its text
+    pub(super) executes_constants: bool,
 }
 
 /// The lower-case words of a text: runs of letters, digits, `_` and `$`.
@@ -32,6 +37,8 @@ impl Body {
         Self {
             text: text.to_lowercase(),
             relations: words.clone(),
+            catches: words.contains("exception"),
+            executes_constants: false,
             words,
         }
     }
@@ -43,9 +50,24 @@ impl Body {
         if let Some(code) = code(&body.text, &body.words) {
             body.relations = not_fields(&code, schemas);
             body.words = words(&code);
+            body.catches = catches(&code);
+            let executed = constant_sql(&body.text);
             body.text = code;
+            if let Some(sql) = executed {
+                body.add_executed(&sql);
+            }
         }
         body
+    }
+
+    /// What it runs by EXECUTE, which stands in its strings. Every word of it counts.
+    fn add_executed(&mut self, sql: &str) {
+        let words = words(sql);
+        self.executes_constants = ["execute", "prepare"].iter().all(|word| !words.contains(*word));
+        self.relations.extend(words.iter().cloned());
+        self.words.extend(words);
+        self.text.push('\n');
+        self.text.push_str(sql);
     }
 
     /// A name in it may be written so that no search finds it: `U&"s\0065en"`, `"se""en"`.
@@ -120,6 +142,15 @@ fn code(text: &str, words: &HashSet<String>) -> Option<String> {
     Some(found)
 }
 
+/// Whether a block of this code has handlers: `EXCEPTION WHEN …`, where `RAISE EXCEPTION` is something else.
+fn catches(code: &str) -> bool {
+    code.match_indices("exception").any(|(at, word)| {
+        let behind = code[at + word.len()..].trim_start();
+        let next = behind.split(|c: char| !is_word(c)).next();
+        !code[..at].ends_with(is_word) && next == Some("when")
+    })
+}
+
 /// The words of this code but those behind `name.`, where no schema has that name.
 fn not_fields(code: &str, schemas: &HashSet<String>) -> HashSet<String> {
     let start = code.as_ptr() as usize;
@@ -160,6 +191,17 @@ mod tests {
             assert!(body.mentions_relation(name), "{name}");
         }
         assert!(body.mentions("status"), "a function can be called like a field");
+    }
+
+    #[test]
+    fn constants_that_are_executed_are_code() {
+        let body =
+            relations("BEGIN EXECUTE 'SELECT ''a'' FROM t WHERE x = $1' INTO y USING z; RAISE EXCEPTION 'no u'; END");
+        assert!(body.executes_constants && !body.catches);
+        assert!(body.mentions_relation("t") && !body.mentions_relation("u"));
+        let body = relations("BEGIN EXECUTE 'SELECT * FROM ' || t; EXCEPTION WHEN others THEN NULL; END");
+        assert!(!body.executes_constants && body.catches);
+        assert!(!relations("BEGIN EXECUTE 'EXECUTE p'; END").executes_constants);
     }
 
     #[test]

@@ -37,14 +37,41 @@ pub(super) fn bound(functions: &Others<'_>) -> HashSet<u32> {
     callers(functions, own.map(|(f, _)| f.oid).collect())
 }
 
-/// The names of all functions that take locks which their session keeps.
-pub(super) fn locking(functions: &[(&Function, Body)]) -> HashSet<String> {
-    let all: Vec<_> = functions.iter().collect();
-    let locks = |body: &Body| SESSION_LOCKS.iter().any(|name| body.words.contains(*name));
-    let own = functions.iter().filter(|(_, body)| locks(body));
-    let found = callers(&all, own.map(|(f, _)| f.oid).collect());
-    let named = functions.iter().filter(|(f, _)| found.contains(&f.oid));
-    named.map(|(f, _)| f.name.clone()).collect()
+/// What takes advisory locks that its session keeps.
+#[derive(Debug, Default)]
+pub(super) struct Locking {
+    /// names of functions that do, or call such, or change such a relation
+    pub functions: HashSet<String>,
+    /// names of relations that call such a function by themselves
+    pub relations: HashSet<String>,
+}
+
+impl Locking {
+    /// `callers` are pairs of a function and a relation that calls it: by a trigger, a default or the like.
+    pub fn find(functions: &[(&Function, Body)], callers_of: &[(u32, &str)]) -> Self {
+        let all: Vec<_> = functions.iter().collect();
+        let locks = |body: &Body| SESSION_LOCKS.iter().any(|name| body.words.contains(*name));
+        let own = functions.iter().filter(|(_, body)| locks(body));
+        let mut found = callers(&all, own.map(|(f, _)| f.oid).collect());
+        let mut relations = HashSet::new();
+        loop {
+            let calling = callers_of.iter().filter(|(function, _)| found.contains(function));
+            let now: HashSet<String> = calling.map(|(_, relation)| (*relation).to_owned()).collect();
+            if now.len() == relations.len() {
+                break;
+            }
+            let words: HashSet<String> = now.iter().map(|name| name.to_lowercase()).collect();
+            let changing = functions.iter().filter(|(_, body)| !body.words.is_disjoint(&words));
+            found.extend(changing.map(|(f, _)| f.oid));
+            found = callers(&all, found);
+            relations = now;
+        }
+        let named = functions.iter().filter(|(f, _)| found.contains(&f.oid));
+        Self {
+            functions: named.map(|(f, _)| f.name.clone()).collect(),
+            relations,
+        }
+    }
 }
 
 /// These functions and all that call them.

@@ -163,7 +163,19 @@ impl Names {
     }
 }
 
+impl Dependent {
+    /// The function and the relation that calls it, where it is one.
+    pub(super) fn call(&self) -> Option<(u32, &str)> {
+        matches!(self.kind, DependentKind::Relation).then_some((self.function, self.name.as_str()))
+    }
+}
+
 impl Trigger {
+    /// The function and the relation that calls it.
+    pub(super) fn call(&self) -> (u32, &str) {
+        (self.function, &self.table)
+    }
+
     pub(super) fn table(&self) -> Name {
         Name::new(&self.schema, &self.table)
     }
@@ -184,7 +196,7 @@ impl Function {
         match self.language.as_str() {
             "c" | "internal" => false,
             "sql" => body.hides_names(),
-            "plpgsql" => has(&["execute"]) || body.hides_names(),
+            "plpgsql" => has(&["execute"]) && !body.executes_constants || body.hides_names(),
             // Other languages build the SQL they run from strings.
             _ => has(&["execute", "prepare", "plpy", "cursor"]) || body.contains("spi_"),
         }

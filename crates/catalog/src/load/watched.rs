@@ -54,7 +54,7 @@ impl Watchable<'_> {
                 is_known
                     && function.parts.is_none()
                     && !self.by_argument.contains(&function.oid)
-                    && !body.mentions("exception")
+                    && !body.catches
                     && !body.mentions("pgherd_data")
                     && !named.iter().any(|name| body.mentions_relation(name))
                     && !others.iter().chain(&self.words).any(|name| body.mentions(name))
