@@ -1,4 +1,6 @@
-//! A distributed plan as EXPLAIN writes it: lines, or JSON.
+//! A distributed plan as EXPLAIN writes it: lines, or a document of JSON, XML or YAML.
+
+mod documents;
 
 use crate::session::explain::Used;
 use pgherd_model::ShardId;
@@ -106,8 +108,23 @@ impl Distributed {
         lines
     }
 
-    /// One document, with each shard's own plan in it.
+    /// One document.
     pub(crate) fn json(&self, times: bool) -> String {
+        serde_json::to_string_pretty(&json!([self.document(times)])).unwrap_or_default()
+    }
+
+    /// The same as XML.
+    pub(crate) fn xml(&self, times: bool) -> String {
+        documents::xml(&self.document(times))
+    }
+
+    /// The same as YAML.
+    pub(crate) fn yaml(&self, times: bool) -> String {
+        documents::yaml(&self.document(times))
+    }
+
+    /// What a document says, with each shard's own plan in it.
+    fn document(&self, times: bool) -> Value {
         let part = |shard: &ShardPlan| {
             let own = serde_json::from_str::<Value>(&shard.lines.join("\n")).ok();
             let plan = own.and_then(|own| own.get(0)?.get("Plan").cloned());
@@ -152,7 +169,7 @@ impl Distributed {
                 document.insert("Execution Time".into(), json!(took));
             }
         }
-        serde_json::to_string_pretty(&json!([document])).unwrap_or_default()
+        document
     }
 }
 

@@ -11,7 +11,11 @@ pub enum ExplainFormat {
     Text,
     /// one JSON document
     Json,
-    /// XML or YAML
+    /// one XML document
+    Xml,
+    /// one YAML document
+    Yaml,
+    /// one that there is not
     Other,
 }
 
@@ -74,6 +78,8 @@ impl ExplainOptions {
                 self.format = match value.as_deref() {
                     Some("text") => ExplainFormat::Text,
                     Some("json") => ExplainFormat::Json,
+                    Some("xml") => ExplainFormat::Xml,
+                    Some("yaml") => ExplainFormat::Yaml,
                     _ => ExplainFormat::Other,
                 }
             }
@@ -92,7 +98,8 @@ impl ExplainOptions {
             options.push(format!("TIMING {}", if self.timing { "ON" } else { "OFF" }));
         }
         options.push("SUMMARY OFF".to_owned());
-        if self.format == ExplainFormat::Json {
+        // The other documents are written from this one.
+        if self.format != ExplainFormat::Text {
             options.push("FORMAT JSON".to_owned());
         }
         format!("EXPLAIN ({}) ", options.join(", "))

@@ -145,11 +145,7 @@ impl Session {
             return Err(self.refused(inner, &entered, error.clone()).await);
         }
         if options.format == ExplainFormat::Other {
-            return Err(ServerError::unsupported(
-                "EXPLAIN of a statement over sharded tables is written as TEXT or JSON only",
-                "Use FORMAT JSON.",
-            )
-            .into());
+            return self.judged_by_home(unit).await;
         }
         let made = self.ensure_block();
         self.explains_alone = made && !in_parts;
@@ -333,24 +329,25 @@ impl Session {
     }
 
     fn put_plan(&mut self, unit: Unit<'_>, options: &ExplainOptions, distributed: &Distributed) {
-        let json = options.format == ExplainFormat::Json;
+        let times = options.shows_times();
+        let (type_oid, lines) = match options.format {
+            ExplainFormat::Json => (114, vec![distributed.json(times)]),
+            ExplainFormat::Xml => (142, vec![distributed.xml(times)]),
+            ExplainFormat::Yaml => (25, vec![distributed.yaml(times)]),
+            ExplainFormat::Text | ExplainFormat::Other => (25, distributed.text(options.timing, times)),
+        };
         if unit.mode.describes() {
             let column = pgherd_shards::ColumnDescription {
                 name: "QUERY PLAN".into(),
                 table_oid: 0,
                 column_number: 0,
-                type_oid: if json { 114 } else { 25 },
+                type_oid,
                 type_size: -1,
                 type_modifier: -1,
                 format: 0,
             };
             self.client.put_row_description(&[column], unit.mode.formats());
         }
-        let times = options.shows_times();
-        let lines = match json {
-            true => vec![distributed.json(times)],
-            false => distributed.text(options.timing, times),
-        };
         for line in lines {
             self.client.put_row(&[Some(line.as_bytes())]);
         }
