@@ -90,6 +90,15 @@ pub struct Statement {
 /// A variable, or a field of a record.
 pub type Target = Vec<String>;
 
+/// Which elements of an array are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subscript {
+    /// `[i]`
+    At(Expression),
+    /// `[i:j]`, each of which may be left out
+    Slice(Option<Expression>, Option<Expression>),
+}
+
 /// Where rows go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Into {
@@ -106,6 +115,8 @@ pub enum Action {
     Block(Block),
     /// `target := expression`
     Assign(Target, Expression),
+    /// `target[1][2:3] := expression`
+    AssignPart(Target, Vec<Subscript>, Expression),
     /// IF, ELSIF: the first whose condition is true; then ELSE
     If(Vec<(Expression, Vec<Statement>)>, Vec<Statement>),
     /// CASE with an expression or without, the WHENs, and ELSE

@@ -1,7 +1,7 @@
 //! The statements of PL/pgSQL.
 
 use super::parse::{NotUnderstood, Parsed, Reader};
-use super::{Action, Into, Over, Raise, Raised, Target};
+use super::{Action, Into, Over, Raise, Raised, Subscript, Target};
 use crate::lexer::TokenKind;
 
 const LEVELS: [&str; 6] = ["debug", "log", "info", "notice", "warning", "exception"];
@@ -72,14 +72,44 @@ impl Reader<'_> {
         if !self.is_name(0) || !(assigns || self.peek_symbol(ahead, "[")) {
             return Ok(None);
         }
-        if !assigns {
-            return Err(self.unclear(self.tokens[self.at + ahead]));
-        }
         let target = self.target()?;
-        self.at += 1;
+        let mut part = Vec::new();
+        while self.take_symbol("[") {
+            part.push(self.subscript()?);
+        }
+        if !self.take_symbol(":=") && !self.take_symbol("=") {
+            return Err(self.wanted(":="));
+        }
         let value = self.until(&[";"])?;
         self.expect_symbol(";")?;
-        Ok(Some(Action::Assign(target, value)))
+        Ok(Some(match part.is_empty() {
+            true => Action::Assign(target, value),
+            false => Action::AssignPart(target, part, value),
+        }))
+    }
+
+    /// Up to the bracket that closes it.
+    fn subscript(&mut self) -> Parsed<Subscript> {
+        let (from, mut open, mut colon) = (self.at, 0_usize, None);
+        loop {
+            let token = self.peek().ok_or_else(|| self.wanted("]"))?;
+            match token.text(self.text) {
+                "(" | "[" => open += 1,
+                "]" if open == 0 => break,
+                ")" | "]" => open = open.saturating_sub(1),
+                ":" if open == 0 => colon = Some(self.at),
+                _ => {}
+            }
+            self.at += 1;
+        }
+        let to = self.at;
+        self.at += 1;
+        let bound = |from: usize, to: usize| (from < to).then(|| self.text_of(from, to));
+        match (colon, bound(from, to)) {
+            (Some(colon), _) => Ok(Subscript::Slice(bound(from, colon), bound(colon + 1, to))),
+            (None, Some(at)) => Ok(Subscript::At(at)),
+            (None, None) => Err(self.wanted("a subscript")),
+        }
     }
 
     fn condition_chain(&mut self) -> Parsed<Action> {

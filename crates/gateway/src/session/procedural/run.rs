@@ -200,6 +200,10 @@ impl Session {
                 let done = self.assign_from(machine, target, expression).await;
                 told(machine, done)?;
             }
+            Action::AssignPart(target, part, expression) => {
+                let done = self.assign_part(machine, target, part, expression).await;
+                told(machine, done)?;
+            }
             Action::Raise(raise) => {
                 let done = self.raise(machine, raise).await;
                 told(machine, done)?;
@@ -405,7 +409,7 @@ fn error_item(error: &ServerError, item: &str) -> Option<String> {
 fn name_of(action: &Action) -> &'static str {
     match action {
         Action::Block(_) => "statement block",
-        Action::Assign(..) => "assignment",
+        Action::Assign(..) | Action::AssignPart(..) => "assignment",
         Action::If(..) => "IF",
         Action::Case(..) => "CASE",
         Action::Loop { over, .. } => match over {

@@ -138,6 +138,18 @@ impl Machine {
         None
     }
 
+    /// What a variable, or a record's field, holds.
+    pub(super) fn value_held(&mut self, target: &[String]) -> Option<Value> {
+        match self.variable(target)? {
+            (Variable::Scalar { value, .. }, None) => Some(value.clone()),
+            (Variable::Record(Some(row)), Some(field)) => {
+                let found = row.iter().find(|(name, _)| *name == field)?;
+                Some(found.1.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the target holds rows.
     pub(super) fn is_record(&mut self, target: &[String]) -> bool {
         matches!(self.variable(target), Some((Variable::Record(_), None)))
@@ -150,7 +162,7 @@ impl Machine {
     }
 }
 
-fn unknown(target: &[String]) -> ServerError {
+pub(super) fn unknown(target: &[String]) -> ServerError {
     let message = format!("\"{}\" is not a known variable", target.join("."));
     ServerError::new(SqlState::SYNTAX_ERROR, message)
 }
