@@ -22,7 +22,7 @@ use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Engine, Fragment, Transaction};
 use pgherd_model::{Column, Resolved, ServerError, Table, quote_identifier};
-use pgherd_shards::ColumnDescription;
+use pgherd_shards::{Backend, ColumnDescription};
 use pgherd_sql::lexer::tokenize;
 pub(crate) use source::base_type;
 use std::sync::Arc;
@@ -171,6 +171,15 @@ fn check(statement: &Statement<'_>, target: &Target, updates: bool) -> Result<()
             "Name a column, with VALUES (DEFAULT).",
         ));
     }
+    // What a value is of is PostgreSQL's to say: its type is not the column's.
+    if target.has_parts()
+        && (updates || tokenize(source).is_ok_and(|tokens| tokens.first().is_some_and(|t| t.is_word(source, "values"))))
+    {
+        return Err(ServerError::unsupported(
+            "parts of columns cannot be given values here where INSERT needs rows of more than one shard",
+            "Give whole columns values.",
+        ));
+    }
     // On other shards than the home shard, local tables are not there either.
     let reads = (has("select") && has("from") || has("table")) && (sharded || names_known());
     if reads && !updates {
@@ -237,6 +246,12 @@ impl Plan {
             }
             None => table.columns.iter().take(given).collect(),
         };
+        if self.target.ignores_identities && given.iter().any(|c| c.identity.is_some()) {
+            return Err(ServerError::unsupported(
+                "OVERRIDING USER VALUE is not supported where INSERT needs rows of more than one shard",
+                "Leave the identity column out of the list.",
+            ));
+        }
         let omitted = table.columns.iter().filter(|c| !given.iter().any(|g| g.name == c.name));
         let defaults: Vec<_> = omitted.filter_map(|c| Some((c, default_sql(c)?))).collect();
         let all = || given.iter().copied().chain(defaults.iter().map(|(c, _)| *c));
@@ -253,6 +268,30 @@ impl Plan {
         Ok(())
     }
 
+    /// Asks for the types of the parts of columns that get values.
+    async fn type_parts(&mut self, home: &mut Backend) -> Result<(), ServerError> {
+        let names = self.target.columns.iter().flatten().map(|name| quote_identifier(name));
+        let parts = names.zip(&self.target.places).map(|(name, place)| {
+            let part = format!("((NULL::{}).{name}){}", self.lookup(), &place[name.len()..]);
+            format!("pg_catalog.pg_typeof({part})::oid, pg_catalog.pg_typeof({part})")
+        });
+        let sql = format!("SELECT {}", parts.collect::<Vec<_>>().join(", "));
+        let results = home
+            .simple(&sql)
+            .await
+            .map_err(|error| ServerError::from(error).with_position(None))?;
+        for (i, place) in self.types.iter_mut().enumerate().take(self.target.places.len()) {
+            let told = |column| results.first().and_then(|result| result.text(0, column));
+            if let (Some(oid), Some(sql)) = (told(2 * i).and_then(|oid| oid.parse().ok()), told(2 * i + 1)) {
+                *place = TargetType {
+                    oid,
+                    sql: sql.to_owned(),
+                };
+            }
+        }
+        Ok(())
+    }
+
     /// The target's name as SQL, for the home shard.
     fn lookup(&self) -> String {
         match &self.table {
@@ -266,7 +305,13 @@ impl Plan {
         if self.columns.is_empty() {
             return String::new();
         }
-        let names: Vec<_> = self.columns.iter().map(|c| quote_identifier(c)).collect();
+        let listed = self.target.places.iter().cloned();
+        let others = self
+            .columns
+            .iter()
+            .skip(self.target.places.len())
+            .map(|c| quote_identifier(c));
+        let names: Vec<_> = listed.chain(others).collect();
         format!(" ({})", names.join(", "))
     }
 

@@ -44,6 +44,10 @@ pub(super) async fn wrap_with_defaults(
         .map_err(|e| e.with_position(None))?;
     let given = description.columns.unwrap_or_default().len();
     plan.complete(given)?;
+    if plan.target.has_parts() {
+        plan.type_parts(transaction.participant(statement.snapshot.home()).await?)
+            .await?;
+    }
     let names = |prefix: &str, count: usize| -> Vec<String> { (1..=count).map(|i| format!("{prefix}{i}")).collect() };
     let columns = names("c", given);
     let mut inner = vec!["pgherd_source.*".to_owned()];

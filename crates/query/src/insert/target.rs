@@ -17,10 +17,14 @@ pub(super) struct Target {
     pub head: Range<usize>,
     /// the column list's names; None without a list
     pub columns: Option<Vec<String>>,
+    /// what the list has of each of them, as SQL: the column, or a part of it (`a[1]`, `b.x`)
+    pub places: Vec<String>,
     /// `name [AS alias]`
     pub named: Range<usize>,
     /// OVERRIDING … VALUE, or empty
     pub overriding: Range<usize>,
+    /// that is OVERRIDING USER VALUE
+    pub ignores_identities: bool,
     /// the source query
     pub source: Range<usize>,
     /// ON CONFLICT … RETURNING …, or empty
@@ -32,6 +36,15 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Whether it gives values to parts of columns.
+    pub fn has_parts(&self) -> bool {
+        self.columns
+            .iter()
+            .flatten()
+            .zip(&self.places)
+            .any(|(name, place)| quote_identifier(name) != *place)
+    }
+
     /// Its name as it was given, as SQL.
     pub fn home_name(&self) -> String {
         let schema = self.schema.as_ref().map(|s| quote_identifier(s) + ".");
@@ -132,16 +145,17 @@ fn find(text: &str) -> Option<Target> {
         at += 2;
     }
     let head = tokens.first()?.start as usize..tokens.get(at - 1)?.end as usize;
-    let mut columns = None;
+    let (mut columns, mut places) = (None, Vec::new());
     if symbol(at, "(") && !["select", "with", "values", "table"].iter().any(|w| word(at + 1, w)) && !symbol(at + 1, "(")
     {
-        let mut names = vec![identifier(at + 1)?];
-        at += 2;
-        while symbol(at, ",") {
+        let mut names = Vec::new();
+        while symbol(at, if names.is_empty() { "(" } else { "," }) {
             names.push(identifier(at + 1)?);
-            at += 2;
+            let end = part_end(text, &tokens, at + 2)?;
+            let part = &text[tokens[at + 1].end as usize..tokens[end - 1].end as usize];
+            places.push(quote_identifier(names.last()?) + part);
+            at = end;
         }
-        // `column.field` and `column[1]` set parts of a value.
         if !symbol(at, ")") {
             return None;
         }
@@ -149,6 +163,7 @@ fn find(text: &str) -> Option<Target> {
         columns = Some(names);
     }
     let mut overriding = head.end..head.end;
+    let ignores_identities = word(at, "overriding") && word(at + 1, "user");
     if word(at, "overriding") && word(at + 2, "value") {
         overriding = tokens[at].start as usize..tokens[at + 2].end as usize;
         at += 3;
@@ -167,12 +182,33 @@ fn find(text: &str) -> Option<Target> {
         named: tokens.get(2)?.start as usize..head.end,
         head,
         columns,
+        places,
         overriding,
+        ignores_identities,
         source: tokens.get(at)?.start as usize..tail_start,
         tail: tail_start..end,
         conflict: conflict.is_some(),
         returning: returning.is_some(),
     })
+}
+
+/// Behind `[1]`, `.x` and such, which make a column's name one of a part of it.
+fn part_end(text: &str, tokens: &[Token], mut at: usize) -> Option<usize> {
+    loop {
+        let token = tokens.get(at)?;
+        if token.is(text, ".") {
+            at += 2;
+        } else if token.is(text, "[") {
+            let mut depth = 0;
+            at += tokens[at..].iter().position(|token| {
+                depth += i32::from(token.is(text, "[")) - i32::from(token.is(text, "]"));
+                depth == 0
+            })?;
+            at += 1;
+        } else {
+            return Some(at);
+        }
+    }
 }
 
 /// The first unquoted word outside of parentheses, followed by another where that is asked for.
@@ -213,7 +249,14 @@ mod tests {
         let text = "insert into t (select 1)";
         let target = parse(text).expect(text);
         assert_eq!((&text[target.source.clone()], target.columns), ("(select 1)", None));
-        assert!(parse("INSERT INTO t (a.b) SELECT 1").is_err());
+        let target = parse("INSERT INTO t (k, a[1 + b[2]], \"B\".x.y) SELECT 1, 2, 3").expect("parts of columns");
+        assert_eq!(
+            (target.columns, target.places),
+            (
+                Some(vec!["k".to_owned(), "a".to_owned(), "B".to_owned()]),
+                vec!["k".to_owned(), "a[1 + b[2]]".to_owned(), "\"B\".x.y".to_owned()]
+            )
+        );
         assert_eq!(
             with_behind("WITH w AS (INSERT INTO x VALUES (1)) INSERT INTO t (a) SELECT 1 FROM w RETURNING a")
                 .as_deref(),

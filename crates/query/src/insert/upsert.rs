@@ -238,6 +238,7 @@ fn set_items(parts: &Parts<'_>, checked: &Checked) -> Result<SetItems, ServerErr
                 _ => None,
             },
             Value::Expression(sql) => Some(sql.clone()),
+            Value::Part { .. } => return Err(refuse("set parts of columns", "Set whole columns.")),
         };
         let number = number.map(|sql| {
             items.sql.push(sql);

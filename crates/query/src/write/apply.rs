@@ -440,7 +440,7 @@ impl Texts<'_> {
             .map_or(String::new(), |list| format!(" RETURNING {list}"));
         let set = self.source.set.iter().map(|(name, value)| {
             let value = value.map(|value| value_sql(&self.source.carriers[value], value));
-            format!("{} = {}", quote_identifier(name), value.unwrap_or("DEFAULT".to_owned()))
+            format!("{name} = {}", value.unwrap_or("DEFAULT".to_owned()))
         });
         let set = set.collect::<Vec<_>>().join(", ");
         let step = self.step(true, values, returning.is_some(), |rows| match self.shape.deletes {

@@ -3,7 +3,7 @@
 //! Pieces keep the client's own words, so that PostgreSQL reads them as it would have read them in the whole.
 
 use pgherd_model::ServerError;
-use pgherd_sql::lexer::{Token, depths, tokenize};
+use pgherd_sql::lexer::{Token, TokenKind, depths, tokenize};
 use std::ops::Range;
 
 /// What a column of SET is given.
@@ -13,6 +13,25 @@ pub(crate) enum Value {
     Expression(String),
     /// the key word DEFAULT
     Default,
+    /// a part of the column is given a value
+    Part {
+        /// which one, behind the column's name: `[1].x`
+        part: String,
+        /// the same with other subscripts, which has the same type
+        alike: String,
+        /// the value, as SQL
+        sql: String,
+    },
+}
+
+impl Value {
+    /// The part of the column that is meant, or nothing.
+    pub fn part(&self) -> &str {
+        match self {
+            Self::Part { part, .. } => part,
+            _ => "",
+        }
+    }
 }
 
 /// The parts, as bytes of the statement.
@@ -49,7 +68,7 @@ pub(super) fn parse(text: &str) -> Result<Shape, ServerError> {
     find(text).ok_or_else(|| {
         ServerError::unsupported(
             "this form of UPDATE or DELETE is not supported where it needs rows of more than one shard",
-            "Set whole columns, without ONLY and WHERE CURRENT OF, or name the shard key in WHERE.",
+            "Set whole columns, or parts by constant subscripts, without ONLY and WHERE CURRENT OF, or name the shard key in WHERE.",
         )
     })
 }
@@ -203,6 +222,36 @@ fn find(text: &str) -> Option<Shape> {
     })
 }
 
+/// A column, or a part of one (`a[1]`, `b.x`), with what it is given. Subscripts are constants: others would be computed where the row is written.
+fn of_part(r: &Reader<'_>, target: Range<usize>, value: Value) -> Option<(String, Value)> {
+    let name = r.identifier(target.start)?;
+    if target.len() == 1 {
+        return Some((name, value));
+    }
+    let (mut alike, mut at) = (String::new(), target.start + 1);
+    while at < target.end {
+        if r.symbol(at, ".") {
+            alike.push_str(&r.piece(at..at + 2)?);
+            at += 2;
+            continue;
+        }
+        let close = (at..target.end)
+            .find(|&i| r.symbol(i, "]"))
+            .filter(|_| r.symbol(at, "["))?;
+        let is_constant = |i: usize| {
+            let kind = r.tokens[i].kind;
+            matches!(kind, TokenKind::Number | TokenKind::String) || r.symbol(i, ":") || r.symbol(i, "-")
+        };
+        (at + 1..close).all(is_constant).then_some(())?;
+        let is_slice = (at + 1..close).any(|i| r.symbol(i, ":"));
+        alike.push_str(if is_slice { "[1:1]" } else { "[1]" });
+        at = close + 1;
+    }
+    let Value::Expression(sql) = value else { return None };
+    let part = r.piece(target.start + 1..target.end)?;
+    Some((name, Value::Part { part, alike, sql }))
+}
+
 /// `a = 1, (b, c) = (2, DEFAULT), (d, e) = (SELECT …)`
 pub(crate) fn assignments(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<(String, Value)>> {
     let mut set = Vec::new();
@@ -212,19 +261,15 @@ pub(crate) fn assignments(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<(S
             false => r.piece(tokens).map(Value::Expression),
         };
         if !r.symbol(item.start, "(") {
-            // `a.b` and `a[1]` set parts of a value.
-            if !r.symbol(item.start + 1, "=") {
-                return None;
-            }
-            set.push((r.identifier(item.start)?, value_of(item.start + 2..item.end)?));
+            let equals = item
+                .clone()
+                .find(|&i| r.depths[i] == r.depths[item.start] && r.symbol(i, "="))?;
+            let value = value_of(equals + 1..item.end)?;
+            set.push(of_part(r, item.start..equals, value)?);
             continue;
         }
         let close = (item.start..item.end).find(|&i| r.symbol(i, ")") && r.depths[i] == r.depths[item.start] + 1)?;
-        let mut names = Vec::new();
-        for name in r.split(item.start + 1..close) {
-            (name.len() == 1).then_some(())?;
-            names.push(r.identifier(name.start)?);
-        }
+        let names = r.split(item.start + 1..close);
         if !r.symbol(close + 1, "=") {
             return None;
         }
@@ -238,14 +283,14 @@ pub(crate) fn assignments(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<(S
             for (name, column) in names.into_iter().zip(&columns) {
                 let list = columns.join(", ");
                 let value = format!("(SELECT pgherd_s.{column} FROM ({query}) AS pgherd_s ({list}))");
-                set.push((name, Value::Expression(value)));
+                set.push(of_part(r, name, Value::Expression(value))?);
             }
             continue;
         }
         let values = r.split(inside);
         (values.len() == names.len()).then_some(())?;
         for (name, value) in names.into_iter().zip(values) {
-            set.push((name, value_of(value)?));
+            set.push(of_part(r, name, value_of(value)?)?);
         }
     }
     Some(set)
@@ -263,6 +308,7 @@ mod tests {
         let set = shape.set.iter().map(|(name, value)| match value {
             Value::Default => format!("{name}: default"),
             Value::Expression(sql) => format!("{name}: {sql}"),
+            Value::Part { part, alike, sql } => format!("{name}{part} like {alike}: {sql}"),
         });
         format!(
             "{}|{}|{}|{}|{}|{}|{}",
@@ -279,6 +325,14 @@ mod tests {
     #[test]
     fn parts_are_found() {
         for (text, parts) in [
+            (
+                "UPDATE t SET a[1] = b[2], (c.x[1:2], d) = (SELECT 1, 2), e[f] = 1",
+                "unknown",
+            ),
+            (
+                "UPDATE t SET a[1] = b[2], (c.x[1:2], d) = (3, DEFAULT)",
+                "|t|t|a[1] like [1]: b[2]; c.x[1:2] like .x[1:1]: 3; d: default|-|-|0",
+            ),
             ("UPDATE t SET a = 1", "|t|t|a: 1|-|-|0"),
             (
                 "update s.\"T\" x set a = b is distinct from c, b = DEFAULT from f, g where x.a = f.a returning a, f(1, 2), *",

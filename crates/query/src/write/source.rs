@@ -10,6 +10,7 @@ use crate::gather::IDENTITY;
 use crate::insert::{base_type, default_sql};
 use crate::statement::{Statement, describe};
 use pgherd_model::{ServerError, quote_identifier};
+use pgherd_shards::Backend;
 use std::ops::Range;
 
 /// The SELECT, and what its columns are.
@@ -19,7 +20,7 @@ pub(super) struct Source {
     pub target_at: usize,
     /// result formats
     pub formats: Vec<i16>,
-    /// SET: column, and the value that it gets; None for DEFAULT
+    /// SET: column or a part of one, as SQL, and the value that it gets; None for DEFAULT
     pub set: Vec<(String, Option<usize>)>,
     /// a moved row's columns: column and value
     pub inserted: Vec<(String, usize)>,
@@ -62,12 +63,17 @@ pub(super) async fn build(
     let is_key = |name: &String| target.sharded().is_some_and(|s| s.key.contains(name));
     let keyed = shape.set.iter().any(|(name, _)| is_key(name));
     let (mut items, mut set, mut inserted) = (Vec::<Item>::new(), Vec::new(), Vec::new());
+    refuse_parts_with_key(&shape.set, keyed)?;
+    let mut types = set_types(target, &shape.set, transaction.participant(home_id).await?)
+        .await?
+        .into_iter();
     for (name, value) in &shape.set {
+        let (place, of_type) = (quote_identifier(name) + value.part(), types.next().flatten());
         let value = value_sql(target, name, value, keyed)?;
-        set.push((name.clone(), value.is_some().then_some(items.len())));
+        set.push((place, value.is_some().then_some(items.len())));
         if let Some(sql) = value {
             inserted.push((name.clone(), items.len()));
-            items.push((format!("({sql})"), column_type(target, name)));
+            items.push((format!("({sql})"), of_type));
         }
     }
     if keyed {
@@ -148,6 +154,50 @@ pub(super) fn column_type(target: &Target, name: &str) -> Option<TargetType> {
     })
 }
 
+/// A row that moves is inserted with whole columns.
+pub(super) fn refuse_parts_with_key(set: &[(String, Value)], keyed: bool) -> Result<(), ServerError> {
+    match keyed && set.iter().any(|(_, value)| matches!(value, Value::Part { .. })) {
+        true => Err(ServerError::unsupported(
+            "parts of columns cannot be set together with the shard key",
+            "Set whole columns, or use a statement for each.",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The types of what SET gives values: of columns, or of their parts.
+pub(super) async fn set_types(
+    target: &Target,
+    set: &[(String, Value)],
+    home: &mut Backend,
+) -> Result<Vec<Option<TargetType>>, ServerError> {
+    let mut types = Vec::with_capacity(set.len());
+    for (name, value) in set {
+        let column = column_type(target, name);
+        let (Value::Part { alike, .. }, Some(column)) = (value, &column) else {
+            types.push(column);
+            continue;
+        };
+        let part = format!("(NULL::{}){alike}", column.sql);
+        let asked = format!("SELECT pg_catalog.pg_typeof({part})::oid, pg_catalog.pg_typeof({part})");
+        let told = home
+            .simple(&asked)
+            .await
+            .map_err(|e| ServerError::from(e).with_position(None))?;
+        let text = |at| told.first().and_then(|result| result.text(0, at));
+        types.push(
+            text(0)
+                .and_then(|oid| oid.parse().ok())
+                .zip(text(1))
+                .map(|(oid, sql)| TargetType {
+                    oid,
+                    sql: sql.to_owned(),
+                }),
+        );
+    }
+    Ok(types)
+}
+
 /// What SET gives a column, as an expression; None for a DEFAULT that the shard takes itself.
 pub(super) fn value_sql(
     target: &Target,
@@ -156,7 +206,7 @@ pub(super) fn value_sql(
     keyed: bool,
 ) -> Result<Option<String>, ServerError> {
     let sql = match value {
-        Value::Expression(sql) => return Ok(Some(sql.clone())),
+        Value::Expression(sql) | Value::Part { sql, .. } => return Ok(Some(sql.clone())),
         Value::Default => target.table.as_ref().and_then(|t| t.column(name)),
     };
     let Some(column) = sql else { return Ok(None) };

@@ -66,8 +66,7 @@ pub(super) async fn bounds(
 
 fn is_steady(source: &str, shape: &MergeShape) -> bool {
     let Ok(tokens) = tokenize(source) else { return false };
-    let alias = &shape.source_alias;
-    let steady = |name: &String| STEADY.contains(&name.as_str()) || name == alias;
+    let steady = |name: &String| STEADY.contains(&name.as_str()) || shape.source_aliases.contains(name);
     let reads = |query: views::ParsedQuery| !query.relations.mentions.is_empty();
     shape.target.with.is_empty()
         && names_called(source, &tokens).is_some_and(|names| names.iter().all(steady))
@@ -117,7 +116,7 @@ fn of_sides(
     // A plain column of the source: what else could be computed in another way, or not at all.
     let known = match value.len() {
         1 => !is_column(&r.identifier(value.start)?),
-        3 => r.symbol(value.start + 1, ".") && r.identifier(value.start)? == shape.source_alias,
+        3 => r.symbol(value.start + 1, ".") && shape.source_aliases.contains(&r.identifier(value.start)?),
         _ => false,
     };
     let sql = r.piece(value.clone()).filter(|_| known && is_column(&name))?;

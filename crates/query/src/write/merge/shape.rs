@@ -42,8 +42,8 @@ pub(super) struct MergeShape {
     pub target: Shape,
     /// what follows USING
     pub source: Range<usize>,
-    /// what the source's columns are qualified with
-    pub source_alias: String,
+    /// what the source's columns are qualified with; of a join, all names
+    pub source_aliases: Vec<String>,
     /// what follows ON
     pub on: Range<usize>,
     pub clauses: Vec<Clause>,
@@ -54,7 +54,7 @@ pub(super) fn parse(text: &str) -> Result<MergeShape, ServerError> {
     find(text).ok_or_else(|| {
         ServerError::unsupported(
             "this form of MERGE is not supported where it needs rows of more than one shard",
-            "Set whole columns, without ONLY, and write a joined source as a subquery.",
+            "Give INSERT whole columns, set parts of columns by constant subscripts, without ONLY.",
         )
     })
 }
@@ -104,7 +104,7 @@ fn find(text: &str) -> Option<MergeShape> {
     Some(MergeShape {
         target: target(&r, start, first..using)?,
         source: r.span(using + 1..on)?,
-        source_alias: source_alias(&r, using + 1..on)?,
+        source_aliases: source_aliases(&r, using + 1..on)?,
         on: r.span(on + 1..when)?,
         clauses: clauses?,
     })
@@ -141,6 +141,35 @@ fn target(r: &Reader<'_>, start: usize, tokens: Range<usize>) -> Option<Shape> {
         returning: Vec::new(),
         tokens: Vec::new(),
     })
+}
+
+/// The names of what is joined; that of the source alone where it is no join.
+fn source_aliases(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<String>> {
+    const JOINS: [&str; 8] = ["natural", "left", "right", "full", "inner", "outer", "cross", "join"];
+    let depth = *r.depths.get(tokens.start)?;
+    let own = |i: usize| r.depths[i] == depth;
+    let is_join = |i: usize| own(i) && JOINS.iter().any(|word| r.word(i, word));
+    let ends = |i: usize| is_join(i) || own(i) && (r.word(i, "on") || r.word(i, "using") && r.symbol(i + 1, "("));
+    let (mut aliases, mut start) = (Vec::new(), tokens.start);
+    loop {
+        let end = (start + 1..tokens.end).find(|&i| ends(i)).unwrap_or(tokens.end);
+        aliases.extend(item_aliases(r, start..end)?);
+        match (end..tokens.end).find(|&i| own(i) && r.word(i, "join")) {
+            Some(join) => start = join + 1,
+            None => return Some(aliases),
+        }
+    }
+}
+
+/// The same of an element of a join: those inside of parentheses where they have no name of their own.
+fn item_aliases(r: &Reader<'_>, tokens: Range<usize>) -> Option<Vec<String>> {
+    let last = tokens.end.checked_sub(1)?;
+    let opens = r.symbol(tokens.start, "(") && r.symbol(last, ")");
+    let is_whole = opens && (tokens.start + 1..last).all(|i| r.depths[i] > r.depths[tokens.start]);
+    match is_whole {
+        true => source_aliases(r, tokens.start + 1..last),
+        false => Some(vec![source_alias(r, tokens)?]),
+    }
 }
 
 /// The last name, in front of a list of columns if there is one.
@@ -242,7 +271,7 @@ mod tests {
             &text[shape.target.target.clone()],
             shape.target.alias,
             &text[shape.source.clone()],
-            shape.source_alias,
+            shape.source_aliases.join(","),
             &text[shape.on.clone()],
             shape.clauses.iter().map(clause).collect::<Vec<_>>().join("; ")
         )
@@ -272,9 +301,13 @@ mod tests {
                 "MERGE INTO t USING s AS x TABLESAMPLE system (3.5) ON true WHEN MATCHED THEN DELETE",
                 "|t t|s AS x TABLESAMPLE system (3.5) x|true|-: Delete",
             ),
+            (
+                "MERGE INTO t USING (s AS x LEFT JOIN (SELECT 1) y (a) ON x.a > 3) CROSS JOIN u USING (k) ON true WHEN MATCHED THEN DELETE",
+                "|t t|(s AS x LEFT JOIN (SELECT 1) y (a) ON x.a > 3) CROSS JOIN u USING (k) x,y,u|true|-: Delete",
+            ),
             ("MERGE INTO ONLY t USING s ON true WHEN MATCHED THEN DELETE", "unknown"),
             (
-                "MERGE INTO t USING s ON true WHEN MATCHED THEN UPDATE SET a[1] = 2",
+                "MERGE INTO t USING s ON true WHEN MATCHED THEN UPDATE SET a[s.k] = 2",
                 "unknown",
             ),
         ] {

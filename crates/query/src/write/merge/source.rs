@@ -5,7 +5,7 @@
 //! are columns of the source alone, also where the target has columns of the same names.
 
 use super::super::shape::{Shape, Value};
-use super::super::source::{Item, Source, column_type, key_sql, value_sql};
+use super::super::source::{Item, Source, column_type, key_sql, refuse_parts_with_key, set_types, value_sql};
 use super::super::target::Target;
 use super::shape::{Action, Clause, MergeShape};
 use crate::Transaction;
@@ -72,7 +72,10 @@ pub(super) async fn build(
         let mut one = match &clause.action {
             Action::Nothing => continue,
             Action::Delete => Given::default(),
-            Action::Update(set) => list.update(number, set)?,
+            Action::Update(set) => {
+                let home = transaction.participant(statement.snapshot.home()).await?;
+                list.update(number, set, set_types(target, set, home).await?)?
+            }
             Action::Insert { .. } => list.insert(number, &clause.action)?,
         };
         one.clause = number;
@@ -156,15 +159,22 @@ impl List<'_> {
         self.items.len() - 1
     }
 
-    fn update(&mut self, clause: usize, set: &[(String, Value)]) -> Result<Given, ServerError> {
+    fn update(
+        &mut self,
+        clause: usize,
+        set: &[(String, Value)],
+        types: Vec<Option<TargetType>>,
+    ) -> Result<Given, ServerError> {
         let target = self.target;
         let sharded = target.sharded();
         let keyed = sharded.is_some_and(|s| set.iter().any(|(name, _)| s.key.contains(name)));
+        refuse_parts_with_key(set, keyed)?;
         let mut given = Given::default();
-        for (name, value) in set {
+        for ((name, value), of_type) in set.iter().zip(types) {
+            let written = quote_identifier(name) + value.part();
             let value = value_sql(target, name, value, keyed)?;
-            let place = value.map(|sql| self.add(clause, &sql, column_type(target, name)));
-            given.set.push((name.clone(), place));
+            let place = value.map(|sql| self.add(clause, &sql, of_type));
+            given.set.push((written, place));
             given.inserted.extend(place.map(|place| (name.clone(), place)));
         }
         let (Some(sharded), true) = (sharded, keyed) else {
@@ -241,8 +251,12 @@ fn of_source(shape: &MergeShape, target: &Target, sql: &str) -> String {
     };
     match (0..tokens.len()).any(of_both) {
         true => {
-            let alias = quote_identifier(&shape.source_alias);
-            format!("(SELECT {sql} FROM (SELECT {alias}.*) AS {alias})")
+            let nearer = |alias: &String| {
+                let alias = quote_identifier(alias);
+                format!("(SELECT {alias}.*) AS {alias}")
+            };
+            let sources: Vec<_> = shape.source_aliases.iter().map(nearer).collect();
+            format!("(SELECT {sql} FROM {})", sources.join(", "))
         }
         false => format!("({sql})"),
     }
