@@ -51,6 +51,26 @@ pub(crate) struct Row {
     pub cells: Vec<Cell>,
 }
 
+/// Which elements of a column list, with its parentheses, are parts of columns: `(k, a[1], b.x)`.
+fn parts_of_list(list: &str) -> Vec<bool> {
+    let tokens = crate::lexer::tokenize(list).unwrap_or_default();
+    let (mut parts, mut depth, mut length) = (Vec::new(), 0, 0);
+    for token in &tokens {
+        match token.text(list) {
+            "(" | "[" => depth += 1,
+            ")" | "]" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 || depth == 1 && token.is(list, ",") {
+            parts.push(length > 1);
+            length = 0;
+        } else if depth > 1 || !token.is(list, "(") {
+            length += 1;
+        }
+    }
+    parts
+}
+
 /// A value that the home shard gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Slot {
@@ -76,6 +96,8 @@ pub(crate) struct InsertPlan {
     pub values_at: Range<usize>,
     pub default_values: bool,
     pub overriding: bool,
+    /// OVERRIDING USER VALUE
+    pub ignoring: Option<Range<usize>>,
     pub rows: Vec<Row>,
     /// columns left out that the home shard must give
     pub omitted: Vec<usize>,
@@ -155,6 +177,7 @@ impl InsertPlan {
             values_at: 0..0,
             default_values: values.is_none(),
             overriding: false,
+            ignoring: None,
             rows: Vec::new(),
             omitted: Vec::new(),
             computed: Vec::new(),
@@ -215,6 +238,11 @@ impl InsertPlan {
             self.list = Some(c.bytes(start..c.at));
         }
         self.overriding = c.accept("overriding system value");
+        let before = c.at;
+        if c.accept("overriding user value") {
+            self.ignoring = Some(c.bytes(before..c.at));
+            self.overriding = true;
+        }
         self.values_at = c.peek().map_or(0..0, |t| t.start as usize..t.end as usize);
         let named: Vec<_> = insert.columns.iter().filter_map(object_name).map(|n| n.name).collect();
         match values {
@@ -239,9 +267,13 @@ impl InsertPlan {
                     None => Some((0..width.min(table.columns.len())).collect()),
                 };
                 self.columns = places.unwrap_or_default();
+                if self.ignoring.is_some() {
+                    self.ignore_identities(table);
+                }
                 let fits = self.columns.len() == width && self.rows.iter().all(|r| r.cells.len() == width);
                 let twice = (1..self.columns.len()).any(|i| self.columns[..i].contains(&self.columns[i]));
-                self.judged |= !fits || twice || self.boolean_key(values);
+                let has_parts = self.list.clone().is_some_and(|list| self.read_parts(&c.text[list]));
+                self.judged |= !fits || twice && !has_parts || self.boolean_key(values);
             }
         }
         self.judged |= self.explicit_always(table);
@@ -252,6 +284,41 @@ impl InsertPlan {
         self.computed = (0..table.columns.len())
             .filter(|&i| !self.needs_home(table, i, context.snapshot) && computed(&table.columns[i]))
             .collect();
+    }
+
+    /// Whether the list has parts of columns, `a[1], a[2], b.x`: a column may be there several times then, and a value is not of its type.
+    fn read_parts(&mut self, list: &str) -> bool {
+        let parts = parts_of_list(list);
+        let cells = self.rows.iter().flat_map(|row| row.cells.iter().zip(&parts));
+        for (cell, _) in cells.filter(|(_, is_part)| **is_part) {
+            match cell.kind {
+                CellKind::Scalar(_)
+                | CellKind::Expression {
+                    home: false,
+                    time: false,
+                } => {}
+                // PostgreSQL says that there is none.
+                CellKind::Default => self.judged = true,
+                CellKind::Expression { .. } => {
+                    self.refused.get_or_insert_with(|| {
+                        ServerError::unsupported(
+                            "INSERT into parts of columns of a sharded table cannot compute values with sequences, subqueries or the time",
+                            "Give whole columns values.",
+                        )
+                    });
+                }
+            }
+        }
+        parts.contains(&true)
+    }
+
+    /// Values for identity columns, which OVERRIDING USER VALUE says are to be drawn like those that are left out.
+    fn ignore_identities(&mut self, table: &Table) {
+        for row in &mut self.rows {
+            let cells = row.cells.iter_mut().zip(&self.columns);
+            let of_identities = cells.filter(|(_, column)| table.columns[**column].identity.is_some());
+            of_identities.for_each(|(cell, _)| cell.kind = CellKind::Default);
+        }
     }
 
     fn read_rows(&mut self, c: &mut Cursor, values: &Values, snapshot: &Snapshot) {

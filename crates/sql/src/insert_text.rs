@@ -211,6 +211,10 @@ impl InsertPlan {
             .collect();
         let omitted = omitted.as_slice();
         self.column_list(child.is_some(), omitted, &mut replacements);
+        // What was drawn is given as a value.
+        if let Some(ignoring) = &self.ignoring {
+            replacements.push((ignoring.clone(), "OVERRIDING SYSTEM VALUE".to_owned()));
+        }
         let supplied = given.is_some_and(|g| g.places.iter().any(|&slot| self.is_always(slot)));
         if supplied && !self.overriding && !self.default_values {
             replacements.push((

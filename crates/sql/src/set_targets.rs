@@ -17,8 +17,15 @@ pub(crate) fn subscripts(text: &str, tokens: &[Token]) -> Vec<usize> {
             if !symbol(at, "=") {
                 break;
             }
-            // `(a, b) = …` has no subscripts of its own.
-            if let Some(open) = (from..at).find(|&i| symbol(i, "[")).filter(|_| !symbol(from, "(")) {
+            if symbol(from, "(") {
+                // `(a[1], b) = …`
+                let mut depth = 0;
+                found.extend((from..at).filter(|&i| {
+                    let closes = symbol(i, "]");
+                    depth += i32::from(symbol(i, "[")) - i32::from(closes);
+                    depth > 0 || closes
+                }));
+            } else if let Some(open) = (from..at).find(|&i| symbol(i, "[")) {
                 found.extend(open..at);
             }
             match next_target(text, tokens, at + 1) {
@@ -84,6 +91,10 @@ mod tests {
             (
                 "update t set a = f(x[1], 2), b[i + 1][2:3] = array[1, 2], s.c[1] = 4 from u where e[1] = 3",
                 "update t set a = f(x[1], 2), b = array[1, 2], s.c = 4 from u where e[1] = 3",
+            ),
+            (
+                "update t set (a[1], b.c, d[x[2]][3]) = (select e[1], 2, 3) where f[1] = 1",
+                "update t set (a, b.c, d) = (select e[1], 2, 3) where f[1] = 1",
             ),
             (
                 "insert into t values (1) on conflict do update set (a, b) = (1, 2), c[1] = t.d[2] returning a[1]",

@@ -6,7 +6,9 @@
 //! there is no tree.
 
 mod fetch_count;
+mod insert_list;
 mod marks;
+mod operators;
 mod rare;
 mod tokens;
 mod using_alias;
@@ -297,11 +299,20 @@ impl Conversion<'_> {
         self.inside(i, &["for", "no", "key", "update"], 1, 2)
             || self.inside(i, &["for", "key", "share"], 1, 1)
             || self.inside(i, &["overriding", "system", "value"], 0, 3)
+            || self.inside(i, &["overriding", "user", "value"], 0, 3) && self.ignores_in_values(i)
             || self.inside(i, &["group", "by", "distinct"], 2, 1)
             || self.inside(i, &["group", "by", "all"], 2, 1)
             || (i > 0 && self.direction(i - 1).is_some())
             || self.is_from_of_trim(i)
             || EXCLUSIONS.iter().any(|words| self.excludes(i, words))
+    }
+
+    /// Whether OVERRIDING USER VALUE, one of whose words this is, stands before VALUES in an INSERT. Of a query nobody knows which of its
+    /// columns are to be left out.
+    fn ignores_in_values(&self, i: usize) -> bool {
+        let value = (i..i + 3).find(|&at| self.word(at, "value"));
+        let before = |at: usize| self.word(at + 1, "values") || self.word(at + 1, "default");
+        self.word(0, "insert") && value.is_some_and(before)
     }
 
     /// TRIM(FROM s) and TRIM(LEADING FROM s) are TRIM(s) and TRIM(LEADING s).
@@ -369,7 +380,11 @@ impl Conversion<'_> {
         let token = &self.tokens[i];
         // sqlparser takes FROM ONLY t for a table `only` with the alias t; behind ROWS it means FETCH.
         let is_name = i > 0 && (self.symbol(i - 1, ".") || self.word(i - 1, "as"));
-        if self.word(i, "only") && !is_name && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows"))) {
+        if self.word(i, "only")
+            && !is_name
+            && !self.rare.leaves_out(i)
+            && !(i > 0 && (self.word(i - 1, "row") || self.word(i - 1, "rows")))
+        {
             return None;
         }
         let left_out = self.subscripts.contains(&i)
@@ -600,5 +615,8 @@ pub(crate) fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
     let words = ["union", "all", "distinct", "intersect", "except"];
     // AS begins one in CREATE, elsewhere a name.
     let made = before.is_word(text, "as") && tokens[0].is_word(text, "create");
-    before.is(text, "(") || made || words.iter().any(|w| before.is_word(text, w))
+    // TABLE is no name, so behind INSERT INTO t it begins the source.
+    let inserted = (1..i).any(|at| tokens[at].is_word(text, "into") && tokens[at - 1].is_word(text, "insert"));
+    let inserted = inserted && tokens[i].is_word(text, "table") && !before.is_word(text, "into");
+    before.is(text, "(") || made || inserted || words.iter().any(|w| before.is_word(text, w))
 }

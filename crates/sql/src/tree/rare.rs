@@ -111,6 +111,7 @@ pub(super) fn rare(text: &str, tokens: &[Token]) -> Rare {
     for (i, token) in tokens.iter().enumerate() {
         match token.kind {
             TokenKind::Word => finder.word_at(i),
+            TokenKind::String => finder.modified_constant(i),
             TokenKind::Symbol | TokenKind::Operator if token.is(text, "*") => finder.star_at(i),
             _ => {}
         }
@@ -173,6 +174,15 @@ impl Finder<'_> {
         token.is_some_and(|t| matches!(t.kind, TokenKind::Word | TokenKind::Quoted))
     }
 
+    pub(super) fn kind(&self, at: usize) -> Option<TokenKind> {
+        self.tokens.get(at).map(|token| token.kind)
+    }
+
+    /// The value of a string.
+    pub(super) fn string(&self, at: usize) -> Option<String> {
+        self.tokens.get(at)?.string(self.text)
+    }
+
     /// Whether what stands before token `i` is this symbol.
     fn follows(&self, i: usize, symbol: &str) -> bool {
         i > 0 && self.is(i - 1, symbol)
@@ -192,7 +202,7 @@ impl Finder<'_> {
     }
 
     /// Where the parenthesis that is closed here opens.
-    fn open_of(&self, close: usize) -> Option<usize> {
+    pub(super) fn open_of(&self, close: usize) -> Option<usize> {
         let mut depth = 0;
         (0..=close).rev().find(|&at| {
             depth += i32::from(self.is(at, ")")) - i32::from(self.is(at, "("));
@@ -201,7 +211,7 @@ impl Finder<'_> {
     }
 
     /// The innermost parenthesis around a token.
-    fn enclosing(&self, i: usize) -> Option<usize> {
+    pub(super) fn enclosing(&self, i: usize) -> Option<usize> {
         let mut depth = 0;
         (0..i).rev().find(|&at| {
             depth += i32::from(self.is(at, "(")) - i32::from(self.is(at, ")"));
@@ -226,6 +236,7 @@ impl Finder<'_> {
             b'g' if is("grouping") => self.nested_sets(i),
             b'f' if is("following") => self.frame_bound(i),
             b'i' if is("in") => self.values_of_in(i),
+            b'i' if is("insert") && self.follows_word(i, &["then"]) => self.insert_list(i + 1),
             b'i' if is("into") => {
                 let parentheses = self.parentheses_of_values(i);
                 self.found.left_out.extend(parentheses.into_iter().flatten());
@@ -238,6 +249,7 @@ impl Finder<'_> {
             b'x' => self.xml_call(i),
             _ => {}
         }
+        self.operator_word_at(i);
         if self.tokens.get(i + 1).is_some_and(|t| t.kind == TokenKind::String) {
             self.typed_constant(i);
         } else if NAMES.iter().any(|name| is(name)) || self.is_alias(i) || self.is_column(i) {
@@ -325,7 +337,7 @@ impl Finder<'_> {
         let name = token.text(self.text);
         let sp::Token::Word(read) = word(name) else { return };
         let known = TYPES.iter().any(|t| token.is_word(self.text, t));
-        if !known && (read.keyword != Keyword::NoKeyword || token.is_word(self.text, "n")) {
+        if !known && (read.keyword != Keyword::NoKeyword || self.is_word(i, &["n", "uescape"])) {
             return;
         }
         if let Some(value) = self.tokens[i + 1].string(self.text) {
@@ -390,6 +402,16 @@ impl Finder<'_> {
 
     /// `INSERT INTO local …`: words of other systems stand behind INTO.
     fn target(&mut self, into: usize) {
+        if self.follows_word(into, &["insert"]) {
+            let mut behind = into + 2;
+            while self.is(behind, ".") {
+                behind += 2;
+            }
+            if self.is_word(behind, &["as"]) {
+                behind += 2;
+            }
+            self.insert_list(behind);
+        }
         if self.follows_word(into, &["insert"]) && self.is_word(into + 1, &["directory", "function", "local"]) {
             let name = self.tokens[into + 1].text(self.text).to_ascii_lowercase();
             let name = sp::Token::make_word(&name, Some('"'));
@@ -437,7 +459,10 @@ impl Finder<'_> {
         let Some(close) = self.close_of(i + 1).filter(|_| self.is(i + 1, "(")) else {
             return;
         };
-        let is_list = (i + 2..close).all(|at| self.is_name(at) != self.is(at, ","));
+        let is_list = (i + 2..close).all(|at| match (at - i) % 2 {
+            0 => self.is_name(at),
+            _ => self.is(at, ","),
+        });
         let end = (close + 1..self.tokens.len()).find(|&at| self.is_word(at, &["do"]));
         match end {
             Some(end) if !is_list => self.found.left_out.extend(i + 1..end),
@@ -477,6 +502,16 @@ impl Finder<'_> {
             depth == 1 && self.is(at, ",")
         });
         if several {
+            let definitions: Vec<usize> = self
+                .own(i + 2, close)
+                .into_iter()
+                .filter(|&at| self.is_word(at, &["as"]))
+                .collect();
+            for at in definitions {
+                if let Some(end) = self.close_of(at + 1).filter(|_| self.is(at + 1, "(")) {
+                    self.leave_out(at..end + 1);
+                }
+            }
             self.found
                 .instead
                 .push((i, vec![sp::Token::make_word(ROWS_FROM, Some('"'))]));

@@ -18,7 +18,7 @@ pub(super) fn convert(token: &Token, text: &str, dialect: &PostgreSqlDialect) ->
         TokenKind::Quoted if raw.starts_with('"') => {
             sp::Token::make_word(&raw[1..raw.len() - 1].replace("\"\"", "\""), Some('"'))
         }
-        TokenKind::Quoted => return None,
+        TokenKind::Quoted => sp::Token::make_word(&token.identifier(text)?, Some('"')),
         TokenKind::String => sp::Token::SingleQuotedString(token.string(text)?),
         TokenKind::Number => sp::Token::Number(raw.to_owned(), false),
         TokenKind::Parameter => sp::Token::Placeholder(raw.to_owned()),

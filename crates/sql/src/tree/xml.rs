@@ -34,6 +34,24 @@ impl Finder<'_> {
             && !(end..close).any(|at| self.is_word(at, &["select"]))
         {
             self.leave_out(end..close);
+        } else if is(&["xmltable"]) {
+            // It sees what stands before it in any case.
+            if i > 0 && self.is_word(i - 1, &["lateral"]) {
+                self.leave_out(i - 1..i);
+            }
+            let by = self
+                .own(open, close)
+                .into_iter()
+                .filter(|&at| self.is_word(at, &["by"]) && self.is_word(at + 1, &["ref", "value"]));
+            by.collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|at| self.leave_out(at..at + 2));
+            if let Some(end) = self
+                .close_of(open + 2)
+                .filter(|_| self.is_word(open + 1, &["xmlnamespaces"]))
+            {
+                self.leave_out(open + 1..end + 2);
+            }
         } else if is(&["xmlexists"])
             && let Some(passing) = self
                 .own(open, close)
@@ -51,7 +69,7 @@ impl Finder<'_> {
     }
 
     /// The tokens between two that stand in no parentheses of their own.
-    fn own(&self, open: usize, close: usize) -> Vec<usize> {
+    pub(super) fn own(&self, open: usize, close: usize) -> Vec<usize> {
         let mut depth = 0;
         let own = (open + 1..close).filter(|&at| {
             depth += i32::from(self.is(at, "(")) - i32::from(self.is(at, ")"));
@@ -87,6 +105,10 @@ mod tests {
                 "SELECT xmlroot(a) FROM t",
             ),
             ("SELECT xmlpi(name a, b) FROM t", "SELECT xmlpi(b) FROM t"),
+            (
+                "SELECT 1 FROM xmltable(xmlnamespaces('x' AS a), '//i' PASSING BY REF b COLUMNS n INT PATH '@n') AS z",
+                "SELECT 1 FROM XMLTABLE('//i' PASSING b COLUMNS n INT PATH '@n') AS z",
+            ),
             (
                 "SELECT xmlexists('//a' PASSING BY REF b) FROM t",
                 "SELECT xmlexists('//a', b) FROM t",
