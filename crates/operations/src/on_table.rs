@@ -9,6 +9,23 @@ use crate::work::Work;
 use pgherd_model::{Name, ServerError, Table, TableKind, quote_literal};
 use pgherd_sql::{Ddl, DdlKind};
 
+/// ALTER and DROP STATISTICS, which name no table: those of a sharded one are on every shard, others on the home shard alone.
+pub(crate) async fn change_statistics(
+    work: &mut Work<'_, '_>,
+    ddl: &Ddl,
+    text: &StatementText<'_>,
+) -> Result<String, ServerError> {
+    let tag = work.on_home(text.text).await?;
+    let sql = match ddl.kind {
+        DdlKind::DropStatistics => text.if_exists("statistics"),
+        _ => text.text.to_owned(),
+    };
+    for shard in work.others() {
+        work.tolerating(shard, &sql, &["42704", "3F000"]).await?;
+    }
+    Ok(tag)
+}
+
 /// CREATE, ALTER or DROP of such an object.
 pub(crate) async fn change(
     work: &mut Work<'_, '_>,

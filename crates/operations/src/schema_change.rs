@@ -75,7 +75,8 @@ async fn run(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Re
         CreateTrigger | AlterTrigger | DropTrigger | CreateRule | AlterRule | DropRule | CreatePolicy | AlterPolicy
         | DropPolicy | CreateStatistics => on_table::change(work, ddl, text).await,
         Grant | Revoke => everywhere::grant(work, ddl, text).await,
-        Comment | SecurityLabel | AlterStatistics | DropStatistics => work.on_home(text.text).await,
+        Comment | SecurityLabel => work.on_home(text.text).await,
+        AlterStatistics | DropStatistics => on_table::change_statistics(work, ddl, text).await,
         CreateSequence | AlterSequence | DropSequence => everywhere::sequence(work, ddl, text).await,
         CreateFunction | AlterFunction | DropFunction => everywhere::function(work, ddl, text).await,
         OtherDdl => everywhere::other(work, text).await,
