@@ -214,7 +214,11 @@ impl Finder<'_> {
                 return;
             };
             self.first_of_type(open - 1)
-        } else if self.is_word(before, &["zone"]) && before > 2 && self.is(before - 3, ")") {
+        } else if self.is_word(before, &["zone"])
+            && before > 2
+            && self.is_word(before - 2, &["with", "without"])
+            && self.is(before - 3, ")")
+        {
             let Some(open) = self.open_of(before - 3).filter(|&open| open > 0) else {
                 return;
             };
@@ -322,6 +326,10 @@ mod tests {
                 "SELECT \"pgherd typed constant\"(1), \"a\" FROM t",
             ),
             ("SELECT a FROM t FOR READ ONLY", "SELECT a FROM t"),
+            (
+                "SELECT f(a) AT TIME ZONE 'UTC', time(0) with time zone '10:00' FROM t",
+                "SELECT f(a) AT TIME ZONE 'UTC', \"pgherd typed constant\"('10:00') FROM t",
+            ),
         ];
         let read = cases.map(|(text, _)| {
             let tree = tree(text, &tokenize(text).expect("tokens"));
