@@ -5,6 +5,8 @@
 -- The version is the exclusive or of all tokens. A change only adds a row, so that changes do not wait for each other, and
 -- one row may take the place of several. Tokens are random: a number that was rolled back must not come again.
 CREATE TABLE IF NOT EXISTS pgherd.schema_change (token bigint NOT NULL);
+-- A publication FOR ALL TABLES has this one, too, and would forbid to delete rows that nothing identifies.
+ALTER TABLE pgherd.schema_change REPLICA IDENTITY FULL;
 GRANT SELECT ON pgherd.schema_change TO PUBLIC;
 
 CREATE OR REPLACE FUNCTION pgherd.random_token() RETURNS bigint LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
