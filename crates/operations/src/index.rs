@@ -22,7 +22,8 @@ pub(crate) async fn create_index(
     }
     // With declared partitions it is one that their own are attached to, which is how pg_dump writes it.
     let automatic = table.sharded().is_some_and(|s| s.automatic);
-    if automatic && text.has(&["on", "only"]) {
+    let by_default = table.is_by_default();
+    if automatic && !by_default && text.has(&["on", "only"]) {
         return Err(ServerError::unsupported(
             format!(
                 "cannot create an index on the parent of sharded table \"{}\" only",
@@ -31,9 +32,10 @@ pub(crate) async fn create_index(
             "Leave out ONLY.",
         ));
     }
-    // PostgreSQL does not take it for a partitioned table, which this one was not made as.
-    let by_default = table.is_by_default();
+    // PostgreSQL does not take these for a partitioned table, which this one was not made as; of a plain table, ONLY means nothing.
     let blanked = by_default.then(|| text.blank_default_tablespace());
+    let text = &text.over(blanked.as_deref().unwrap_or(text.text));
+    let blanked = by_default.then(|| text.blank_only(&[name]));
     let text = &text.over(blanked.as_deref().unwrap_or(text.text));
     let unique = text.has(&["create", "unique", "index"]);
     if unique {
