@@ -230,10 +230,26 @@ $$;
 CREATE OR REPLACE FUNCTION pgherd.shown_epoch() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS
 $$ SELECT e.epoch FROM pgherd.epoch e $$;
 
+-- What may take advisory locks that a session keeps, where no table is sharded: all functions, if one of them mentions such a lock, and what calls
+-- them by itself.
+CREATE OR REPLACE FUNCTION pgherd.locking() RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd') AND p.prosrc LIKE '%advisory_lock%') THEN '{}'
+    ELSE jsonb_build_object(
+        'functions', (SELECT jsonb_agg(jsonb_build_object('oid', p.oid::bigint, 'name', p.proname, 'language', l.lanname, 'body', ' ' || p.prosrc))
+            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+            WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')),
+        'triggers', (SELECT coalesce(jsonb_agg(jsonb_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'table', c.relname,
+                'name', g.tgname, 'function', g.tgfoid::bigint)), '[]')
+            FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE NOT g.tgisinternal AND g.tgparentid = 0),
+        'dependents', pgherd.dependents()::jsonb) END
+$$;
+
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
-        json_build_object('epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', EXISTS (SELECT FROM pgherd.ever_sharded))::text
+        (jsonb_build_object('epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', EXISTS (SELECT FROM pgherd.ever_sharded)) || pgherd.locking())::text
     ELSE json_build_object(
         'epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', true,
         'tables', pgherd.tables_json(),

@@ -1,8 +1,28 @@
-//! What sqlparser lacks behind INSERT INTO: parts of columns in the list.
+//! What sqlparser lacks behind INSERT INTO: parts of columns in the list, and names that are words of other systems.
 
 use super::rare::Finder;
+use sqlparser::tokenizer as sp;
 
 impl Finder<'_> {
+    /// What stands behind INTO.
+    pub(super) fn target(&mut self, into: usize) {
+        if !self.follows_word(into, &["insert"]) {
+            return;
+        }
+        let mut behind = into + 2;
+        while self.is(behind, ".") {
+            behind += 2;
+        }
+        if self.is_word(behind, &["as"]) {
+            behind += 2;
+        }
+        self.insert_list(behind);
+        if self.is_word(into + 1, &["directory", "function", "local"]) {
+            let name = self.text_of(into + 1).to_ascii_lowercase();
+            self.instead(into + 1, vec![sp::Token::make_word(&name, Some('"'))]);
+        }
+    }
+
     /// Behind INTO of an INSERT, or INSERT of a MERGE, whose list of columns may begin at `open`.
     pub(super) fn insert_list(&mut self, open: usize) {
         let queries = ["select", "with", "values", "table"];

@@ -183,12 +183,16 @@ impl Finder<'_> {
         self.tokens.get(at)?.string(self.text)
     }
 
+    pub(super) fn text_of(&self, at: usize) -> &str {
+        self.tokens[at].text(self.text)
+    }
+
     /// Whether what stands before token `i` is this symbol.
     fn follows(&self, i: usize, symbol: &str) -> bool {
         i > 0 && self.is(i - 1, symbol)
     }
 
-    fn follows_word(&self, i: usize, words: &[&str]) -> bool {
+    pub(super) fn follows_word(&self, i: usize, words: &[&str]) -> bool {
         i > 0 && self.is_word(i - 1, words)
     }
 
@@ -397,25 +401,6 @@ impl Finder<'_> {
             self.found
                 .instead
                 .push((close, vec![sp::Token::RParen, sp::Token::RParen]));
-        }
-    }
-
-    /// `INSERT INTO local …`: words of other systems stand behind INTO.
-    fn target(&mut self, into: usize) {
-        if self.follows_word(into, &["insert"]) {
-            let mut behind = into + 2;
-            while self.is(behind, ".") {
-                behind += 2;
-            }
-            if self.is_word(behind, &["as"]) {
-                behind += 2;
-            }
-            self.insert_list(behind);
-        }
-        if self.follows_word(into, &["insert"]) && self.is_word(into + 1, &["directory", "function", "local"]) {
-            let name = self.tokens[into + 1].text(self.text).to_ascii_lowercase();
-            let name = sp::Token::make_word(&name, Some('"'));
-            self.found.instead.push((into + 1, vec![name]));
         }
     }
 
