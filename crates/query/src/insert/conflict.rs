@@ -72,10 +72,13 @@ fn find(tail: &str) -> Option<Conflict> {
     let returning = r.find(act + 3, &["returning"]);
     let condition = r.find(act + 3, &["where"]);
     let set_end = condition.or(returning).unwrap_or(end);
+    let set = assignments(&r, act + 3..set_end)?;
+    let sets_parts = set.iter().any(|(_, value)| matches!(value, Value::Part { .. }));
+    (!sets_parts).then_some(())?;
     Some(Conflict {
         arbiter,
         target: r.span(0..act)?,
-        set: assignments(&r, act + 3..set_end)?,
+        set,
         condition: match condition {
             Some(at) => Some(r.span(at + 1..returning.unwrap_or(end))?),
             None => None,

@@ -254,7 +254,7 @@ mod tests {
             (target.columns, target.places),
             (
                 Some(vec!["k".to_owned(), "a".to_owned(), "B".to_owned()]),
-                vec!["k".to_owned(), "a[1 + b[2]]".to_owned(), "\"B\".x.y".to_owned()]
+                vec!["\"k\"".to_owned(), "\"a\"[1 + b[2]]".to_owned(), "\"B\".x.y".to_owned()]
             )
         );
         assert_eq!(

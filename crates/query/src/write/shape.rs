@@ -347,7 +347,7 @@ mod tests {
                 "|t|t|a: (SELECT pgherd_s.c1 FROM (SELECT 1, 2) AS pgherd_s (c1, c2)); \
                  b: (SELECT pgherd_s.c2 FROM (SELECT 1, 2) AS pgherd_s (c1, c2))|-|-|0",
             ),
-            ("UPDATE t SET a[1] = 2", "unknown"),
+            ("UPDATE t SET a[k] = 2", "unknown"),
             ("UPDATE ONLY t SET a = 2", "unknown"),
             ("UPDATE t * SET a = 2", "unknown"),
             ("UPDATE t SET a = 2 WHERE CURRENT OF c", "unknown"),

@@ -127,6 +127,19 @@ END outer",
 }
 
 #[test]
+fn elements_are_targets() {
+    let block = parse("BEGIN a[i + f(1, b[2])][:3] := '{x:y}'; END").expect("elements");
+    let part = vec![
+        Subscript::At("i + f(1, b[2])".into()),
+        Subscript::Slice(None, Some("3".into())),
+    ];
+    assert_eq!(
+        block.statements[0].action,
+        Action::AssignPart(vec!["a".into()], part, "'{x:y}'".into())
+    );
+}
+
+#[test]
 fn what_is_not_run_is_named() {
     for (body, told) in [
         ("BEGIN COMMIT; END", "\"COMMIT\" in line 1 is not understood."),
@@ -134,7 +147,10 @@ fn what_is_not_run_is_named() {
             "DECLARE c CURSOR FOR SELECT 1; BEGIN END",
             "\"CURSOR\" in line 1 is not understood.",
         ),
-        ("BEGIN\n a[1] := 2; END", "\"[\" in line 2 is not understood."),
+        (
+            "BEGIN\n a[1].x := 2; END",
+            "There is \".\" in line 2 where \":=\" is expected.",
+        ),
         ("BEGIN SELECT 1 END", "Its last statement has no end."),
         ("BEGIN IF a THEN NULL; END", "It ends where \"if\" is expected."),
     ] {
