@@ -14,6 +14,7 @@ mod cursor;
 mod database_statements;
 mod encoding_setting;
 mod enter;
+mod exact_text;
 mod execute;
 pub(crate) mod explain;
 mod explain_parts;

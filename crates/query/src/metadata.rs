@@ -70,7 +70,7 @@ pub(crate) const TEXT_IS_EXACT: &str = "(current_setting('DateStyle') ILIKE 'ISO
      AND current_setting('extra_float_digits')::integer > 0 AND current_setting('array_nulls')::boolean)::text";
 
 /// 0A000, where text is not exact and values would travel so.
-pub(crate) fn text_is_not_exact() -> ServerError {
+pub fn text_is_not_exact() -> ServerError {
     ServerError::unsupported(
         "values of these types cannot be passed between shards under the session's DateStyle, extra_float_digits or array_nulls",
         "SET DateStyle = ISO, extra_float_digits = 1 and array_nulls = on, which are the defaults.",

@@ -39,6 +39,7 @@ impl Session {
         if rows.len() > MOST_BYTES {
             return Err(not_in_parts("A part of it returns too many rows.").into());
         }
+        self.check_text(columns.iter().map(|c| c.type_oid)).await?;
         let types = self.column_types(columns).await?;
         let value = |i: usize, value: Option<Bytes>| match value {
             Some(value) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(&value)), types[i].0),

@@ -1,13 +1,15 @@
 //! PREPARE, EXECUTE and DEALLOCATE in SQL: they share the names of the protocol's prepared statements, as in
 //! PostgreSQL. Arguments are evaluated by the home shard.
 
+use super::exact_text::EXACT_STYLE;
 use super::extended::{Prepared, Told, no_statement};
 use super::{Problem, Session, Unit};
 use bytes::Bytes;
 use pgherd_model::{ServerError, SqlState};
-use pgherd_query::Description;
+use pgherd_query::{Description, text_is_not_exact};
 use pgherd_shards::{SimpleResult, TransactionStatus};
 use pgherd_sql::Kind;
+use pgherd_sql::lexer::{Token, depths};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -124,7 +126,7 @@ impl Session {
             return Ok(());
         };
         self.check_arguments(unit).await?;
-        let parameters = self.evaluate(name, &unit.statement.text, &prepared.types).await?;
+        let parameters = self.evaluate(name, unit, &prepared.types).await?;
         let inner = Unit {
             statement,
             types: &prepared.types,
@@ -149,7 +151,7 @@ impl Session {
 
     /// The home shard computes arguments: they must call nothing that may read sharded tables.
     async fn check_arguments(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        if arguments(&unit.statement.text).is_none() {
+        if arguments(unit).is_none() {
             return Ok(());
         }
         let entered = self.enter(unit).await?;
@@ -164,7 +166,7 @@ impl Session {
         let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
         let text = prepared.statement.as_ref().map(|s| s.text.to_string());
         self.check_arguments(unit).await?;
-        let parameters = self.evaluate(name, &unit.statement.text, &prepared.types).await?;
+        let parameters = self.evaluate(name, unit, &prepared.types).await?;
         Ok(StoredQuery {
             text: text.unwrap_or_default(),
             types: prepared.types.clone(),
@@ -252,29 +254,46 @@ impl Session {
 
     /// The values of an EXECUTE's arguments as text. The home shard computes them, by an EXECUTE of a statement with the same types of
     /// parameters, so that they are converted, and refused, as PostgreSQL does it.
-    async fn evaluate(&mut self, name: &str, text: &str, types: &[u32]) -> Result<Vec<(bool, Option<Bytes>)>, Problem> {
-        let Some(arguments) = arguments(text) else {
+    async fn evaluate(
+        &mut self,
+        name: &str,
+        unit: Unit<'_>,
+        types: &[u32],
+    ) -> Result<Vec<(bool, Option<Bytes>)>, Problem> {
+        let text = &unit.statement.text;
+        let Some(given) = arguments(unit) else {
             if !types.is_empty() {
                 return Err(wrong_count(name, 0, types.len()));
             }
             return Ok(Vec::new());
         };
-        self.check_calls(arguments).await?;
-        let count = split_arguments(arguments).len();
-        if count != types.len() {
-            return Err(wrong_count(name, count, types.len()));
+        if given.count != types.len() || !given.ends {
+            self.check_syntax(text).await?;
+            return Err(wrong_count(name, given.count, types.len()));
         }
+        let arguments = given.text;
+        self.check_calls(arguments).await?;
         let names = self.type_names(types).await?;
-        let numbers: Vec<_> = (1..=types.len()).map(|n| format!("${n}")).collect();
+        let mut list: Vec<_> = (1..=types.len()).map(|n| format!("${n}")).collect();
+        let mut back = String::new();
+        if let Some(as_text) = self.text_of(types.iter().copied()).await? {
+            if !as_text.nulls_are_exact {
+                return Err(text_is_not_exact().into());
+            }
+            if !as_text.style_is_exact {
+                list.push(EXACT_STYLE.to_owned());
+                back = as_text.back + "; ";
+            }
+        }
         // Where a failed block is in the way, it stays until the connection is closed; the next one has another name.
         let own = format!("pgherd_arguments_{}", NEXT_NAME.fetch_add(1, Ordering::Relaxed));
         let head = format!(
             "PREPARE {own}({}) AS SELECT {}; EXECUTE {own}(",
             names.join(", "),
-            numbers.join(", ")
+            list.join(", ")
         );
         let results = self
-            .compute(&format!("{head}{arguments}\n); DEALLOCATE {own}"), &own)
+            .compute(&format!("{head}{arguments}\n); {back}DEALLOCATE {own}"), &own)
             .await
             .map_err(|error| {
                 let start = arguments.as_ptr() as usize - text.as_ptr() as usize;
@@ -288,7 +307,7 @@ impl Session {
             .find(|result| !result.columns.is_empty())
             .and_then(|r| r.rows.into_iter().next())
             .unwrap_or_default();
-        Ok(row.into_iter().map(|value| (false, value)).collect())
+        Ok(row.into_iter().take(types.len()).map(|value| (false, value)).collect())
     }
 
     /// Runs a text on the home shard that prepares a statement, and takes that away again.
@@ -357,34 +376,32 @@ fn wrong_count(name: &str, given: usize, expected: usize) -> Problem {
     .into()
 }
 
-/// What stands between the outermost parentheses.
-fn arguments(text: &str) -> Option<&str> {
-    let open = text.find('(')?;
-    let close = text.rfind(')')?;
-    (close > open)
-        .then(|| text[open + 1..close].trim())
-        .filter(|a| !a.is_empty())
+/// What stands between the parentheses behind an EXECUTE's name.
+struct Given<'t> {
+    text: &'t str,
+    count: usize,
+    /// nothing stands behind them, where the statement is the EXECUTE
+    ends: bool,
 }
 
-/// Splits at top-level commas.
-fn split_arguments(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut start, mut quote) = (Vec::new(), 0usize, 0, None);
-    for (i, c) in text.char_indices() {
-        match (quote, c) {
-            (Some(q), c) if c == q => quote = None,
-            (Some(_), _) => {}
-            (None, '\'' | '"') => quote = Some(c),
-            (None, '(' | '[') => depth += 1,
-            (None, ')' | ']') => depth = depth.saturating_sub(1),
-            (None, ',') if depth == 0 => {
-                parts.push(text[start..i].trim());
-                start = i + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(text[start..].trim());
-    parts
+/// The arguments of the EXECUTE that a statement is or has.
+fn arguments(unit: Unit<'_>) -> Option<Given<'_>> {
+    arguments_in(&unit.statement.text, &unit.statement.parsed.tokens)
+}
+
+fn arguments_in<'t>(text: &'t str, tokens: &[Token]) -> Option<Given<'t>> {
+    let execute = tokens.iter().position(|t| t.is_word(text, "execute"))?;
+    let tokens = &tokens[execute..];
+    let open = tokens.iter().position(|t| t.is(text, "("))?;
+    let depths = depths(text, tokens);
+    let close = (open + 1..tokens.len()).find(|&i| depths[i] == 1 && tokens[i].is(text, ")"))?;
+    let commas = (open + 1..close).filter(|&i| depths[i] == 1 && tokens[i].is(text, ","));
+    let inside = text[tokens[open].end as usize..tokens[close].start as usize].trim();
+    (close > open + 1).then(|| Given {
+        text: inside,
+        count: commas.count() + 1,
+        ends: execute > 0 || tokens[close + 1..].iter().all(|t| t.is(text, ";")),
+    })
 }
 
 /// The simple protocol has no NoData: takes one out of what was put since `mark`.
@@ -399,11 +416,24 @@ fn drop_no_data(out: &mut bytes::BytesMut, mark: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pgherd_sql::lexer::tokenize;
 
     #[test]
-    fn arguments_split_at_top_level() {
-        assert_eq!(arguments("EXECUTE p(1, f(2, 3), 'a,b')"), Some("1, f(2, 3), 'a,b'"));
-        assert_eq!(split_arguments("1, f(2, 3), 'a,b'"), ["1", "f(2, 3)", "'a,b'"]);
-        assert_eq!(arguments("EXECUTE p"), None);
+    fn arguments_are_counted_at_top_level() {
+        let given = |text| {
+            let tokens = tokenize(text).unwrap();
+            arguments_in(text, &tokens).map(|given| (given.text, given.count, given.ends))
+        };
+        assert_eq!(
+            given("EXECUTE p(1, f(2, 3), 'a,b')"),
+            Some(("1, f(2, 3), 'a,b'", 3, true))
+        );
+        assert_eq!(
+            given("EXECUTE p(E'\\',', $$a,b$$ /* , */)"),
+            Some(("E'\\',', $$a,b$$ /* , */", 2, true))
+        );
+        assert_eq!(given("CREATE TABLE t (a, b) AS EXECUTE p(1)"), Some(("1", 1, true)));
+        assert_eq!(given("EXECUTE p('a'),('b')"), Some(("'a'", 1, false)));
+        assert_eq!(given("EXECUTE p"), None);
     }
 }

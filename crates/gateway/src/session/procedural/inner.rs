@@ -60,6 +60,15 @@ pub(super) fn add_line(error: &mut ServerError, line: String) {
     }
 }
 
+/// Whether a statement may change the session's settings: by its own words, or in a function.
+fn may_change_settings(text: &str) -> bool {
+    let tokens = pgherd_sql::lexer::tokenize(text).unwrap_or_default();
+    let words = ["set", "reset", "discard"];
+    tokens
+        .iter()
+        .any(|token| token.is(text, "(") || words.iter().any(|word| token.is_word(text, word)))
+}
+
 /// What a statement gave.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
@@ -88,12 +97,15 @@ impl Session {
     /// Runs SQL of the block; what it says has the block's words.
     pub(super) async fn run_told(
         &mut self,
-        machine: &Machine,
+        machine: &mut Machine,
         bound: &Bound,
         words: Words<'_>,
     ) -> Result<Answer, Problem> {
         let mark = self.client.out.len();
         let run = self.run_inner(&bound.text).await;
+        if may_change_settings(&bound.text) {
+            machine.exact.clear();
+        }
         let said = self.client.out.split_off(mark).freeze();
         self.put_said(machine, words, said);
         run.map_err(|problem| match problem {

@@ -28,6 +28,8 @@ pub(super) struct Machine {
     pub(super) at: &'static str,
     /// statements whose variables are known to be no columns
     pub(super) clear: HashSet<String>,
+    /// types whose text is exact under the settings as they are
+    pub(super) exact: HashSet<u32>,
 }
 
 /// Where it goes on.
@@ -51,6 +53,7 @@ impl Machine {
             line: 0,
             at: "",
             clear: HashSet::new(),
+            exact: HashSet::new(),
         }
     }
 

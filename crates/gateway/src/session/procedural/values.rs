@@ -325,12 +325,29 @@ impl Session {
         }
         let text = answer.rows.first().and_then(|row| row[0].clone());
         let type_oid = answer.columns[0].1;
+        if text.is_some() {
+            self.check_values(machine, [type_oid]).await?;
+        }
         let type_name = self.type_name(machine, type_oid).await?;
         Ok(Value {
             type_oid,
             type_name,
             text,
         })
+    }
+
+    /// Refuses values whose text means others under the session's settings.
+    async fn check_values(
+        &mut self,
+        machine: &mut Machine,
+        types: impl IntoIterator<Item = u32>,
+    ) -> Result<(), Problem> {
+        let types: Vec<_> = types.into_iter().filter(|oid| !machine.exact.contains(oid)).collect();
+        if !types.is_empty() {
+            self.check_text(types.iter().copied()).await?;
+            machine.exact.extend(types);
+        }
+        Ok(())
     }
 
     /// Whether a condition is true; NULL is not.
@@ -422,6 +439,9 @@ impl Session {
             _ => return Err(unknown(target).into()),
         };
         let new = self.cast(value, held.type_oid, &held.type_name).await?;
+        if new.text.is_some() {
+            self.check_values(machine, [new.type_oid]).await?;
+        }
         match machine.variable(target) {
             Some((Variable::Scalar { value, not_null, .. }, None)) => {
                 if *not_null && new.text.is_none() {
@@ -452,6 +472,8 @@ impl Session {
         row: Option<&[Option<String>]>,
     ) -> Result<(), Problem> {
         let mut values = Vec::with_capacity(answer.columns.len());
+        self.check_values(machine, answer.columns.iter().map(|(_, oid)| *oid))
+            .await?;
         for (at, (name, oid)) in answer.columns.iter().enumerate() {
             let type_name = self.type_name(machine, *oid).await?;
             let text = row.and_then(|row| row.get(at).cloned().flatten());
