@@ -130,8 +130,8 @@ impl Plan {
     /// The statement over the temporary tables.
     fn edited(&self) -> Edited {
         let parsed = &self.reading.parsed;
-        let temporary = |at: usize| format!("pg_temp.{}", self.sources[at].temporary);
-        let mut edits = source::edits(parsed, &self.reading.resolutions, &self.sources, &temporary);
+        let loaded = |at: usize| self.sources[at].loaded_sql();
+        let mut edits = source::edits(parsed, &self.reading.resolutions, &self.sources, &loaded);
         edits.extend(self.more_edits.iter().cloned());
         Edited::new(&parsed.text, edits)
     }

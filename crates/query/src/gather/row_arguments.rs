@@ -1,10 +1,11 @@
-//! Whole rows as arguments of users' functions: `f(t)`, `f(t.*)` and `t.f`.
+//! Whole rows: as arguments of users' functions, `f(t)`, `f(t.*)` and `t.f`, and anywhere else.
 //!
-//! A copy's rows have the type of the copy, by which PostgreSQL would not find the function. So the row is written as one of the
-//! relation's own type: `f(CASE WHEN (t.*) IS DISTINCT FROM NULL THEN ROW(t."a", t."b")::s.t END)`. An outer join gives a row that is NULL where
+//! A copy's rows have the type of the copy, by which PostgreSQL would not find the function. So a statement that has whole rows of a
+//! relation in it reads the copy through a function in FROM that returns rows of the relation's type ([`Gathered::loaded_sql`]). Where the
+//! copy's own primary key or rows are wanted, the argument alone is written as one of the relation's own type: `f(CASE WHEN (t.*) IS DISTINCT FROM NULL THEN ROW(t."a", t."b")::s.t END)`. An outer join gives a row that is NULL where
 //! there is none; a row of NULLs is none such.
 
-use super::source::{Gathered, Resolution};
+use super::source::{Gathered, Identity, Resolution};
 use crate::relations::{bytes, fold, parts};
 use crate::views::ParsedQuery;
 use pgherd_model::quote_identifier;
@@ -66,7 +67,40 @@ pub(super) fn edits(
     edits
 }
 
+/// Whether the row of a relation stands in an expression with a star: `(t.*)`, `f(t.*, …)` or `t.*::type`, as views' definitions have it.
+pub(super) fn is_row_with_star(parsed: &ParsedQuery, name: &str) -> bool {
+    let (text, tokens) = (&parsed.text, &parsed.tokens);
+    (0..tokens.len().saturating_sub(2)).any(|at| {
+        let behind = |symbol| tokens.get(at + 3).is_some_and(|t| t.is(text, symbol));
+        let before = at > 0 && tokens[at - 1].is(text, "(");
+        tokens[at].identifier(text).as_deref() == Some(name)
+            && tokens[at + 1].is(text, ".")
+            && tokens[at + 2].is(text, "*")
+            && (behind("::") || before && (behind(")") || behind(",")))
+    })
+}
+
 impl Gathered {
+    /// The loaded table in a FROM. Its rows have its own type; where that is looked at, they become the relation's.
+    pub(super) fn loaded_sql(&self) -> String {
+        let temporary = format!("pg_temp.{}", self.temporary);
+        let columns: Vec<_> = self
+            .relation
+            .columns
+            .iter()
+            .map(|c| quote_identifier(&c.name))
+            .collect();
+        // A key that is relied on is the table's; so is what stands beside a row.
+        if !self.typed_rows || self.with_key || self.identity != Identity::None || columns.is_empty() {
+            return temporary;
+        }
+        format!(
+            "pg_catalog.unnest(ARRAY(SELECT ROW({})::{} FROM {temporary}))",
+            columns.join(", "),
+            self.relation.sql()
+        )
+    }
+
     /// A whole row of its copy, which the statement calls so, as one of the relation.
     fn row_sql(&self, alias: &str) -> String {
         let columns = self.relation.column_names.iter();

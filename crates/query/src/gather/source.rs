@@ -1,5 +1,6 @@
 //! The relations that a gather reads: which rows, which columns, from where, into what.
 
+use super::row_arguments;
 use crate::Fragment;
 use crate::fragment::{self, Place};
 use crate::metadata::{Metadata, Relation};
@@ -28,7 +29,7 @@ pub(crate) const IDENTITY: &str = "pgherd_row";
 
 /// Whether each row has [`IDENTITY`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Identity {
+pub(super) enum Identity {
     None,
     /// as one more column
     Column,
@@ -55,10 +56,12 @@ pub(crate) struct Gathered {
     pub(super) all_columns: bool,
     /// a name that may be the relation's row as one value
     pub(super) whole_rows: bool,
+    /// a whole row of it is looked at, and has to have the relation's own type
+    pub(super) typed_rows: bool,
     /// a SELECT that reads it may rely on its primary key for GROUP BY
     pub(super) with_key: bool,
     /// each row has [`IDENTITY`] beside its columns
-    identity: Identity,
+    pub(super) identity: Identity,
     /// bytes at which the statement names it
     named_at: Vec<usize>,
     /// number of the first portal
@@ -323,6 +326,7 @@ pub(super) fn apart(
             distinct: false,
             all_columns,
             whole_rows: names_row(resolutions, &mentions, &needs),
+            typed_rows: false,
             with_key,
             identity: match is_target(mentions[0]) {
                 true => Identity::Column,
@@ -334,7 +338,35 @@ pub(super) fn apart(
             mentions,
         });
     }
+    let typed: Vec<_> = sources
+        .iter()
+        .map(|source| shows_rows(source, &sources, parsed, resolutions, &needs))
+        .collect();
     sources
+        .iter_mut()
+        .zip(typed)
+        .for_each(|(source, typed)| source.typed_rows = typed);
+    sources
+}
+
+/// Whether a whole row of the source stands in an expression: under a name that is no column's, or as `(t.*)` or `t.*::type`.
+fn shows_rows(
+    source: &Gathered,
+    sources: &[Gathered],
+    parsed: &ParsedQuery,
+    resolutions: &[Resolution],
+    needs: &Needs<'_>,
+) -> bool {
+    let is_column = |name: &str| {
+        sources
+            .iter()
+            .any(|s| s.relation.column_names.iter().any(|c| c == name))
+    };
+    source.mentions.iter().any(|&m| {
+        let mention = &resolutions[m].mention;
+        let name = mention.alias.as_ref().unwrap_or(&mention.name);
+        (needs.lone.contains(name) && !is_column(name)) || row_arguments::is_row_with_star(parsed, name)
+    })
 }
 
 /// Where the rows are.
