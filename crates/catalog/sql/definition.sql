@@ -87,6 +87,31 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     FROM pg_sequence s WHERE s.seqrelid = sequence
 $$;
 
+-- All that it takes to make a function or procedure again: itself, its privileges, comment and owner.
+CREATE OR REPLACE FUNCTION pgherd.routine_statements(routine oid) RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH defaults AS (
+        SELECT g.grantee FROM pg_proc p JOIN pg_default_acl d ON d.defaclobjtype = 'f' AND d.defaclnamespace IN (0, p.pronamespace),
+            aclexplode(d.defaclacl) g WHERE p.oid = routine),
+    -- Privileges that nobody has touched are NULL, and stay so.
+    given AS (
+        SELECT p.proowner AS owner, coalesce(p.proacl, acldefault('f', p.proowner)) AS acl FROM pg_proc p
+        WHERE p.oid = routine AND (p.proacl IS NOT NULL OR EXISTS (SELECT FROM defaults)))
+    SELECT json_agg(text ORDER BY n) FROM (
+        SELECT 1 AS n, pg_get_functiondef(routine) AS text
+        UNION ALL SELECT 2, format('REVOKE ALL ON ROUTINE %s FROM %s', routine::regprocedure,
+            CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END)
+        FROM given, (SELECT 0::oid AS grantee UNION SELECT grantee FROM defaults) g WHERE g.grantee <> given.owner
+        UNION ALL SELECT 3, format('GRANT EXECUTE ON ROUTINE %s TO %s%s', routine::regprocedure,
+            CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
+            CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+        FROM given, aclexplode(given.acl) g WHERE g.grantee <> given.owner
+        UNION ALL SELECT 4, format('COMMENT ON ROUTINE %s IS %L', routine::regprocedure, o.description)
+        FROM pg_description o WHERE o.classoid = 'pg_proc'::regclass AND o.objoid = routine
+        UNION ALL SELECT 5, format('ALTER ROUTINE %s OWNER TO %I', routine::regprocedure, pg_get_userbyid(p.proowner))
+        FROM pg_proc p WHERE p.oid = routine) statements
+$$;
+
 -- All that it takes to make a table of the same columns, constraints, indexes, comments and grants, as SQL with full names.
 CREATE OR REPLACE FUNCTION pgherd.definition(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -220,9 +245,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             UNION ALL SELECT format('ALTER TABLE %I.%I %s ROW LEVEL SECURITY', n.nspname, c.relname, does)
             FROM unnest(ARRAY[CASE WHEN c.relrowsecurity THEN 'ENABLE' END, CASE WHEN c.relforcerowsecurity THEN 'FORCE' END]) does
             WHERE does IS NOT NULL) policies),
-        'functions', (SELECT coalesce(json_agg(DISTINCT d.objid::regprocedure::text), '[]') FROM pg_depend d
-            WHERE d.classid = 'pg_proc'::regclass AND ((d.refclassid = 'pg_class'::regclass AND d.refobjid = relation)
-                OR (d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype))),
+        'functions', (SELECT coalesce(json_agg(json_build_object('name', p.oid::regprocedure::text,
+                'stuck', p.prokind = 'a' OR EXISTS (SELECT FROM pg_depend o WHERE o.classid = 'pg_proc'::regclass AND o.objid = p.oid AND o.deptype IN ('e', 'i'))
+                    OR EXISTS (SELECT FROM pg_depend o WHERE o.refclassid = 'pg_proc'::regclass AND o.refobjid = p.oid
+                        AND NOT (o.classid = 'pg_proc'::regclass AND o.objid = ANY (f.oids))),
+                'make', CASE WHEN p.prokind <> 'a' THEN pgherd.routine_statements(p.oid) END) ORDER BY p.oid), '[]')
+            FROM (SELECT array_agg(d.objid) AS oids FROM pg_depend d
+                WHERE d.classid = 'pg_proc'::regclass AND ((d.refclassid = 'pg_class'::regclass AND d.refobjid = relation)
+                    OR (d.refclassid = 'pg_type'::regclass AND d.refobjid IN (c.reltype, (SELECT y.typarray FROM pg_type y WHERE y.oid = c.reltype))))) f
+            JOIN pg_proc p ON p.oid = ANY (f.oids)),
         'others_policies', (SELECT coalesce(json_agg(DISTINCT format('policy %I of table %s', p.polname, p.polrelid::regclass)), '[]')
             FROM pg_depend d JOIN pg_policy p ON p.oid = d.objid
             WHERE d.classid = 'pg_policy'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = relation AND p.polrelid <> relation)

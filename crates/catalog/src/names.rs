@@ -182,7 +182,7 @@ fn name_end(text: &str) -> usize {
     }
 }
 
-/// The sharded table of a child `t1_r2`, or of a child's index `t1_r2$name`, and then that index's parent.
+/// The sharded table of a child `t1_r2`, or of a child's index `t1_r2$name` or `t1_r2_pkey`, and then that index's parent.
 fn parent<'s>(name: &str, snapshot: &'s Snapshot) -> Option<(&'s Arc<Table>, Option<String>)> {
     let rest = name.strip_prefix('t')?;
     let (table, rest) = rest.split_once("_r")?;
@@ -190,10 +190,18 @@ fn parent<'s>(name: &str, snapshot: &'s Snapshot) -> Option<(&'s Arc<Table>, Opt
         Some((range, index)) => (range, Some(index)),
         None => (rest, None),
     };
+    // One that is only being made: PostgreSQL puts what it is of behind the table's name.
+    let (range, made) = match range.split_once('_') {
+        Some((range, made)) if index.is_none() => (range, Some(made)),
+        _ => (range, None),
+    };
     let (table, _): (u32, u32) = (table.parse().ok()?, range.parse().ok()?);
     let table = snapshot
         .sharded()
         .find(|t| t.sharded().is_some_and(|s| s.id == TableId(table)))?;
+    if let Some(made) = made {
+        return Some((table, Some(format!("{}_{made}", table.name.name))));
+    }
     let index = index.map(|i| match i.strip_prefix('#') {
         Some(digest) => table
             .sharded()

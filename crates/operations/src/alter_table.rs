@@ -60,6 +60,18 @@ async fn alter_sharded(
     if let Some(action) = text.storage_action(name).filter(|_| by_default) {
         return change_storage(work, &table, action).await;
     }
+    if fills_from_sequence(work, &table, text).await? {
+        if table.may_yield() {
+            return as_local(work, &table, "its rows get values from a sequence", text).await;
+        }
+        return Err(ServerError::unsupported(
+            format!(
+                "the rows of sharded table \"{}\" cannot get values from a sequence in ALTER TABLE",
+                table.name.name
+            ),
+            "Add the column without its default, fill it with UPDATE, and set the default then.",
+        ));
+    }
     let clauses = text.foreign_keys();
     for clause in &clauses {
         align::beside_referenced(work, name, clause).await?;
@@ -100,7 +112,7 @@ async fn alter_sharded(
             "a foreign key does not match the shard keys of both tables, and cannot be checked across ranges".into(),
         ),
         Err(e) if by_default && (cannot_hold(&e) || is_unchecked(&e, &clauses)) => Err(e.fields().message.clone()),
-        Err(e) => return Err(e),
+        Err(e) => return Err(text.naming_unique(e)),
     };
     let tag = match judged {
         Ok(tag) => tag,
@@ -134,7 +146,7 @@ async fn alter_sharded(
             work.open_children(&opened, false).await?;
             return as_local(work, &table, &e.fields().message, text).await;
         }
-        done => done?,
+        done => done.map_err(|e| text.naming_unique(e))?,
     }
     for shard in attempted.iter().chain([&home]) {
         work.keep(*shard).await?;
@@ -152,6 +164,39 @@ async fn alter_sharded(
         work.close_sequences(&[now.to_string()]).await?;
     }
     Ok(tag)
+}
+
+/// Whether rows that are there get values from a sequence, of which each shard would have its own: by a new column's default, or by
+/// another type's USING. It is told before anything is tried, since what a sequence has given is gone.
+async fn fills_from_sequence(
+    work: &mut Work<'_, '_>,
+    table: &Table,
+    text: &StatementText<'_>,
+) -> Result<bool, ServerError> {
+    let draws = [
+        "nextval",
+        "serial",
+        "serial2",
+        "serial4",
+        "serial8",
+        "smallserial",
+        "bigserial",
+    ];
+    let fills = text.has(&["add"]) || text.has(&["using"]);
+    let Some(sharded) = table.sharded().filter(|_| fills) else {
+        return Ok(false);
+    };
+    if !text.identifiers().any(|word| draws.contains(&word.as_str())) {
+        return Ok(false);
+    }
+    for range in sharded.ranges.ranges() {
+        let any = format!("SELECT EXISTS (SELECT FROM {})", range.child);
+        let results = work.on(range.shard, &any).await?;
+        if results.last().and_then(|r| r.text(0, 0)) == Some("t") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Runs the statement on the home shard, with a savepoint before it, and returns the text that it was. A partitioned table's

@@ -119,7 +119,7 @@ pub(crate) async fn distribute(
 async fn distribute_one(work: &mut Work<'_, '_>, member: &Member, table: &NewTable<'_>) -> Result<Name, ServerError> {
     let (id, name) = (table.id, &table.name);
     let definition = work.definition(name).await?;
-    refuse_dependents(name, &definition)?;
+    refuse_dependents(name, dependent(&definition))?;
     let quoted: Vec<_> = member.key.iter().map(|c| quote_identifier(c)).collect();
     let partition_key = format!("RANGE ({})", quoted.join(", "));
     let old = set_aside(work, name, &definition, id.0).await?;
@@ -223,9 +223,11 @@ async fn undistribute_one(work: &mut Work<'_, '_>, table: &Table) -> Result<Opti
     };
     let name = &table.name;
     let definition = work.definition(name).await?;
-    refuse_dependents(name, &definition)?;
+    refuse_dependents(name, stuck_dependent(&definition))?;
+    drop_routines(work, &definition).await?;
     let old = set_aside(work, name, &definition, sharded.id.0).await?;
     remake_on_home(work, name, &definition, None, &old).await?;
+    make_routines(work, &definition).await?;
     let columns = definition.copied_columns();
     let target = name.to_string();
     for range in sharded.ranges.ranges() {
@@ -275,16 +277,58 @@ async fn drop_old(work: &mut Work<'_, '_>, names: &[Name]) -> Result<(), ServerE
         .map(drop)
 }
 
-/// What depends on a table and cannot follow to another one of the same columns, as views can.
+/// What depends on a table and cannot follow to another one of the same columns on all shards, as views can.
 pub(crate) fn dependent(definition: &Definition) -> Option<String> {
+    let function = definition.functions.first().map(|f| f.name.clone());
+    function.or_else(|| stuck_dependent(definition))
+}
+
+/// The same on the home shard alone, where functions can follow as well.
+fn stuck_dependent(definition: &Definition) -> Option<String> {
     let view = definition.views.iter().find(|v| v.kind != 'v').map(|v| v.name.clone());
+    let function = definition.functions.iter().find(|f| f.stuck).map(|f| f.name.clone());
     view.or_else(|| definition.publications.first().cloned())
-        .or_else(|| definition.functions.first().cloned())
+        .or(function)
         .or_else(|| definition.others_policies.first().cloned())
 }
 
-fn refuse_dependents(name: &Name, definition: &Definition) -> Result<(), ServerError> {
-    match dependent(definition) {
+/// Takes away the functions that depend on a table's rows' type; [`make_routines`] makes them again for the table that takes its place.
+async fn drop_routines(work: &mut Work<'_, '_>, definition: &Definition) -> Result<(), ServerError> {
+    let names: Vec<_> = definition.functions.iter().map(|f| f.name.as_str()).collect();
+    match names.is_empty() {
+        true => Ok(()),
+        false => work
+            .on_home(&format!("DROP ROUTINE {}", names.join(", ")))
+            .await
+            .map(drop),
+    }
+}
+
+async fn make_routines(work: &mut Work<'_, '_>, definition: &Definition) -> Result<(), ServerError> {
+    let statements: Vec<_> = definition
+        .functions
+        .iter()
+        .flat_map(|f| f.make.iter().flatten())
+        .collect();
+    if statements.is_empty() {
+        return Ok(());
+    }
+    // Their bodies were judged when they were made, under another search_path perhaps.
+    let checked = work
+        .value("SELECT pg_catalog.current_setting('check_function_bodies')")
+        .await?;
+    work.on_home("SET LOCAL check_function_bodies = off").await?;
+    for statement in statements {
+        work.on_home(statement).await?;
+    }
+    let checked = checked.as_deref().unwrap_or("on");
+    work.on_home(&format!("SET LOCAL check_function_bodies = {checked}"))
+        .await
+        .map(drop)
+}
+
+fn refuse_dependents(name: &Name, dependent: Option<String>) -> Result<(), ServerError> {
+    match dependent {
         Some(dependent) => Err(ServerError::unsupported(
             format!("{dependent} depends on table \"{}\"", name.name),
             "Drop what depends on it first; only plain views can follow.",
@@ -440,7 +484,7 @@ pub(crate) async fn is_free(work: &mut Work<'_, '_>, table: &Table) -> Result<bo
     }
     for linked in work.snapshot.linked(&table.name) {
         let definition = work.definition(&linked.name).await?;
-        if !is_declared(&linked) && dependent(&definition).is_some() {
+        if !is_declared(&linked) && stuck_dependent(&definition).is_some() {
             return Ok(false);
         }
     }

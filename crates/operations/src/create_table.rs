@@ -1,6 +1,7 @@
 //! CREATE TABLE: sharded when it is PARTITION BY RANGE over a key that ranges can be made of, or when
 //! `pgherd.default_distribution` is `primary_key` and its constraints can hold across ranges; else local.
 
+use crate::alter_table::cannot_hold;
 use crate::bounds::Automatic;
 use crate::inspect::Relation;
 use crate::ranges::{NewTable, automatic_ranges, establish};
@@ -58,10 +59,7 @@ pub(crate) async fn create_table(
             if text.referenced().iter().any(|n| is_placed(work, n)) {
                 work.undo(home).await?;
                 work.truncate_notices(notices);
-                convert::free_referenced(work, text).await?;
-                work.on_home(text.text).await?;
-                let made = work.inspect(&full.to_string()).await?;
-                made.map_or(Ok(()), |made| refuse_foreign_keys(work, &made))?;
+                make_local(work, &full, text).await?;
             } else {
                 work.keep(home).await?;
             }
@@ -87,11 +85,29 @@ pub(crate) async fn create_table(
             let rewritten = text
                 .partitioned(name, &by)
                 .ok_or_else(|| ServerError::internal("CREATE TABLE without a list of columns"))?;
-            work.on_home(&rewritten).await?;
+            work.attempt(home).await?;
+            match work.on_home(&rewritten).await {
+                Err(e) if cannot_hold(&e) => {
+                    work.undo(home).await?;
+                    make_local(work, &full, text).await?;
+                    work.notice(format!("table \"{}\" is local: {}", name.name, e.fields().message));
+                    return Ok(tag);
+                }
+                done => done?,
+            };
+            work.keep(home).await?;
             make_ranges(work, &made, place, true, &made.options).await?;
         }
     }
     Ok(tag)
+}
+
+/// Makes the table on the home shard, and those local that it refers to.
+async fn make_local(work: &mut Work<'_, '_>, full: &Name, text: &StatementText<'_>) -> Result<(), ServerError> {
+    convert::free_referenced(work, text).await?;
+    work.on_home(text.text).await?;
+    let made = work.inspect(&full.to_string()).await?;
+    made.map_or(Ok(()), |made| refuse_foreign_keys(work, &made))
 }
 
 /// Whether the name is that of a sharded table, or of one of its partitions.

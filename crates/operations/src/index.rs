@@ -52,19 +52,25 @@ pub(crate) async fn create_index(
             work.keep(home).await?;
             tag
         }
-        Err(e) if by_default && unique && cannot_hold(&e) => {
+        Err(e) if by_default && (unique && cannot_hold(&e) || is_of_whole_rows(&e)) => {
             work.undo(home).await?;
             work.open_children(&shards, false).await?;
             return as_local(work, &table, &e.fields().message, text).await;
         }
-        Err(e) => return Err(e),
+        Err(e) => return Err(text.naming_unique(e)),
     };
     let sql = named(work, ddl, text, &table.name).await?;
     let others = work.others();
-    work.on_each(&others, &sql).await?;
+    let made = work.on_each(&others, &sql).await;
+    made.map_err(|e| text.naming_unique(e))?;
     work.open_children(&shards, false).await?;
     work.keep_children(&shards, std::slice::from_ref(&table.name)).await?;
     Ok(tag)
+}
+
+/// Whether PostgreSQL cannot make an index of a partitioned table, since an expression has the table's whole row in it.
+fn is_of_whole_rows(error: &ServerError) -> bool {
+    error.fields().message == "cannot convert whole-row table reference"
 }
 
 /// An index of a declared partition alone: its owner's, and its stand-in's on the home shard.

@@ -120,9 +120,20 @@ pub(crate) struct Definition {
     /// the same of its policies, and of row level security
     pub policies: Vec<String>,
     /// functions that depend on its columns or its rows' type
-    pub functions: Vec<String>,
+    pub functions: Vec<Routine>,
     /// policies of other tables that read it
     pub others_policies: Vec<String>,
+}
+
+/// A function or procedure that depends on the table.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Routine {
+    pub name: String,
+    /// it cannot be made again: something depends on it, or it is an extension's or an aggregate
+    pub stuck: bool,
+    /// statements that make it again
+    #[serde(default)]
+    pub make: Option<Vec<String>>,
 }
 
 /// A sequence that a column uses.

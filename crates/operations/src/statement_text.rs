@@ -1,7 +1,7 @@
 //! Edits of a statement's text by its tokens: what is put in, taken out or looked for never depends on how it is
 //! spaced, quoted or commented.
 
-use pgherd_model::Table;
+use pgherd_model::{ServerError, Table};
 use pgherd_sql::lexer::{Token, TokenKind};
 use pgherd_sql::relations::{ResolveTable, references};
 use pgherd_sql::{ObjectName, Parsed};
@@ -254,14 +254,21 @@ impl<'a> StatementText<'a> {
         found
     }
 
-    /// `ALTER TABLE name SET (…)`, `RESET (…)` or `SET WITHOUT CLUSTER`, from behind the name; None for all others.
+    /// `ALTER TABLE name SET (…)`, `RESET (…)`, several of these, or `SET WITHOUT CLUSTER`, from behind the name; None for all others.
     pub fn storage_action(&self, name: &ObjectName) -> Option<&'a str> {
         let first = self.tokens.iter().position(|t| t.start as usize >= name.span.end)?;
         let is = |at: usize, word: &str| self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word));
-        let opens = self.tokens.get(first + 1).is_some_and(|t| t.is(self.text, "("));
-        let parameters = (is(first, "set") || is(first, "reset")) && opens && {
-            let all = self.parenthesis(name.span.end)?;
-            self.tokens.last()?.end as usize == all.end
+        let mut at = first;
+        let parameters = loop {
+            let opens = self.tokens.get(at + 1).filter(|t| t.is(self.text, "("));
+            let Some(open) = opens.filter(|_| is(at, "set") || is(at, "reset")) else {
+                break false;
+            };
+            let end = self.parenthesis(open.start as usize)?.end;
+            match self.tokens.iter().position(|t| t.start as usize >= end) {
+                Some(comma) if self.tokens[comma].is(self.text, ",") => at = comma + 1,
+                behind => break behind.is_none(),
+            }
         };
         let clusters =
             is(first, "set") && is(first + 1, "without") && is(first + 2, "cluster") && self.tokens.len() == first + 3;
@@ -370,6 +377,44 @@ impl<'a> StatementText<'a> {
     pub fn new_name(&self) -> Option<String> {
         let at = self.find(&["rename", "to"])?;
         self.tokens.get(at + 2)?.identifier(self.text)
+    }
+
+    /// The name that it gives to a unique constraint or index, if it gives one.
+    pub fn unique_name(&self) -> Option<String> {
+        let mut tokens = match (self.find(&["constraint"]), self.find(&["unique", "index"])) {
+            (Some(at), _) => &self.tokens[at + 1..],
+            (None, Some(at)) => &self.tokens[at + 2..],
+            (None, None) => return None,
+        };
+        while let [first, rest @ ..] = tokens {
+            let words = ["concurrently", "if", "not", "exists"];
+            if !words.iter().any(|word| first.is_word(self.text, word)) {
+                break;
+            }
+            tokens = rest;
+        }
+        let name = tokens.first().filter(|token| !token.is_word(self.text, "on"))?;
+        name.identifier(self.text)
+    }
+
+    /// An error that names a range's index which could not be made, with the name that the statement gives to it.
+    pub fn naming_unique(&self, mut error: ServerError) -> ServerError {
+        let fields = error.fields_mut();
+        let of_range = fields.message.starts_with("could not create unique index");
+        let index = fields
+            .other
+            .iter()
+            .find(|(letter, _)| *letter == b'n')
+            .map(|(_, name)| name.clone());
+        if let (true, Some(index), Some(name)) = (of_range, index, self.unique_name()) {
+            fields.message = fields.message.replace(&index, &name);
+            for (letter, text) in &mut fields.other {
+                if *letter == b'n' {
+                    *text = name.clone();
+                }
+            }
+        }
+        error
     }
 
     /// A name as written.
