@@ -13,7 +13,7 @@
 //! | `schema` | tables, split points, rows |
 //! | `node` | a statement as a tree that can be made smaller |
 //! | `expression`, `condition`, `source`, `query`, `write`, `write_forms`, `merge` | the grammar, by clause |
-//! | `script`, `script_schema`, `script_tables`, `script_code`, `script_copy` | what takes several statements: cursors, savepoints, schema changes, partitions, foreign keys, functions, triggers, DO, COPY |
+//! | `script`, `script_schema`, `script_tables`, `script_code`, `script_values`, `script_copy` | what takes several statements: cursors, savepoints, schema changes, partitions, foreign keys, functions, triggers, DO, values between statements, COPY |
 //! | `side` | a server, and what it answers to a statement by each protocol |
 //! | `compare` | whether two answers are the same |
 //! | `round` | one schema's statements on both sides |
@@ -43,6 +43,7 @@ mod script_code;
 mod script_copy;
 mod script_schema;
 mod script_tables;
+mod script_values;
 mod side;
 mod source;
 mod types;

@@ -35,7 +35,7 @@ const DIRECTIONS: &[&str] = &[
 const FORWARD: usize = 9;
 
 /// What changes how values are read, written or planned.
-const SETTINGS: &[&str] = &[
+pub(super) const SETTINGS: &[&str] = &[
     "TimeZone = 'Asia/Kathmandu'",
     "TimeZone = 'America/St_Johns'",
     "TimeZone = '-03:30'",
@@ -71,7 +71,8 @@ impl Grammar<'_> {
             if let Some(name) = &savepoint {
                 steps.push(text(format!("SAVEPOINT {name}")));
             }
-            match self.chance.below(16) {
+            match self.chance.below(19) {
+                16..=18 => self.values_on_their_way(&mut steps),
                 10..=12 => self.code(&mut steps),
                 13..=15 => self.tables(&mut steps),
                 0 | 1 => self.cursor(&mut steps),
