@@ -9,11 +9,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             WHEN a.attgenerated <> '' THEN NULL
             -- An identity column's value comes from its sequence, which lives on the home shard like any other.
             WHEN a.attidentity <> '' THEN format('nextval(%L::regclass)', pg_get_serial_sequence(relation::regclass::text, a.attname))
-            -- A default names no column, so it is read without its table, which pg_get_expr would lock.
-            ELSE pg_get_expr(d.adbin, 0) END,
+            -- A default names no column, so it is read without its table, which pg_get_expr would lock. Without one, a domain's holds.
+            ELSE coalesce(pg_get_expr(d.adbin, 0), pg_get_expr(t.typdefaultbin, 0)) END,
         'generated', a.attgenerated <> '',
         'identity', CASE a.attidentity WHEN 'a' THEN true WHEN 'd' THEN false END) ORDER BY a.attnum), '[]')
-    FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 

@@ -7,7 +7,7 @@ use crate::foreign_keys::Member;
 use crate::statement_text::{ForeignKeyClause, StatementText};
 use crate::work::Work;
 use crate::{align, attach, foreign_keys, partition};
-use pgherd_model::{Name, ServerError, SqlState, Table, TableKind, quote_identifier};
+use pgherd_model::{Name, ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_sql::{Ddl, ObjectName};
 use std::sync::Arc;
 
@@ -59,6 +59,10 @@ async fn alter_sharded(
     }
     if let Some(action) = text.storage_action(name).filter(|_| by_default) {
         return change_storage(work, &table, action).await;
+    }
+    if let Some(function) = called_on_home(work, text).filter(|_| table.may_yield()) {
+        let why = format!("function {function} needs the home shard");
+        return as_local(work, &table, &why, text).await;
     }
     if fills_from_sequence(work, &table, text).await? {
         if table.may_yield() {
@@ -166,6 +170,15 @@ async fn alter_sharded(
     Ok(tag)
 }
 
+/// A function that needs what only the home shard has, where the statement may have it called for rows: in a new column's default, a
+/// constraint, an expression of an index or of USING.
+pub(crate) fn called_on_home(work: &Work<'_, '_>, text: &StatementText<'_>) -> Option<String> {
+    let words = ["add", "using", "index", "check", "generated"];
+    let calls = words.iter().any(|word| text.has(&[word]));
+    let needs = |name: &String| work.snapshot.home_functions.contains(name);
+    text.identifiers().find(needs).filter(|_| calls)
+}
+
 /// Whether rows that are there get values from a sequence, of which each shard would have its own: by a new column's default, or by
 /// another type's USING. It is told before anything is tried, since what a sequence has given is gone.
 async fn fills_from_sequence(
@@ -187,7 +200,18 @@ async fn fills_from_sequence(
         return Ok(false);
     };
     if !text.identifiers().any(|word| draws.contains(&word.as_str())) {
-        return Ok(false);
+        // A domain may have a default.
+        let names: Vec<_> = text.identifiers().map(|name| quote_literal(&name)).collect();
+        let asked = format!(
+            "SELECT t.typname FROM pg_catalog.pg_type t WHERE t.typtype = 'd' AND t.typname = ANY (ARRAY[{}]::pg_catalog.name[]) \
+             AND (pg_catalog.pg_get_expr(t.typdefaultbin, 0) ~ '\\mnextval\\(' OR t.typdefaultbin IS NOT NULL AND EXISTS \
+               (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid \
+                AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass)) LIMIT 1",
+            names.join(", ")
+        );
+        if work.value(&asked).await?.is_none() {
+            return Ok(false);
+        }
     }
     for range in sharded.ranges.ranges() {
         let any = format!("SELECT EXISTS (SELECT FROM {})", range.child);

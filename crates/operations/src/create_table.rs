@@ -1,7 +1,7 @@
 //! CREATE TABLE: sharded when it is PARTITION BY RANGE over a key that ranges can be made of, or when
 //! `pgherd.default_distribution` is `primary_key` and its constraints can hold across ranges; else local.
 
-use crate::alter_table::cannot_hold;
+use crate::alter_table::{called_on_home, cannot_hold};
 use crate::bounds::Automatic;
 use crate::inspect::Relation;
 use crate::ranges::{NewTable, automatic_ranges, establish};
@@ -185,6 +185,9 @@ fn placement(work: &Work<'_, '_>, made: &Relation, text: &StatementText<'_>) -> 
     }
     if text.has(&["tableoid"]) {
         return Placement::Local(Some("its definition has its own OID in it".into()));
+    }
+    if let Some(function) = called_on_home(work, text) {
+        return Placement::Local(Some(format!("function {function} needs the home shard")));
     }
     // What follows may move its rows.
     if work.shows_one_snapshot() && work.shards().len() > 1 {

@@ -8,7 +8,7 @@ use crate::view::reaches;
 use crate::work::Work;
 use crate::yielding;
 use pgherd_model::functions::SESSION_LOCKS;
-use pgherd_model::{Name, ServerError, Table, TableKind};
+use pgherd_model::{Name, ServerError, Table, TableKind, quote_literal};
 use pgherd_sql::{Ddl, DdlKind};
 use std::sync::Arc;
 
@@ -276,7 +276,16 @@ pub(crate) async fn sequence(
     }
     work.truncate_notices(before);
     if ddl.kind != DdlKind::DropSequence {
-        let names: Vec<_> = ddl.relations.iter().map(|n| text.written(n).to_owned()).collect();
+        let mut names = Vec::new();
+        for name in &ddl.relations {
+            // By its full name: the shards do not look along the session's search_path.
+            let full = format!(
+                "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_catalog.to_regclass({})",
+                quote_literal(text.written(name))
+            );
+            names.extend(work.value(&full).await?);
+        }
         work.close_sequences(&names).await?;
     } else if dropping {
         forget_vanished(work).await?;

@@ -14,6 +14,7 @@ use super::{Plan, source};
 use crate::Transaction;
 use crate::carrier::{Batch, Carrier};
 use crate::edit::Edited;
+use crate::metadata::Column;
 use crate::plan::row::{fields, messages};
 use crate::read_ahead::ReadAhead;
 use crate::relay;
@@ -47,7 +48,7 @@ impl Plan {
             && self
                 .sources
                 .iter()
-                .all(|source| !source.whole_rows && carriers(source).is_some())
+                .all(|source| (!source.whole_rows || source.has_typed_rows()) && carriers(source).is_some())
     }
 
     /// The statement with these rows in it.
@@ -113,21 +114,23 @@ impl Gathered {
 
     /// The relation as a subquery over arrays, of which this is the first parameter's number.
     fn arrays_sql(&self, first: usize) -> String {
-        let columns = self.relation.columns.iter().enumerate().map(|(at, column)| {
-            let name = quote_identifier(&column.name);
+        let value = |(at, column): (usize, &Column)| {
             let Some(place) = self.wanted.iter().position(|&c| c == at) else {
-                return format!("NULL::{}{} AS {name}", column.type_sql, column.collation_sql);
+                return format!("NULL::{}{}", column.type_sql, column.collation_sql);
             };
             // An element has its type but no modifier.
             match column.type_sql.contains('(') || !self.binary {
-                true => format!("u.c{place}::{}{} AS {name}", column.type_sql, column.collation_sql),
-                false => format!("u.c{place}{} AS {name}", column.collation_sql),
+                true => format!("u.c{place}::{}{}", column.type_sql, column.collation_sql),
+                false => format!("u.c{place}{}", column.collation_sql),
             }
-        });
-        let mut columns: Vec<String> = columns.collect();
+        };
+        let columns = &self.relation.columns;
+        let mut names: Vec<_> = columns.iter().map(|c| quote_identifier(&c.name)).collect();
+        let mut values: Vec<String> = columns.iter().enumerate().map(value).collect();
         let mut width = self.wanted.len();
         if self.has_identity() {
-            columns.push(format!("u.c{width} COLLATE \"C\" AS {}", source::IDENTITY));
+            names.push(source::IDENTITY.to_owned());
+            values.push(format!("u.c{width} COLLATE \"C\""));
             width += 1;
         }
         let numbered = |prefix: &str, from: usize| {
@@ -136,12 +139,17 @@ impl Gathered {
         };
         // Of several arrays, only the bare name is the form that walks them side by side; it is always PostgreSQL's own.
         let schema = if width == 1 { "pg_catalog." } else { "" };
-        format!(
-            "(SELECT {} FROM {schema}unnest({}) AS u({}))",
-            columns.join(", "),
+        let arrays = format!(
+            "FROM {schema}unnest({}) AS u({})",
             numbered("$", first),
             numbered("c", 0)
-        )
+        );
+        if self.has_typed_rows() {
+            return self.typed_rows_sql(&values, &arrays);
+        }
+        let named = names.iter().zip(&values);
+        let columns: Vec<_> = named.map(|(name, value)| format!("{value} AS {name}")).collect();
+        format!("(SELECT {} {arrays})", columns.join(", "))
     }
 }
 

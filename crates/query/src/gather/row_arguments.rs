@@ -81,21 +81,31 @@ pub(super) fn is_row_with_star(parsed: &ParsedQuery, name: &str) -> bool {
 }
 
 impl Gathered {
-    /// The loaded table in a FROM. Its rows have its own type; where that is looked at, they become the relation's.
+    /// Whether its rows are read as ones of the relation's own type. A key that is relied on is the copy's; so is what stands beside a row.
+    pub(super) fn has_typed_rows(&self) -> bool {
+        let relies_on_key = self.with_key && self.names_key;
+        self.typed_rows && !relies_on_key && self.identity == Identity::None && !self.relation.columns.is_empty()
+    }
+
+    /// The loaded table in a FROM.
     pub(super) fn loaded_sql(&self) -> String {
         let temporary = format!("pg_temp.{}", self.temporary);
+        if !self.has_typed_rows() {
+            return temporary;
+        }
         let columns: Vec<_> = self
             .relation
             .columns
             .iter()
             .map(|c| quote_identifier(&c.name))
             .collect();
-        // A key that is relied on is the table's; so is what stands beside a row.
-        if !self.typed_rows || self.with_key || self.identity != Identity::None || columns.is_empty() {
-            return temporary;
-        }
+        self.typed_rows_sql(&columns, &format!("FROM {temporary}"))
+    }
+
+    /// Rows of these columns as the relation's own, in a FROM.
+    pub(super) fn typed_rows_sql(&self, columns: &[String], from: &str) -> String {
         format!(
-            "pg_catalog.unnest(ARRAY(SELECT ROW({})::{} FROM {temporary}))",
+            "pg_catalog.unnest(ARRAY(SELECT ROW({})::{} {from}))",
             columns.join(", "),
             self.relation.sql()
         )

@@ -60,6 +60,8 @@ pub(crate) struct Gathered {
     pub(super) typed_rows: bool,
     /// a SELECT that reads it may rely on its primary key for GROUP BY
     pub(super) with_key: bool,
+    /// the statement names all columns of its primary key
+    pub(super) names_key: bool,
     /// each row has [`IDENTITY`] beside its columns
     pub(super) identity: Identity,
     /// bytes at which the statement names it
@@ -328,6 +330,7 @@ pub(super) fn apart(
             whole_rows: names_row(resolutions, &mentions, &needs),
             typed_rows: false,
             with_key,
+            names_key: (relation.columns.iter().filter(|c| c.primary)).all(|c| parsed.words.contains(&c.name)),
             identity: match is_target(mentions[0]) {
                 true => Identity::Column,
                 false => Identity::None,

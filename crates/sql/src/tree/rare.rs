@@ -57,6 +57,18 @@ const ALIASES: [&str; 11] = [
     "view",
 ];
 
+/// Functions whose arguments sqlparser reads in words of their own.
+const CALLS: [&str; 8] = [
+    "ceil",
+    "extract",
+    "floor",
+    "overlay",
+    "position",
+    "substr",
+    "substring",
+    "trim",
+];
+
 /// What stands behind an alias.
 const BEHIND_ALIAS: [&str; 25] = [
     "cross",
@@ -225,6 +237,11 @@ impl Finder<'_> {
 
     fn word_at(&mut self, i: usize) {
         if self.follows(i, ".") {
+            // With a schema, functions that have a grammar of their own are called as all others are.
+            if self.is_word(i, &CALLS) && self.is(i + 1, "(") {
+                let name = self.tokens[i].text(self.text).to_ascii_lowercase();
+                self.instead(i, vec![sp::Token::make_word(&name, Some('"'))]);
+            }
             return;
         }
         let token = self.tokens[i];
