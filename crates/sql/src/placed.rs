@@ -118,6 +118,7 @@ impl Placed {
         let conditions = walk.facts.conditions(&tables);
         let direct = DirectCheck::new(walk, context);
         let mut home_bound = functions::bound_to_home(context.text, context.tokens, context.snapshot);
+        let has_word = |word: &str| context.tokens.iter().any(|t| t.is_word(context.text, word));
         let (mut uses, mut use_of_item) = (Vec::new(), vec![None; walk.items.len()]);
         for (item, condition) in conditions.iter().enumerate() {
             let Some(reference) = walk.items[item].reference.map(|r| &walk.references[r]) else {
@@ -131,9 +132,11 @@ impl Placed {
             // What the home shard's sequences would fill in cannot come from another shard.
             let fills = match reference.role {
                 Role::Insert => fills_from_home(&table, walk, context),
+                // `SET v = DEFAULT` is such a value as well.
+                Role::Update => has_word("default") && table.columns.iter().any(|c| from_sequence(c, context.snapshot)),
                 Role::Merge => {
-                    let inserts = context.tokens.iter().any(|t| t.is_word(context.text, "insert"));
-                    inserts && table.columns.iter().any(|c| from_sequence(c, context.snapshot))
+                    (has_word("insert") || has_word("default"))
+                        && table.columns.iter().any(|c| from_sequence(c, context.snapshot))
                 }
                 _ => false,
             };
