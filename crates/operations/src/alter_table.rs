@@ -171,9 +171,9 @@ async fn alter_sharded(
 }
 
 /// A function that needs what only the home shard has, where the statement may have it called for rows: in a new column's default, a
-/// constraint, an expression of an index or of USING.
+/// constraint, or USING.
 pub(crate) fn called_on_home(work: &Work<'_, '_>, text: &StatementText<'_>) -> Option<String> {
-    let words = ["add", "using", "index", "check", "generated"];
+    let words = ["add", "using", "check", "generated"];
     let calls = words.iter().any(|word| text.has(&[word]));
     let needs = |name: &String| work.snapshot.home_functions.contains(name);
     text.identifiers().find(needs).filter(|_| calls)

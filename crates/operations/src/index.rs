@@ -1,6 +1,6 @@
 //! CREATE, ALTER and DROP INDEX. A sharded table has every index on every shard, under one name.
 
-use crate::alter_table::{as_local, called_on_home, cannot_hold, still_sharded};
+use crate::alter_table::{as_local, cannot_hold, still_sharded};
 use crate::partition;
 use crate::statement_text::StatementText;
 use crate::work::Work;
@@ -42,10 +42,6 @@ pub(crate) async fn create_index(
         work.announce([name.name.as_str()], text.text).await?;
     }
     let table = still_sharded(work, name)?;
-    if let Some(function) = called_on_home(work, text).filter(|_| table.may_yield()) {
-        let why = format!("function {function} needs the home shard");
-        return as_local(work, &table, &why, text).await;
-    }
     let shards = work.shards();
     work.lock(&shards, &[table.name.to_string()], "SHARE").await?;
     let home = work.home();
