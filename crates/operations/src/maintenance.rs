@@ -49,8 +49,11 @@ pub async fn maintenance(
         let mut backend = coordinator.autocommit(shard, who).await?;
         let result = backend.simple(&sql).await;
         for mut notice in backend.take_notices() {
+            let as_said = notice.clone();
             restore_parent_names(&mut notice, &session.snapshot);
-            if shard == home || !outcome.notices.contains(&notice) {
+            // What is said of a range is said of its table.
+            let is_own = shard == home && notice == as_said;
+            if is_own || !outcome.notices.contains(&notice) {
                 outcome.notices.push(notice);
             }
         }
