@@ -204,7 +204,7 @@ async fn fills_from_sequence(
         let names: Vec<_> = text.identifiers().map(|name| quote_literal(&name)).collect();
         let asked = format!(
             "SELECT t.typname FROM pg_catalog.pg_type t WHERE t.typtype = 'd' AND t.typname = ANY (ARRAY[{}]::pg_catalog.name[]) \
-             AND (pg_catalog.pg_get_expr(t.typdefaultbin, 0) ~ '\\mnextval\\(' OR t.typdefaultbin IS NOT NULL AND EXISTS \
+             AND (pg_catalog.pg_get_expr(t.typdefaultbin, 0) LIKE '%nextval(%' OR t.typdefaultbin IS NOT NULL AND EXISTS \
                (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid \
                 AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass)) LIMIT 1",
             names.join(", ")

@@ -67,20 +67,25 @@ pub(crate) fn timed_default(column: &Column) -> Option<String> {
     (!replaced.is_empty()).then(|| substitute(default, &replaced).0)
 }
 
-/// An ALTER TABLE that does nothing but add a column, by whose default the rows that are there get the transaction's time, calling
+/// An ALTER TABLE that does nothing but add columns, by whose defaults the rows that are there get the transaction's time, calling
 /// the functions of schema `pgherd` for it. None for all others.
 pub fn column_of_one_time(text: &str) -> Option<String> {
     let tokens = tokenize(text).ok()?;
     let has = |word: &str| tokens.iter().any(|t| t.is_word(text, word));
     let depths = depths(text, &tokens);
-    let lists = tokens
-        .iter()
-        .zip(depths)
-        .any(|(t, depth)| depth == 0 && t.is(text, ","));
+    let count = |is: &dyn Fn(&Token) -> bool| {
+        tokens
+            .iter()
+            .zip(&depths)
+            .filter(|(t, depth)| **depth == 0 && is(t))
+            .count()
+    };
+    // Each action of the list is to add something.
+    let others = count(&|t| t.is_word(text, "add")) != count(&|t| t.is(text, ",")) + 1;
     // In a CHECK or a generated column it would stay.
     let adds = has("add") && has("default") && !has("check") && !has("generated");
     let replaced = replacements(text, &tokens);
-    (adds && !lists && !replaced.is_empty()).then(|| substitute(text, &replaced).0)
+    (adds && !others && !replaced.is_empty()).then(|| substitute(text, &replaced).0)
 }
 
 /// Whether the text calls the functions of schema `pgherd` that give the transaction's time.
