@@ -44,6 +44,10 @@ pub(super) fn edits(
             mention.alias.as_ref().unwrap_or(&mention.name) == name
         };
         let source = sources.iter().find(|source| source.mentions.iter().any(named))?;
+        // Its rows are the relation's own already.
+        if source.has_typed_rows() {
+            return None;
+        }
         Some((source, source.row_sql(&quote_identifier(name))))
     };
     let star_behind = |at: usize| {
