@@ -1,4 +1,5 @@
--- What schema change asks of PostgreSQL's own catalogs, on the home shard. Run with the caller's rights.
+-- What schema change asks of PostgreSQL's own catalogs, on the home shard. Run with the caller's rights. Constants in what is made again are
+-- written so that any session reads them as the same.
 
 -- The first of the relation's types that is, or has in it, a local relation's row: other shards have no such type.
 CREATE OR REPLACE FUNCTION pgherd.local_type(relation oid) RETURNS text
@@ -16,7 +17,7 @@ $$;
 
 -- A relation as far as placing it needs: NULL when there is none.
 CREATE OR REPLACE FUNCTION pgherd.inspect(relation regclass) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres' SET extra_float_digits = 1 AS $$
     SELECT json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind,
         'persistence', c.relpersistence, 'typed', c.reloftype <> 0, 'row_security', c.relrowsecurity,
         'published', EXISTS (SELECT FROM pg_publication b WHERE b.puballtables)
@@ -89,7 +90,7 @@ $$;
 
 -- All that it takes to make a function or procedure again: itself, its privileges, comment and owner.
 CREATE OR REPLACE FUNCTION pgherd.routine_statements(routine oid) RETURNS json
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres' SET extra_float_digits = 1 AS $$
     WITH defaults AS (
         SELECT g.grantee FROM pg_proc p JOIN pg_default_acl d ON d.defaclobjtype = 'f' AND d.defaclnamespace IN (0, p.pronamespace),
             aclexplode(d.defaclacl) g WHERE p.oid = routine),
@@ -114,7 +115,7 @@ $$;
 
 -- All that it takes to make a table of the same columns, constraints, indexes, comments and grants, as SQL with full names.
 CREATE OR REPLACE FUNCTION pgherd.definition(relation regclass) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres' SET extra_float_digits = 1 AS $$
     WITH sequences AS (
         SELECT DISTINCT ON (s.seqrelid) s.seqrelid, q.relname, qn.nspname, a.attname, d.deptype, format_type(s.seqtypid, NULL) AS type
         FROM pg_sequence s JOIN pg_class q ON q.oid = s.seqrelid JOIN pg_namespace qn ON qn.oid = q.relnamespace
