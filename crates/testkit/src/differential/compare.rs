@@ -83,7 +83,7 @@ fn errors(statement: &Statement, plain: &ServerError, herd: &ServerError) -> Ver
     }
     // Which value was met first is open, what is said of it is not.
     if !statement.writes_rows && without_values(plain.message()) != without_values(herd.message()) {
-        return Verdict::Differs(format!("PostgreSQL: {plain}\npgherd: {herd}"));
+        return failed(statement, &format!("PostgreSQL fails: {plain}"), herd);
     }
     let named =
         |error: &ServerError| ['M', 'D', 's', 't', 'c', 'd', 'n'].map(|field| error.field(field).map(str::to_owned));
