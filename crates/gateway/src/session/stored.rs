@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn arguments_are_counted_at_top_level() {
         let given = |text| {
-            let tokens = tokenize(text).unwrap();
+            let tokens = tokenize(text).expect("tokens");
             arguments_in(text, &tokens).map(|given| (given.text, given.count, given.ends))
         };
         assert_eq!(
