@@ -55,6 +55,11 @@ impl Token {
         self.kind == TokenKind::Word && self.text(text).eq_ignore_ascii_case(word)
     }
 
+    /// Whether it names this, in quotes or without.
+    pub fn names(&self, text: &str, name: &str) -> bool {
+        self.identifier(text).is_some_and(|n| n == name)
+    }
+
     /// Whether it is this symbol or operator.
     pub fn is(&self, text: &str, symbol: &str) -> bool {
         matches!(self.kind, TokenKind::Symbol | TokenKind::Operator) && self.text(text) == symbol

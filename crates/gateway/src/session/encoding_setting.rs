@@ -112,7 +112,7 @@ impl Session {
                 continue;
             }
             let named = i > 1 && tokens[i - 1].is(text, ".");
-            let qualified = named && tokens[i - 2].is_word(text, "pg_catalog");
+            let qualified = named && tokens[i - 2].names(text, "pg_catalog");
             if named && !qualified {
                 continue;
             }

@@ -347,7 +347,7 @@ fn calls<'a>(text: &'a str, tokens: &'a [Token], name: &'a str) -> impl Iterator
         (named && is(i + 1, "(")).then_some(())?;
         let mut first = i;
         if i > 1 && is(i - 1, ".") {
-            tokens[i - 2].is_word(text, "pg_catalog").then_some(())?;
+            tokens[i - 2].names(text, "pg_catalog").then_some(())?;
             first = i - 2;
         }
         let mut depth = 0;

@@ -92,7 +92,7 @@ fn instead(unit: Unit<'_>) -> Option<Instead> {
         let Some(name) = token.identifier(text).filter(|n| n == "currval" || n == "lastval") else {
             continue;
         };
-        if !is(i + 1, "(") || (i > 0 && is(i - 1, ".") && !(i > 1 && tokens[i - 2].is_word(text, "pg_catalog"))) {
+        if !is(i + 1, "(") || (i > 0 && is(i - 1, ".") && !(i > 1 && tokens[i - 2].names(text, "pg_catalog"))) {
             continue;
         }
         let start = if i > 1 && is(i - 1, ".") {

@@ -225,7 +225,7 @@ fn set_config_calls(text: &str, tokens: &[Token], parameters: &[(bool, Option<By
     let call = |i: usize| {
         let (pieces, close) = argument_tokens(text, tokens, i + 1)?;
         let qualified = i > 1 && is(i - 1, ".");
-        if qualified && !tokens[i - 2].is_word(text, "pg_catalog") {
+        if qualified && !tokens[i - 2].names(text, "pg_catalog") {
             return None;
         }
         let first = if qualified { i - 2 } else { i };

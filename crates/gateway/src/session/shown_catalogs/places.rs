@@ -168,8 +168,8 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
         }
         let Some(name) = token.identifier(text) else { continue };
         let has_schema = i > 1 && is(i - 1, ".");
-        let standard = has_schema && tokens[i - 2].is_word(text, STANDARD);
-        if i > 0 && is(i - 1, ".") && !standard && !(has_schema && tokens[i - 2].is_word(text, "pg_catalog")) {
+        let standard = has_schema && tokens[i - 2].names(text, STANDARD);
+        if i > 0 && is(i - 1, ".") && !standard && !(has_schema && tokens[i - 2].names(text, "pg_catalog")) {
             continue;
         }
         let first = if has_schema { i - 2 } else { i };
