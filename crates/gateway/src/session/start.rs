@@ -51,7 +51,9 @@ impl Session {
         }: StartUp,
         gateway: Arc<Shared>,
     ) -> Result<Self, (Box<Client>, ServerError)> {
-        // First, so that nobody closes the database meanwhile.
+        // Authenticated, whatever else there is against it: before this a client takes an error for one of its way to connect, and tries another.
+        client.put(b'R', &0i32.to_be_bytes());
+        // Before all else, so that nobody closes the database meanwhile.
         let cancel = gateway.cancels.register(
             &who,
             client.socket(),
@@ -116,7 +118,6 @@ impl Session {
         if self.settings.keeps_backend {
             self.keep_backend().await?;
         }
-        self.client.put(b'R', &0i32.to_be_bytes());
         self.tell_of_cut_name();
         for (name, value) in &reported {
             self.client.put_parameter(name, value);
