@@ -126,10 +126,11 @@ impl Session {
             return Ok(());
         };
         self.check_arguments(unit).await?;
-        let parameters = self.evaluate(name, unit, &prepared.types).await?;
+        let types = self.settled_types(&prepared).await?;
+        let parameters = self.evaluate(name, unit, &types).await?;
         let inner = Unit {
             statement,
-            types: &prepared.types,
+            types: &types,
             parameters: &parameters,
             mode: unit.mode,
             template: None,
@@ -149,6 +150,20 @@ impl Session {
         result.map_err(|problem| with_position(problem, |_| None))
     }
 
+    /// The types of a prepared statement's parameters. PREPARE has settled them; a Parse may have left them for PostgreSQL to find.
+    async fn settled_types(&mut self, prepared: &Prepared) -> Result<Vec<u32>, Problem> {
+        let Some(statement) = prepared.statement.as_ref().filter(|_| !prepared.from_sql) else {
+            return Ok(prepared.types.clone());
+        };
+        let unit = Unit {
+            types: &prepared.types,
+            ..Unit::plain(statement)
+        };
+        let entered = self.enter(unit).await?;
+        let described = self.description(unit, &entered.snapshot).await?;
+        Ok(described.parameter_types.clone())
+    }
+
     /// The home shard computes arguments: they must call nothing that may read sharded tables.
     async fn check_arguments(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         if arguments(unit).is_none() {
@@ -166,10 +181,11 @@ impl Session {
         let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
         let text = prepared.statement.as_ref().map(|s| s.text.to_string());
         self.check_arguments(unit).await?;
-        let parameters = self.evaluate(name, unit, &prepared.types).await?;
+        let types = self.settled_types(&prepared).await?;
+        let parameters = self.evaluate(name, unit, &types).await?;
         Ok(StoredQuery {
             text: text.unwrap_or_default(),
-            types: prepared.types.clone(),
+            types,
             parameters,
         })
     }

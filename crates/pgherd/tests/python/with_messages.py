@@ -33,10 +33,10 @@ FLUSH = message(b"H")
 
 
 class Connection:
-    def __init__(self, application="messages"):
+    def __init__(self, application="messages", database=os.environ["PGDATABASE"]):
         self.socket = socket.create_connection((os.environ["PGHOST"], int(os.environ["PGPORT"])), timeout=30)
         start = struct.pack("!i", 196608)
-        start += f"user\0{os.environ['PGUSER']}\0database\0{os.environ['PGDATABASE']}\0application_name\0{application}\0\0".encode()
+        start += f"user\0{os.environ['PGUSER']}\0database\0{database}\0application_name\0{application}\0\0".encode()
         self.socket.sendall(struct.pack("!i", len(start) + 4) + start)
         self.file = self.socket.makefile("rb")
         self.started = self.until_ready(1)
@@ -51,7 +51,7 @@ class Connection:
         said = []
         while count:
             letter, body = self.read()
-            count -= letter == b"Z"
+            count -= letter == b"Z" or b"SFATAL" in body
             if letter in b"CZ":
                 said.append(f"{letter.decode()}({body.rstrip(bytes(1)).decode()})")
             elif letter == b"E":
@@ -160,6 +160,15 @@ def main():
         connection.socket.sendall(extended("SELECT length(a) FROM held") + SYNC)
         print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "EZ"))
         connection.say(1, simple("ROLLBACK"))
+    # What the protocol has prepared, without types, EXECUTE runs in SQL: here and in a block, with expressions.
+    connection.say(1, simple("CREATE TABLE pair (a int PRIMARY KEY, b text)"))
+    for name, sql in (("put", "INSERT INTO pair VALUES ($1, $2)"), ("got", "SELECT a + $1 FROM pair WHERE a = $2 OR b = $3")):
+        connection.say(1, message(b"P", f"{name}\0{sql}\0".encode() + b"\0\0"), SYNC)
+    connection.say(1, simple("EXECUTE put(1 + 1, 'x' || 'y')"))
+    connection.say(1, simple("EXECUTE put('9', NULL)"))
+    connection.say(4, simple("BEGIN"), simple("EXECUTE got(40, 2, 'z')"), simple("EXECUTE got(1)"), simple("ROLLBACK"))
+    connection.say(1, message(b"B", b"\0got\0\0\0" + struct.pack("!h", 3) + (struct.pack("!i", 1) + b"9") * 3 + b"\0\0") + execute("", 0), SYNC)
+    connection.say(1, simple("DROP TABLE pair"))
     # At SERIALIZABLE over sharded tables, what is read is kept from others as well.
     connection.say(1, simple("CREATE TABLE ranges (k int) PARTITION BY RANGE (k)"))
     connection.say(1, simple("BEGIN ISOLATION LEVEL SERIALIZABLE"))
@@ -169,6 +178,8 @@ def main():
     print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "EZ"))
     connection.say(1, simple("ROLLBACK"))
     connection.say(1, simple("DROP TABLE held, ranges"))
+    # A client is told that it is authenticated, then that there is no such database.
+    print(Connection(database="absent").started)
     # A name that is cut is told of once.
     connection = Connection("x" * 65)
     connection.socket.sendall(simple(f"SET application_name = '{'y' * 64}'"))
