@@ -73,6 +73,10 @@ CREATE OR REPLACE FUNCTION pgherd.pg_class(shown jsonb, listed boolean) RETURNS 
 $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_inherits(listed boolean) RETURNS SETOF pg_catalog.pg_inherits LANGUAGE sql STABLE AS
 $$ SELECT i.* FROM pg_catalog.pg_inherits i WHERE NOT pgherd.is_inside(i.inhrelid) $$;
+CREATE OR REPLACE FUNCTION pgherd.pg_partitioned_table(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_partitioned_table LANGUAGE sql STABLE AS $$
+    SELECT p.* FROM pg_catalog.pg_partitioned_table p WHERE NOT pgherd.is_inside(p.partrelid)
+        AND shown OPERATOR(pg_catalog.->) p.partrelid::pg_catalog.text OPERATOR(pg_catalog.->>) 'plain' IS DISTINCT FROM 'true'
+$$;
 CREATE OR REPLACE FUNCTION pgherd.pg_indexes(shown jsonb, listed boolean) RETURNS SETOF pg_catalog.pg_indexes LANGUAGE sql STABLE AS $$
     SELECT x.schemaname, x.tablename, x.indexname, x.tablespace, CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class c
             JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace

@@ -5,7 +5,7 @@ use pgherd_sql::lexer::{Token, TokenKind};
 use std::ops::Range;
 
 /// Relations of `pg_catalog`, and what of the tables' facts each of them needs.
-const RELATIONS: [(&str, Facts); 28] = [
+const RELATIONS: [(&str, Facts); 29] = [
     ("pg_attrdef", Facts::None),
     ("pg_class", Facts::Class),
     ("pg_constraint", Facts::None),
@@ -13,6 +13,7 @@ const RELATIONS: [(&str, Facts); 28] = [
     ("pg_indexes", Facts::Names),
     ("pg_inherits", Facts::None),
     ("pg_namespace", Facts::None),
+    ("pg_partitioned_table", Facts::Names),
     ("pg_proc", Facts::None),
     ("pg_publication_tables", Facts::None),
     ("pg_rewrite", Facts::None),
