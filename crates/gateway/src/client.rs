@@ -63,6 +63,8 @@ pub(crate) struct Client {
     stream: Stream,
     encrypted: Option<Encrypted>,
     inbox: BytesMut,
+    /// a message that is to come again
+    put_back: Option<PgWireFrontendMessage>,
     /// replies not yet sent
     pub(crate) out: BytesMut,
     context: DecodeContext,
@@ -151,6 +153,7 @@ impl Client {
             stream: Stream::Plain(stream),
             encrypted: None,
             inbox: BytesMut::with_capacity(8 * 1024),
+            put_back: None,
             out: BytesMut::with_capacity(8 * 1024),
             context: DecodeContext::new(ProtocolVersion::PROTOCOL3_0),
             max_message_bytes: BEFORE_LOGIN,
@@ -239,14 +242,26 @@ impl Client {
 
     /// Whether a whole message is there already, so that replies can wait for its.
     pub(crate) fn has_message(&self) -> bool {
+        self.put_back.is_some() || self.has_whole_message()
+    }
+
+    fn has_whole_message(&self) -> bool {
         self.inbox.len() >= 5 && {
             let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]);
             self.inbox.len() > length as usize
         }
     }
 
+    /// The next message is this one.
+    pub(crate) fn put_back(&mut self, message: PgWireFrontendMessage) {
+        self.put_back = Some(message);
+    }
+
     /// The next message.
     pub(crate) async fn next(&mut self) -> Result<PgWireFrontendMessage, Gone> {
+        if let Some(message) = self.put_back.take() {
+            return Ok(message);
+        }
         loop {
             self.check_length()?;
             self.check_text()?;
@@ -290,7 +305,7 @@ impl Client {
             let decoding = std::panic::AssertUnwindSafe(|| PgWireFrontendMessage::decode(inbox, context));
             return std::panic::catch_unwind(decoding).unwrap_or(Err(PgWireError::InvalidStartupMessage));
         }
-        if !self.has_message() {
+        if !self.has_whole_message() {
             return Ok(None);
         }
         let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
@@ -335,7 +350,7 @@ impl Client {
         if self.context.awaiting_frontend_startup
             || self.encoding.is_some()
             || !matches!(self.inbox.first(), Some(b'Q' | b'P'))
-            || !self.has_message()
+            || !self.has_whole_message()
         {
             return Ok(());
         }
@@ -369,7 +384,7 @@ impl Client {
     /// Takes out a function call of a client that has logged in.
     fn check_function_call(&mut self) -> Result<(), Gone> {
         let starting = self.context.awaiting_frontend_ssl || self.context.awaiting_frontend_startup;
-        if starting || self.inbox.first() != Some(&b'F') || !self.has_message() {
+        if starting || self.inbox.first() != Some(&b'F') || !self.has_whole_message() {
             return Ok(());
         }
         let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
@@ -380,7 +395,7 @@ impl Client {
     /// The message that comes next, with its strings as UTF-8. One whose strings are none in the client's encoding is taken
     /// out and refused.
     fn convert_message(&mut self) -> Result<(), Gone> {
-        if self.encoding.is_none() || !self.has_message() {
+        if self.encoding.is_none() || !self.has_whole_message() {
             return Ok(());
         }
         let Some(converter) = &mut self.encoding else {

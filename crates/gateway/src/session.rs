@@ -407,10 +407,16 @@ impl Session {
                     false => self.simple_query(&query.query).await,
                 }
             }
-            // Left over from a COPY that failed; PostgreSQL ignores them too.
-            PgWireFrontendMessage::CopyData(_)
+            // Left over from a COPY that failed, they are ignored, as by PostgreSQL; not where it is among what was sent just before.
+            message @ (PgWireFrontendMessage::CopyData(_)
             | PgWireFrontendMessage::CopyDone(_)
-            | PgWireFrontendMessage::CopyFail(_) => Ok(()),
+            | PgWireFrontendMessage::CopyFail(_)) => {
+                if self.gathered.is_empty() {
+                    return Ok(());
+                }
+                self.client.put_back(message);
+                self.run_gathered(false).await
+            }
             message => self.extended_message(message).await,
         }
     }

@@ -161,13 +161,29 @@ def main():
         print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "EZ"))
         connection.say(1, simple("ROLLBACK"))
     # What the protocol has prepared, without types, EXECUTE runs in SQL: here and in a block, with expressions.
-    connection.say(1, simple("CREATE TABLE pair (a int PRIMARY KEY, b text)"))
+    connection.say(1, simple("CREATE TABLE pair (a int PRIMARY KEY, b text, c int)"))
     for name, sql in (("put", "INSERT INTO pair VALUES ($1, $2)"), ("got", "SELECT a + $1 FROM pair WHERE a = $2 OR b = $3")):
         connection.say(1, message(b"P", f"{name}\0{sql}\0".encode() + b"\0\0"), SYNC)
     connection.say(1, simple("EXECUTE put(1 + 1, 'x' || 'y')"))
     connection.say(1, simple("EXECUTE put('9', NULL)"))
     connection.say(4, simple("BEGIN"), simple("EXECUTE got(40, 2, 'z')"), simple("EXECUTE got(1)"), simple("ROLLBACK"))
     connection.say(1, message(b"B", b"\0got\0\0\0" + struct.pack("!h", 3) + (struct.pack("!i", 1) + b"9") * 3 + b"\0\0") + execute("", 0), SYNC)
+    # Parameters keep the types that were found at Parse, whatever becomes of the columns.
+    connection.say(1, message(b"P", b"fill\0UPDATE pair SET c = $1 WHERE a = 2\0\0\0") + message(b"D", b"Sfill\0"), SYNC)
+    filled = message(b"B", b"\0fill\0\0\0\0\1\0\0\0\x0212\0\0") + execute("", 0)
+    for changed in ("numeric", "date USING NULL", "bigint USING 9"):
+        connection.say(1, simple(f"ALTER TABLE pair ALTER c TYPE {changed}"))
+        for _ in range(2):
+            connection.socket.sendall(filled + SYNC)
+            print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "CEZ"))
+    # The data of a COPY right behind its Execute, without a Sync or a Flush between them.
+    for table in ("pair", "held"):
+        begun = message(b"P", f"\0COPY {table} FROM STDIN\0\0\0".encode()) + message(b"B", b"\0\0\0\0\0\0\0\0")
+        first, second = (b"7\tseven\t1\n", b"5\tfive\t\\N\n") if table == "pair" else (b"7\n", b"5\n")
+        connection.say(1, begun, execute("", 0), message(b"d", first), message(b"d", second), message(b"c"), SYNC)
+        connection.say(2, simple("BEGIN"), begun, FLUSH, execute("", 0), message(b"d", b"1" + first), message(b"c"), simple("COMMIT"))
+        connection.say(2, begun, execute("", 0), message(b"d", b"6\n"), message(b"f", b"no\0"), SYNC, simple("SELECT 1"))
+        connection.say(1, simple(f"SELECT count(*) FROM {table}"))
     connection.say(1, simple("DROP TABLE pair"))
     # At SERIALIZABLE over sharded tables, what is read is kept from others as well.
     connection.say(1, simple("CREATE TABLE ranges (k int) PARTITION BY RANGE (k)"))
