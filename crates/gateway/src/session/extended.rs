@@ -40,11 +40,21 @@ pub(crate) struct Prepared {
 pub(crate) struct Told {
     version: u64,
     description: Arc<Description>,
+    /// the parameters have these types still, where they would be found to have others now
+    keeps_types: bool,
 }
 
 impl Told {
     pub(super) fn new(version: u64, description: Arc<Description>) -> Self {
-        Self { version, description }
+        Self {
+            version,
+            description,
+            keeps_types: false,
+        }
+    }
+
+    fn kept_types(&self) -> Option<Vec<u32>> {
+        self.keeps_types.then(|| self.description.parameter_types.clone())
     }
 }
 
@@ -470,9 +480,11 @@ impl Session {
             mode,
             template: None,
         };
-        if prepared.told.lock().is_some() {
-            self.check_told(unit, &prepared).await?;
-        }
+        let kept = self.check_told(unit, &prepared).await?;
+        let unit = Unit {
+            types: kept.as_deref().unwrap_or(unit.types),
+            ..unit
+        };
         let result = match self.converter() {
             None => self.run(unit).await,
             Some(_) => self.run_converted(unit).await,
@@ -496,31 +508,48 @@ impl Session {
         self.run(unit).await
     }
 
-    /// As PostgreSQL: a statement whose columns are not any more what the client was told is not run.
-    pub(super) async fn check_told(&mut self, unit: Unit<'_>, prepared: &Prepared) -> Result<(), Problem> {
+    /// As PostgreSQL: a statement whose columns are not any more what the client was told is not run. Its parameters keep their types: gives
+    /// those where it would have others now.
+    pub(super) async fn check_told(
+        &mut self,
+        unit: Unit<'_>,
+        prepared: &Prepared,
+    ) -> Result<Option<Vec<u32>>, Problem> {
         let version = self.schema_version(self.catalog().snapshot().epoch.0);
         let is_query = matches!(
             unit.statement.parsed.kind,
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
         );
-        let same = prepared.told.lock().as_ref().is_none_or(|told| told.version == version);
-        if same || !is_query || self.block.is_failed() {
-            return Ok(());
+        let standing = |told: &Told| (told.version == version, told.kept_types(), told.description.clone());
+        let standing = prepared.told.lock().as_ref().map(standing);
+        let Some((is_same, kept, then)) = standing else {
+            return Ok(None);
+        };
+        if is_same || !is_query || self.block.is_failed() {
+            return Ok(kept);
         }
         let entered = self.enter(unit).await?;
-        let now = self.description(unit, &entered.snapshot).await?;
-        if let Some(told) = &mut *prepared.told.lock() {
-            let types = |d: &Description| -> Option<Vec<_>> {
-                let columns = d.columns.as_ref()?.iter();
-                Some(columns.map(|c| (c.name.clone(), c.type_oid, c.type_modifier)).collect())
+        let mut now = self.description(unit, &entered.snapshot).await?;
+        let keeps_types = now.parameter_types != then.parameter_types;
+        if keeps_types {
+            let unit = Unit {
+                types: &then.parameter_types,
+                ..unit
             };
-            let before = (types(&told.description), &told.description.parameter_types);
-            if before != (types(&now), &now.parameter_types) {
-                return Err(changed_result_type().into());
-            }
-            told.version = version;
+            now = self.description(unit, &entered.snapshot).await?;
         }
-        Ok(())
+        let columns = |d: &Description| -> Option<Vec<_>> {
+            let columns = d.columns.as_ref()?.iter();
+            Some(columns.map(|c| (c.name.clone(), c.type_oid, c.type_modifier)).collect())
+        };
+        if columns(&then) != columns(&now) {
+            return Err(changed_result_type().into());
+        }
+        if let Some(told) = &mut *prepared.told.lock() {
+            told.version = version;
+            told.keeps_types = keeps_types;
+        }
+        Ok(keeps_types.then(|| then.parameter_types.clone()))
     }
 
     /// Parameters in binary whose text is in the client's encoding, as the shards are to have them.
