@@ -53,7 +53,7 @@ impl Finder<'_> {
         let is_of_substring = self
             .enclosing(i)
             .is_some_and(|open| open > 0 && self.is_word(open - 1, &["substring"]));
-        if !(is_constant && ends) && !is_of_substring && is_of_like && self.is_behind_operand(i) {
+        if !(is_of_substring || is_constant && ends) && is_of_like && self.is_behind_operand(i) {
             self.instead(i, vec![sp::Token::CustomBinaryOperator(ESCAPE.to_owned())]);
         }
     }
