@@ -25,7 +25,8 @@ CREATE OR REPLACE FUNCTION pgherd.commit_secret() RETURNS bytea
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT secret FROM pgherd.commit_secret $$;
 REVOKE ALL ON FUNCTION pgherd.commit_secret() FROM PUBLIC;
 
--- Who may write markers. A row exists before the first marker of its sequence, and stays for a day after the last.
+-- Who may write markers. A row exists before the first marker of its sequence, and stays for a day after the last, or for a minute
+-- where the gateway itself has ended it.
 CREATE TABLE IF NOT EXISTS pgherd.dtx_sequence (
     sequence      text COLLATE "C" PRIMARY KEY,
     gateway       text NOT NULL,
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS pgherd.dtx_sequence (
     -- the cluster's, here as well so that a marker needs to look at one table only
     secret        bytea NOT NULL DEFAULT pgherd.commit_secret()
 );
+
+-- Its gateway has settled all that it began, and begins nothing more under this name.
+ALTER TABLE pgherd.dtx_sequence ADD COLUMN IF NOT EXISTS ended boolean NOT NULL DEFAULT false;
 
 -- Locked, never filled: shared by every transaction from its marker to its COMMIT PREPARED, exclusively by a reader for
 -- the moment in which it takes its snapshots, when too many commits keep it from finding a consistent set of them.

@@ -89,6 +89,9 @@ impl Databases {
     pub(crate) async fn close(&self, name: &str) {
         let database = self.open.lock().await.remove(name);
         if let Some(database) = database {
+            if Arc::strong_count(&database) == 1 {
+                database.coordinator.end().await;
+            }
             database.catalog.close().await;
         }
     }
@@ -105,6 +108,7 @@ impl Databases {
         let (old, new): (HashSet<_>, HashSet<_>) = unused.into_iter().partition(|name| candidates.contains(name));
         for name in old {
             if let Some(database) = open.remove(&name) {
+                database.coordinator.end().await;
                 database.catalog.close().await;
                 self.shards.close_idle(Some(&name));
             }

@@ -51,6 +51,9 @@ impl CommitIdentity {
     }
 }
 
+/// How long a coordinator that ends waits for the shards to note it.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Begins transactions, and finishes what dead gateways left. One per database; dropping it stops its background tasks.
 pub struct Coordinator {
     pub(crate) shards: Arc<Shards>,
@@ -149,6 +152,11 @@ impl Coordinator {
             true => Ok(()),
             false => self.wait_until_ready(state).await,
         }
+    }
+
+    /// Its transactions have ended, and there will be no more: tells the shards that answer soon, so that nobody has to find it out.
+    pub async fn end(&self) {
+        let _ = tokio::time::timeout(END_TIMEOUT, housekeeping::end_sequence(self)).await;
     }
 
     /// Sets what is asked at every step of a commit, for tests of what happens when a gateway dies there.

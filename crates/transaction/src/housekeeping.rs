@@ -111,13 +111,14 @@ async fn recover(coordinator: &Coordinator, watch: &mut in_doubt::Watch) {
     watch.tell(coordinator, &listed, &unfinished.live, is_whole).await;
 }
 
-/// Reads what others have settled, from every shard that answers: a watermark that was once told stays true.
-pub(crate) async fn learn_watermarks(coordinator: &Coordinator) -> Result<(), Error> {
+/// Reads what others have settled, from every shard that answers: a watermark that was once told stays true. Whether all shards answered:
+/// then a sequence that is not in the list is forgotten.
+pub(crate) async fn learn_watermarks(coordinator: &Coordinator) -> Result<bool, Error> {
     let read_at = Instant::now();
     let reads = coordinator.states.iter().map(async |state| {
         let client = state.connected().ok_or_else(|| not_connected(state))?;
-        // Clients' sequences from the first moment: one that is not in the list any more is forgotten.
-        let sql = "SELECT sequence, settled FROM pgherd.dtx_sequence WHERE settled >= 0 OR sequence LIKE '%.c%'";
+        // Those of which nothing is settled as well.
+        let sql = "SELECT sequence, settled FROM pgherd.dtx_sequence";
         state.within(client.query(sql, &[])).await
     });
     let mut settled = BTreeMap::new();
@@ -134,6 +135,7 @@ pub(crate) async fn learn_watermarks(coordinator: &Coordinator) -> Result<(), Er
             Err(e) => failed = Some(e),
         }
     }
+    let is_whole = failed.is_none();
     if let (false, Some(e)) = (answered, failed) {
         return Err(e);
     }
@@ -145,7 +147,28 @@ pub(crate) async fn learn_watermarks(coordinator: &Coordinator) -> Result<(), Er
     }
     watermarks.settled = settled;
     watermarks.read_at = Some(read_at);
-    Ok(())
+    Ok(is_whole)
+}
+
+/// This gateway is done with the database: nobody has to find out that it is gone, nor to keep what it has settled in mind for long.
+pub(crate) async fn end_sequence(coordinator: &Coordinator) {
+    let Some(own) = coordinator.sequence.at_rest() else {
+        return;
+    };
+    let name = own.to_string();
+    let ends = coordinator
+        .states
+        .iter()
+        .filter(|state| state.takes(&own))
+        .map(async |state| {
+            let sql = "UPDATE pgherd.dtx_sequence SET settled = 9223372036854775807, settled_at = now(), ended = true \
+                   WHERE sequence = $1 AND NOT closed";
+            let client = state.connected().ok_or_else(|| not_connected(state))?;
+            state.within(client.execute(sql, &[&name])).await.map(|_| ())
+        });
+    if let Err(e) = join_all(ends).await.into_iter().collect::<Result<(), Error>>() {
+        tracing::debug!("others will end what this gateway has begun: {e}");
+    }
 }
 
 fn not_connected(state: &ShardState) -> Error {
@@ -238,8 +261,10 @@ struct SequenceRow {
     all_settled: bool,
     /// all settled for longer than markers are kept
     is_old: bool,
-    /// all settled for longer than any gateway pauses
+    /// all settled for longer than any gateway pauses, or than readers remember where its gateway has ended it
     is_ancient: bool,
+    /// its gateway has ended it
+    ended: bool,
 }
 
 /// Sequences of dead gateways: first no shard takes their markers any more; when nothing of theirs is left in between, all
@@ -264,13 +289,15 @@ async fn close_dead_sequences(coordinator: &Coordinator, told: &mut Told) -> Res
             continue;
         };
         let closed = known.iter().flatten().any(|r| r.closed);
+        // It will not come to a shard any more where it never was.
+        let ended = known.iter().flatten().all(|r| r.ended);
         let is_own = one.gateway == own.gateway && one.incarnation == own.incarnation;
         let alive = is_own || live.contains(&(one.gateway.clone(), one.incarnation));
-        if *name == own.to_string() || (alive && !closed) {
+        if *name == own.to_string() || (alive && !closed && !ended) {
             continue;
         }
-        let all = |test: fn(&SequenceRow) -> bool| known.iter().all(|r| r.is_some_and(test));
-        if !all(|r| r.closed) {
+        let all = |test: fn(&SequenceRow) -> bool| known.iter().all(|r| r.map_or(ended, test));
+        if !ended && !all(|r| r.closed) {
             close(coordinator, name, one).await?;
         } else if !all(|r| r.all_settled) {
             settle_if_empty(coordinator, name).await?;
@@ -322,7 +349,8 @@ async fn forget_clients(
 async fn read_sequences(state: &ShardState) -> Result<BTreeMap<String, SequenceRow>, Error> {
     let client = state.connected().ok_or_else(|| not_connected(state))?;
     let sql = "SELECT sequence, gateway, incarnation, closed, settled = 9223372036854775807, \
-                      settled_at < now() - interval '30 s', settled_at < now() - interval '1 day' \
+                      settled_at < now() - interval '30 s', \
+                      settled_at < now() - CASE WHEN ended THEN interval '1 min' ELSE interval '1 day' END, ended \
                FROM pgherd.dtx_sequence";
     let rows = state.within(client.query(sql, &[])).await?;
     let read = rows.iter().map(|row| {
@@ -334,6 +362,7 @@ async fn read_sequences(state: &ShardState) -> Result<BTreeMap<String, SequenceR
             all_settled,
             is_old: all_settled && is_old,
             is_ancient: all_settled && is_ancient,
+            ended: row.get(7),
         };
         (row.get(0), sequence)
     });

@@ -91,10 +91,10 @@ impl Known {
         through.is_some_and(|through| gid.number as i64 <= *through)
     }
 
-    /// Whether a client's transaction that was seen once is not known: its sequence is forgotten, since all readers skip it, or it
-    /// is younger than this knowledge.
+    /// Whether a transaction that was seen once is not known: its sequence is forgotten, since it is settled and no shard has markers
+    /// of it any more, or it is younger than this knowledge.
     fn may_have_forgotten(&self, gid: &Gid) -> bool {
-        gid.is_of_client() && !self.through.contains_key(&gid.sequence.to_string())
+        !self.through.contains_key(&gid.sequence.to_string())
     }
 }
 
@@ -180,13 +180,14 @@ impl Transaction {
     /// What is known to be settled, and since when; what every snapshot shows from now on need not be looked for.
     pub(crate) async fn settled_by_now(&mut self, coordinator: &Coordinator) -> Result<(Known, Instant), Error> {
         let mut known = (coordinator.known().await?, Instant::now());
+        let mut is_whole = false;
         if self.seen_gids.iter().any(|gid| known.0.may_have_forgotten(gid)) {
             // What is read now, after they were seen, tells.
-            housekeeping::learn_watermarks(coordinator).await?;
+            is_whole = housekeeping::learn_watermarks(coordinator).await?;
             known = (coordinator.known().await?, Instant::now());
         }
         self.seen_gids
-            .retain(|gid| !known.0.is_settled(gid) && !known.0.may_have_forgotten(gid));
+            .retain(|gid| !known.0.is_settled(gid) && !(is_whole && known.0.may_have_forgotten(gid)));
         Ok(known)
     }
 

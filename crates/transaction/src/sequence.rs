@@ -105,6 +105,12 @@ impl Sequence {
         }
     }
 
+    /// The current sequence, if nothing of this gateway is under way or unsettled.
+    pub(crate) fn at_rest(&self) -> Option<SequenceId> {
+        let inner = self.inner.lock();
+        (inner.in_flight.is_empty() && inner.unsettled.is_empty()).then(|| inner.id.clone())
+    }
+
     pub(crate) fn is_in_flight(&self, gid: &Gid) -> bool {
         self.inner.lock().in_flight.contains(gid)
     }
@@ -161,12 +167,14 @@ mod tests {
             sequence.begin(vec![ShardId(1), ShardId(2)], None),
         );
         assert_eq!(a.gid.participants, [ShardId(1), ShardId(2)]);
+        assert_eq!(sequence.at_rest(), None);
         sequence.settle(&b.gid);
         assert_eq!(sequence.watermark().1, a.gid.number as i64 - 1, "a is not settled");
         assert!(sequence.abandoned().is_empty() && sequence.is_in_flight(&a.gid));
         let (a_gid, b_number) = (a.gid.clone(), b.gid.number as i64);
         drop(a);
         assert_eq!(sequence.abandoned(), std::slice::from_ref(&a_gid));
+        assert_eq!(sequence.at_rest(), None, "a is not settled, and b in flight");
         sequence.settle(&a_gid);
         assert_eq!(sequence.watermark().1, b_number);
         sequence.renew(&id);

@@ -148,9 +148,14 @@ impl ShardState {
         self.owed_count.load(Ordering::Acquire) != 0
     }
 
+    /// Whether this shard takes markers of the sequence.
+    pub(crate) fn takes(&self, sequence: &SequenceId) -> bool {
+        self.registered.lock().as_ref() == Some(sequence)
+    }
+
     /// Makes sure that this shard takes markers of the sequence, and knows how many commits it takes at a time.
     pub(crate) async fn admit(&self, client: &Client, sequence: &SequenceId) -> Result<Arc<Semaphore>, Error> {
-        if self.registered.lock().as_ref() != Some(sequence) {
+        if !self.takes(sequence) {
             let (name, incarnation) = (sequence.to_string(), sequence.incarnation as i64);
             let insert = "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation) VALUES ($1, $2, $3) \
                           ON CONFLICT DO NOTHING";

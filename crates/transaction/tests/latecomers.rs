@@ -7,7 +7,7 @@ use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
 use pgherd_transaction::gid::{Gid, SequenceId, database_hash, proof};
 use pgherd_transaction::two_phase_commit::Action;
-use pgherd_transaction::{Isolation, Mode};
+use pgherd_transaction::{Fragment, Isolation, Mode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -197,4 +197,53 @@ async fn many_markers_are_deleted() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// Gateways give up a database that nobody uses, and may come back soon and often. What such a one has committed is settled: nobody takes it
+/// for dead, which would cost transactions with one snapshot, and its name is not kept for a day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ends_is_soon_forgotten() {
+    let bed = Bed::start(2).await;
+    let (one, other) = (bed.gateway("gw1", 1).await, bed.gateway("gw2", 2).await);
+    let mut transaction = begin(&one);
+    add(&mut transaction, 1, &[(1, 1), (2, -1)]).await.expect("updates");
+    transaction.commit().await.expect("commit");
+    let fragments = [1, 2].map(|shard| Fragment {
+        shard: ShardId(shard),
+        portal: "f0".into(),
+        sql: "SELECT balance FROM account".into(),
+        parameter_types: Vec::new(),
+        parameters: Vec::new(),
+        result_formats: Vec::new(),
+        fences: Vec::new(),
+    });
+    let mut reader = begin(&other);
+    reader.open_cut(&fragments).await.expect("a cut that shows it");
+    one.end().await;
+    drop(one);
+    for shard in bed.ids() {
+        let ended = "SELECT count(*) FROM pgherd.dtx_sequence WHERE gateway = 'gw1' AND ended AND NOT closed";
+        assert_eq!(bed.number(shard, ended).await, 1, "shard {shard}");
+        bed.sql(
+            shard,
+            "UPDATE pgherd.dtx_sequence SET settled_at = now() - interval '2 min' WHERE ended",
+        )
+        .await;
+    }
+    let begun = Instant::now();
+    for shard in bed.ids() {
+        let left = "SELECT (SELECT count(*) FROM pgherd.dtx_sequence WHERE gateway = 'gw1') \
+                    + (SELECT count(*) FROM pgherd.dtx WHERE sequence = 'gw1:1.0')";
+        while bed.number(shard, left).await > 0 {
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "not forgotten on shard {shard}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let refusals = bed.number(shard, "SELECT last_value FROM pgherd.last_refusal").await;
+        assert_eq!(refusals, 0, "shard {shard}");
+    }
+    reader.open_cut(&fragments).await.expect("what it has seen is settled");
+    reader.commit().await.expect("commit");
 }
