@@ -8,6 +8,12 @@ CREATE TABLE IF NOT EXISTS pgherd.schema_change (token bigint NOT NULL);
 -- A publication FOR ALL TABLES has this one, too, and would forbid to delete rows that nothing identifies.
 ALTER TABLE pgherd.schema_change REPLICA IDENTITY FULL;
 GRANT SELECT ON pgherd.schema_change TO PUBLIC;
+-- A publication FOR ALL TABLES has it too, and would keep its rows, which no key tells apart, from being merged.
+DO $$ BEGIN
+    IF (SELECT c.relreplident <> 'f' FROM pg_catalog.pg_class c WHERE c.oid = 'pgherd.schema_change'::pg_catalog.regclass) THEN
+        ALTER TABLE pgherd.schema_change REPLICA IDENTITY FULL;
+    END IF;
+END $$;
 
 CREATE OR REPLACE FUNCTION pgherd.random_token() RETURNS bigint LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT ('x' || left(replace(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint
