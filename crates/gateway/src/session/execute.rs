@@ -129,7 +129,10 @@ impl Session {
             {
                 self.judged_by_home(unit).await
             }
-            Kind::Do => Box::pin(self.do_block(unit)).await,
+            Kind::Do => {
+                Box::pin(self.listen_within(unit)).await?;
+                Box::pin(self.do_block(unit)).await
+            }
             Kind::Lock(_) if self.block.is_none() => self.judged_by_home(unit).await,
             Kind::Lock(_) => {
                 if let Some(open) = self.block.open_mut() {

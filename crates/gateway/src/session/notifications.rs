@@ -77,6 +77,19 @@ impl Session {
             self.client.put_tag("UNLISTEN");
             return Ok(());
         }
+        self.begin_listening().await?;
+        self.judged_by_home(unit).await
+    }
+
+    /// A DO block may listen, too.
+    pub(crate) async fn listen_within(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        match unit.statement.text.to_ascii_lowercase().contains("listen") {
+            true => self.begin_listening().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn begin_listening(&mut self) -> Result<(), Problem> {
         self.pin_home(Keeps::Notifications).await?;
         if self.listening.is_none() {
             let home = self.gateway.shards.home();
@@ -86,7 +99,7 @@ impl Session {
             };
             self.listening = Some(self.gateway.listeners.enter(backend, self.cancel.process_id));
         }
-        self.judged_by_home(unit).await
+        Ok(())
     }
 
     /// Hands on the notifications that have come, unless a transaction is open.

@@ -194,6 +194,12 @@ def main():
     print(" ".join(part for part in connection.until_ready(1).split() if part[0] in "EZ"))
     connection.say(1, simple("ROLLBACK"))
     connection.say(1, simple("DROP TABLE held, ranges"))
+    # A DO block that listens, as Postgrex does it when it connects again.
+    connection.say(1, simple("DO $$ BEGIN LISTEN one; EXECUTE 'LISTEN two'; END $$"))
+    connection.say(1, simple("SELECT string_agg(c, ',' ORDER BY c) FROM pg_listening_channels() c"))
+    connection.socket.sendall(simple("NOTIFY two"))
+    print(sorted(connection.until_ready(1).split()))
+    connection.say(1, simple("UNLISTEN *"))
     # A client is told that it is authenticated, then that there is no such database.
     print(Connection(database="absent").started)
     # A name that is cut is told of once.
