@@ -91,6 +91,13 @@ def psql(port, sql, database="postgres"):
         sys.exit(f"psql, {sql}: {done.stderr}")
 
 
+def database(port, name):
+    """A database of the suite's own; PostgreSQL takes pgherd's settings as it takes any with a dot."""
+    psql(port, f"CREATE DATABASE {name}")
+    psql(port, f"ALTER DATABASE {name} SET pgherd.default_distribution = 'primary_key'")
+    psql(port, f"ALTER DATABASE {name} SET pgherd.initial_bounds = '{BOUNDS}'")
+
+
 @contextlib.contextmanager
 def plain(folder, port):
     """A plain PostgreSQL with a shard's settings."""

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-from servers import BOUNDS, psql, say
+from orm_suites import ORM_SUITES
+from servers import database, psql, say
 
 # Apps of Django's suite that have to do with the database.
 DJANGO_APPS = ["backends", "transactions", "transaction_hooks", "select_for_update", "postgres_tests", "aggregation", "annotations"]
@@ -147,13 +148,6 @@ def node_postgres(folder, target, port):
             except subprocess.TimeoutExpired:
                 outcomes[name] = "failed"
     return outcomes
-
-
-def database(port, name):
-    """A database of the suite's own; PostgreSQL takes pgherd's settings as it takes any with a dot."""
-    psql(port, f"CREATE DATABASE {name}")
-    psql(port, f"ALTER DATABASE {name} SET pgherd.default_distribution = 'primary_key'")
-    psql(port, f"ALTER DATABASE {name} SET pgherd.initial_bounds = '{BOUNDS}'")
 
 
 def peewee(folder, target, port):
@@ -305,4 +299,5 @@ SUITES = {
     "pgx": (pgx, "pgx' tests; Go, with the modules that it wants"),
     "lib-pq": (lib_pq, "lib/pq's tests; Go"),
     "dbd-pg": (dbd_pg, "DBD::Pg's tests; Perl with the same version of DBD::Pg"),
+    **ORM_SUITES,
 }
