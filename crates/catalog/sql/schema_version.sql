@@ -5,8 +5,6 @@
 -- The version is the exclusive or of all tokens. A change only adds a row, so that changes do not wait for each other, and
 -- one row may take the place of several. Tokens are random: a number that was rolled back must not come again.
 CREATE TABLE IF NOT EXISTS pgherd.schema_change (token bigint NOT NULL);
--- A publication FOR ALL TABLES has this one, too, and would forbid to delete rows that nothing identifies.
-ALTER TABLE pgherd.schema_change REPLICA IDENTITY FULL;
 GRANT SELECT ON pgherd.schema_change TO PUBLIC;
 -- A publication FOR ALL TABLES has it too, and would keep its rows, which no key tells apart, from being merged.
 DO $$ BEGIN

@@ -187,7 +187,7 @@ impl Transaction {
             known = (coordinator.known().await?, Instant::now());
         }
         self.seen_gids
-            .retain(|gid| !known.0.is_settled(gid) && !(is_whole && known.0.may_have_forgotten(gid)));
+            .retain(|gid| !(known.0.is_settled(gid) || is_whole && known.0.may_have_forgotten(gid)));
         Ok(known)
     }
 
