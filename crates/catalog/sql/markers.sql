@@ -130,9 +130,11 @@ $$;
 
 -- The gids of state p that this snapshot shows, without those known to be settled: for a cut.
 -- known[i] = settled_through[i] is the watermark of a sequence; a sequence that is not in known is listed whole.
--- STABLE, so that it sees with the snapshot of the statement that calls it.
+-- STABLE, so that it sees with the snapshot of the statement that calls it. By the key, whatever PostgreSQL believes: where its statistics
+-- are of a moment in which one sequence had all the markers, it would read those of the last half minute for the few behind a watermark.
 CREATE OR REPLACE FUNCTION pgherd.visible_markers(known text[], settled_through bigint[]) RETURNS text[]
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
     RETURN ARRAY(
         SELECT d.gid

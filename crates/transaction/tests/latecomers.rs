@@ -199,6 +199,34 @@ async fn many_markers_are_deleted() {
     }
 }
 
+/// A cut looks at the markers behind the watermark only, also where the statistics say that all markers are of one sequence.
+#[tokio::test]
+async fn settled_markers_are_not_looked_at() {
+    let bed = Bed::start(1).await;
+    bed.sql(
+        1,
+        "INSERT INTO pgherd.dtx_sequence (sequence, gateway, incarnation) VALUES ('busy:1.0', 'busy', 1);
+         INSERT INTO pgherd.dtx (gid, state, sequence, number)
+         SELECT 'pgherd:test:00000000:3:busy:1.0:' || n, 'p', 'busy:1.0', n FROM generate_series(1, 50000) n ORDER BY random();
+         ANALYZE pgherd.dtx, pgherd.dtx_sequence",
+    )
+    .await;
+    let client = superuser(&bed).await;
+    let list = "SELECT cardinality(pgherd.visible_markers('{busy:1.0}', '{49990}'))";
+    // The last times with a plan that is kept.
+    for _ in 0..8 {
+        let listed: i32 = client.query_one(list, &[]).await.expect("list").get(0);
+        assert_eq!(listed, 10);
+    }
+    let read = "SELECT pg_stat_get_xact_tuples_returned('pgherd.dtx'::regclass) + pg_stat_get_xact_tuples_fetched('pgherd.dtx'::regclass)";
+    client.batch_execute("BEGIN").await.expect("begin");
+    let before: i64 = client.query_one(read, &[]).await.expect("statistics").get(0);
+    client.query_one(list, &[]).await.expect("list");
+    let rows = client.query_one(read, &[]).await.expect("statistics").get::<_, i64>(0) - before;
+    assert!(rows <= 20, "{rows} rows were read");
+    client.batch_execute("ROLLBACK").await.expect("rollback");
+}
+
 /// Gateways give up a database that nobody uses, and may come back soon and often. What such a one has committed is settled: nobody takes it
 /// for dead, which would cost transactions with one snapshot, and its name is not kept for a day.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
