@@ -240,28 +240,31 @@ impl CancelRegistry {
 
     /// All sessions, as rows of `pgherd.sessions`; the one that asks is at work, though not on a shard yet.
     pub(crate) fn shown(&self, asking: i32) -> Value {
-        let sessions = self.sessions.lock();
-        let rows = sessions.iter().map(|(process_id, entry)| {
-            let is_active = *process_id == asking || entry.slot.is_running();
+        self.rows(asking, |entry, is_active| {
             let mut row = entry.standing.shown(is_active);
-            row["pid"] = json!(process_id);
             row["role"] = json!(&*entry.role);
             row["database"] = json!(&*entry.database);
             row
-        });
-        Value::Array(rows.collect())
+        })
     }
 
     /// All sessions, as rows of `pg_stat_activity`, with their process `at` the home shard.
     pub(crate) fn activity(&self, asking: i32, home: ShardId) -> Value {
-        let sessions = self.sessions.lock();
-        let rows = sessions.iter().map(|(process_id, entry)| {
-            let is_active = *process_id == asking || entry.slot.is_running();
+        self.rows(asking, |entry, is_active| {
             let mut row = entry.standing.activity(is_active);
-            row["pid"] = json!(process_id);
             row["usename"] = json!(&*entry.role);
             row["datname"] = json!(&*entry.database);
             row["at"] = json!(entry.slot.process_of(home));
+            row
+        })
+    }
+
+    /// A row for each session, of what it is and whether it is at work, with its process id.
+    fn rows(&self, asking: i32, row: impl Fn(&Entry, bool) -> Value) -> Value {
+        let sessions = self.sessions.lock();
+        let rows = sessions.iter().map(|(process_id, entry)| {
+            let mut row = row(entry, *process_id == asking || entry.slot.is_running());
+            row["pid"] = json!(process_id);
             row
         });
         Value::Array(rows.collect())

@@ -89,10 +89,7 @@ impl Databases {
     pub(crate) async fn close(&self, name: &str) {
         let database = self.open.lock().await.remove(name);
         if let Some(database) = database {
-            if Arc::strong_count(&database) == 1 {
-                database.coordinator.end().await;
-            }
-            database.catalog.close().await;
+            give_up(database).await;
         }
     }
 
@@ -108,11 +105,18 @@ impl Databases {
         let (old, new): (HashSet<_>, HashSet<_>) = unused.into_iter().partition(|name| candidates.contains(name));
         for name in old {
             if let Some(database) = open.remove(&name) {
-                database.coordinator.end().await;
-                database.catalog.close().await;
+                give_up(database).await;
                 self.shards.close_idle(Some(&name));
             }
         }
         new
     }
+}
+
+/// Ends its transactions' sequence, where no session goes on with it, and its lease.
+async fn give_up(database: Arc<Database>) {
+    if Arc::strong_count(&database) == 1 {
+        database.coordinator.end().await;
+    }
+    database.catalog.close().await;
 }

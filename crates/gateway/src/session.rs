@@ -424,12 +424,9 @@ impl Session {
     /// ReadyForQuery.
     fn put_ready(&mut self) {
         let status = self.block.status();
+        let settings = &self.settings;
         let standing = &self.cancel.standing;
-        standing.set_status(status);
-        let fingerprint = self.settings.fingerprint();
-        if !standing.knows_name(fingerprint) {
-            standing.set_name(self.settings.application_name(), fingerprint);
-        }
+        standing.ready(status, settings.fingerprint(), || settings.application_name());
         self.client.put_ready(status);
     }
 

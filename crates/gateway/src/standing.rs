@@ -3,7 +3,6 @@
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,7 +57,8 @@ const SHOWN_OF_QUERY: usize = 1023;
 
 /// The last statement, and when things happened.
 struct Doing {
-    query: Option<Arc<str>>,
+    /// as much of it as is shown; the room is kept
+    query: String,
     query_start: Option<SystemTime>,
     xact_start: Option<SystemTime>,
     state_change: SystemTime,
@@ -89,7 +89,7 @@ impl Standing {
             keeps: AtomicU8::new(0),
             home_process: AtomicI32::new(0),
             doing: Mutex::new(Doing {
-                query: None,
+                query: String::new(),
                 query_start: None,
                 xact_start: None,
                 state_change: SystemTime::now(),
@@ -99,29 +99,29 @@ impl Standing {
         }
     }
 
-    /// ReadyForQuery was said, with this letter.
-    pub(crate) fn set_status(&self, letter: u8) {
+    /// ReadyForQuery is said, with this letter. The application's name is asked for where the settings are not those whose name is known.
+    pub(crate) fn ready(&self, letter: u8, fingerprint: u64, application_name: impl FnOnce() -> String) {
         self.status.store(letter, Ordering::Relaxed);
         let mut doing = self.doing.lock();
         doing.state_change = SystemTime::now();
         if letter == b'I' {
             doing.xact_start = None;
         }
+        if doing.fingerprint != fingerprint {
+            doing.application_name = application_name();
+            doing.fingerprint = fingerprint;
+        }
     }
 
     /// The client has sent a statement.
-    pub(crate) fn begin(&self, query: Arc<str>) {
+    pub(crate) fn begin(&self, query: &str) {
         let now = SystemTime::now();
         let mut doing = self.doing.lock();
-        doing.query = Some(query);
+        doing.query.clear();
+        doing.query.push_str(shown_text(query));
         doing.query_start = Some(now);
         doing.state_change = now;
         doing.xact_start.get_or_insert(now);
-    }
-
-    /// Whether the application's name is that of these settings.
-    pub(crate) fn knows_name(&self, fingerprint: u64) -> bool {
-        self.doing.lock().fingerprint == fingerprint
     }
 
     /// The application's name under these settings.
@@ -156,7 +156,6 @@ impl Standing {
     pub(crate) fn activity(&self, is_active: bool) -> Value {
         let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let doing = self.doing.lock();
-        let query = doing.query.as_deref().unwrap_or_default();
         json!({
             "client_addr": self.client.map(|client| client.ip().to_canonical().to_string()),
             "client_port": self.client.map_or(-1, |client| i32::from(client.port())),
@@ -166,7 +165,7 @@ impl Standing {
             "state_change": seconds(doing.state_change),
             "state": self.state(is_active),
             "application_name": doing.application_name,
-            "query": shown_text(query),
+            "query": doing.query,
         })
     }
 
@@ -196,7 +195,7 @@ impl Standing {
 }
 
 /// As much of a statement as is shown.
-pub(crate) fn shown_text(query: &str) -> &str {
+fn shown_text(query: &str) -> &str {
     let mut end = query.len().min(SHOWN_OF_QUERY);
     while !query.is_char_boundary(end) {
         end -= 1;
@@ -214,7 +213,7 @@ mod tests {
         standing.keeps(Keeps::AdvisoryLocks);
         standing.keeps(Keeps::TemporaryTables);
         standing.set_home_process(7);
-        standing.set_status(b'E');
+        standing.ready(b'E', 0, String::new);
         let shown = standing.shown(false);
         assert_eq!(shown["pinned_by"], json!(["temporary tables", "advisory locks"]));
         assert_eq!(

@@ -21,12 +21,18 @@ async fn value(client: &Client, sql: &str) -> String {
     rows.next().unwrap_or_default().to_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn settings_of_role_and_database_reach_the_next_session() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+/// So many shards, and a gateway.
+async fn started(shards: usize, name: &str) -> (Herd, Gateway) {
+    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), shards)
         .await
         .expect("shards");
-    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let gateway = herd.gateway(name).await.expect("gateway");
+    (herd, gateway)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_role_and_database_reach_the_next_session() {
+    let (_herd, gateway) = started(3, "sessions").await;
     let admin = connect(&gateway, "postgres").await;
     admin
         .batch_execute(
@@ -84,10 +90,7 @@ async fn settings_of_role_and_database_reach_the_next_session() {
 /// Two databases that have come to the same epoch, with tables of one name: the same texts mean other tables there.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_statement_means_another_table_in_another_database() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
-        .await
-        .expect("shards");
-    let gateway = herd.gateway("databases").await.expect("gateway");
+    let (herd, gateway) = started(3, "databases").await;
     let admin = connect(&gateway, "postgres").await;
     let mut clients = Vec::new();
     for (name, columns, bounds) in [
@@ -137,10 +140,7 @@ async fn client_columns(clients: &[Client]) -> Vec<usize> {
 /// A role that was dropped and made again is another one: connections that had logged in as the first are of no use to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_is_made_again_can_log_in() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
-        .await
-        .expect("shards");
-    let gateway = herd.gateway("roles").await.expect("gateway");
+    let (_herd, gateway) = started(3, "roles").await;
     let admin = connect(&gateway, "postgres").await;
     let make = "CREATE ROLE guest LOGIN; GRANT SELECT ON visits TO guest";
     admin
@@ -167,10 +167,7 @@ async fn a_role_that_is_made_again_can_log_in() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_protocol_is_answered_with_the_one_that_is_spoken() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 1)
-        .await
-        .expect("shards");
-    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let (_herd, gateway) = started(1, "sessions").await;
     let port = gateway.config().get_ports()[0];
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
         .await
@@ -186,10 +183,7 @@ async fn a_newer_protocol_is_answered_with_the_one_that_is_spoken() {
 /// A backend keeps what clients prepare, under its text; the same text is about other tables under another search_path.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_prepared_under_another_search_path_is_another_statement() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 1)
-        .await
-        .expect("shards");
-    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let (_herd, gateway) = started(1, "sessions").await;
     let client = connect(&gateway, "postgres").await;
     let tables =
         "CREATE SCHEMA one; CREATE SCHEMA two; CREATE TABLE one.t (a int); CREATE TABLE two.t (a text, b text);
@@ -208,10 +202,7 @@ async fn what_is_prepared_under_another_search_path_is_another_statement() {
 /// PostgreSQL drops a setting whose prefix a library takes that is loaded later. Backends that have loaded it refuse the setting.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_setting_that_a_library_takes_is_lost_and_nothing_else() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
-        .await
-        .expect("shards");
-    let gateway = herd.gateway("prefixes").await.expect("gateway");
+    let (_herd, gateway) = started(3, "prefixes").await;
     let admin = connect(&gateway, "postgres").await;
     admin.batch_execute("CREATE ROLE app LOGIN").await.expect("set up");
     let client = connect(&gateway, "app").await;
@@ -244,10 +235,7 @@ async fn a_setting_that_a_library_takes_is_lost_and_nothing_else() {
 /// The process ids of BackendKeyData and of `pg_stat_activity` are the same, and ending sessions by them ends the clients' sessions.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_shown_and_signalled_by_computed_process_ids() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
-        .await
-        .expect("shards");
-    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let (_herd, gateway) = started(3, "sessions").await;
     let admin = connect(&gateway, "postgres").await;
     admin
         .batch_execute("CREATE ROLE weak LOGIN; CREATE TABLE t (k int PRIMARY KEY) PARTITION BY RANGE (k)")
@@ -347,10 +335,7 @@ async fn sessions_are_shown_and_signalled_by_computed_process_ids() {
 /// Also where all tables are local, a session keeps its connection for the locks that functions and triggers take.
 #[tokio::test(flavor = "multi_thread")]
 async fn advisory_locks_of_functions_and_triggers_are_the_sessions() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 1)
-        .await
-        .expect("shard");
-    let gateway = herd.gateway("sessions").await.expect("gateway");
+    let (_herd, gateway) = started(1, "sessions").await;
     let admin = connect(&gateway, "postgres").await;
     for statement in [
         "CREATE FUNCTION lock_it(key int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_lock(key); RETURN key; END $$",

@@ -163,9 +163,13 @@ pub(crate) fn queue_execute(backend: &mut Backend, portal: &str) -> Result<(), S
 
 /// Queues Sync and sends everything.
 pub(crate) async fn sync(backend: &mut Backend) -> Result<(), ServerError> {
+    queue_sync(backend);
+    Ok(backend.flush().await?)
+}
+
+fn queue_sync(backend: &mut Backend) {
     frontend::sync(backend.outbox());
     backend.expect_ready();
-    Ok(backend.flush().await?)
 }
 
 /// Sends Execute for all portals, each shard's in order: all shards start at once.
@@ -187,8 +191,7 @@ pub(crate) async fn execute(
         for fragment in fragments.iter().filter(|f| f.shard == shard) {
             queue_execute(backend, &fragment.portal)?;
         }
-        frontend::sync(backend.outbox());
-        backend.expect_ready();
+        queue_sync(backend);
         if ends {
             transaction.end_behind_statement(shard)?;
         }

@@ -620,3 +620,13 @@ pub(crate) fn starts_query(text: &str, tokens: &[Token], i: usize) -> bool {
     let inserted = inserted && tokens[i].is_word(text, "table") && !before.is_word(text, "into");
     before.is(text, "(") || made || inserted || words.iter().any(|w| before.is_word(text, w))
 }
+
+/// Each text's tree is written as is said.
+#[cfg(test)]
+pub(crate) fn assert_read_as<const N: usize>(cases: [(&str, &str); N]) {
+    let read = cases.map(|(text, _)| {
+        let tree = tree(text, &crate::lexer::tokenize(text).expect("tokens"));
+        tree.map_or(format!("no tree: {text}"), |tree| tree.to_string())
+    });
+    assert_eq!(read, cases.map(|(_, as_read)| as_read.to_owned()));
+}

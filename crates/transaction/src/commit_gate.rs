@@ -11,6 +11,7 @@
 
 use crate::Coordinator;
 use crate::local_gate::{Group, Pass};
+use crate::read_cut::EAGER_TRIES;
 use futures::future::join_all;
 use pgherd_model::ShardId;
 use pgherd_shards::Backend;
@@ -54,6 +55,22 @@ impl Gate {
             }
         }
         this
+    }
+
+    /// Closed for this try of a cut over these shards, where it is due: in the first if a commit of this gateway is becoming visible on several of them,
+    /// since snapshots taken now would show the half of it; then whenever single snapshots were taken again for long. The first time that holds
+    /// off this gateway's commits only.
+    pub(crate) async fn for_try(coordinator: &Coordinator, shards: &BTreeSet<ShardId>, tries: u32) -> Option<Self> {
+        let is_due = || {
+            tries > 0
+                || coordinator
+                    .gate
+                    .is_contended(Group::Cut, shards.iter().copied().collect())
+        };
+        match tries % (EAGER_TRIES + 1) {
+            0 if is_due() => Some(Self::close(coordinator, shards, tries > EAGER_TRIES + 1).await),
+            _ => None,
+        }
     }
 
     /// Does the work, and holds commits off while it is done, or begins.

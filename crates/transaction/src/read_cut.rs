@@ -7,7 +7,6 @@
 use crate::commit_gate::Gate;
 use crate::cut::{self, Seen, stale};
 use crate::gid::Gid;
-use crate::local_gate::Group;
 use crate::transaction::Transaction;
 use crate::{Coordinator, Error, housekeeping, resolver};
 use bytes::{Bytes, BytesMut};
@@ -140,11 +139,7 @@ impl Transaction {
                 let snapshots: Vec<_> = seen.iter().map(|(s, seen)| (*s, seen)).collect();
                 stale(&snapshots, &self.seen_gids)
             };
-            let is_due = step == 0 && (tries > 0 || coordinator.has_commits(&all));
-            let gate = match is_due {
-                true => Some(Gate::close(&coordinator, &all, tries > EAGER_TRIES + 1).await),
-                false => None,
-            };
+            let gate = Gate::for_try(&coordinator, &all, tries).await;
             if refresh.len() == all.len() {
                 (known, known_since) = self.settled_by_now(&coordinator).await?;
             }
@@ -213,11 +208,6 @@ impl Transaction {
 }
 
 impl Coordinator {
-    /// Whether a commit of this gateway is becoming visible on several of these shards: snapshots taken now would show the half of it.
-    pub(crate) fn has_commits(&self, shards: &BTreeSet<ShardId>) -> bool {
-        self.gate.is_contended(Group::Cut, shards.iter().copied().collect())
-    }
-
     /// What this gateway knows to be settled by now, from itself and from others.
     pub(crate) async fn known(&self) -> Result<Known, Error> {
         let too_old = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() > cut::KNOWLEDGE_LIMIT);

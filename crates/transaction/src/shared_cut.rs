@@ -206,12 +206,8 @@ impl Coordinator {
             } else {
                 stale_of(&seen)
             };
-            let is_due = step == 0 && (tries > 0 || self.has_commits(&all));
-            let gate = match is_due {
-                true => Some(Gate::close(self, &all, tries > EAGER_TRIES + 1).await),
-                false => None,
-            };
-            if refresh.len() == all.len() && (tries > 0 || is_due) {
+            let gate = Gate::for_try(self, &all, tries).await;
+            if refresh.len() == all.len() && (tries > 0 || gate.is_some()) {
                 (known, known_since) = (self.known().await?, Instant::now());
             }
             if tries > 0 && !refresh.is_empty() {

@@ -3,11 +3,11 @@
 mod bed;
 
 use bed::hold::Hold;
-use bed::{BALANCE, Bed, add, begin, run, state};
+use bed::{BALANCE, Bed, add, begin, fragment, run, state};
 use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
 use pgherd_transaction::two_phase_commit::Action;
-use pgherd_transaction::{Coordinator, Error, Fragment, Isolation, Mode, Transaction};
+use pgherd_transaction::{Coordinator, Error, Isolation, Mode, Transaction};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -96,15 +96,7 @@ async fn what_was_shown_on_one_shard_is_shown_on_the_next() {
         let mut transaction = begin(&reading);
         async move {
             let first = read(&mut transaction, 1, true).await.expect("first");
-            let fragments = [2, 3].map(|shard| Fragment {
-                shard: ShardId(shard),
-                portal: "f0".into(),
-                sql: READ.into(),
-                parameter_types: Vec::new(),
-                parameters: Vec::new(),
-                result_formats: Vec::new(),
-                fences: Vec::new(),
-            });
+            let fragments = [2, 3].map(|shard| fragment(shard, "f0", READ));
             transaction.open_cut(&fragments).await.expect("cut");
             let mut balances = vec![first];
             for shard in [2, 3] {

@@ -3,13 +3,13 @@
 mod bed;
 
 use bed::hold::Hold;
-use bed::{BALANCE, Bed, add, app, begin, run, state};
+use bed::{BALANCE, Bed, add, app, begin, fragment, run, state};
 use bytes::{Bytes, BytesMut};
 use pgherd_model::ShardId;
 use pgherd_shards::{Backend, parse_data_row};
 use pgherd_transaction::control::Point;
 use pgherd_transaction::two_phase_commit::Action;
-use pgherd_transaction::{Coordinator, Error, Fragment, Mode, Transaction};
+use pgherd_transaction::{Coordinator, Error, Mode, Transaction};
 use postgres_protocol::message::frontend;
 use rand::seq::SliceRandom;
 use std::sync::Arc;
@@ -18,18 +18,6 @@ use std::time::{Duration, Instant};
 
 const ACCOUNTS: i64 = 8;
 const TOTAL: i64 = 3 * ACCOUNTS * BALANCE;
-
-fn fragment(shard: u32, portal: &str, sql: &str) -> Fragment {
-    Fragment {
-        shard: ShardId(shard),
-        portal: portal.into(),
-        sql: sql.into(),
-        parameter_types: Vec::new(),
-        parameters: Vec::new(),
-        result_formats: Vec::new(),
-        fences: Vec::new(),
-    }
-}
 
 /// The first column of a portal's rows.
 async fn fetch(backend: &mut Backend, portal: &str) -> Vec<i64> {

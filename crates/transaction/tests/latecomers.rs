@@ -2,12 +2,12 @@
 
 mod bed;
 
-use bed::{Bed, add, app, begin, state};
+use bed::{Bed, add, app, begin, fragment, state};
 use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
 use pgherd_transaction::gid::{Gid, SequenceId, database_hash, proof};
 use pgherd_transaction::two_phase_commit::Action;
-use pgherd_transaction::{Fragment, Isolation, Mode};
+use pgherd_transaction::{Isolation, Mode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -236,15 +236,7 @@ async fn who_ends_is_soon_forgotten() {
     let mut transaction = begin(&one);
     add(&mut transaction, 1, &[(1, 1), (2, -1)]).await.expect("updates");
     transaction.commit().await.expect("commit");
-    let fragments = [1, 2].map(|shard| Fragment {
-        shard: ShardId(shard),
-        portal: "f0".into(),
-        sql: "SELECT balance FROM account".into(),
-        parameter_types: Vec::new(),
-        parameters: Vec::new(),
-        result_formats: Vec::new(),
-        fences: Vec::new(),
-    });
+    let fragments = [1, 2].map(|shard| fragment(shard, "f0", "SELECT balance FROM account"));
     let mut reader = begin(&other);
     reader.open_cut(&fragments).await.expect("a cut that shows it");
     one.end().await;

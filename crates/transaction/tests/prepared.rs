@@ -4,7 +4,7 @@
 mod bed;
 
 use bed::hold::Hold;
-use bed::{BALANCE, Bed, add, app, begin, run, state};
+use bed::{BALANCE, Bed, add, app, begin, fragment, run, state};
 use pgherd_model::ShardId;
 use pgherd_transaction::control::Point;
 use pgherd_transaction::prepared::{End, Step};
@@ -35,16 +35,7 @@ async fn took_effect(bed: &Bed, before: &[i64], account: i32) -> bool {
 }
 
 fn fragments(sql: &str) -> Vec<Fragment> {
-    let fragment = |shard| Fragment {
-        shard: ShardId(shard),
-        portal: "f".into(),
-        sql: sql.into(),
-        parameter_types: Vec::new(),
-        parameters: Vec::new(),
-        result_formats: Vec::new(),
-        fences: Vec::new(),
-    };
-    [1, 2].map(fragment).to_vec()
+    [1, 2].map(|shard| fragment(shard, "f", sql)).to_vec()
 }
 
 async fn rows(bed: &Bed, condition: &str) -> i64 {

@@ -8,9 +8,8 @@
 mod bed;
 
 use bed::wire::{Message, Wire};
-use bed::{Bed, begin, run};
+use bed::{Bed, begin, fragment, run};
 use pgherd_model::ShardId;
-use pgherd_transaction::Fragment;
 use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
 
@@ -184,15 +183,7 @@ async fn two_shards_cost_two_rounds_and_four_flushes() {
 async fn a_read_that_ends_with_its_statement_costs_two_rounds() {
     let (_bed, wire, gateway) = two_shards().await;
     let shards = [ShardId(1), ShardId(2)];
-    let fragments = shards.map(|shard| Fragment {
-        shard,
-        portal: "f0".into(),
-        sql: "SELECT balance FROM account".into(),
-        parameter_types: Vec::new(),
-        parameters: Vec::new(),
-        result_formats: Vec::new(),
-        fences: Vec::new(),
-    });
+    let fragments = shards.map(|shard| fragment(shard.0, "f0", "SELECT balance FROM account"));
     let mut heard = BTreeMap::new();
     // The first time, the statement that lists markers is parsed.
     for _ in 0..2 {

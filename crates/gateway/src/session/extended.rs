@@ -441,8 +441,8 @@ impl Session {
         }
         let prepared = portal.prepared.clone();
         self.cancel.standing.begin(match prepared.text.is_empty() {
-            true => statement.text.clone(),
-            false => prepared.text.clone(),
+            true => &statement.text,
+            false => &prepared.text,
         });
         let (parameters, formats) = (
             std::mem::take(&mut portal.parameters),
@@ -515,19 +515,20 @@ impl Session {
         unit: Unit<'_>,
         prepared: &Prepared,
     ) -> Result<Option<Vec<u32>>, Problem> {
-        let version = self.schema_version(self.catalog().snapshot().epoch.0);
         let is_query = matches!(
             unit.statement.parsed.kind,
             Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge
         );
-        let standing = |told: &Told| (told.version == version, told.kept_types(), told.description.clone());
-        let standing = prepared.told.lock().as_ref().map(standing);
-        let Some((is_same, kept, then)) = standing else {
-            return Ok(None);
+        let (version, then) = match &*prepared.told.lock() {
+            None => return Ok(None),
+            Some(told) => {
+                let version = self.schema_version(self.catalog().snapshot().epoch.0);
+                if told.version == version || !is_query || self.block.is_failed() {
+                    return Ok(told.kept_types());
+                }
+                (version, told.description.clone())
+            }
         };
-        if is_same || !is_query || self.block.is_failed() {
-            return Ok(kept);
-        }
         let entered = self.enter(unit).await?;
         let mut now = self.description(unit, &entered.snapshot).await?;
         let keeps_types = now.parameter_types != then.parameter_types;

@@ -2,7 +2,6 @@
 
 use super::syntax::is_doubtful;
 use super::{Problem, Session, Unit};
-use crate::standing::shown_text;
 use crate::template::Template;
 use pgherd_model::{ServerError, SqlState};
 use pgherd_sql::Kind;
@@ -11,7 +10,7 @@ use pgherd_sql::plain_escapes::Explicit;
 impl Session {
     /// Runs a Query message and ends with ReadyForQuery.
     pub(crate) async fn simple_query(&mut self, text: &str) -> Result<(), Problem> {
-        self.cancel.standing.begin(shown_text(text).into());
+        self.cancel.standing.begin(text);
         self.close_portal("").await?;
         let explicit = self.explicit_escapes(text);
         let text = explicit.as_ref().map_or(text, |e| &e.text);

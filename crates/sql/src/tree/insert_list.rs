@@ -54,8 +54,7 @@ impl Finder<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lexer::tokenize;
-    use crate::tree::tree;
+    use crate::tree::assert_read_as;
 
     #[test]
     fn lists_are_read() {
@@ -78,10 +77,6 @@ mod tests {
                 "INSERT INTO t (SELECT a[1], b.c FROM b)",
             ),
         ];
-        let read = cases.map(|(text, _)| {
-            let tree = tree(text, &tokenize(text).expect("tokens"));
-            tree.map_or(format!("no tree: {text}"), |tree| tree.to_string())
-        });
-        assert_eq!(read, cases.map(|(_, as_read)| as_read.to_owned()));
+        assert_read_as(cases);
     }
 }

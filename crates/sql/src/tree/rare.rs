@@ -548,8 +548,7 @@ impl Finder<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lexer::tokenize;
-    use crate::tree::tree;
+    use crate::tree::assert_read_as;
 
     #[test]
     fn rare_grammar_is_read() {
@@ -621,10 +620,6 @@ mod tests {
                 "SELECT format('%s', \"pgherd variadic\"(b)) FROM t",
             ),
         ];
-        let read = cases.map(|(text, _)| {
-            let tree = tree(text, &tokenize(text).expect("tokens"));
-            tree.map_or(format!("no tree: {text}"), |tree| tree.to_string())
-        });
-        assert_eq!(read, cases.map(|(_, as_read)| as_read.to_owned()));
+        assert_read_as(cases);
     }
 }

@@ -7,7 +7,7 @@ pub mod wire;
 use pgherd_local_cluster::{LocalCluster, SERVICE_ROLE, SUPERUSER};
 use pgherd_model::ShardId;
 use pgherd_shards::{Identity, Options, ShardConfig, Shards};
-use pgherd_transaction::{CommitIdentity, Coordinator, Error, Mode, Transaction};
+use pgherd_transaction::{CommitIdentity, Coordinator, Error, Fragment, Mode, Transaction};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -192,4 +192,17 @@ pub async fn add(transaction: &mut Transaction, account: i32, changes: &[(u32, i
 
 pub fn state(error: &Error) -> String {
     error.sqlstate().to_string()
+}
+
+/// What is read on a shard, without parameters and fences.
+pub fn fragment(shard: u32, portal: &str, sql: &str) -> Fragment {
+    Fragment {
+        shard: ShardId(shard),
+        portal: portal.into(),
+        sql: sql.into(),
+        parameter_types: Vec::new(),
+        parameters: Vec::new(),
+        result_formats: Vec::new(),
+        fences: Vec::new(),
+    }
 }
