@@ -11,6 +11,7 @@ use pgherd_model::{ServerError, ShardId};
 use pgherd_shards::{Backend, ColumnDescription};
 use postgres_protocol::message::frontend;
 use sqlparser::ast::{Expr, Query, Select, SetExpr, Statement as Ast, Visit, Visitor};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 /// What is done where.
@@ -50,6 +51,9 @@ pub async fn explain(
     transaction: &mut Transaction,
     engine: &Engine,
 ) -> Result<Explained, ServerError> {
+    if statement.leaves_workers_to_us() {
+        transaction.divide_workers();
+    }
     let (mut explained, fragments) = match statement.ast {
         Ast::Insert(_) => insert_of(&statement, transaction).await?,
         Ast::Update(_) | Ast::Delete(_) => write_of(&statement, transaction).await?,
@@ -66,8 +70,9 @@ pub async fn explain(
             ));
         }
     };
+    let shards: BTreeSet<_> = fragments.iter().map(|(_, fragment)| fragment.shard).collect();
     for (relation, fragment) in fragments {
-        let plan = ask(head, &fragment, transaction).await?;
+        let plan = ask(head, &fragment, shards.len(), transaction).await?;
         explained.fragments.push(ExplainedFragment {
             shard: fragment.shard,
             relation,
@@ -248,12 +253,17 @@ impl Visitor for Form {
     }
 }
 
-/// What the shard says about a fragment.
-async fn ask(head: &str, fragment: &Fragment, transaction: &mut Transaction) -> Result<Vec<String>, ServerError> {
+/// What the shard says about a fragment, which is for one of so many shards.
+async fn ask(
+    head: &str,
+    fragment: &Fragment,
+    one_of: usize,
+    transaction: &mut Transaction,
+) -> Result<Vec<String>, ServerError> {
+    transaction.participant(fragment.shard).await?;
+    let fences = fragment.fences.iter().map(|f| &**f).collect();
+    transaction.queue_before_fragment(fragment.shard, &fences, one_of);
     let backend = transaction.participant(fragment.shard).await?;
-    for fence in &fragment.fences {
-        backend.queue_silent(&format!("LOCK TABLE {fence} IN ACCESS SHARE MODE"));
-    }
     let out = backend.outbox();
     let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
     let sql = format!("{head}{}", fragment.sql);

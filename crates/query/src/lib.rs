@@ -55,6 +55,9 @@ pub async fn select<'t>(
     engine: &Engine,
 ) -> Result<Rows<'t>, ServerError> {
     let mut transaction = transaction;
+    if statement.leaves_workers_to_us() {
+        transaction.divide_workers();
+    }
     if let Some(plan) = plan::plan(&statement, columns) {
         match plan::run(plan, &statement, transaction, engine).await? {
             Ok(rows) => return Ok(rows),

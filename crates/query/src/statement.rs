@@ -39,6 +39,16 @@ pub struct Statement<'a> {
     pub schema_is_own: bool,
 }
 
+impl Statement<'_> {
+    /// Whether it may be run with fewer parallel workers than a shard would start: nobody has asked for a number, or asks which it is, and
+    /// nothing comes behind it in its transaction.
+    pub(crate) fn leaves_workers_to_us(&self) -> bool {
+        self.alone
+            && !self.settings_sql.contains("max_parallel_workers_per_gather")
+            && !self.text.contains("current_setting")
+    }
+}
+
 /// What PostgreSQL says about a statement before it runs.
 #[derive(Debug, Clone, Default)]
 pub struct Description {

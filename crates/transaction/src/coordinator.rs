@@ -91,7 +91,7 @@ impl Coordinator {
             generation: 0,
         };
         let sequence = Sequence::new(gid::label(&identity.cluster), gid::database_hash(database), id);
-        let states = shards.all().iter().map(|s| ShardState::new(s.id)).collect();
+        let states = shards.all().iter().map(|s| ShardState::new(s, shards.all())).collect();
         let this = Arc::new(Self {
             shards,
             database: database.into(),

@@ -8,12 +8,11 @@
 //! watermarks older than [`crate::cut::KNOWLEDGE_LIMIT`], and no cut takes longer than [`crate::cut::TIME_LIMIT`].
 
 use crate::gid::{Gid, SequenceId};
-use crate::shard_state::ShardState;
+use crate::shard_state::{LOOK_AT_SCHEMA, ShardState};
 use crate::{Coordinator, Error, in_doubt, prepared, resolver};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio_postgres::types::{ToSql, Type};
 
@@ -409,19 +408,11 @@ async fn on_all(coordinator: &Coordinator, sql: &str, name: &str) -> Result<(), 
     join_all(runs).await.into_iter().collect()
 }
 
-/// What of a shard's schema matters to commits: deferrable constraints, and users' functions with a word in them for what PostgreSQL does
-/// not prepare. One of those too many costs a round where the home shard is one of several writers.
-const LOOK_AT_SCHEMA: &str = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgdeferrable), \
-    EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
-            WHERE p.oid >= 16384 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd', 'pgherd_data') \
-              AND p.prosrc ~* '\\m(notify|pg_notify|temp|temporary|refresh|pg_export_snapshot)\\M')";
-
 async fn look_at_schema(coordinator: &Coordinator) -> Result<(), Error> {
     let looks = coordinator.states.iter().map(async |state| {
         let client = state.connected().ok_or_else(|| not_connected(state))?;
         let row = state.within(client.query_one(LOOK_AT_SCHEMA, &[])).await?;
-        state.deferrable.store(row.get(0), Ordering::Relaxed);
-        state.unpreparable.store(row.get(1), Ordering::Relaxed);
+        state.learn_schema(row.get(0), row.get(1));
         Ok(())
     });
     join_all(looks).await.into_iter().collect()

@@ -39,6 +39,7 @@ mod transaction;
 pub mod two_phase_commit;
 mod two_phase_run;
 mod watched;
+mod workers;
 mod write_cut;
 
 pub use coordinator::{CommitIdentity, Coordinator};

@@ -32,6 +32,8 @@ pub(crate) struct Participant {
     pub with_snapshot: Vec<Replay>,
     /// COMMIT went behind its only statement, which wrote nothing
     pub has_ended: bool,
+    /// how many workers it may start has been said
+    pub has_limit: bool,
     /// when its owner last asked for it
     pub used_at: Instant,
     queued: usize,
@@ -50,6 +52,7 @@ impl Participant {
             is_closed: false,
             with_snapshot: Vec::new(),
             has_ended: false,
+            has_limit: false,
             used_at: Instant::now(),
             queued: 1,
         };

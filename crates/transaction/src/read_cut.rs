@@ -111,11 +111,8 @@ impl Transaction {
             let fences: BTreeSet<&str> = fragments.iter().flat_map(|f| f.fences.iter().map(|f| &**f)).collect();
             self.participant(*shard).await?;
             self.catch_up_with(*shard, |other| by_shard.contains_key(&other));
-            let backend = self.participant(*shard).await?;
-            if !fences.is_empty() {
-                let names: Vec<&str> = fences.into_iter().collect();
-                backend.queue_silent(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")));
-            }
+            self.participant(*shard).await?;
+            self.queue_before_fragment(*shard, &fences, by_shard.len());
         }
         if !self.needs_cuts() || (by_shard.len() <= 1 && fragments.len() <= 1) {
             let shards = by_shard.keys().copied().collect();

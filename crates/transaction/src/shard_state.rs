@@ -5,19 +5,27 @@
 
 use crate::Error;
 use crate::gid::{Gid, SequenceId};
+use crate::workers::Workers;
 use parking_lot::{Mutex, RwLock};
 use pgherd_model::ShardId;
-use pgherd_shards::Shards;
+use pgherd_shards::{ShardConfig, Shards};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// A service statement that takes longer counts as no answer.
 pub(crate) const SERVICE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What of a shard's schema matters to commits: deferrable constraints, and users' functions with a word in them for what PostgreSQL does
+/// not prepare. One of those too many costs a round where the home shard is one of several writers.
+pub(crate) const LOOK_AT_SCHEMA: &str = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgdeferrable), \
+    EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+            WHERE p.oid >= 16384 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd', 'pgherd_data') \
+              AND p.prosrc ~* '\\m(notify|pg_notify|temp|temporary|refresh|pg_export_snapshot)\\M')";
 
 pub(crate) struct ShardState {
     pub id: ShardId,
@@ -34,15 +42,17 @@ pub(crate) struct ShardState {
     pub deferrable: AtomicBool,
     /// functions exist that may do what PostgreSQL does not prepare
     pub unpreparable: AtomicBool,
+    /// those that a statement may start there
+    pub workers: Workers,
     registered: Mutex<Option<SequenceId>>,
     /// the watermark that it was last told
     pub published: Mutex<Option<(SequenceId, i64)>>,
 }
 
 impl ShardState {
-    pub(crate) fn new(id: ShardId) -> Self {
+    pub(crate) fn new(shard: &ShardConfig, all: &[ShardConfig]) -> Self {
         Self {
-            id,
+            id: shard.id,
             client: RwLock::new(None),
             connecting: tokio::sync::Mutex::new(()),
             recovered: AtomicBool::new(false),
@@ -51,6 +61,7 @@ impl ShardState {
             commits: OnceLock::new(),
             deferrable: AtomicBool::new(true),
             unpreparable: AtomicBool::new(false),
+            workers: Workers::of(shard, all),
             registered: Mutex::new(None),
             published: Mutex::new(None),
         }
@@ -83,10 +94,27 @@ impl ShardState {
         let client = Arc::new(shards.connect_service(self.id, database).await?);
         let settings = "SET synchronous_commit = on; SET statement_timeout = 0; SET lock_timeout = 0; \
                         SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
-                        SET default_transaction_isolation = 'read committed'";
-        self.within(client.batch_execute(settings)).await?;
+                        SET default_transaction_isolation = 'read committed'; \
+                        SHOW max_parallel_workers_per_gather";
+        let replies = self
+            .within(client.simple_query(&format!("{settings}; {LOOK_AT_SCHEMA}")))
+            .await?;
+        let mut rows = replies.iter().filter_map(|reply| match reply {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        self.workers.learn(rows.next().and_then(|row| row.get(0)));
+        if let Some(row) = rows.next() {
+            self.learn_schema(row.get(0) == Some("t"), row.get(1) == Some("t"));
+        }
         *self.client.write() = Some(client.clone());
         Ok(client)
+    }
+
+    /// What [`LOOK_AT_SCHEMA`] gave.
+    pub(crate) fn learn_schema(&self, deferrable: bool, unpreparable: bool) {
+        self.deferrable.store(deferrable, Ordering::Relaxed);
+        self.unpreparable.store(unpreparable, Ordering::Relaxed);
     }
 
     /// Gives the connection up: it does not answer.

@@ -161,6 +161,8 @@ pub struct Transaction {
     pub(crate) seen_gids: BTreeSet<Gid>,
     /// at REPEATABLE READ
     pub(crate) shown: Shown,
+    /// the shards of a host share what workers one may start
+    pub(crate) divides_workers: bool,
     /// the only shard that may be used for the moment
     confined_to: Option<ShardId>,
     /// for the search for deadlocks, once there are several participants
@@ -188,6 +190,7 @@ impl Transaction {
             changes_schema: false,
             seen_gids: BTreeSet::new(),
             shown: Shown::Open,
+            divides_workers: false,
             confined_to: None,
             watched: None,
             notices: Vec::new(),

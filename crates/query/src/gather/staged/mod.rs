@@ -26,6 +26,7 @@ mod late;
 mod prune;
 mod reduce;
 mod run;
+mod sent;
 mod shown;
 pub(super) mod sizes;
 mod spread;
@@ -101,6 +102,7 @@ struct Plan<'a> {
     resolutions: &'a [Resolution],
     keys: Vec<KeyQuery>,
     fetches: Vec<Fetch>,
+    bounds: Vec<Bound>,
     stages: Vec<Stage>,
     /// a stage of which the first groups may do
     first: Option<First>,
@@ -352,6 +354,7 @@ fn plan<'a>(
         resolutions,
         keys,
         fetches,
+        bounds,
         stages,
         first: None,
         sizes: sizes.to_vec(),
@@ -474,12 +477,15 @@ fn is_behind_stages(source: &Gathered, stage_of: &[Option<usize>], given: &[Give
 
 /// A larger part of a relation's rows than this bounds nothing.
 const ALMOST_ALL: f64 = 0.7;
+/// Of a relation with fewer rows, what part is read is known only when it has been read.
+const SMALL: f64 = 100.0;
 
 /// The earlier fetch that knows a bound's values, where anything is gained by them.
 fn by_fetch(bound: &Bound, fetches: &[Fetch], rows: &HashMap<usize, f64>, sizes: &[Size]) -> Option<By> {
     let at = fetches.iter().position(|f| f.source.mentions.contains(&bound.by))?;
     // Nothing is where all values are there.
-    if rows[&bound.by] > sizes[bound.by].rows * ALMOST_ALL && sizes[bound.by].rows >= sizes[bound.mention].rows / 50.0 {
+    let all = sizes[bound.by].rows;
+    if all > SMALL && rows[&bound.by] > all * ALMOST_ALL && all >= sizes[bound.mention].rows / 50.0 {
         return None;
     }
     let source = &fetches[at].source;

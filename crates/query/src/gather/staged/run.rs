@@ -3,8 +3,8 @@
 use super::aggregates::{self, Divided, column};
 use super::choose::Stage;
 use super::copies::{Kept, Keys, Memory, Types};
+use super::sent::InPlace;
 use super::{By, Fetch, Plan};
-use crate::carrier::Carrier;
 use crate::fragment;
 use crate::gather::{load, source};
 use crate::metadata;
@@ -267,8 +267,14 @@ pub(super) fn alias(plan: &Plan<'_>, mention: usize) -> String {
     }
 }
 
-/// Adds what a stage's tables that stay in place are called on a shard; returns their fences.
-pub(super) fn anchored(plan: &Plan<'_>, stage: &Stage, shard: ShardId, names: &mut Edits) -> Option<Vec<Arc<str>>> {
+/// Adds what a stage's tables that stay in place are called on a shard, each with a condition if it has one; returns their fences.
+pub(super) fn anchored(
+    plan: &Plan<'_>,
+    stage: &Stage,
+    shard: ShardId,
+    bounds: &HashMap<usize, InPlace>,
+    names: &mut Edits,
+) -> Option<Vec<Arc<str>>> {
     let mut fences: Vec<Arc<str>> = Vec::new();
     for (mention, resolution) in plan.resolutions.iter().enumerate() {
         let (Some(_), Some(table)) = (&stage.anchors[mention], &resolution.table) else {
@@ -281,7 +287,11 @@ pub(super) fn anchored(plan: &Plan<'_>, stage: &Stage, shard: ShardId, names: &m
                 fences.push(fence);
             }
         }
-        let name = format!("{}{}", place.relation, alias(plan, mention));
+        let rows = match bounds.get(&mention) {
+            Some(bound) => format!("(SELECT * FROM {} WHERE {})", place.relation, bound.condition),
+            None => place.relation,
+        };
+        let name = format!("{rows}{}", alias(plan, mention));
         names.push((resolution.mention.span.clone(), name));
     }
     Some(fences)
@@ -299,7 +309,9 @@ impl Runner<'_, '_> {
         for slot in 0..fetch.source.mentions.len() {
             // One list, the one that spares the most: with several, an index over both columns would be asked for every pair.
             let own = fetch.bounds.iter().filter(|b| b.slot == slot);
-            let known = own.filter_map(|bound| Some((self.share(bound)?, bound, self.known_values(bound)?)));
+            let known = own
+                .filter_map(|bound| Some((self.share(bound)?, bound, self.known_values(bound)?)))
+                .filter(|(share, ..)| *share <= super::ALMOST_ALL);
             if let Some((_, bound, (keys, carrier))) = known.min_by(|(a, ..), (b, ..)| a.total_cmp(b))
                 && let Some(array) = keys.array(carrier)
             {
@@ -357,54 +369,27 @@ impl Runner<'_, '_> {
         scratch: &mut Scratch,
     ) -> Result<Option<()>, ServerError> {
         let mut added = Added::default();
-        let mut copies: Edits = self.known(Some(number));
-        let mut most_rows = 0;
-        for (fetch, kept) in self.fetched.iter().zip(&mut self.kept) {
-            let (Some(rows), true) = (&mut kept.rows, fetch.stage == Some(number)) else {
-                continue;
-            };
-            let columns = fetch.source.wanted.iter().map(|&c| &fetch.source.relation.columns[c]);
-            let carriers: Option<Vec<Carrier>> = columns.clone().map(|c| self.types.get(c.type_oid).cloned()).collect();
-            let Some(carriers) = carriers else {
-                return Ok(None);
-            };
-            most_rows = most_rows.max(rows.rows);
-            let (types, arrays) = rows.take(&carriers);
-            let numbers: Vec<String> = types
-                .into_iter()
-                .zip(arrays)
-                .map(|array| format!("${}", self.statement.parameters.len() + added.push(array)))
-                .collect();
-            let names: Vec<String> = columns.map(|c| quote_identifier(&c.name)).collect();
-            let sql = format!(
-                "(SELECT * FROM unnest({}) AS u({}))",
-                numbers.join(", "),
-                names.join(", ")
-            );
-            for &mention in &fetch.source.mentions {
-                let alias = match self.plan.resolutions[mention].mention.alias {
-                    Some(_) => String::new(),
-                    None => format!(" AS {}", quote_identifier(&self.plan.resolutions[mention].mention.name)),
-                };
-                copies.push((
-                    self.plan.resolutions[mention].mention.span.clone(),
-                    format!("{sql}{alias}"),
-                ));
-            }
-        }
-        if most_rows > FEW_ROWS {
+        let Some(sent) = self.sent(number, &mut added) else {
+            return Ok(None);
+        };
+        let mut bounds = HashMap::new();
+        if sent.most_rows > FEW_ROWS {
             if !self.statement.alone {
                 return Ok(None);
             }
+            bounds = self.bounds_in_place(stage, &sent);
             for &shard in &stage.shards {
                 let backend = transaction.participant(shard).await?;
                 backend.queue_silent("SET LOCAL enable_nestloop = off");
+                // A worker would not share a hash table that is made of a copy.
+                transaction.spare_workers(shard);
             }
         }
         let known_blocks = self.known_blocks(&mut added);
         let mut fragments = Vec::new();
         for &shard in &stage.shards {
-            let Some(fragment) = self.fragment(stage, target, shard, &copies, &known_blocks, &added) else {
+            let Some(fragment) = self.fragment(stage, target, shard, &sent.copies, &bounds, &known_blocks, &added)
+            else {
                 return Ok(None);
             };
             fragments.push(fragment);
@@ -417,7 +402,7 @@ impl Runner<'_, '_> {
             columns.join(", ")
         );
         let mut kept = Kept::new(0, false, &[]);
-        let what = self.plan.name_of_stage(number);
+        let what = self.plan.name_of_stage(number, &bounds);
         let copy = Some((copy, target.binary));
         let rows = self
             .read(what, &fragments, copy, &mut kept, transaction, scratch)
@@ -452,11 +437,12 @@ impl Runner<'_, '_> {
         target: &Target,
         shard: ShardId,
         copies: &[(Range<usize>, String)],
+        bounds: &HashMap<usize, InPlace>,
         known_blocks: &[(Range<usize>, String)],
         added: &Added,
     ) -> Option<Fragment> {
         let mut names: Edits = copies.to_vec();
-        let fences = anchored(self.plan, stage, shard, &mut names)?;
+        let fences = anchored(self.plan, stage, shard, bounds, &mut names)?;
         replace(&mut names, known_blocks.iter().cloned());
         let (_, sql) = stage_sql(self.plan, stage, &names)?;
         let (parameter_types, parameters) = match sql.contains('$') {

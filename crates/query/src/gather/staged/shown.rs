@@ -3,10 +3,12 @@
 use super::choose::Stage;
 use super::keys::KeyQuery;
 use super::run::{Edits, anchored, stage_sql};
+use super::sent::InPlace;
 use super::{By, Fetch, Plan};
 use crate::Fragment;
 use crate::statement::Statement;
 use pgherd_model::ShardId;
+use std::collections::{BTreeMap, HashMap};
 
 impl Plan<'_> {
     pub(super) fn name_of_keys(&self, query: &KeyQuery) -> String {
@@ -36,11 +38,16 @@ impl Plan<'_> {
         }
     }
 
-    pub(super) fn name_of_stage(&self, number: usize) -> String {
-        match self.stages[number].partial {
+    pub(super) fn name_of_stage(&self, number: usize, bounds: &HashMap<usize, InPlace>) -> String {
+        let mut name = match self.stages[number].partial {
             true => format!("stage {}, partial results", number + 1),
             false => format!("stage {}", number + 1),
+        };
+        for (&mention, bound) in bounds.iter().collect::<BTreeMap<_, _>>() {
+            let (table, by) = (self.name(mention), self.name(bound.by));
+            name.push_str(&format!(", {table} bounded in {} by {by}", bound.column));
         }
+        name
     }
 
     fn name(&self, mention: usize) -> &str {
@@ -71,7 +78,10 @@ impl Plan<'_> {
                 continue;
             }
             for &shard in &stage.shards {
-                shown.push((self.name_of_stage(number), self.shown_stage(stage, shard)?));
+                shown.push((
+                    self.name_of_stage(number, &HashMap::new()),
+                    self.shown_stage(stage, shard)?,
+                ));
             }
         }
         shown.extend(fetches(true));
@@ -81,7 +91,7 @@ impl Plan<'_> {
     /// A stage's SQL, in which relations that are sent along have the client's names.
     fn shown_stage(&self, stage: &Stage, shard: ShardId) -> Option<Fragment> {
         let mut names = Edits::new();
-        let fences = anchored(self, stage, shard, &mut names)?;
+        let fences = anchored(self, stage, shard, &HashMap::new(), &mut names)?;
         Some(Fragment {
             shard,
             portal: String::new(),

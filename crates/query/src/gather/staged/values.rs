@@ -8,6 +8,7 @@ use crate::Transaction;
 use crate::carrier::Carrier;
 use crate::rows::Scratch;
 use pgherd_model::ServerError;
+use std::collections::HashMap;
 
 impl Runner<'_, '_> {
     /// The values that a bound lets through, and how they travel.
@@ -49,7 +50,15 @@ impl Runner<'_, '_> {
         };
         let mut fragments = Vec::new();
         for &shard in &query.stage.shards {
-            match self.fragment(&query.stage, &target, shard, &[], &[], &Added::default()) {
+            match self.fragment(
+                &query.stage,
+                &target,
+                shard,
+                &[],
+                &HashMap::new(),
+                &[],
+                &Added::default(),
+            ) {
                 Some(fragment) => fragments.push(fragment),
                 None => return Ok(None),
             }
