@@ -7,6 +7,22 @@
 DROP FUNCTION IF EXISTS pgherd.pg_class(jsonb), pgherd.pg_inherits(jsonb), pgherd.pg_tables(jsonb), pgherd.pg_indexes(jsonb),
     pgherd.pg_stat_all_tables(jsonb), pgherd.pg_stat_user_tables(jsonb);
 
+-- Whether one row is in a sample of so many percent; with a seed, the same one each time.
+CREATE OR REPLACE FUNCTION pgherd.in_sample(percent real, seed double precision DEFAULT 0, row_text text DEFAULT '') RETURNS boolean
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+BEGIN
+    IF percent IS NULL THEN
+        RAISE invalid_tablesample_argument USING MESSAGE = 'TABLESAMPLE parameter cannot be null';
+    ELSIF NOT percent BETWEEN 0 AND 100 THEN
+        RAISE invalid_tablesample_argument USING MESSAGE = 'sample percentage must be between 0 and 100';
+    ELSIF seed IS NULL THEN
+        RAISE invalid_tablesample_repeat USING MESSAGE = 'TABLESAMPLE REPEATABLE parameter cannot be null';
+    ELSIF row_text = '' THEN
+        RETURN random() * 100 < percent;
+    END IF;
+    RETURN abs(hashtextextended(row_text, hashfloat8extended(seed, 0)) % 1000000) < percent::float8 * 10000;
+END $$;
+
 -- Rows of a view of statistics as one: counts are added up; of times, the last one counts.
 CREATE OR REPLACE FUNCTION pgherd.added_up(counted jsonb[]) RETURNS jsonb LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
     SELECT coalesce(jsonb_object_agg(field, coalesce(to_jsonb(added), to_jsonb(last))), '{}') FROM (

@@ -8,30 +8,27 @@ pub(crate) const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cm
 
 /// Functions of pg_catalog that act on, or ask about, the session or transaction of the server they run on.
 const SESSION_FUNCTIONS: &[&str] = &[
-    "currval",
-    "lastval",
     "set_config",
-    "pg_notify",
     "pg_export_snapshot",
-    "txid_current",
-    "pg_current_xact_id",
-    "txid_current_if_assigned",
-    "pg_current_xact_id_if_assigned",
-    "txid_current_snapshot",
-    "pg_current_snapshot",
     "query_to_xml",
     "table_to_xml",
     "cursor_to_xml",
     "schema_to_xml",
     "database_to_xml",
-    "pg_relation_size",
-    "pg_total_relation_size",
-    "pg_table_size",
 ];
 
-/// Functions of pg_catalog that lock or change what only the home shard has, in the transaction that calls them: they can run on the
-/// home shard's participant, over rows that are brought there.
+/// Functions of pg_catalog that lock, change or ask for what only the home shard has, in the transaction that calls them: they can run
+/// on the home shard's participant, over rows that are brought there.
 const HOME_FUNCTIONS: &[&str] = &[
+    "currval",
+    "lastval",
+    "pg_notify",
+    "txid_current",
+    "txid_current_if_assigned",
+    "txid_current_snapshot",
+    "pg_current_xact_id",
+    "pg_current_xact_id_if_assigned",
+    "pg_current_snapshot",
     "pg_advisory_lock",
     "pg_advisory_lock_shared",
     "pg_advisory_unlock",
@@ -94,7 +91,7 @@ pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
                 "Name the rows by their key instead.",
             ));
         }
-        if SESSION_FUNCTIONS.contains(&word.as_str()) {
+        if SESSION_FUNCTIONS.contains(&word.as_str()) && !is_answered(parsed, word) {
             return Err(not_here(word));
         }
     }
@@ -106,6 +103,13 @@ fn is_call(parsed: &ParsedQuery, word: &str) -> bool {
     let (text, tokens) = (&parsed.text, &parsed.tokens);
     let mut mentions = (0..tokens.len()).filter(|&i| tokens[i].identifier(text).as_deref() == Some(word));
     mentions.all(|i| tokens.get(i + 1).is_some_and(|next| next.is(text, "(")))
+}
+
+/// Whether a function's name only stands behind schema `pgherd`: what the session knows is an argument of those.
+fn is_answered(parsed: &ParsedQuery, function: &str) -> bool {
+    let (text, tokens) = (&parsed.text, &parsed.tokens);
+    let mut mentions = (0..tokens.len()).filter(|&i| tokens[i].identifier(text).as_deref() == Some(function));
+    mentions.all(|i| i > 1 && tokens[i - 1].is(text, ".") && tokens[i - 2].is_word(text, "pgherd"))
 }
 
 /// A volatile function that tried to write where the statement runs READ ONLY.

@@ -17,6 +17,8 @@ pub struct ReturningQuery {
     pub write: Range<usize>,
     /// the list of RETURNING
     pub list: Range<usize>,
+    /// what the list says in front of the target's name: `s.` of `s.t.a`, which the rows of a query have not
+    pub schemas: Vec<Range<usize>>,
     /// what the target's columns are qualified with
     pub alias: String,
     /// the list has a `*`
@@ -94,16 +96,64 @@ pub fn returning_query(text: &str, tokens: &[Token]) -> Option<ReturningQuery> {
         let (first, last) = (tokens.get(tokens_of.start)?, tokens.get(tokens_of.end.checked_sub(1)?)?);
         Some(first.start as usize..last.end as usize)
     };
+    let schemas = schemas(text, tokens, &alias, list.clone())?;
     let star = |i: usize| symbol(i, "*") && (symbol(i - 1, ".") || symbol(i - 1, ",") || i == list.start);
     Some(ReturningQuery {
         with: if start > 0 { bytes(0..start)? } else { 0..0 },
         write: bytes(start..returning)?,
         all: list.clone().any(star),
         list: bytes(list)?,
+        schemas,
         alias,
         names,
         verb,
     })
+}
+
+impl ReturningQuery {
+    /// The list, as it stands over rows that are called `alias` and belong to no schema.
+    pub fn list_sql(&self, text: &str) -> String {
+        let (mut out, mut at) = (String::new(), self.list.start);
+        for schema in &self.schemas {
+            out.push_str(&text[at..schema.start]);
+            at = schema.end;
+        }
+        out.push_str(&text[at..self.list.end]);
+        out
+    }
+}
+
+/// The bytes of each schema (and database) in front of `alias.` in these tokens. None where a subquery reads a relation of that name
+/// which may be another: without its schema, the name would mean that one.
+fn schemas(text: &str, tokens: &[Token], alias: &str, list: Range<usize>) -> Option<Vec<Range<usize>>> {
+    let symbol = |at: usize, symbol: &str| tokens.get(at).is_some_and(|t| t.is(text, symbol));
+    let is_alias = |i: usize| tokens[i].identifier(text).as_deref() == Some(alias);
+    // Where the name that ends at this token begins.
+    let first = |mut at: usize| {
+        while at >= list.start + 2 && symbol(at - 1, ".") && tokens[at - 2].identifier(text).is_some() {
+            at -= 2;
+        }
+        at
+    };
+    let spelled =
+        |tokens_of: Range<usize>| -> Vec<_> { tokens[tokens_of].iter().map(|t| t.identifier(text)).collect() };
+    let mentions = || list.clone().filter(|&i| is_alias(i) && first(i) < i);
+    let (of_columns, of_relations): (Vec<_>, Vec<_>) = mentions().partition(|&i| symbol(i + 1, "."));
+    let Some(&column) = of_columns.first() else {
+        return Some(Vec::new());
+    };
+    let schema = spelled(first(column)..column);
+    let is_same = |&i: &usize| spelled(first(i)..i) == schema;
+    let is_bare = |i: usize| {
+        let begins = ["from", "join", "only", "table", "as", "lateral"]
+            .iter()
+            .any(|w| tokens[i - 1].is_word(text, w));
+        is_alias(i) && !symbol(i + 1, ".") && (begins || symbol(i - 1, ",") || symbol(i - 1, "("))
+    };
+    let mut all = of_columns.iter().chain(&of_relations);
+    (all.all(is_same) && !list.clone().any(is_bare)).then_some(())?;
+    let bytes = |i: &usize| tokens[first(*i)].start as usize..tokens[*i].start as usize;
+    Some(of_columns.iter().map(bytes).collect())
 }
 
 fn has_from(depths: &[i32], is_from: &dyn Fn(usize) -> bool, mut tokens: Range<usize>) -> bool {
@@ -120,7 +170,11 @@ mod tests {
             None => "none".to_owned(),
             Some(q) => format!(
                 "{}|{}|{}|{}|{}",
-                &text[q.with], &text[q.write], &text[q.list], q.alias, q.all
+                &text[q.with.clone()],
+                &text[q.write.clone()],
+                q.list_sql(text),
+                q.alias,
+                q.all
             ),
         }
     }
@@ -144,6 +198,12 @@ mod tests {
                 "DELETE FROM t RETURNING (SELECT a FROM t WHERE t.b = 1)",
                 "|DELETE FROM t|(SELECT a FROM t WHERE t.b = 1)|t|false",
             ),
+            (
+                "DELETE FROM s.t RETURNING s.t.a, (SELECT b FROM u WHERE u.a = s . \"t\".a AND s.t(1)), s.t.*",
+                "|DELETE FROM s.t|t.a, (SELECT b FROM u WHERE u.a = \"t\".a AND s.t(1)), t.*|t|true",
+            ),
+            ("DELETE FROM s.t RETURNING s.t.a, (SELECT max(a) FROM q.t)", "none"),
+            ("DELETE FROM s.t RETURNING s.t.a, (SELECT max(a) FROM t)", "none"),
             ("DELETE FROM t RETURNING a", "none"),
             ("DELETE FROM t USING s RETURNING (SELECT 1)", "none"),
             ("UPDATE t SET a = 1 FROM s RETURNING (SELECT 1)", "none"),

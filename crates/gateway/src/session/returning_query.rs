@@ -67,7 +67,7 @@ impl Session {
         Ok(format!(
             "{with} pgherd_written AS ({write} RETURNING {}) SELECT {} FROM pgherd_written AS {}",
             names.join(", "),
-            &text[parts.list.clone()],
+            parts.list_sql(text),
             quote_identifier(&parts.alias)
         ))
     }

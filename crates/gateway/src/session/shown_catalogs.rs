@@ -20,7 +20,7 @@ use pgherd_shards::SimpleResult;
 use pgherd_sql::lexer::{Token, TokenKind};
 use pgherd_sql::{DdlKind, Instead, Kind, LockStrength};
 pub(crate) use places::reads_catalogs;
-use places::{Place, places};
+use places::{Place, Sampled, places};
 use serde_json::{Map, Value, json};
 
 /// Columns of `pg_class` that only ranges have values for: what counts something, and storage parameters.
@@ -86,15 +86,8 @@ impl Session {
         }
         let snapshot = self.present_snapshot();
         let tables = whole_tables(&snapshot);
-        let is_sampled = |place: &Place| place.is_sampled && place.facts != Facts::None;
-        if !tables.is_empty() && places.iter().any(is_sampled) {
-            return Err(ServerError::unsupported(
-                "TABLESAMPLE of a catalog is not supported where there are sharded tables",
-                "Read the catalog whole.",
-            )
-            .into());
-        }
-        places.retain(|place| !place.is_sampled);
+        // PostgreSQL refuses a sample of a view, and of other methods nothing is known.
+        places.retain(|place| place.sampled != Sampled::Otherwise);
         if places.is_empty() {
             return Ok(None);
         }
@@ -117,7 +110,9 @@ impl Session {
         let literal = format!("{}::pg_catalog.jsonb", quote_literal(&shown.to_string()));
         let listed = !names_our_schema(unit) && !names_an_object(unit);
         let replacement = |p: &Place| (p.span.clone(), p.instead(&literal, listed, with_oid));
-        let instead = Instead::new(text, &places.iter().map(replacement).collect::<Vec<_>>());
+        let left_out = |p: &Place| Some((p.left_out()?, String::new()));
+        let edits = places.iter().flat_map(|p| [Some(replacement(p)), left_out(p)]);
+        let instead = Instead::new(text, &edits.flatten().collect::<Vec<_>>());
         let groups = tokens.iter().any(|t| t.is_word(text, "group"));
         if groups && !self.may_group(unit, &instead).await? {
             return Ok(None);

@@ -9,6 +9,7 @@ use crate::relations::Mention;
 use crate::statement::Statement;
 use crate::views::ParsedQuery;
 use pgherd_model::{RangeId, Resolved, ServerError, Table, TableKind, quote_identifier};
+use pgherd_sql::Sample;
 use sqlparser::ast::{Expr, JoinConstraint, JoinOperator, Select, SelectItem, TableFactor, Visit, Visitor};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
@@ -436,11 +437,29 @@ pub(super) fn edits(
                 Some(_) => String::new(),
                 None => format!(" AS {}", quote_identifier(&parsed.relations.alias(mention))),
             };
-            edits.push((mention.span.clone(), format!("{sql}{alias}")));
+            // PostgreSQL takes samples of tables, which the temporary one is, and of nothing else.
+            let sample = sample(parsed, mention).filter(|_| sql.contains('('));
+            let rows = match &sample {
+                Some(sample) if source.has_typed_rows() => sample.typed_rows_sql(&sql),
+                Some(sample) => sample.rows_sql(&sql),
+                None => sql.clone(),
+            };
+            edits.push((mention.span.clone(), format!("{rows}{alias}")));
+            edits.extend(sample.map(|sample| (sample.clause, String::new())));
         }
     }
     edits.extend(parsed.relations.requalified(|_| true));
     edits
+}
+
+/// The sample that the statement takes of a relation that it names there.
+fn sample(parsed: &ParsedQuery, mention: &Mention) -> Option<Sample> {
+    let (text, tokens) = (&parsed.text, &parsed.tokens);
+    let behind = tokens.iter().position(|t| t.start as usize >= mention.span.end)?;
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
+    let alias = if is(behind, "as") { 2 } else { 1 };
+    let at = [behind, behind + alias].into_iter().find(|&at| is(at, "tablesample"))?;
+    Sample::at(text, tokens, at)
 }
 
 impl Gathered {

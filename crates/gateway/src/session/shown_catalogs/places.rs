@@ -1,6 +1,7 @@
 //! Where a statement names catalogs that are shown in other words, and what stands there instead.
 
 use super::Facts;
+use pgherd_sql::Sample;
 use pgherd_sql::lexer::{Token, TokenKind};
 use std::ops::Range;
 
@@ -35,6 +36,19 @@ const RELATIONS: [(&str, Facts); 29] = [
     ("pg_tables", Facts::None),
     ("pg_type", Facts::None),
     ("pg_views", Facts::None),
+];
+/// Those that are tables, and no views.
+const TABLES: [&str; 10] = [
+    "pg_attrdef",
+    "pg_class",
+    "pg_constraint",
+    "pg_event_trigger",
+    "pg_inherits",
+    "pg_namespace",
+    "pg_partitioned_table",
+    "pg_proc",
+    "pg_rewrite",
+    "pg_type",
 ];
 /// Functions likewise.
 const FUNCTIONS: [(&str, Facts); 7] = [
@@ -92,8 +106,18 @@ pub(super) struct Place {
     /// a relation's name (with schema); a function's with its parenthesis
     pub(super) span: Range<usize>,
     of: Of,
-    /// a relation of whose rows a sample is taken: there is none of what a function returns
-    pub(super) is_sampled: bool,
+    /// a relation of whose rows a sample is taken
+    pub(super) sampled: Sampled,
+}
+
+/// TABLESAMPLE, of which a function's rows have none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sampled {
+    No,
+    /// as a condition
+    As(Sample),
+    /// in another way, or of a view, which PostgreSQL refuses
+    Otherwise,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -120,11 +144,28 @@ impl Place {
             Of::Relation { bare, standard: true } => {
                 format!("pgherd.information_schema_{name}({arguments}){}", self.alias(bare))
             }
-            Of::Relation { .. } if !with_oid => format!("pgherd.{name}({arguments})"),
-            Of::Relation { bare, .. } => format!(
-                "(SELECT 'pg_catalog.{name}'::pg_catalog.regclass::pg_catalog.oid AS tableoid, f.* FROM pgherd.{name}({arguments}) f){}",
-                self.alias(bare)
-            ),
+            Of::Relation { bare, .. } => {
+                let function = format!("pgherd.{name}({arguments})");
+                let rows = match with_oid {
+                    true => format!(
+                        "(SELECT 'pg_catalog.{name}'::pg_catalog.regclass::pg_catalog.oid AS tableoid, f.* FROM {function} f)"
+                    ),
+                    false => function,
+                };
+                match &self.sampled {
+                    Sampled::As(sample) => format!("{}{}", sample.rows_sql(&rows), self.alias(bare)),
+                    _ if with_oid => format!("{rows}{}", self.alias(bare)),
+                    _ => rows,
+                }
+            }
+        }
+    }
+
+    /// The bytes of TABLESAMPLE, which the words in the relation's place do.
+    pub(super) fn left_out(&self) -> Option<Range<usize>> {
+        match &self.sampled {
+            Sampled::As(sample) => Some(sample.clause.clone()),
+            _ => None,
         }
     }
 
@@ -182,7 +223,7 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
                 facts: *facts,
                 span: start..tokens[i + 1].end as usize,
                 of: Of::Function,
-                is_sampled: false,
+                sampled: Sampled::No,
             });
         }
         let Some((name, facts)) = relation(&name, standard) else {
@@ -204,7 +245,7 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
                 facts,
                 span: start..token.end as usize,
                 of: Of::Relation { bare, standard },
-                is_sampled: is_sampled(text, &tokens[i + 1..]),
+                sampled: sampled(text, &tokens[i + 1..], name, standard),
             });
         }
     }
@@ -219,15 +260,19 @@ fn relation(name: &str, standard: bool) -> Option<(&'static str, Facts)> {
     RELATIONS.iter().find(|(known, _)| *known == name).copied()
 }
 
-/// Whether these tokens, which stand behind a relation's name, are an alias, if any, and TABLESAMPLE.
-fn is_sampled(text: &str, behind: &[Token]) -> bool {
+/// The sample that these tokens, which stand behind a relation's name and an alias, if any, take of it.
+fn sampled(text: &str, behind: &[Token], name: &str, standard: bool) -> Sampled {
     let is = |i: usize, word: &str| behind.get(i).is_some_and(|t| t.is_word(text, word));
     let alias = match behind.first() {
         _ if is(0, "as") => 2,
         Some(token) if is_alias(text, token) => 1,
         _ => 0,
     };
-    is(alias, "tablesample")
+    if !is(alias, "tablesample") {
+        return Sampled::No;
+    }
+    let sample = Sample::at(text, behind, alias).filter(|_| !standard && TABLES.contains(&name));
+    sample.map_or(Sampled::Otherwise, Sampled::As)
 }
 
 /// Whether the token behind a relation's name begins an alias.
@@ -282,7 +327,7 @@ mod tests {
     fn samples_are_seen_behind_any_alias() {
         let sampled = |text: &str| {
             let tokens = pgherd_sql::lexer::tokenize(text).expect("tokens");
-            places(text, &tokens).iter().any(|place| place.is_sampled)
+            places(text, &tokens).iter().any(|place| place.sampled != Sampled::No)
         };
         assert!(sampled("SELECT 1 FROM pg_class TABLESAMPLE system (1)"));
         assert!(sampled("SELECT 1 FROM t, pg_class AS c tablesample bernoulli (1)"));
