@@ -9,7 +9,6 @@ pub(crate) const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cm
 /// Functions of pg_catalog that act on, or ask about, the session or transaction of the server they run on.
 const SESSION_FUNCTIONS: &[&str] = &[
     "set_config",
-    "pg_export_snapshot",
     "query_to_xml",
     "table_to_xml",
     "cursor_to_xml",
@@ -22,6 +21,7 @@ const SESSION_FUNCTIONS: &[&str] = &[
 const HOME_FUNCTIONS: &[&str] = &[
     "currval",
     "lastval",
+    "pg_export_snapshot",
     "pg_notify",
     "txid_current",
     "txid_current_if_assigned",
@@ -91,7 +91,7 @@ pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
                 "Name the rows by their key instead.",
             ));
         }
-        if SESSION_FUNCTIONS.contains(&word.as_str()) && !is_answered(parsed, word) {
+        if SESSION_FUNCTIONS.contains(&word.as_str()) {
             return Err(not_here(word));
         }
     }
@@ -103,13 +103,6 @@ fn is_call(parsed: &ParsedQuery, word: &str) -> bool {
     let (text, tokens) = (&parsed.text, &parsed.tokens);
     let mut mentions = (0..tokens.len()).filter(|&i| tokens[i].identifier(text).as_deref() == Some(word));
     mentions.all(|i| tokens.get(i + 1).is_some_and(|next| next.is(text, "(")))
-}
-
-/// Whether a function's name only stands behind schema `pgherd`: what the session knows is an argument of those.
-fn is_answered(parsed: &ParsedQuery, function: &str) -> bool {
-    let (text, tokens) = (&parsed.text, &parsed.tokens);
-    let mut mentions = (0..tokens.len()).filter(|&i| tokens[i].identifier(text).as_deref() == Some(function));
-    mentions.all(|i| i > 1 && tokens[i - 1].is(text, ".") && tokens[i - 2].is_word(text, "pgherd"))
 }
 
 /// A volatile function that tried to write where the statement runs READ ONLY.

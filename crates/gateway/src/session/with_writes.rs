@@ -15,7 +15,9 @@ use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
 use bytes::Bytes;
 use one_table::{OneTable, Written};
-use pgherd_model::{Name, ServerError, ShardId, SqlState, Table, TableKind, quote_identifier, quote_literal};
+use pgherd_model::{
+    FIRST_OF_USERS, Name, ServerError, ShardId, SqlState, Table, TableKind, quote_identifier, quote_literal,
+};
 use pgherd_shards::ColumnDescription;
 use pgherd_sql::{Kind, WithQueries, WithQuery, relations::Role, with_queries};
 use pgherd_transaction::Isolation;
@@ -246,15 +248,12 @@ impl Session {
         })
     }
 
-    /// A view of the home shard may read what another part writes there.
+    /// A view of the home shard may read what another part writes there; PostgreSQL's own do not.
     async fn refuse_views(&mut self, names: &[String]) -> Result<(), Problem> {
-        let names: Vec<_> = names
-            .iter()
-            .map(|name| quote_literal(&quote_identifier(name)))
-            .collect();
+        let names: Vec<_> = names.iter().map(|name| quote_literal(name)).collect();
         let sql = format!(
             "SELECT count(*) FROM pg_catalog.unnest(ARRAY[{}]::text[]) n \
-             JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(n) AND c.relkind <> 'r'",
+             JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(n) AND c.relkind <> 'r' AND c.oid >= {FIRST_OF_USERS}",
             names.join(", ")
         );
         let answer = self.ask_home(&sql).await?;
@@ -287,11 +286,8 @@ impl Session {
             if reference.table.as_ref().is_some_and(is_view) {
                 return Err(not_in_parts("A part of it reads a view over sharded tables.").into());
             }
-            match (reference.role, &reference.table) {
-                (Role::Read, _) if returned => {}
-                (Role::Read, None) => homely.push(name.clone()),
-                (_, None) => writes_home = true,
-                _ => {}
+            if reference.role != Role::Read && reference.table.is_none() {
+                writes_home = true;
             }
             if !returned && reference.role != Role::Insert {
                 let named = match (&reference.table, &reference.name.schema) {
@@ -299,6 +295,9 @@ impl Session {
                     (None, Some(schema)) => format!("{}.{}", quote_identifier(schema), quote_identifier(&name)),
                     (None, None) => quote_identifier(&name).to_string(),
                 };
+                if reference.role == Role::Read && reference.table.is_none() {
+                    homely.push(named.clone());
+                }
                 relations.push((named, reference.table.clone()));
             }
             if reference.role == Role::Read && reference.name.schema.is_some() {

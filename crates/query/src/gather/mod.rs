@@ -13,6 +13,7 @@
 
 pub(crate) mod clock;
 mod few;
+mod grouped_by;
 mod load;
 mod own_transaction;
 mod reading;

@@ -87,7 +87,7 @@ pub(super) fn is_row_with_star(parsed: &ParsedQuery, name: &str) -> bool {
 impl Gathered {
     /// Whether its rows are read as ones of the relation's own type. A key that is relied on is the copy's; so is what stands beside a row.
     pub(super) fn has_typed_rows(&self) -> bool {
-        let relies_on_key = self.with_key && self.names_key;
+        let relies_on_key = self.with_key && self.groups_by_key;
         self.typed_rows && !relies_on_key && self.identity == Identity::None && !self.relation.columns.is_empty()
     }
 

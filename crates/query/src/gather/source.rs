@@ -1,5 +1,6 @@
 //! The relations that a gather reads: which rows, which columns, from where, into what.
 
+use super::grouped_by::GroupedBy;
 use super::row_arguments;
 use crate::Fragment;
 use crate::fragment::{self, Place};
@@ -61,8 +62,8 @@ pub(crate) struct Gathered {
     pub(super) typed_rows: bool,
     /// a SELECT that reads it may rely on its primary key for GROUP BY
     pub(super) with_key: bool,
-    /// the statement names all columns of its primary key
-    pub(super) names_key: bool,
+    /// a SELECT may group by all columns of its primary key
+    pub(super) groups_by_key: bool,
     /// each row has [`IDENTITY`] beside its columns
     pub(super) identity: Identity,
     /// bytes at which the statement names it
@@ -148,6 +149,8 @@ struct Needs<'a> {
     lone: HashSet<String>,
     /// relations of a SELECT that groups, which may rely on their primary keys
     grouped: HashSet<usize>,
+    /// and what they group by
+    grouped_by: GroupedBy,
     /// where the SELECTs of EXISTS begin, whose outputs nobody looks at
     exists: HashSet<usize>,
 }
@@ -176,6 +179,7 @@ impl Visitor for Needs<'_> {
             sqlparser::ast::GroupByExpr::All(_) => true,
         };
         if groups {
+            self.grouped_by.add(select);
             let grouped = &mut self.grouped;
             select.from.iter().for_each(|tree| places_in(tree, grouped));
         }
@@ -288,6 +292,7 @@ pub(super) fn apart(
         all_columns: HashSet::new(),
         lone: HashSet::new(),
         grouped: HashSet::new(),
+        grouped_by: GroupedBy::default(),
         exists: HashSet::new(),
     };
     let _ = parsed.query.visit(&mut needs);
@@ -331,7 +336,7 @@ pub(super) fn apart(
             whole_rows: names_row(resolutions, &mentions, &needs),
             typed_rows: false,
             with_key,
-            names_key: (relation.columns.iter().filter(|c| c.primary)).all(|c| parsed.words.contains(&c.name)),
+            groups_by_key: (relation.columns.iter().filter(|c| c.primary)).all(|c| needs.grouped_by.may_have(&c.name)),
             identity: match is_target(mentions[0]) {
                 true => Identity::Column,
                 false => Identity::None,
