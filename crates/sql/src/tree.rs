@@ -471,7 +471,7 @@ impl Conversion<'_> {
             self.push(sp::Token::make_word(&name, Some('"')), token);
             return Some(());
         }
-        if self.begins_whole_row_cast(i) {
+        if self.begins_whole_row_value(i) {
             self.push(sp::Token::LParen, token);
         }
         let converted = convert(token, self.text, dialect)?;
@@ -483,7 +483,7 @@ impl Conversion<'_> {
             _ => {}
         }
         self.push(converted, token);
-        if self.ends_whole_row(i) && self.symbol(i + 1, "::") {
+        if self.ends_whole_row(i) && self.takes_row(i + 1) {
             self.push(sp::Token::RParen, token);
         }
         if self.collation_end == Some(i) {
@@ -509,8 +509,15 @@ impl Conversion<'_> {
         i > 1 && self.symbol(i, "*") && self.symbol(i - 1, ".")
     }
 
-    /// Whether a whole row that is cast begins there: `t.*::text` is `(t.*)::text`.
-    fn begins_whole_row_cast(&self, i: usize) -> bool {
+    /// Whether token `i` takes the row in front of it as one value: a cast, a comparison, IS NULL.
+    fn takes_row(&self, i: usize) -> bool {
+        const SYMBOLS: [&str; 8] = ["::", "=", "<>", "!=", "<", ">", "<=", ">="];
+        const WORDS: [&str; 4] = ["is", "isnull", "notnull", "in"];
+        SYMBOLS.iter().any(|symbol| self.symbol(i, symbol)) || WORDS.iter().any(|word| self.word(i, word))
+    }
+
+    /// Whether a whole row that is such a value begins there: `t.*::text` is `(t.*)::text`.
+    fn begins_whole_row_value(&self, i: usize) -> bool {
         if i > 0 && self.symbol(i - 1, ".") || !self.symbol(i + 1, ".") {
             return false;
         }
@@ -518,7 +525,7 @@ impl Conversion<'_> {
         while self.symbol(end + 1, ".") {
             end += 2;
         }
-        self.ends_whole_row(end) && self.symbol(end + 1, "::")
+        self.ends_whole_row(end) && self.takes_row(end + 1)
     }
 
     /// Whether nothing but a type's name stands between a cast and token `i`.

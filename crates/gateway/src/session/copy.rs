@@ -12,6 +12,7 @@ mod outflow;
 mod plan;
 mod running;
 mod words;
+mod written;
 
 use super::enter::Entered;
 use super::execute::{names_missing_child, stale_route};

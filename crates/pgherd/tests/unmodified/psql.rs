@@ -188,3 +188,42 @@ async fn psql_describes_foreign_keys_as_those_of_plain_tables() {
     );
     assert!(gateway.stop().await);
 }
+
+/// COPY of what statements return that write several shards, or that are taken apart to run.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_is_copied_out() {
+    let (herd, gateway) = cluster().await;
+    let script = herd.folder().join("copied.sql");
+    std::fs::write(
+        &script,
+        "SET pgherd.default_distribution = 'primary_key'; SET pgherd.initial_bounds = 'int 3,7';
+         CREATE TABLE t (k int PRIMARY KEY, a int, b text);
+         INSERT INTO t SELECT g, g, 'x,' || g FROM generate_series(1, 9) g;
+         COPY (DELETE FROM t WHERE a > 8 RETURNING *) TO STDOUT;
+         COPY (UPDATE t SET a = a + (SELECT max(k) FROM t) WHERE k = 8 RETURNING a, b, NULL AS \"q r\") TO STDOUT (FORMAT csv, HEADER, FORCE_QUOTE (a));
+         COPY (WITH gone AS (DELETE FROM t WHERE k IN (1, 4) RETURNING k, b) SELECT * FROM gone ORDER BY k) TO STDOUT;
+         COPY (SELECT k FROM t WHERE k < 4 ORDER BY k FOR UPDATE) TO STDOUT;
+         COPY (UPDATE t SET a = 1 / (k - 5) RETURNING a) TO STDOUT;
+         COPY (DELETE FROM t) TO STDOUT;
+         COPY (DELETE FROM t RETURNING k) TO STDOUT (FORMAT nosuch);
+         BEGIN;
+         COPY (DELETE FROM t WHERE k > 6 RETURNING k) TO STDOUT (DELIMITER ';');
+         ROLLBACK;
+         SELECT count(*), sum(a) FROM t;\n",
+    )
+    .expect("write");
+    let mut psql = program(&herd, &gateway, "psql");
+    psql.args(["-XAtq", "-v", "VERBOSITY=sqlstate", "-f"]).arg(&script);
+    let output = psql.output().await.expect("psql");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let (sorted, rest) = said.split_once("7\n8\n5|").unwrap_or((&said, ""));
+    assert_eq!(
+        sorted, "9\t9\tx,9\na,b,q r\n\"16\",\"x,8\",\n1\tx,1\n4\tx,4\n2\n3\n",
+        "{said}{errors}"
+    );
+    assert_eq!(rest, "39\n", "{said}{errors}");
+    let states: Vec<_> = errors.lines().filter_map(|line| line.rsplit(' ').next()).collect();
+    assert_eq!(states, ["22012", "0A000", "22023"], "{errors}");
+    assert!(gateway.stop().await);
+}

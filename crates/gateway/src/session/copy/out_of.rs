@@ -7,6 +7,7 @@ use super::format::Writer;
 use super::words::Words;
 use super::{describes, put_data};
 use crate::session::enter::Entered;
+use crate::session::execute::needs_parts;
 use crate::session::forward::{lost_lease, no_block};
 use crate::session::plan::canceled;
 use crate::session::{Problem, Session, Unit};
@@ -18,12 +19,24 @@ use pgherd_sql::copy_split::CopyOptions;
 use pgherd_sql::{CopyFormat, CopyShape, CopySource, Kind, Part, Route};
 
 /// What the home shard answered to the COPY of no rows.
-struct Prologue {
+pub(super) struct Prologue {
     /// CopyOutResponse's body
-    response: Bytes,
+    pub(super) response: Bytes,
     /// the header line, or nothing
-    header: Vec<u8>,
-    encoding: String,
+    pub(super) header: Vec<u8>,
+    pub(super) encoding: String,
+}
+
+/// Rows come in the client's encoding.
+pub(super) fn check_encoding(shape: &CopyShape, prologue: &Prologue) -> Result<(), ServerError> {
+    let own_encoding = shape.option_list.iter().find(|(name, _)| name == "encoding");
+    if own_encoding.is_some_and(|(_, encoding)| !encoding.eq_ignore_ascii_case(&prologue.encoding)) {
+        return Err(ServerError::unsupported(
+            "COPY from several shards in another encoding than the client's is not supported yet",
+            "SET client_encoding instead.",
+        ));
+    }
+    Ok(())
 }
 
 /// What PostgreSQL says of the list of columns, one after the other.
@@ -87,12 +100,14 @@ impl Session {
         let words = words.behind(statement.offset_chars);
         let inner = Unit::plain(statement);
         let entered = self.enter(inner).await.map_err(|problem| words.told(problem))?;
-        match entered.analysis.route(&entered.snapshot, &[]) {
+        let route = entered.analysis.route(&entered.snapshot, &[]);
+        let in_parts = needs_parts(inner, &entered, &route).is_some();
+        match route {
             Route::Forward(part) => {
                 let part = words.put_around(part, "COPY (", "\n) TO STDOUT ");
                 self.relay_copy(words.unit, &entered, &part).await
             }
-            Route::Plan if matches!(statement.parsed.kind, Kind::Select { .. }) => {
+            Route::Plan if matches!(statement.parsed.kind, Kind::Select { .. }) && !in_parts => {
                 let made = self.ensure_block();
                 let prologue = self.judge_copy(words, inner).await;
                 let result = match prologue {
@@ -104,12 +119,11 @@ impl Session {
                 };
                 self.finish_statement(made, result.map(Some)).await
             }
-            Route::Refuse(error) => Err(words.told(error.into())),
-            _ => Err(ServerError::unsupported(
-                "COPY of this query over several shards is not supported yet",
-                "Only a SELECT can be copied from several shards.",
-            )
-            .into()),
+            Route::Refuse(error) if !in_parts => Err(words.told(error.into())),
+            _ => {
+                drop(entered);
+                self.copy_written(words, inner).await
+            }
         }
     }
 
@@ -128,14 +142,7 @@ impl Session {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let prologue = prologue(open.transaction.participant(home).await?, &judged.text).await?;
         let prologue = prologue.map_err(|error| self.shard_error(&judged, unit, error))?;
-        let own_encoding = shape.option_list.iter().find(|(name, _)| name == "encoding");
-        if own_encoding.is_some_and(|(_, encoding)| !encoding.eq_ignore_ascii_case(&prologue.encoding)) {
-            return Err(ServerError::unsupported(
-                "COPY from several shards in another encoding than the client's is not supported yet",
-                "SET client_encoding instead.",
-            )
-            .into());
-        }
+        check_encoding(shape, &prologue)?;
         Ok(prologue)
     }
 
@@ -248,7 +255,7 @@ impl Session {
 }
 
 /// Runs the COPY of no rows.
-async fn prologue(backend: &mut Backend, sql: &str) -> Result<Result<Prologue, ServerError>, Problem> {
+pub(super) async fn prologue(backend: &mut Backend, sql: &str) -> Result<Result<Prologue, ServerError>, Problem> {
     backend.queue_query(sql)?;
     backend.flush().await?;
     let (mut response, mut header, mut failed) = (Bytes::new(), Vec::new(), None);
