@@ -1,8 +1,8 @@
 //! Functions whose calls decide where a statement may run.
 
 use crate::lexer::{Token, TokenKind};
-use pgherd_model::Snapshot;
 use pgherd_model::functions::{HOME_STATE, SESSION_LOCKS, is_advisory_lock};
+use pgherd_model::{Snapshot, Table};
 use std::collections::HashSet;
 
 /// Functions of PostgreSQL, and words before a parenthesis, that are in many statements.
@@ -124,11 +124,77 @@ pub(crate) fn has_time(text: &str, tokens: &[Token]) -> bool {
         || calls(text, tokens).any(|(i, name)| CALLS.contains(&name.as_str()) && !shared(i))
 }
 
+/// Functions of PostgreSQL that look something up in its catalogs, by name or OID: only the home shard has all of it, under OIDs that
+/// clients know.
+const LOOK_UP: [&str; 31] = [
+    "col_description",
+    "has_any_column_privilege",
+    "has_column_privilege",
+    "has_function_privilege",
+    "has_sequence_privilege",
+    "has_table_privilege",
+    "has_type_privilege",
+    "obj_description",
+    "pg_describe_object",
+    "pg_get_constraintdef",
+    "pg_get_expr",
+    "pg_get_function_arguments",
+    "pg_get_function_result",
+    "pg_get_functiondef",
+    "pg_get_indexdef",
+    "pg_get_partkeydef",
+    "pg_get_ruledef",
+    "pg_get_statisticsobjdef",
+    "pg_get_triggerdef",
+    "pg_get_viewdef",
+    "pg_identify_object",
+    "pg_indexes_size",
+    "pg_partition_tree",
+    "pg_relation_size",
+    "pg_sequence_last_value",
+    "pg_table_is_visible",
+    "pg_table_size",
+    "pg_total_relation_size",
+    "row_security_active",
+    "to_regclass",
+    "to_regtype",
+];
+
 /// Whether a call's meaning is the home shard's state, or it reads what only the home shard has.
 pub(crate) fn bound_to_home(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
-    calls(text, tokens).any(|(_, name)| {
-        HOME_STATE.contains(&name.as_str()) || is_advisory_lock(&name) || snapshot.home_functions.contains(&name)
-    })
+    let called = calls(text, tokens).any(|(i, name)| {
+        let schema = (i > 1 && tokens[i - 1].is(text, ".")).then(|| tokens[i - 2].identifier(text));
+        let looks_up = match schema.flatten().as_deref() {
+            None | Some("pg_catalog") => LOOK_UP.contains(&name.as_str()),
+            // What stands in a catalog's place.
+            Some("pgherd") => name.starts_with("pg_") || name.starts_with("information_schema_"),
+            Some(_) => false,
+        };
+        looks_up
+            || HOME_STATE.contains(&name.as_str())
+            || is_advisory_lock(&name)
+            || snapshot.home_functions.contains(&name)
+    });
+    called || names_relation_of_home(text, tokens, snapshot)
+}
+
+/// Whether there is a constant of type `regclass` that names what other shards may not have. Beside `tableoid`, which tells of the shard
+/// where the row is, it means the same as that.
+fn names_relation_of_home(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
+    let is_type = |i: usize| tokens.get(i).is_some_and(|t| t.is_word(text, "regclass"));
+    let is = |i: usize, symbol: &str| tokens.get(i).is_some_and(|t| t.is(text, symbol));
+    let in_catalog = |i: usize| tokens.get(i).is_some_and(|t| t.is_word(text, "pg_catalog")) && is(i + 1, ".");
+    let is_cast = |i: usize| is(i + 1, "::") && (is_type(i + 2) || in_catalog(i + 2) && is_type(i + 4));
+    let is_elsewhere = |i: usize| {
+        let named = tokens[i].string(text).unwrap_or_default();
+        let name = named.rsplit('.').next().unwrap_or_default().trim_matches('"');
+        let known = |t: &Table| t.name.name.eq_ignore_ascii_case(name);
+        let is_oid = named.bytes().all(|b| b.is_ascii_digit());
+        !is_oid && !snapshot.sharded().any(|t| known(t))
+    };
+    let is_constant =
+        |i: usize| tokens[i].kind == TokenKind::String && (is_cast(i) || i > 0 && is_type(i - 1)) && is_elsewhere(i);
+    (0..tokens.len()).any(is_constant) && !tokens.iter().any(|t| t.is_word(text, "tableoid"))
 }
 
 /// Whether a lock is taken that the session keeps beyond its transaction.
