@@ -122,6 +122,7 @@ async fn select_of(
     let mut are_few = false;
     if let Ok(reading) = gather::Reading::of(statement, None)
         && reading.home_function.is_none()
+        && !reading.draws
     {
         let rows = reading.rows(transaction, engine).await?;
         are_few = engine.are_few(&rows);

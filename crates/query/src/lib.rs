@@ -71,6 +71,7 @@ pub async fn select<'t>(
     let mut are_few = false;
     if let Ok(reading) = &reading
         && reading.home_function.is_none()
+        && !reading.draws
     {
         let sizes = reading.rows(transaction, engine).await?;
         are_few = engine.are_few(&sizes);

@@ -56,6 +56,13 @@ pub(crate) fn home_function(parsed: &ParsedQuery) -> Option<&'static str> {
     HOME_FUNCTIONS.iter().find(is_named).copied()
 }
 
+/// Whether the statement draws from a sequence, which the session remembers where it runs in the transaction itself.
+pub(crate) fn draws(parsed: &ParsedQuery) -> bool {
+    const DRAW: [&str; 2] = ["nextval", "setval"];
+    DRAW.iter()
+        .any(|name| parsed.words.iter().any(|word| word == name) && is_call(parsed, name))
+}
+
 /// Refuses a function that means something in another transaction, or on another server, only.
 pub(crate) fn not_here(function: &str) -> ServerError {
     ServerError::unsupported(

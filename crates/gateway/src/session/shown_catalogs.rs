@@ -69,7 +69,7 @@ impl Session {
     pub(crate) async fn with_shown_catalogs(&mut self, unit: Unit<'_>) -> Result<Option<Instead>, Problem> {
         let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
         let is_query = match &unit.statement.parsed.kind {
-            Kind::Select { .. } | Kind::Insert => true,
+            Kind::Select { .. } | Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge => true,
             Kind::Ddl(ddl) => ddl.kind == DdlKind::CreateTableAs,
             _ => false,
         };

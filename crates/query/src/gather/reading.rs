@@ -17,6 +17,8 @@ pub(crate) struct Reading {
     pub has_views: bool,
     /// a function that must run in the transaction itself
     pub home_function: Option<&'static str>,
+    /// numbers are drawn from sequences: in the transaction itself, if its rows can travel to it
+    pub draws: bool,
     /// where the relation that is to have a column more is named now
     pub(super) target: Option<usize>,
     pub(super) resolutions: Vec<Resolution>,
@@ -32,6 +34,7 @@ impl Reading {
             resolutions: source::resolve(statement, &expanded.parsed)?,
             has_views: expanded.has_views,
             home_function: refusal::home_function(&expanded.parsed),
+            draws: refusal::draws(&expanded.parsed),
             target: expanded.at,
             parsed: expanded.parsed,
         })
@@ -39,7 +42,7 @@ impl Reading {
 
     /// Whether it has to run in the transaction itself, where the rows can travel to it.
     pub fn runs_inside(&self, statement: &Statement<'_>) -> bool {
-        statement.schema_is_own || self.home_function.is_some()
+        statement.schema_is_own || self.home_function.is_some() || self.draws
     }
 
     /// How many rows each relation has, roughly, as far as they are sharded.

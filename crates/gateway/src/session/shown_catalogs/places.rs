@@ -238,7 +238,12 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
                 .any(|word| tokens[first - 1].is_word(text, word))
                 || is(first - 1, ",")
                 || is(first - 1, "("));
-        if begins && matches!(clause, "from" | "join") && !is(i + 1, ".") && !is(i + 1, "(") {
+        let word_at = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
+        let is_target = first > 1 && word_at(first - 1, "from") && word_at(first - 2, "delete");
+        // Of MERGE and DELETE; that of a join has a parenthesis.
+        let is_used = first > 0 && word_at(first - 1, "using");
+        let is_source = begins && matches!(clause, "from" | "join") && !is_target || is_used;
+        if is_source && !is(i + 1, ".") && !is(i + 1, "(") {
             let bare = !tokens.get(i + 1).is_some_and(|t| is_alias(text, t));
             found.push(Place {
                 name,
@@ -367,6 +372,15 @@ mod tests {
             [place("pg_class", true)]
         );
         assert_eq!(found("SELECT 1 FROM pg_class WHERE pg_catalog.pg_class.oid = 1"), []);
+        assert_eq!(
+            found("MERGE INTO t USING pg_class c ON true WHEN MATCHED THEN DELETE"),
+            [place("pg_class", false)]
+        );
+        assert_eq!(
+            found("DELETE FROM pg_type USING pg_catalog.pg_class WHERE EXISTS (SELECT FROM pg_proc)"),
+            [place("pg_catalog.pg_class", true), place("pg_proc", true)]
+        );
+        assert_eq!(found("UPDATE pg_class SET relname = 'x' FROM t JOIN u USING (k)"), []);
     }
 
     #[test]

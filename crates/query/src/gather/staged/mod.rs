@@ -210,6 +210,7 @@ impl Later {
         };
         let reading = Reading {
             home_function: None,
+            draws: false,
             resolutions: source::resolve(statement, &parsed)?,
             parsed,
             has_views: true,
