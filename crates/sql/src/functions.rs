@@ -162,20 +162,51 @@ const LOOK_UP: [&str; 31] = [
 
 /// Whether a call's meaning is the home shard's state, or it reads what only the home shard has.
 pub(crate) fn bound_to_home(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
-    let called = calls(text, tokens).any(|(i, name)| {
+    calls_state_of_home(text, tokens, snapshot) || looks_up(text, tokens, snapshot)
+}
+
+/// Whether a call's meaning is the home shard's state, or it reads tables of the home shard.
+pub(crate) fn calls_state_of_home(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
+    calls(text, tokens).any(|(_, name)| {
+        HOME_STATE.contains(&name.as_str()) || is_advisory_lock(&name) || snapshot.home_functions.contains(&name)
+    })
+}
+
+/// Whether something is looked up in PostgreSQL's catalogs.
+pub(crate) fn looks_up(text: &str, tokens: &[Token], snapshot: &Snapshot) -> bool {
+    calls_look_up(text, tokens) || names_relation_of_home(text, tokens, snapshot)
+}
+
+/// Whether a function is called that does so.
+pub(crate) fn calls_look_up(text: &str, tokens: &[Token]) -> bool {
+    calls(text, tokens).any(|(i, name)| {
         let schema = (i > 1 && tokens[i - 1].is(text, ".")).then(|| tokens[i - 2].identifier(text));
-        let looks_up = match schema.flatten().as_deref() {
+        match schema.flatten().as_deref() {
             None | Some("pg_catalog") => LOOK_UP.contains(&name.as_str()),
             // What stands in a catalog's place.
             Some("pgherd") => name.starts_with("pg_") || name.starts_with("information_schema_"),
             Some(_) => false,
-        };
-        looks_up
-            || HOME_STATE.contains(&name.as_str())
-            || is_advisory_lock(&name)
-            || snapshot.home_functions.contains(&name)
-    });
-    called || names_relation_of_home(text, tokens, snapshot)
+        }
+    })
+}
+
+/// These tokens without the queries among them.
+pub(crate) fn outside_of_queries(text: &str, tokens: &[Token]) -> Vec<Token> {
+    let mut depth = 0;
+    let mut outside = Vec::new();
+    for (i, token) in tokens.iter().enumerate() {
+        let opens = token.is(text, "(");
+        let begins = |word: &&str| tokens.get(i + 1).is_some_and(|t| t.is_word(text, word));
+        if opens && (depth > 0 || ["select", "with", "values", "table"].iter().any(begins)) {
+            depth += 1;
+        }
+        if depth == 0 {
+            outside.push(*token);
+        } else if token.is(text, ")") {
+            depth -= 1;
+        }
+    }
+    outside
 }
 
 /// Whether there is a constant of type `regclass` that names what other shards may not have. Beside `tableoid`, which tells of the shard

@@ -199,7 +199,12 @@ impl InsertPlan {
         plan.read(insert, values, &table, context);
         let behind = plan.rows.last().map_or(plan.values_at.end, |row| row.span.end);
         let first = context.tokens.partition_point(|t| (t.start as usize) < behind);
-        if functions::bound_to_home(context.text, &context.tokens[first..], context.snapshot) {
+        let tail = &context.tokens[first..];
+        // A query there is gathered; what stands beside it is computed where the row is.
+        let outside = functions::outside_of_queries(context.text, tail);
+        if functions::calls_state_of_home(context.text, tail, context.snapshot)
+            || functions::looks_up(context.text, &outside, context.snapshot)
+        {
             plan.refused.get_or_insert_with(|| {
                 ServerError::unsupported(
                     "RETURNING and ON CONFLICT of an INSERT into a sharded table cannot call functions of sequences, sessions and local tables",
@@ -212,7 +217,8 @@ impl InsertPlan {
             let system = r.name.schema.as_deref() == Some("pg_catalog") || r.name.name.starts_with("pg_");
             r.role != Role::Insert && r.name.span.start >= behind && !system
         };
-        plan.reads_home = walk.references.iter().any(is_elsewhere);
+        plan.reads_home =
+            walk.references.iter().any(is_elsewhere) || functions::looks_up(context.text, tail, context.snapshot);
         plan.table_for_columns(table);
         Some(Ok(plan))
     }

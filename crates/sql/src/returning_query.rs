@@ -2,6 +2,7 @@
 //! that were written: PostgreSQL computes the list of each row in the statement's snapshot, which shows nothing of what the statement
 //! writes, and so does a query beside a WITH that writes.
 
+use crate::functions;
 use crate::lexer::{Token, TokenKind, depths};
 use std::ops::Range;
 
@@ -29,7 +30,7 @@ pub struct ReturningQuery {
     pub verb: &'static str,
 }
 
-/// The parts of a statement whose RETURNING has a subquery; None for other statements, and where the list needs more of a row than
+/// The parts of a statement whose RETURNING has a subquery, or looks something up in the catalogs; None for other statements, and where the list needs more of a row than
 /// its columns.
 pub fn returning_query(text: &str, tokens: &[Token]) -> Option<ReturningQuery> {
     let depths = depths(text, tokens);
@@ -48,7 +49,9 @@ pub fn returning_query(text: &str, tokens: &[Token]) -> Option<ReturningQuery> {
     let returning = find(start + 1, &["returning"])?;
     let list = returning + 1..tokens.len();
     let opens = |i: usize| symbol(i, "(") && ["values", "table", "with"].iter().any(|w| word(i + 1, w));
-    if !list.clone().any(|i| word(i, "select") || opens(i)) {
+    let has_query = list.clone().any(|i| word(i, "select") || opens(i));
+    // What the home shard looks up for a row is asked by a query as well.
+    if !has_query && !functions::calls_look_up(text, &tokens[list.clone()]) {
         return None;
     }
     let (verb, name) = match start {
@@ -204,6 +207,10 @@ mod tests {
             ),
             ("DELETE FROM s.t RETURNING s.t.a, (SELECT max(a) FROM q.t)", "none"),
             ("DELETE FROM s.t RETURNING s.t.a, (SELECT max(a) FROM t)", "none"),
+            (
+                "DELETE FROM t RETURNING a, to_regclass('t')",
+                "|DELETE FROM t|a, to_regclass('t')|t|false",
+            ),
             ("DELETE FROM t RETURNING a", "none"),
             ("DELETE FROM t USING s RETURNING (SELECT 1)", "none"),
             ("UPDATE t SET a = 1 FROM s RETURNING (SELECT 1)", "none"),
