@@ -539,10 +539,25 @@ impl Conversion<'_> {
         before.find(|t| !is_of_type(t)).is_some_and(|t| t.is(self.text, "::"))
     }
 
+    /// Whether AT TIME ZONE is in front of token `i` in the same expression.
+    fn follows_time_zone(&self, i: usize) -> bool {
+        let mut depth = 0;
+        for at in (0..i).rev() {
+            match depth {
+                _ if self.symbol(at, ")") || self.symbol(at, "]") => depth += 1,
+                0 if ["(", "[", ",", ";"].iter().any(|symbol| self.symbol(at, symbol)) => return false,
+                _ if self.symbol(at, "(") || self.symbol(at, "[") => depth -= 1,
+                0 if self.words(at, &["at", "time", "zone"]) => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
     /// COLLATE behind a cast.
     fn collation(&mut self, i: usize) -> Option<()> {
         let at = &self.tokens[i];
-        if (0..self.tokens.len()).any(|zone| self.words(zone, &["at", "time", "zone"])) {
+        if self.follows_time_zone(i) {
             return None;
         }
         for word in ["AT", "TIME", "ZONE"] {
