@@ -15,9 +15,12 @@ CREATE TABLE IF NOT EXISTS pgherd.installation (
     secret text NOT NULL,
     shard integer NOT NULL,
     -- of the statements that made all this
-    digest text
+    digest text,
+    -- and how new they are
+    revision integer NOT NULL DEFAULT 0
 );
 ALTER TABLE pgherd.installation ADD COLUMN IF NOT EXISTS digest text;
+ALTER TABLE pgherd.installation ADD COLUMN IF NOT EXISTS revision integer NOT NULL DEFAULT 0;
 REVOKE ALL ON pgherd.installation FROM PUBLIC;
 
 -- sha256(secret || sha256(secret || pid || '/' || payload)): nested, so that nobody can lengthen a payload.

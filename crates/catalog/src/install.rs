@@ -7,6 +7,10 @@ use sha2::Digest;
 
 /// Raise it when an older pgherd could not work with what is installed. Other changes of `sql/` are known by its digest.
 const VERSION: i32 = 1;
+/// Raise it with every change of `sql/`, so that gateways know which of two texts is the newer one: a test compares the digests.
+const REVISION: i32 = 1;
+/// How long a gateway that brings a database up to date waits for those that use it.
+const LOCK_TIMEOUT: &str = "3s";
 const SHARD_SQL: &str = include_str!("../sql/shard.sql");
 const MARKERS_SQL: &str = include_str!("../sql/markers.sql");
 const PREPARED_SQL: &str = include_str!("../sql/prepared.sql");
@@ -33,9 +37,44 @@ const HOME_SQL: [&str; 6] = [
 /// A shard that cannot be reached, that belongs to another cluster, or whose catalog is newer.
 pub async fn install(shards: &Shards, database: &str, cluster: &str, secret: &str) -> Result<(), Error> {
     for shard in shards.all() {
-        install_on(shards, shard, database, cluster, secret).await?;
+        install_within(shards, shard, (database, cluster, secret), None).await?;
     }
     Ok(())
+}
+
+/// Brings a database whose shards have an older gateway's functions up to this gateway's. Where the catalog is missing or newer, nothing is
+/// changed: functions stay such that older gateways can use them too.
+///
+/// # Errors
+/// A shard that cannot be reached, or a catalog that is in use for longer than a few seconds.
+pub async fn bring_up_to_date(shards: &Shards, database: &str, cluster: &str, secret: &str) -> Result<(), Error> {
+    for shard in shards.all() {
+        if is_older(shards, shard, database).await? {
+            tracing::info!(shard = %shard.name, "database \"{database}\" gets this gateway's functions");
+            install_within(shards, shard, (database, cluster, secret), Some(LOCK_TIMEOUT)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn is_older(shards: &Shards, shard: &ShardConfig, database: &str) -> Result<bool, Error> {
+    let client = shards.connect_service(shard.id, database).await?;
+    let exists = client
+        .query_one("SELECT to_regclass('pgherd.installation') IS NOT NULL", &[])
+        .await?;
+    if !exists.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let installed = client
+        .query_opt(
+            "SELECT version, coalesce((to_jsonb(i) ->> 'revision')::integer, 0), to_jsonb(i) ->> 'digest' FROM pgherd.installation i",
+            &[],
+        )
+        .await?;
+    Ok(installed.is_some_and(|row| {
+        let (version, revision, known): (i32, i32, Option<String>) = (row.get(0), row.get(1), row.get(2));
+        version <= VERSION && revision <= REVISION && known != Some(digest())
+    }))
 }
 
 /// Whether the home shard's database has no catalog yet.
@@ -47,12 +86,11 @@ pub async fn uninstalled(shards: &Shards, database: &str) -> Result<bool, Error>
     Ok(row.get(0))
 }
 
-async fn install_on(
+async fn install_within(
     shards: &Shards,
     shard: &ShardConfig,
-    database: &str,
-    cluster: &str,
-    secret: &str,
+    (database, cluster, secret): (&str, &str, &str),
+    lock_timeout: Option<&str>,
 ) -> Result<(), Error> {
     let mut client = shards.connect_service(shard.id, database).await?;
     let transaction = client.transaction().await?;
@@ -60,6 +98,11 @@ async fn install_on(
     transaction
         .batch_execute("SELECT pg_advisory_xact_lock(hashtextextended('pgherd.install', 0)); SET LOCAL client_min_messages = warning; SET LOCAL check_function_bodies = off")
         .await?;
+    if let Some(limit) = lock_timeout {
+        transaction
+            .batch_execute(&format!("SET LOCAL lock_timeout = {}", quote_literal(limit)))
+            .await?;
+    }
     let exists: bool = transaction
         .query_one("SELECT to_regclass('pgherd.installation') IS NOT NULL", &[])
         .await?
@@ -67,7 +110,8 @@ async fn install_on(
     if exists {
         let installed = transaction
             .query_opt(
-                "SELECT version, cluster, secret, to_jsonb(i) ->> 'digest' FROM pgherd.installation i",
+                "SELECT version, cluster, secret, to_jsonb(i) ->> 'digest', \
+                 coalesce((to_jsonb(i) ->> 'revision')::integer, 0) FROM pgherd.installation i",
                 &[],
             )
             .await?;
@@ -88,7 +132,9 @@ async fn install_on(
                     known: VERSION,
                 });
             }
-            let current = version == VERSION && known_secret == secret && known_digest == Some(digest());
+            // What a newer gateway has installed serves this one as well.
+            let as_new = known_digest == Some(digest()) || row.get::<_, i32>(4) > REVISION;
+            let current = version == VERSION && known_secret == secret && as_new;
             if current && shard.id != shards.home() {
                 return Ok(());
             }
@@ -129,8 +175,8 @@ async fn install_on(
         transaction.batch_execute(TRIGGERS_SQL).await?;
     }
     let installation = format!(
-        "INSERT INTO pgherd.installation (version, cluster, secret, shard, digest) VALUES ({VERSION}, {}, {}, {}, '{}')
-         ON CONFLICT (one) DO UPDATE SET version = excluded.version, digest = excluded.digest, cluster = excluded.cluster, secret = excluded.secret, shard = excluded.shard",
+        "INSERT INTO pgherd.installation (version, cluster, secret, shard, digest, revision) VALUES ({VERSION}, {}, {}, {}, '{}', {REVISION})
+         ON CONFLICT (one) DO UPDATE SET version = excluded.version, digest = excluded.digest, revision = excluded.revision, cluster = excluded.cluster, secret = excluded.secret, shard = excluded.shard",
         quote_literal(cluster),
         quote_literal(secret),
         shard.id,
@@ -179,4 +225,18 @@ fn shard_rows(shards: &Shards) -> String {
          WHERE (s.name, s.host, s.port, s.home) IS DISTINCT FROM (excluded.name, excluded.host, excluded.port, excluded.home)",
         rows.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_text_is_another_revision() {
+        assert_eq!(
+            (REVISION, &digest()[..16]),
+            (1, "ba3bfbb9676c9705"),
+            "sql/ has changed: raise REVISION, and write both here"
+        );
+    }
 }

@@ -21,7 +21,7 @@ pub use catalog::{Catalog, Options};
 pub use change::{Change, ChangeId};
 pub use error::Error;
 pub use flight::StatementGuard;
-pub use install::{install, uninstalled};
+pub use install::{bring_up_to_date, install, uninstalled};
 pub use load::snapshot_from_json;
 pub use names::{child_name, fence_name, restore_not_null, restore_parent_names};
 pub use signature::sign;

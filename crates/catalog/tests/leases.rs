@@ -1,6 +1,6 @@
 //! Gateways agree before a change takes effect: two or three catalogs over one real home shard.
 
-use pgherd_catalog::{Catalog, Options, install};
+use pgherd_catalog::{Catalog, Options, bring_up_to_date, install};
 use pgherd_local_cluster::LocalCluster;
 use pgherd_shards::{Identity, ShardConfig, Shards};
 use std::sync::Arc;
@@ -242,5 +242,45 @@ async fn entering_is_cheap_when_nothing_is_pending() {
     let each = started.elapsed() / rounds as u32;
     // Far above what it takes in a release build (under 200 ns), to hold on a busy machine.
     assert!(each < Duration::from_micros(20), "{each:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_an_older_gateway_gets_the_functions_of_this_one() {
+    let (cluster, shards) = cluster(2).await;
+    let revision = |value: &'static str| {
+        format!(
+            "ALTER FUNCTION pgherd.check_signature(text, text) COST 7; UPDATE pgherd.installation SET revision = {value}, digest = 'other'"
+        )
+    };
+    let has_new_function = async |shard| {
+        let client = shards.connect_service(shard, "postgres").await.unwrap();
+        let row = client
+            .query_one(
+                "SELECT procost <> 7 FROM pg_proc WHERE oid = 'pgherd.check_signature(text, text)'::regprocedure",
+                &[],
+            )
+            .await;
+        row.unwrap().get::<_, bool>(0)
+    };
+    let ids: Vec<_> = shards.all().iter().map(|s| s.id).collect();
+    for (value, expected) in [("0", true), ("1000000", false)] {
+        for &shard in &ids {
+            let client = shards.connect_service(shard, "postgres").await.unwrap();
+            client.batch_execute(&revision(value)).await.unwrap();
+            assert!(!has_new_function(shard).await);
+        }
+        bring_up_to_date(&shards, "postgres", "test", SECRET).await.unwrap();
+        // An older gateway that is started does not take back what a newer one has installed.
+        install(&shards, "postgres", "test", SECRET).await.unwrap();
+        for &shard in &ids {
+            assert_eq!(has_new_function(shard).await, expected, "revision {value}");
+        }
+    }
+    // What is not installed is not made by the way.
+    let home = shards.connect_service(shards.home(), "postgres").await.unwrap();
+    home.batch_execute("CREATE DATABASE strange").await.unwrap();
+    bring_up_to_date(&shards, "strange", "test", SECRET).await.unwrap_err();
+    assert!(pgherd_catalog::uninstalled(&shards, "strange").await.unwrap());
     cluster.stop().await;
 }

@@ -77,6 +77,36 @@ pub(crate) struct Client {
     held_tag: Option<Option<String>>,
     /// messages that are signals to sessions, and not for the client
     pub(crate) signals: Option<Signals>,
+    /// replaced when one of them changes
+    pub(crate) styles: Arc<Styles>,
+}
+
+/// The settings that decide how constants of dates, times and intervals are read, as the client was told of them.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Styles {
+    date: String,
+    time_zone: String,
+    interval: String,
+}
+
+impl Styles {
+    /// The settings by their names.
+    pub(crate) fn named(&self) -> [(&'static str, &str); 3] {
+        [
+            ("DateStyle", &self.date),
+            ("TimeZone", &self.time_zone),
+            ("IntervalStyle", &self.interval),
+        ]
+    }
+
+    fn place(&mut self, name: &str) -> Option<&mut String> {
+        match name {
+            "DateStyle" => Some(&mut self.date),
+            "TimeZone" => Some(&mut self.time_zone),
+            "IntervalStyle" => Some(&mut self.interval),
+            _ => None,
+        }
+    }
 }
 
 /// How a client with another encoding is spoken to.
@@ -161,6 +191,7 @@ impl Client {
             discarding: None,
             held_tag: None,
             signals: None,
+            styles: Arc::default(),
         }
     }
 
@@ -553,7 +584,20 @@ impl Client {
         body.push(0);
         body.extend_from_slice(value.as_bytes());
         body.push(0);
-        self.put(b'S', &body);
+        self.relay_parameter(&body);
+    }
+
+    /// ParameterStatus, as a shard has sent it.
+    pub(crate) fn relay_parameter(&mut self, body: &[u8]) {
+        let mut strings = body.split(|b| *b == 0).map(String::from_utf8_lossy);
+        if let (Some(name), Some(value)) = (strings.next(), strings.next()) {
+            let mut styles = Styles::clone(&self.styles);
+            if let Some(place) = styles.place(&name).filter(|place| **place != value) {
+                *place = value.into_owned();
+                self.styles = Arc::new(styles);
+            }
+        }
+        self.put(b'S', body);
     }
 
     /// RowDescription with the formats given.

@@ -48,6 +48,11 @@ impl Databases {
         if let Some(database) = open.get(name) {
             return Ok(database.clone());
         }
+        let (cluster, secret) = (&self.options.cluster, &self.options.secret);
+        if let Err(error) = pgherd_catalog::bring_up_to_date(&self.shards, name, cluster, secret).await {
+            // Opening says what is wrong, if that keeps it from being used.
+            tracing::warn!("database \"{name}\" may keep an older gateway's functions: {error}");
+        }
         let catalog = Catalog::open(self.shards.clone(), name, self.options.clone())
             .await
             .map_err(|error| {

@@ -31,6 +31,7 @@ mod plan;
 mod portal;
 mod prepared;
 mod procedural;
+pub(crate) mod read_constants;
 pub(crate) mod relay;
 mod resolve;
 mod returning_query;

@@ -1,5 +1,6 @@
 //! Parsed and analysed statements, shared by all sessions of a database and keyed by their text.
 
+use crate::session::read_constants::Readings;
 use crate::session::{own_state, shown_catalogs};
 use ahash::AHashMap;
 use parking_lot::Mutex;
@@ -47,6 +48,8 @@ pub(crate) struct Statement {
     uses: AtomicU32,
     /// calls the functions of schema pgherd that stand for `now()`, for which the transaction's time must be set
     pub(crate) shared_clock: bool,
+    /// has constants that a prepared statement keeps as they were read
+    pub(crate) readings: Readings,
     /// has `$1` …
     pub(crate) has_parameters: bool,
     analysed: Mutex<Option<Analysed>>,
@@ -94,6 +97,7 @@ impl Statement {
             calls_builtins_only: pgherd_sql::calls_builtins_only(text, &parsed.tokens),
             shows_settings: ["current_setting", "pg_settings"].iter().any(|f| lower.contains(f)),
             shared_clock: pgherd_sql::clock::uses_shared_clock(text, &parsed.tokens),
+            readings: Readings::of(text, &parsed.tokens),
             has_parameters: parsed
                 .tokens
                 .iter()

@@ -17,7 +17,7 @@ use crate::relations::{Reference, Role, identifier, object_name};
 use crate::route::{Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
 use crate::tree::tree;
-use crate::walk::Walk;
+use crate::walk::{Assigned, Walk};
 use pgherd_model::{Column, KeyType, Name, ServerError, ShardId, Sharded, Snapshot, Table};
 use sqlparser::ast::{ConflictTarget, Expr, Insert, OnInsert, Query, SelectItem, SetExpr, Statement, Value, Values};
 use std::collections::BTreeSet;
@@ -139,13 +139,21 @@ impl InsertPlan {
             // VALUES is a query like any other.
             return None;
         }
+        let sharded = placement(&parent);
+        let sets_key = |a: &Assigned| {
+            let column = named.columns.get(a.column);
+            column.is_some_and(|c| sharded.key.contains(&c.name))
+        };
+        if walk.assigned.iter().any(sets_key) {
+            // The row may belong elsewhere then.
+            return None;
+        }
         if values.is_some_and(|v| v.rows.len() == 1) && functions::calls_set_returning(context.text, context.tokens) {
             // One row of VALUES is a SELECT to PostgreSQL, and gives as many rows as its sets have.
             return None;
         }
         // A partition may have columns in another order; its own are what its INSERT means.
         let table = if partition.is_some() { named } else { parent.clone() };
-        let sharded = placement(&parent);
         let direct = DirectCheck::new(walk, context);
         let mut address = direct.address(reference, sharded, partition.is_some());
         let conflict = match &insert.on {
@@ -163,10 +171,6 @@ impl InsertPlan {
             address.direct &= sharded.unique.iter().any(is_whole);
         }
         let place = |name: &String| table.columns.iter().position(|c| c.name == *name);
-        let assigns_key = walk
-            .assigned
-            .iter()
-            .any(|a| sharded.key.contains(&table.columns[a.column].name));
         let mut plan = Self {
             key: sharded.key.iter().filter_map(place).collect(),
             ready: sharded.ranges.ranges().iter().map(|_| OnceLock::new()).collect(),
@@ -184,12 +188,7 @@ impl InsertPlan {
             parameters: parameters(context),
             partition,
             judged: false,
-            refused: assigns_key.then(|| {
-                ServerError::unsupported(
-                    "ON CONFLICT DO UPDATE cannot set a column of the shard key",
-                    "Leave the key out of SET: it equals the row that was found.",
-                )
-            }),
+            refused: None,
             reads_home: false,
             returning: insert.returning.is_some(),
             parent: parent.name.clone(),

@@ -218,6 +218,11 @@ impl Placed {
         }
         shards.sort();
         shards.dedup();
+        // ON CONFLICT DO UPDATE moves no row to another partition, wherever that is.
+        let upserts = |update: &KeyUpdate| self.uses[update.of].role == Role::Insert;
+        if self.plans && !self.home_bound && self.key_updates.iter().any(upserts) {
+            return Route::Plan;
+        }
         if let Some(error) = self.moves_rows(&ranges, &shards, parameters) {
             return match self.gathers {
                 true => Route::GatherWrite,

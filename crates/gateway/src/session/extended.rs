@@ -5,6 +5,7 @@
 //! at once where a Parse is the last message. A statement is described by the home shard, which knows every table.
 
 use super::portal::{Portal, PortalState};
+use super::read_constants::Reading;
 use super::simple::at_semicolon;
 use super::{Mode, Problem, Session, Unit};
 use crate::statements::Statement;
@@ -34,6 +35,7 @@ pub(crate) struct Prepared {
     pub(crate) prepared_at: SystemTime,
     /// what the client was told of it
     pub(crate) told: Mutex<Option<Told>>,
+    pub(crate) reading: Option<Reading>,
 }
 
 /// A description that a client relies on, and the version of the schema that it was made under.
@@ -238,10 +240,16 @@ impl Session {
                 other => other,
             })?;
         }
+        let statement = match statement {
+            Some(statement) if named => Some(self.at_this_moment(statement, &types).await),
+            statement => statement,
+        };
+        let reading = self.reading(statement.as_ref());
         self.prepared.insert(
             name,
             Arc::new(Prepared {
                 statement,
+                reading,
                 types,
                 named,
                 text: if named {
@@ -449,6 +457,13 @@ impl Session {
             std::mem::take(&mut portal.formats),
         );
         let kind = &statement.parsed.kind;
+        let as_read = match &prepared.reading {
+            None => None,
+            reading => {
+                let read = self.as_read(&statement, &prepared.types, reading.as_ref());
+                Box::pin(read).await?
+            }
+        };
         if shared {
             self.begin_implicit(kind);
         }
@@ -474,7 +489,7 @@ impl Session {
             portal: &name,
         };
         let unit = Unit {
-            statement: &statement,
+            statement: as_read.as_ref().unwrap_or(&statement),
             types: &prepared.types,
             parameters: &parameters,
             mode,

@@ -219,7 +219,16 @@ impl Session {
     /// statement, not an error.
     fn keep(&self, unit: Unit<'_>, entered: &Entered) -> Option<u64> {
         let epoch = entered.snapshot.epoch.0;
-        match unit.mode {
+        let readings = unit.statement.readings;
+        if readings.by_moment {
+            return None;
+        }
+        // A shard reads constants when it prepares the statement, as the session wants it that comes first.
+        let styles = match readings.by_style {
+            true => ahash::RandomState::with_seeds(9, 10, 11, 12).hash_one(&*self.client.styles),
+            false => 0,
+        };
+        let epoch_or_version = match unit.mode {
             Mode::Simple => None,
             Mode::SimplePrepared => Some(epoch),
             Mode::Extended { named: true, .. } => Some(self.schema_version(epoch)),
@@ -227,7 +236,8 @@ impl Session {
                 let point = entered.analysis.point.is_some() && max_rows == 0;
                 (point && unit.statement.uses() >= WORTH_KEEPING).then_some(epoch)
             }
-        }
+        };
+        epoch_or_version.map(|number| number ^ styles)
     }
 
     /// Another number after each schema change that this gateway knows of, its own and those that change the epoch, and for each

@@ -445,6 +445,7 @@ mod tests {
             types: Vec::new(),
             named: true,
             text: odd.into(),
+            reading: None,
             from_sql: false,
             prepared_at: UNIX_EPOCH,
             told: Default::default(),

@@ -294,7 +294,7 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
             b'D' | b'd' => return Step::Row(message),
             b'S' => {
                 backend.note(tag, body);
-                client.out.extend_from_slice(&message);
+                client.relay_parameter(body);
             }
             b'G' | b'H' | b'W' => {
                 client.out.extend_from_slice(&message);

@@ -80,6 +80,7 @@ impl Session {
         let statements = parsed.map_err(|e| behind(e.into()))?;
         let statement = statements.first().cloned();
         let mut prepared = Prepared {
+            reading: self.reading(statement.as_ref()),
             statement,
             types: oids,
             named: true,
@@ -103,6 +104,8 @@ impl Session {
             prepared.types = described.parameter_types.clone();
             let version = self.schema_version(entered.snapshot.epoch.0);
             *prepared.told.get_mut() = Some(Told::new(version, described));
+            drop(entered);
+            prepared.statement = Some(self.at_this_moment(statement, &prepared.types).await);
         }
         self.prepared.insert(name.to_owned(), Arc::new(prepared));
         self.client.put_tag("PREPARE");
@@ -128,8 +131,9 @@ impl Session {
         self.check_arguments(unit).await?;
         let types = self.settled_types(&prepared).await?;
         let parameters = self.evaluate(name, unit, &types).await?;
+        let as_read = self.as_read(statement, &types, prepared.reading.as_ref()).await?;
         let inner = Unit {
-            statement,
+            statement: as_read.as_ref().unwrap_or(statement),
             types: &types,
             parameters: &parameters,
             mode: unit.mode,
@@ -179,9 +183,15 @@ impl Session {
     /// The text behind an EXECUTE, and its parameters' values.
     pub(crate) async fn stored_query(&mut self, name: &str, unit: Unit<'_>) -> Result<StoredQuery, Problem> {
         let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_statement(name))?;
-        let text = prepared.statement.as_ref().map(|s| s.text.to_string());
         self.check_arguments(unit).await?;
         let types = self.settled_types(&prepared).await?;
+        let text = match &prepared.statement {
+            None => None,
+            Some(statement) => {
+                let as_read = self.as_read(statement, &types, prepared.reading.as_ref()).await?;
+                Some(as_read.as_ref().unwrap_or(statement).text.to_string())
+            }
+        };
         let parameters = self.evaluate(name, unit, &types).await?;
         Ok(StoredQuery {
             text: text.unwrap_or_default(),
@@ -209,7 +219,7 @@ impl Session {
     }
 
     /// How SQL writes these types.
-    async fn type_names(&mut self, types: &[u32]) -> Result<Vec<String>, Problem> {
+    pub(super) async fn type_names(&mut self, types: &[u32]) -> Result<Vec<String>, Problem> {
         let asked: Vec<_> = types
             .iter()
             .map(|oid| format!("pg_catalog.format_type({oid}, NULL)"))

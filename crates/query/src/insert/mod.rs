@@ -13,6 +13,7 @@ mod conflict;
 mod source;
 mod target;
 mod upsert;
+mod upsert_moves;
 pub(crate) mod upsert_write;
 mod values;
 mod write;
@@ -78,7 +79,7 @@ struct Prepared {
     /// `WITH …` that stays in front, or empty
     with: String,
     text: String,
-    /// its ON CONFLICT reads tables
+    /// its ON CONFLICT reads tables, or may give rows other keys
     updates: bool,
 }
 
@@ -100,7 +101,12 @@ impl Prepared {
             text = values::assigned(insert, &target, &columns)?.unwrap_or(text);
         }
         let target = target::parse(&text)?;
-        let updates = conflict::reads_tables(&text[target.tail]);
+        let tail = &text[target.tail.clone()];
+        let resolved = statement
+            .snapshot
+            .resolve(target.schema.as_deref(), &target.name, statement.search_path);
+        let updates = conflict::reads_tables(tail)
+            || matches!(&resolved, Resolved::Known(table) if upsert_moves::sets_key(tail, &table.clone().placed()));
         if with.is_empty() || updates {
             let with = with.to_owned();
             return Ok(Self { with, text, updates });

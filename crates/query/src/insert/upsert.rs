@@ -10,6 +10,7 @@
 use super::columns::{self, TargetColumn};
 use super::conflict::{self, Arbiter, Conflict};
 use super::source::{key_sql, wrap_with_defaults};
+use super::upsert_moves::{self, Moves};
 use super::{Plan, values};
 use crate::Transaction;
 use crate::carrier::{Carrier, TargetType, carriers};
@@ -40,6 +41,8 @@ pub(crate) struct Upsert<'a> {
     /// SET: column, and the number of its value; None for DEFAULT
     pub(super) set: Vec<(String, Option<usize>)>,
     pub(super) conflict: Conflict,
+    /// where SET gives rows other keys
+    pub(super) moves: Option<Moves>,
 }
 
 fn refuse(what: &str, remedy: &str) -> ServerError {
@@ -81,7 +84,6 @@ pub(super) async fn build<'a>(
     }
     let columns = columns::read(&lookup, home).await?;
     let arbiter = arbiter(&lookup, &conflict, home).await?;
-    keeps_key(&plan, &conflict)?;
     let inner = wrap_with_defaults(&statement, with, &mut plan, transaction).await?;
     if plan.table.is_none() && plan.columns.is_empty() {
         plan.columns = columns.iter().take(inner.given).map(|c| c.name.clone()).collect();
@@ -99,11 +101,12 @@ pub(super) async fn build<'a>(
         columns: &columns,
     };
     let items = set_items(&parts, &checked)?;
+    let (mut moves, of_moves) = upsert_moves::plan(&plan, &columns, &checked, (&items.set, &items.sql), &parts.alias);
     let bound = bound(&statement, &plan, &parts);
     let (described_sql, _) = parts.select(
         &plan,
         &inner.sql,
-        &items.sql,
+        (&items.sql, &of_moves),
         bound.as_deref(),
         "CAST('' AS pg_catalog.text)",
     )?;
@@ -123,6 +126,7 @@ pub(super) async fn build<'a>(
         types.get(..width).ok_or_else(garbled)?,
         types.get(width + keys + IN_FRONT..).ok_or_else(garbled)?,
     );
+    let (set_types, moved_types) = set_types.split_at_checked(items.sql.len()).ok_or_else(garbled)?;
     let row_carriers = carriers(home, row_types, &plan.types).await?;
     let set_carriers = carriers(home, set_types, &items.targets).await?;
     Carrier::check(&row_carriers)?;
@@ -131,8 +135,13 @@ pub(super) async fn build<'a>(
     formats.extend((0..keys).map(|_| 1));
     formats.extend([0; IN_FRONT]);
     formats.extend(set_carriers.iter().map(|c| c.format));
+    if let Some(moves) = &mut moves {
+        let home = transaction.participant(statement.snapshot.home()).await?;
+        moves.describe(moved_types, home).await?;
+        formats.extend(moves.formats());
+    }
     let identity = format!("{}.{IDENTITY}", quote_identifier(&parts.alias));
-    let (find, target_at) = parts.select(&plan, &inner.sql, &items.sql, bound.as_deref(), &identity)?;
+    let (find, target_at) = parts.select(&plan, &inner.sql, (&items.sql, &of_moves), bound.as_deref(), &identity)?;
     Ok(Upsert {
         find,
         target_at,
@@ -143,6 +152,7 @@ pub(super) async fn build<'a>(
         set: items.set,
         statement,
         conflict,
+        moves,
         plan,
     })
 }
@@ -154,29 +164,6 @@ fn own_types(names: &[String], checked: &Checked) -> Vec<TargetType> {
         sql: c.type_sql.clone(),
     };
     names.iter().filter_map(of).map(as_target).collect()
-}
-
-/// A column of the key may only be set to what it is.
-fn keeps_key(plan: &Plan, conflict: &Conflict) -> Result<(), ServerError> {
-    let key = plan
-        .table
-        .as_ref()
-        .and_then(|t| t.sharded())
-        .map_or(&[][..], |s| &s.key);
-    let moves = |(name, value): &(String, Value)| {
-        let same = |sql: &String| {
-            let words: Vec<&str> = sql.split('.').map(str::trim).collect();
-            matches!(words[..], ["excluded", column] if column.trim_matches('"') == name)
-        };
-        key.contains(name) && !matches!(value, Value::Expression(sql) if same(sql))
-    };
-    match conflict.set.iter().any(moves) {
-        true => Err(ServerError::unsupported(
-            "ON CONFLICT DO UPDATE cannot set a column of the shard key",
-            "Leave the key out of SET: it equals the row that was found.",
-        )),
-        false => Ok(()),
-    }
 }
 
 /// The columns that decide whether a row is in the way.
@@ -314,12 +301,12 @@ impl Parts<'_> {
     }
 
     /// The SELECT, with this expression as the identity of the row in the way, and where it names the target. Its columns: those of the
-    /// rows, keys, identity, what is to be done (0: insert, 1: nothing, 2: update), the row's number, values.
+    /// rows, keys, identity, what is to be done (0: insert, 1: nothing, 2: update), the row's number, values, what rows that move take along.
     fn select(
         &self,
         plan: &Plan,
         rows: &str,
-        set: &[String],
+        (set, of_moves): (&[String], &[String]),
         bound: Option<&str>,
         identity: &str,
     ) -> Result<(String, usize), ServerError> {
@@ -339,6 +326,7 @@ impl Parts<'_> {
                 "CASE WHEN pgherd_m.pgherd_a = 2 THEN ({sql}) END AS pgherd_v{number}"
             ));
         }
+        list.extend(of_moves.iter().cloned());
         let with = if self.with.is_empty() { "" } else { " " };
         let mut sql = format!(
             "{}{with}SELECT {} FROM (SELECT pgherd_source.*, pg_catalog.row_number() OVER () AS pgherd_n \

@@ -5,6 +5,7 @@
 //! to: another one tells of a row that others have changed, added or taken away since it was read.
 
 use super::upsert::{IN_FRONT, Upsert};
+use super::upsert_moves::Place;
 use crate::carrier::{Batch, Carrier, select_sql};
 use crate::plan::row;
 use crate::relay::{self, RowBatch};
@@ -20,13 +21,30 @@ const CHANGED_AT_ONCE: usize = 500;
 const MOST_BYTES: usize = 256 << 20;
 
 /// A row of the source.
-struct Proposed {
+pub(super) struct Proposed {
     message: Vec<u8>,
     /// its place among the source's rows
     number: usize,
     action: Action,
     /// `tableoid`, `ctid`, `xmin` of what is in its way
     identity: Option<[String; 3]>,
+    /// the shard to which that goes, where it is another one
+    pub(super) moves_to: Option<ShardId>,
+}
+
+/// What a shard gets of the rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// the rows as they are proposed
+    Proposed,
+    /// these, with the rows in their way and the values for those
+    Changed,
+    /// the rows in the way, with new keys among their values
+    Rekeyed,
+    /// the rows in the way, which leave the shard
+    Leaving,
+    /// these, whole, on the shard that they go to
+    Entering,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -103,7 +121,9 @@ async fn find(
             ));
         }
     }
-    shards.values().try_for_each(|rows| once_each(rows))?;
+    shards
+        .values()
+        .try_for_each(|rows| once_each(rows, upsert.moves.is_some()))?;
     if shards.is_empty() {
         // Sent without rows, so that PostgreSQL checks what it checks.
         shards.insert(upsert.checked.any_shard, Vec::new());
@@ -112,7 +132,7 @@ async fn find(
 }
 
 /// A row may be changed once.
-fn once_each(rows: &[Proposed]) -> Result<(), ServerError> {
+fn once_each(rows: &[Proposed], moves: bool) -> Result<(), ServerError> {
     let mut seen = HashMap::<&[String; 3], Action>::new();
     for row in rows {
         let Some(identity) = &row.identity else { continue };
@@ -120,7 +140,8 @@ fn once_each(rows: &[Proposed]) -> Result<(), ServerError> {
             continue;
         };
         match (before, row.action) {
-            (Action::Update, Action::Update) => {
+            // Where it has another key since, PostgreSQL finds none in the way of the next.
+            (Action::Update, Action::Update) if !moves => {
                 let told = "ON CONFLICT DO UPDATE command cannot affect row a second time";
                 return Err(ServerError::new(SqlState::from_code("21000"), told).with_hint(
                     "Ensure that no rows proposed for insertion within the same command have duplicate constrained values.",
@@ -146,8 +167,9 @@ async fn write_all(
 ) -> Result<bool, ServerError> {
     let add = upsert.add_sql();
     let change = upsert.change_sql();
+    let mut entering = BTreeMap::<ShardId, Vec<&Proposed>>::new();
     let statements: usize = shards.values().map(|rows| 1 + rows.len() / CHANGED_AT_ONCE).sum();
-    for (shard, rows) in shards {
+    for (&shard, rows) in &shards {
         let share = |action: Action| rows.iter().filter(|row| row.action == action).collect::<Vec<_>>();
         let (added, passed, changed) = (share(Action::Insert), share(Action::Nothing), share(Action::Update));
         let broken = |error: ServerError| match statements > 1 && upsert.checked.refers_to_itself {
@@ -156,24 +178,44 @@ async fn write_all(
         };
         if !added.is_empty() || rows.is_empty() {
             let count = upsert
-                .send(shard, &add, &added, false, done, transaction)
+                .send((shard, Share::Proposed), &add, &added, done, transaction)
                 .await
                 .map_err(broken)?;
             if count != added.len() as u64 {
                 return Ok(false);
             }
         }
-        if !passed.is_empty() && upsert.send(shard, &add, &passed, false, done, transaction).await? != 0 {
+        if !passed.is_empty()
+            && upsert
+                .send((shard, Share::Proposed), &add, &passed, done, transaction)
+                .await?
+                != 0
+        {
             return Ok(false);
+        }
+        if upsert.moves.is_some() {
+            if !upsert.rekey(shard, &changed, &mut entering, done, transaction).await? {
+                return Ok(false);
+            }
+            continue;
         }
         for some in changed.chunks(CHANGED_AT_ONCE) {
             let count = upsert
-                .send(shard, &change, some, true, done, transaction)
+                .send((shard, Share::Changed), &change, some, done, transaction)
                 .await
                 .map_err(broken)?;
             if count != some.len() as u64 {
                 return Ok(false);
             }
+        }
+    }
+    for (shard, rows) in entering {
+        let enter = upsert.enter_sql();
+        let count = upsert
+            .send((shard, Share::Entering), &enter, &rows, done, transaction)
+            .await?;
+        if count != rows.len() as u64 {
+            return Ok(false);
         }
     }
     Ok(true)
@@ -204,52 +246,121 @@ impl Upsert<'_> {
                 Some([table, place, version].map(str::to_owned))
             }
         };
-        let shard = match self.plan.table.as_ref().and_then(|t| t.sharded()) {
-            None => self.checked.any_shard,
-            Some(sharded) => {
-                let places = (width..width + keys).zip(&sharded.key_types);
-                let key: Option<Key> = places
-                    .map(|(at, key_type)| key_type.parse_binary(&message[fields.get(at)?.clone()?]))
-                    .collect();
-                // A row without a range gets its error from PostgreSQL: no shard has a partition for it.
-                key.and_then(|key| sharded.ranges.find(&key))
-                    .map_or(self.checked.any_shard, |range| range.shard)
-            }
+        let (mut shard, mut key) = (self.checked.any_shard, None);
+        if let Some(sharded) = self.plan.table.as_ref().and_then(|t| t.sharded()) {
+            let places = (width..width + keys).zip(&sharded.key_types);
+            key = places
+                .map(|(at, key_type)| key_type.parse_binary(&message[fields.get(at)?.clone()?]))
+                .collect::<Option<Key>>();
+            // A row without a range gets its error from PostgreSQL: no shard has a partition for it.
+            let range = key.as_ref().and_then(|key| sharded.ranges.find(key));
+            shard = range.map_or(shard, |range| range.shard);
+        }
+        let moves_to = match action {
+            Action::Update => self.moves_to(message, &fields, key.as_ref(), shard)?,
+            _ => None,
         };
         let row = Proposed {
             message: message.to_vec(),
             number,
             action,
             identity,
+            moves_to,
         };
         Ok((shard, row))
     }
 
-    /// Proposes rows to a shard; how many it has inserted or changed.
-    async fn send(
+    /// Where in a row of the SELECT the values of SET begin.
+    pub(super) fn first_value(&self) -> usize {
+        self.carriers.len() + self.plan.key.len() + IN_FRONT
+    }
+
+    /// Gives rows other keys; false where one of them was changed by others. Those that belong to other shards then are deleted.
+    async fn rekey<'r>(
         &self,
         shard: ShardId,
+        rows: &[&'r Proposed],
+        entering: &mut BTreeMap<ShardId, Vec<&'r Proposed>>,
+        done: &mut Done,
+        transaction: &mut Transaction,
+    ) -> Result<bool, ServerError> {
+        self.may_leave(rows)?;
+        let (leaving, staying): (Vec<_>, Vec<_>) = rows.iter().copied().partition(|row| row.moves_to.is_some());
+        // Proposed in vain: PostgreSQL checks them all the same.
+        let add = self.add_sql();
+        if !rows.is_empty()
+            && self
+                .send((shard, Share::Proposed), &add, rows, done, transaction)
+                .await?
+                != 0
+        {
+            return Ok(false);
+        }
+        let mut all = 0;
+        if !leaving.is_empty() {
+            let leave = self.leave_sql();
+            all += self
+                .send((shard, Share::Leaving), &leave, &leaving, done, transaction)
+                .await?;
+        }
+        // UPDATE returns rows as they lie.
+        let at_once = if self.conflict.returning.is_empty() {
+            CHANGED_AT_ONCE
+        } else {
+            1
+        };
+        let rekey = self.rekey_sql();
+        for some in staying.chunks(at_once) {
+            all += self
+                .send((shard, Share::Rekeyed), &rekey, some, done, transaction)
+                .await?;
+        }
+        for row in leaving {
+            entering.entry(row.moves_to.unwrap_or(shard)).or_default().push(row);
+        }
+        Ok(all == rows.len() as u64)
+    }
+
+    /// What a share consists of, in the order of the statement's arrays.
+    fn columns_of(&self, share: Share) -> Vec<(Carrier, Place)> {
+        let identity = || (0..3).map(|i| (Carrier::text(), Place::Identity(i)));
+        let fields = |carriers: &[Carrier], first: usize| {
+            let carriers = carriers.iter().cloned().enumerate();
+            carriers
+                .map(|(i, carrier)| (carrier, Place::Field(first + i)))
+                .collect::<Vec<_>>()
+        };
+        let proposed = || fields(&self.carriers, 0).into_iter();
+        let set = || fields(&self.set_carriers, self.first_value()).into_iter();
+        match share {
+            Share::Proposed => proposed().collect(),
+            Share::Changed => proposed().chain(identity()).chain(set()).collect(),
+            Share::Rekeyed => identity().chain(set()).collect(),
+            Share::Leaving => identity().collect(),
+            Share::Entering => self.entering(),
+        }
+    }
+
+    /// Sends a share of the rows to a shard; how many it has inserted, changed or deleted.
+    async fn send(
+        &self,
+        (shard, share): (ShardId, Share),
         sql: &str,
         rows: &[&Proposed],
-        changes: bool,
         done: &mut Done,
         transaction: &mut Transaction,
     ) -> Result<u64, ServerError> {
         let garbled = || ServerError::internal("a proposed row does not fit its description");
-        let width = self.carriers.len();
-        let first_value = width + self.plan.key.len() + IN_FRONT;
-        let found_carriers = self.found_carriers();
-        let (mut batch, mut found) = (Batch::new(width), Batch::new(found_carriers.len()));
+        let (carriers, places): (Vec<Carrier>, Vec<Place>) = self.columns_of(share).into_iter().unzip();
+        let mut batch = Batch::new(places.len());
         let mut fields = Vec::new();
         for row in rows {
             row::fields(&row.message, &mut fields).ok_or_else(garbled)?;
-            let value = |field: &Option<std::ops::Range<usize>>| field.clone().map(|value| &row.message[value]);
-            batch.add(fields.iter().take(width).map(value));
-            if changes {
-                let identity = row.identity.as_ref().ok_or_else(garbled)?;
-                let values = fields.iter().skip(first_value).map(value);
-                found.add(identity.iter().map(|part| Some(part.as_bytes())).chain(values));
-            }
+            let value = |place: &Place| match place {
+                Place::Identity(part) => row.identity.as_ref().map(|identity| identity[*part].as_bytes()),
+                Place::Field(at) => Some(&row.message[fields.get(*at)?.clone()?]),
+            };
+            batch.add(places.iter().map(value));
         }
         transaction.participant(shard).await?;
         if !rows.is_empty() {
@@ -263,14 +374,9 @@ impl Upsert<'_> {
         let (mut types, mut parameters) = crate::fragment::parameters(&self.statement, sql, shard);
         types.truncate(own);
         parameters.truncate(own);
-        let (row_types, arrays) = batch.take(&self.carriers);
+        let (row_types, arrays) = batch.take(&carriers);
         types.extend(row_types);
         parameters.extend(arrays.into_iter().map(|array| (true, Some(array))));
-        if changes {
-            let (found_types, arrays) = found.take(&found_carriers);
-            types.extend(found_types);
-            parameters.extend(arrays.into_iter().map(|array| (true, Some(array))));
-        }
         put(backend, sql, &types, &parameters, self.statement.result_formats)?;
         relay::sync(backend).await?;
         let returns = !self.conflict.returning.is_empty();
@@ -280,12 +386,14 @@ impl Upsert<'_> {
         for (message, row) in row::messages(&returned.bytes).zip(rows) {
             done.returned.push((row.number, shard, message.to_vec()));
         }
-        done.count += count;
+        if share != Share::Leaving {
+            done.count += count;
+        }
         Ok(count)
     }
 
     /// How the identities of rows in the way, and their new values, travel.
-    fn found_carriers(&self) -> Vec<Carrier> {
+    pub(super) fn found_carriers(&self) -> Vec<Carrier> {
         let identity = (0..3).map(|_| Carrier::text());
         identity.chain(self.set_carriers.iter().cloned()).collect()
     }
@@ -307,7 +415,7 @@ impl Upsert<'_> {
         )
     }
 
-    fn returning(&self) -> &str {
+    pub(super) fn returning(&self) -> &str {
         &self.statement.text[self.plan.target.tail.clone()][self.conflict.returning.clone()]
     }
 
@@ -351,6 +459,16 @@ impl Upsert<'_> {
             arrays.join(", "),
             names.join(", ")
         );
+        format!(
+            "{} DO UPDATE SET {} WHERE EXISTS (SELECT {found}) {}",
+            self.head_sql(),
+            self.set_sql(&found),
+            self.returning()
+        )
+    }
+
+    /// SET with the values that come with the rows in the way.
+    pub(super) fn set_sql(&self, found: &str) -> String {
         let (mut columns, mut values, mut set) = (Vec::new(), Vec::new(), Vec::new());
         for (name, value) in &self.set {
             match value {
@@ -368,11 +486,6 @@ impl Upsert<'_> {
                 values.join(", ")
             ));
         }
-        format!(
-            "{} DO UPDATE SET {} WHERE EXISTS (SELECT {found}) {}",
-            self.head_sql(),
-            set.join(", "),
-            self.returning()
-        )
+        set.join(", ")
     }
 }
