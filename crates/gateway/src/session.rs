@@ -24,6 +24,7 @@ mod for_query;
 mod forward;
 mod function_call;
 mod lock_modes;
+mod locked_cursor;
 mod locking_subqueries;
 pub(crate) mod notifications;
 pub(crate) mod own_state;

@@ -6,6 +6,7 @@ use ahash::AHashMap;
 use parking_lot::Mutex;
 use pgherd_model::{Epoch, ServerError, Snapshot};
 use pgherd_query::Description;
+use pgherd_sql::lexer::Token;
 use pgherd_sql::{Analysis, Kind, Parsed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -50,6 +51,8 @@ pub(crate) struct Statement {
     pub(crate) shared_clock: bool,
     /// has constants that a prepared statement keeps as they were read
     pub(crate) readings: Readings,
+    /// has the words WHERE CURRENT OF
+    pub(crate) names_cursor: bool,
     /// has `$1` …
     pub(crate) has_parameters: bool,
     analysed: Mutex<Option<Analysed>>,
@@ -97,6 +100,7 @@ impl Statement {
             calls_builtins_only: pgherd_sql::calls_builtins_only(text, &parsed.tokens),
             shows_settings: ["current_setting", "pg_settings"].iter().any(|f| lower.contains(f)),
             shared_clock: pgherd_sql::clock::uses_shared_clock(text, &parsed.tokens),
+            names_cursor: names_cursor(text, &parsed.tokens),
             readings: Readings::of(text, &parsed.tokens),
             has_parameters: parsed
                 .tokens
@@ -184,6 +188,11 @@ impl Statement {
             });
         }
     }
+}
+
+fn names_cursor(text: &str, tokens: &[Token]) -> bool {
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
+    (0..tokens.len()).any(|i| is(i, "current") && is(i + 1, "of"))
 }
 
 /// The statements of one text.

@@ -2,6 +2,7 @@
 //! message.
 
 use super::forward::no_block;
+use super::locked_cursor::LockedCursor;
 use super::serializable::{Strict, level_for};
 use super::settings::Settings;
 use super::{Problem, Session, Unit};
@@ -57,6 +58,8 @@ pub(crate) struct Open {
     pub(crate) first_catalog: Option<Arc<Snapshot>>,
     /// where each cursor of SQL is open
     pub(crate) cursors: HashMap<String, ShardId>,
+    /// those of them whose rows are of several ranges, and locked
+    pub(crate) locked_cursors: HashMap<String, LockedCursor>,
     /// cursors over several ranges
     pub(crate) gathered_cursors: HashMap<String, GatheredCursor>,
     /// begun for one statement, and ends with it
@@ -242,6 +245,7 @@ impl Session {
             has_locked_tables: false,
             first_catalog,
             cursors: HashMap::new(),
+            locked_cursors: HashMap::new(),
             gathered_cursors: HashMap::new(),
             for_one_statement: false,
             strict: Strict::default(),

@@ -5,6 +5,7 @@
 use super::enter::Entered;
 use super::execute::names_missing_child;
 use super::forward::{no_block, put_statement, settle};
+use super::locked_cursor::of_keys;
 use super::portal::backend_portal;
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
@@ -30,6 +31,7 @@ impl Session {
                 self.cursor_texts.clear();
                 if let Some(open) = self.block.open_mut() {
                     open.cursors.clear();
+                    open.locked_cursors.clear();
                     open.gathered_cursors.clear();
                     for (_, backend) in open.transaction.participants() {
                         backend.simple("CLOSE ALL").await?;
@@ -87,6 +89,10 @@ impl Session {
             .await?;
         match route {
             Route::Refuse(error) => Err(error.into()),
+            Route::Plan if matches!(statement.parsed.kind, Kind::Select { locking: true, .. }) => {
+                drop(entered);
+                self.declare_locked(unit, Unit { statement, ..unit }, name, head).await
+            }
             // A participant with such a cursor could not be prepared: its rows are gathered wherever they are.
             _ if hold && entered.analysis.touches_sharded => {
                 let made = self.ensure_block();
@@ -164,6 +170,13 @@ impl Session {
             .collect();
         // Portals of the protocol are cursors too. Here they have their own names, and the one without belongs to this statement.
         texts.insert(String::new(), serde_json::Value::Null);
+        if let Some(open) = self.block.open() {
+            let hidden = open
+                .locked_cursors
+                .keys()
+                .map(|name| (of_keys(name), serde_json::Value::Null));
+            texts.extend(hidden);
+        }
         for (name, portal) in &self.portals {
             texts.insert(backend_portal(name), serde_json::Value::Null);
             rows.push(portal.as_cursor(name).to_string());
@@ -374,6 +387,8 @@ impl Session {
         };
         let entered = self.enter(unit).await?;
         self.forward(unit, &entered, &part).await?;
+        drop(entered);
+        self.follow_cursor(unit, name).await?;
         if let (Kind::Close(_), Some(open)) = (&unit.statement.parsed.kind, self.block.open_mut()) {
             open.cursors.remove(name);
         }

@@ -108,6 +108,12 @@ impl Session {
             self.client.signals = None;
             return run;
         }
+        if matches!(kind, Kind::Update | Kind::Delete)
+            && unit.statement.names_cursor
+            && let Some(instead) = Box::pin(self.at_cursor(unit)).await?
+        {
+            return self.run_all_instead(unit, &instead).await;
+        }
         match kind {
             Kind::Set { .. }
             | Kind::Reset(_)

@@ -137,18 +137,17 @@ impl Upsert<'_> {
         let key: Option<Key> = places
             .map(|(at, key_type)| key_type.parse_binary(&message[fields.get(at)?.clone()?]))
             .collect();
-        // A key without a range gets its error from PostgreSQL: no shard has a partition for it.
-        let Some(range) = key.and_then(|key| sharded.ranges.find_index(&key)) else {
-            return Ok(None);
-        };
+        let range = key.and_then(|key| sharded.ranges.find_index(&key));
         let before = old.and_then(|key| sharded.ranges.find_index(key));
-        if !sharded.automatic && before != Some(range) {
+        if !sharded.automatic && before != range {
             return Err(
                 ServerError::new(SqlState::FEATURE_NOT_SUPPORTED, "invalid ON UPDATE specification")
                     .with_detail("The result tuple would appear in a different partition than the original tuple."),
             );
         }
-        Ok(Some(sharded.ranges.ranges()[range].shard).filter(|to| *to != here))
+        // A key without a range gets its error from PostgreSQL: no shard has a partition for it.
+        let to = range.map(|range| sharded.ranges.ranges()[range].shard);
+        Ok(to.filter(|to| *to != here))
     }
 
     /// Refuses rows that leave their shard where the table cannot have that.
