@@ -1,5 +1,7 @@
 //! The client's side of a session: messages in, bytes out. One write per batch of replies.
 
+use crate::encoding::binary_copy::BinaryCopy;
+use crate::encoding::values::Shapes;
 use crate::encoding::{Column, Encoding};
 use crate::signals::Signals;
 use crate::tls::{self, Encrypted, Tls};
@@ -79,6 +81,8 @@ pub(crate) struct Client {
     pub(crate) signals: Option<Signals>,
     /// replaced when one of them changes
     pub(crate) styles: Arc<Styles>,
+    /// of types, where text inside of binary values is converted
+    pub(crate) shapes: Shapes,
 }
 
 /// The settings that decide how constants of dates, times and intervals are read, as the client was told of them.
@@ -118,12 +122,17 @@ struct Converter {
     columns: Vec<Column>,
     /// COPY FROM STDIN: the beginning of a character at the end of the last message
     begun: Vec<u8>,
+    /// a COPY in binary is under way
+    binary_copy: Option<BinaryCopy>,
 }
 
 impl Converter {
     /// A message of COPY data without the beginning of a character at its end, which goes to the next one; where the data ends
     /// in the middle of a character, it is left for the conversion to refuse.
     fn completed(&mut self, message: BytesMut) -> BytesMut {
+        if self.binary_copy.is_some() {
+            return message;
+        }
         let body = match message.first() {
             Some(b'd') => &message[5..],
             Some(b'c') if !self.begun.is_empty() => &[],
@@ -192,6 +201,7 @@ impl Client {
             held_tag: None,
             signals: None,
             styles: Arc::default(),
+            shapes: Shapes::default(),
         }
     }
 
@@ -212,6 +222,7 @@ impl Client {
             done: self.out.len(),
             columns: Vec::new(),
             begun: Vec::new(),
+            binary_copy: None,
         });
         Ok(())
     }
@@ -225,14 +236,31 @@ impl Client {
         Ok(())
     }
 
+    /// From now on, data of COPY is in binary, and of columns of these types; None: no longer.
+    pub(crate) fn expect_binary_copy(&mut self, types: Option<Vec<u32>>) -> Result<(), ServerError> {
+        self.convert()?;
+        if let Some(converter) = &mut self.encoding {
+            converter.binary_copy = types.map(BinaryCopy::new);
+        }
+        Ok(())
+    }
+
     /// Puts what has gathered into the client's encoding. What has no equivalent there is an error: the replies before
     /// it are left, and nothing from there on.
     pub(crate) fn convert(&mut self) -> Result<(), ServerError> {
-        let Some(converter) = &mut self.encoding else {
+        // What is a part's is read here.
+        let is_captured = self.discarding.as_ref().is_some_and(|d| d.wanted);
+        let Some(converter) = self.encoding.as_mut().filter(|_| !is_captured) else {
             return Ok(());
         };
         let from = converter.done.min(self.out.len());
-        let result = converter.encoding.outgoing(&mut self.out, from, &mut converter.columns);
+        let result = converter.encoding.outgoing(
+            &mut self.out,
+            from,
+            &mut converter.columns,
+            &self.shapes,
+            converter.binary_copy.as_mut(),
+        );
         converter.done = self.out.len();
         result
     }
@@ -433,7 +461,30 @@ impl Client {
             return Ok(());
         };
         let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
-        let message = converter.completed(self.inbox.split_to(1 + length));
+        let mut message = converter.completed(self.inbox.split_to(1 + length));
+        if let Some(copy) = converter
+            .binary_copy
+            .as_mut()
+            .filter(|_| matches!(message[0], b'd' | b'c'))
+        {
+            let is_last = message[0] == b'c';
+            let data = match is_last {
+                true => Ok(copy.rest()),
+                false => converter.encoding.incoming_binary(copy, &message[5..], &self.shapes),
+            };
+            let data = data.map_err(|error| Gone::Text((error, false)))?;
+            let end = message.split_to(if is_last { message.len() } else { 0 });
+            message = BytesMut::with_capacity(data.len() + 10);
+            if !is_last || !data.is_empty() {
+                message.put_u8(b'd');
+                message.put_u32(data.len() as u32 + 4);
+                message.put_slice(&data);
+            }
+            message.put_slice(&end);
+            message.unsplit(self.inbox.split());
+            self.inbox = message;
+            return Ok(());
+        }
         let simple = message[0] == b'Q';
         let mut converted = converter
             .encoding

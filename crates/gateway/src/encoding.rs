@@ -4,8 +4,11 @@
 //! hear of it: their `client_encoding` stays UTF8. What bytes mean, [`tables`] knows from the home shard. Encodings in which a
 //! code may be two characters, and GB18030, are refused.
 
+pub(crate) mod binary_copy;
 mod tables;
+pub(crate) mod values;
 
+use binary_copy::BinaryCopy;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use pgherd_model::{ServerError, SqlState, quote_literal};
@@ -13,6 +16,7 @@ use pgherd_shards::Backend;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tables::{Tables, Told};
+use values::Shapes;
 
 /// The encoding that asks for no conversion.
 const SQL_ASCII: &str = "SQL_ASCII";
@@ -40,8 +44,8 @@ pub(crate) enum Column {
     Text,
     /// binary, without text in it
     Plain,
-    /// binary, and perhaps with text in it
-    Unknown,
+    /// binary, and perhaps with text in it: of this type
+    Binary(u32),
 }
 
 impl Column {
@@ -51,7 +55,7 @@ impl Column {
             0 => Self::Text,
             _ if TEXT_TYPES.contains(&type_oid) => Self::Text,
             _ if PLAIN_TYPES.contains(&type_oid) => Self::Plain,
-            _ => Self::Unknown,
+            _ => Self::Binary(type_oid),
         }
     }
 }
@@ -203,17 +207,41 @@ impl Encoding {
     }
 
     /// A parameter that came in binary, by its type.
-    pub(crate) fn decode_parameter(&self, value: &Bytes, type_oid: u32) -> Result<Bytes, ServerError> {
+    pub(crate) fn decode_parameter(&self, value: &Bytes, type_oid: u32, shapes: &Shapes) -> Result<Bytes, ServerError> {
         match Column::new(1, type_oid) {
             _ if value.is_ascii() => Ok(value.clone()),
             Column::Plain => Ok(value.clone()),
             Column::Text => Ok(self.decode(value)?.into()),
-            Column::Unknown => Err(binary_text()),
+            Column::Binary(type_oid) => {
+                let mut out = BytesMut::with_capacity(value.len());
+                let decode = |text: &[u8], out: &mut BytesMut| {
+                    out.put_slice(&self.decode(text)?);
+                    Ok(())
+                };
+                shapes.write(type_oid, value, &decode, &mut out)?;
+                Ok(out.freeze())
+            }
         }
     }
 
+    /// A piece of a COPY in binary that comes from the client, as the shards are to have it.
+    pub(crate) fn incoming_binary(
+        &self,
+        copy: &mut BinaryCopy,
+        data: &[u8],
+        shapes: &Shapes,
+    ) -> Result<BytesMut, ServerError> {
+        let decode = |text: &[u8], out: &mut BytesMut| {
+            out.put_slice(&self.decode(text)?);
+            Ok(())
+        };
+        let mut out = BytesMut::with_capacity(data.len());
+        copy.convert(data, shapes, &decode, &mut out)?;
+        Ok(out)
+    }
+
     /// The messages in `out` from `from` on as the client has them. `columns` is what the present rows are like: it is taken
-    /// from each RowDescription that is passed.
+    /// from each RowDescription that is passed. `shapes`: what their types' binary values are. `copy`: its data is a COPY's in binary.
     ///
     /// # Errors
     /// 22P05 for a character that the encoding has not; the messages before it are left, and nothing from there on.
@@ -222,12 +250,22 @@ impl Encoding {
         out: &mut BytesMut,
         from: usize,
         columns: &mut Vec<Column>,
+        shapes: &Shapes,
+        copy: Option<&mut BinaryCopy>,
     ) -> Result<(), ServerError> {
         let messages = out.split_off(from);
-        self.convert(&messages, out, columns)
+        self.convert(&messages, out, columns, shapes, copy)
     }
 
-    fn convert(&self, messages: &[u8], out: &mut BytesMut, columns: &mut Vec<Column>) -> Result<(), ServerError> {
+    fn convert(
+        &self,
+        messages: &[u8],
+        out: &mut BytesMut,
+        columns: &mut Vec<Column>,
+        shapes: &Shapes,
+        mut copy: Option<&mut BinaryCopy>,
+    ) -> Result<(), ServerError> {
+        let encode = |text: &[u8], out: &mut BytesMut| self.tables.encode(text, out);
         let mut rest = messages;
         while let [tag, a, b, c, d, ..] = rest {
             let whole = 1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize;
@@ -237,20 +275,24 @@ impl Encoding {
             if *tag == b'T' {
                 *columns = described(body);
             }
-            if body.is_ascii() {
+            let copied = copy.as_deref_mut().filter(|_| *tag == b'd');
+            if body.is_ascii() && copied.is_none() {
                 out.put_slice(message);
                 continue;
             }
             let start = out.len();
             out.put_slice(&message[..5]);
             let converted = match tag {
-                b'D' => self.convert_row(body, columns, out),
+                b'D' => self.convert_row(body, columns, shapes, out),
                 b'T' => self.convert_description(body, out),
                 b'E' | b'N' => {
                     self.tables.encode_lossy(body, out);
                     Ok(())
                 }
-                b'd' => self.tables.encode_copy(body, out),
+                b'd' => match copied {
+                    Some(copy) => copy.convert(body, shapes, &encode, out),
+                    None => self.tables.encode_copy(body, out),
+                },
                 b'C' | b'S' => self.tables.encode(body, out),
                 b'A' => {
                     out.put_slice(&body[..4]);
@@ -265,20 +307,31 @@ impl Encoding {
                 out.truncate(start);
                 return Err(error);
             }
+            if *tag == b'd' && out.len() == start + 5 {
+                // Nothing of it is whole yet.
+                out.truncate(start);
+                continue;
+            }
             let length = (out.len() - start - 1) as u32;
             out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
         }
         Ok(())
     }
 
-    fn convert_row(&self, body: &[u8], columns: &[Column], out: &mut BytesMut) -> Result<(), ServerError> {
+    fn convert_row(
+        &self,
+        body: &[u8],
+        columns: &[Column],
+        shapes: &Shapes,
+        out: &mut BytesMut,
+    ) -> Result<(), ServerError> {
         out.put_slice(&body[..2]);
         let (mut rest, mut at) = (&body[2..], 0);
         while let [a, b, c, d, behind @ ..] = rest {
             let length = i32::from_be_bytes([*a, *b, *c, *d]);
             let value = &behind[..usize::try_from(length).unwrap_or(0).min(behind.len())];
             rest = &behind[value.len()..];
-            match columns.get(at).copied().unwrap_or(Column::Unknown) {
+            match columns.get(at).copied().unwrap_or(Column::Binary(0)) {
                 _ if value.is_ascii() => {
                     out.put_i32(length);
                     out.put_slice(value);
@@ -294,7 +347,14 @@ impl Encoding {
                     let length = (out.len() - start - 4) as i32;
                     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
                 }
-                Column::Unknown => return Err(binary_text()),
+                Column::Binary(type_oid) => {
+                    let start = out.len();
+                    out.put_i32(0);
+                    let encode = |text: &[u8], out: &mut BytesMut| self.tables.encode(text, out);
+                    shapes.write(type_oid, value, &encode, out)?;
+                    let length = (out.len() - start - 4) as i32;
+                    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+                }
             }
             at += 1;
         }
@@ -348,7 +408,7 @@ pub(crate) fn is_utf8(name: &str) -> bool {
 fn binary_text() -> ServerError {
     ServerError::unsupported(
         "binary values with text in them are not supported with this client_encoding",
-        "Use the text format for arrays and composite types, or set client_encoding to UTF8.",
+        "Use the text format for values of such types, or set client_encoding to UTF8.",
     )
 }
 
@@ -389,7 +449,7 @@ mod tests {
         row.put_i32(-1);
         let mut out = message(b'D', &row);
         encoding
-            .outgoing(&mut out, 0, &mut vec![Column::Text; 2])
+            .outgoing(&mut out, 0, &mut vec![Column::Text; 2], &Shapes::default(), None)
             .expect("convert");
         let mut expected = BytesMut::new();
         expected.put_i16(2);
@@ -400,7 +460,13 @@ mod tests {
 
         let mut out = message(b'D', &row);
         let error = encoding
-            .outgoing(&mut out, 0, &mut vec![Column::Unknown; 2])
+            .outgoing(
+                &mut out,
+                0,
+                &mut vec![Column::Binary(20_000); 2],
+                &Shapes::default(),
+                None,
+            )
             .expect_err("binary");
         assert_eq!((error.sqlstate(), out.len()), (SqlState::FEATURE_NOT_SUPPORTED, 0));
     }
@@ -421,9 +487,16 @@ mod tests {
         assert_eq!(came, bind("\u{20ac}".as_bytes(), 3));
         let binary = Bytes::from_static(b"\x81");
         assert_eq!(
-            encoding.decode_parameter(&binary, 25).expect("text"),
+            encoding
+                .decode_parameter(&binary, 25, &Shapes::default())
+                .expect("text"),
             "\u{e9}".as_bytes()
         );
-        assert_eq!(encoding.decode_parameter(&binary, 17).expect("bytea"), binary);
+        assert_eq!(
+            encoding
+                .decode_parameter(&binary, 17, &Shapes::default())
+                .expect("bytea"),
+            binary
+        );
     }
 }

@@ -200,6 +200,54 @@ async fn what_is_prepared_under_another_search_path_is_another_statement() {
 }
 
 /// PostgreSQL drops a setting whose prefix a library takes that is loaded later. Backends that have loaded it refuse the setting.
+/// Statements of several sessions are kept prepared on the same connections of shards, where PostgreSQL reads constants once.
+#[tokio::test(flavor = "multi_thread")]
+async fn constants_are_read_as_the_session_wants_that_prepares_them() {
+    let (_herd, gateway) = started(2, "styles").await;
+    let admin = connect(&gateway, "postgres").await;
+    admin
+        .batch_execute(
+            "SET pgherd.initial_bounds = 'int 5'; CREATE TABLE day (k int PRIMARY KEY, d date) PARTITION BY RANGE (k);
+             INSERT INTO day VALUES (1, '2020-01-02'), (9, '2020-01-02')",
+        )
+        .await
+        .expect("set up");
+    let (american, european) = (connect(&gateway, "postgres").await, connect(&gateway, "postgres").await);
+    american.batch_execute("SET DateStyle = 'ISO, MDY'").await.expect("SET");
+    european.batch_execute("SET DateStyle = 'ISO, DMY'").await.expect("SET");
+    let text = "SELECT count(*) FROM day WHERE k = $1 AND d = '01/02/2020'";
+    let count = async |client: &Client, statement: &tokio_postgres::Statement, k: i32| {
+        let row = client.query_one(statement, &[&k]).await.expect("a count");
+        row.get::<_, i64>(0)
+    };
+    let mut prepared = Vec::new();
+    for (client, expected) in [(&american, 1), (&european, 0), (&american, 1)] {
+        let statement = client.prepare(text).await.expect("prepare");
+        for k in [1, 9, 1, 9, 1, 9] {
+            assert_eq!(count(client, &statement, k).await, expected, "key {k}");
+        }
+        prepared.push(statement);
+    }
+    // What was prepared stays what it was, whatever the session has set since.
+    american.batch_execute("SET DateStyle = 'ISO, DMY'").await.expect("SET");
+    european.batch_execute("SET DateStyle = 'ISO, MDY'").await.expect("SET");
+    for k in [1, 9] {
+        assert_eq!(count(&american, &prepared[0], k).await, 1);
+        assert_eq!(count(&european, &prepared[1], k).await, 0);
+    }
+    let moment = american.prepare("SELECT 'now'::timestamptz").await.expect("prepare");
+    let read = async || {
+        american
+            .query_one(&moment, &[])
+            .await
+            .expect("a moment")
+            .get::<_, std::time::SystemTime>(0)
+    };
+    let first = read().await;
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    assert_eq!(read().await, first);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_setting_that_a_library_takes_is_lost_and_nothing_else() {
     let (_herd, gateway) = started(3, "prefixes").await;

@@ -229,6 +229,9 @@ mod tests {
         assert_eq!(out, range(b"\x81"));
         let unknown = shapes.write(20_009, "\u{e9}".as_bytes(), &recode, &mut out);
         assert_eq!(unknown.expect_err("unknown").sqlstate().code(), "0A000");
-        assert!(shapes.write(pair, "\u{e9}".as_bytes(), &recode, &mut out).is_err(), "cut short");
+        assert!(
+            shapes.write(pair, "\u{e9}".as_bytes(), &recode, &mut out).is_err(),
+            "cut short"
+        );
     }
 }

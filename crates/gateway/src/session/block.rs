@@ -57,7 +57,7 @@ pub(crate) struct Open {
     /// at levels of one snapshot: the catalog when that snapshot was taken, or before
     pub(crate) first_catalog: Option<Arc<Snapshot>>,
     /// where each cursor of SQL is open
-    pub(crate) cursors: HashMap<String, ShardId>,
+    pub(crate) cursors: HashMap<String, PlacedCursor>,
     /// those of them whose rows are of several ranges, and locked
     pub(crate) locked_cursors: HashMap<String, LockedCursor>,
     /// cursors over several ranges
@@ -150,7 +150,26 @@ pub(crate) struct GatheredCursor {
     reads: Vec<pgherd_model::Name>,
 }
 
+/// A cursor on a participant.
+#[derive(Clone, Copy)]
+pub(crate) struct PlacedCursor {
+    pub(crate) shard: ShardId,
+    /// how many savepoints were open when it was declared, as above
+    depth: usize,
+}
+
 impl Open {
+    /// Notes that a cursor is open on a participant.
+    pub(crate) fn place_cursor(&mut self, name: &str, shard: ShardId) {
+        let depth = self.savepoints.len();
+        self.cursors.insert(name.to_owned(), PlacedCursor { shard, depth });
+    }
+
+    /// The participant that a cursor is on.
+    pub(crate) fn place_of_cursor(&self, name: &str) -> Option<ShardId> {
+        self.cursors.get(name).map(|cursor| cursor.shard)
+    }
+
     /// Keeps a cursor that was declared now.
     pub(crate) fn keep_cursor(
         &mut self,
@@ -353,6 +372,8 @@ impl Session {
         if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
             open.savepoints.truncate(at + 1);
             open.gathered_cursors.retain(|_, cursor| cursor.depth <= at);
+            open.cursors.retain(|_, cursor| cursor.depth <= at);
+            open.locked_cursors.retain(|name, _| open.cursors.contains_key(name));
             open.strict.roll_back_to(at + 1);
             let settings = open.savepoints[at].1.clone();
             self.restore_settings(settings);
@@ -368,9 +389,9 @@ impl Session {
         open.transaction.release(name).await?;
         if let Some(at) = open.savepoints.iter().rposition(|(n, _)| n == name) {
             open.savepoints.truncate(at);
-            for cursor in open.gathered_cursors.values_mut() {
-                cursor.depth = cursor.depth.min(at);
-            }
+            let gathered = open.gathered_cursors.values_mut().map(|cursor| &mut cursor.depth);
+            let placed = open.cursors.values_mut().map(|cursor| &mut cursor.depth);
+            gathered.chain(placed).for_each(|depth| *depth = at.min(*depth));
             open.strict.release(at);
         }
         Ok(())

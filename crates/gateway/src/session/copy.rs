@@ -38,12 +38,48 @@ impl Session {
             return Err(ServerError::internal("COPY without its parts").into());
         };
         if shape.format == pgherd_sql::CopyFormat::Binary && self.converter().is_some() {
-            return Err(ServerError::unsupported(
-                "COPY in binary is not supported with this client_encoding",
-                "Use the text or CSV format, or set client_encoding to UTF8.",
-            )
-            .into());
+            let types = self.binary_types(unit, shape).await?;
+            self.know_shapes(types.iter().copied()).await?;
+            self.client.expect_binary_copy(Some(types))?;
+            let copied = self.copy_again(unit, shape).await;
+            self.client.expect_binary_copy(None)?;
+            return copied;
         }
+        self.copy_again(unit, shape).await
+    }
+
+    /// The types of the columns that are copied.
+    async fn binary_types(&mut self, unit: Unit<'_>, shape: &CopyShape) -> Result<Vec<u32>, Problem> {
+        let name = match &shape.source {
+            CopySource::Table(name) => name,
+            CopySource::Query(span) => {
+                let query = unit.statement.text.get(span.clone()).unwrap_or_default();
+                let described = self.read_apart(query, &[]).await;
+                let columns = described.and_then(Result::ok).and_then(|d| d.columns);
+                return Ok(columns.iter().flatten().map(|c| c.type_oid).collect());
+            }
+        };
+        let schema = name.schema.iter().map(|s| pgherd_model::quote_identifier(s) + ".");
+        let relation = schema.collect::<String>() + &pgherd_model::quote_identifier(&name.name);
+        let sql = format!(
+            "SELECT a.attname, a.atttypid::pg_catalog.text FROM pg_catalog.pg_attribute a \
+             WHERE a.attrelid = pg_catalog.to_regclass({}) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
+            pgherd_model::quote_literal(&relation)
+        );
+        let told = self.ask_home(&sql).await?;
+        let rows = told.first().map_or(0, |r| r.rows.len());
+        let text = |row, column| told.first().and_then(|r| r.text(row, column));
+        let of = |row: usize| text(row, 1).and_then(|oid| oid.parse().ok()).unwrap_or(0);
+        Ok(match &shape.columns {
+            None => (0..rows).map(of).collect(),
+            Some(names) => {
+                let place = |name: &String| (0..rows).find(|&row| text(row, 0) == Some(name));
+                names.iter().map(|name| place(name).map_or(0, of)).collect()
+            }
+        })
+    }
+
+    async fn copy_again(&mut self, unit: Unit<'_>, shape: &CopyShape) -> Result<(), Problem> {
         let mut tries = 0;
         loop {
             let mark = self.client.out.len();

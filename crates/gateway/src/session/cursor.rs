@@ -113,7 +113,7 @@ impl Session {
                 };
                 self.forward(unit, &entered, &shifted).await?;
                 if let Some(open) = self.block.open_mut() {
-                    open.cursors.insert(name.to_owned(), shifted.shard);
+                    open.place_cursor(name, shifted.shard);
                 }
                 Ok(())
             }
@@ -156,8 +156,13 @@ impl Session {
             for (name, kept) in &mut open.gathered_cursors {
                 add(kept.cursor.backend().simple(&asked(name)).await?);
             }
-            for (name, shard) in open.cursors.iter().filter(|(_, shard)| **shard != home) {
-                add(open.transaction.participant(*shard).await?.simple(&asked(name)).await?);
+            for (name, placed) in open.cursors.iter().filter(|(_, placed)| placed.shard != home) {
+                add(open
+                    .transaction
+                    .participant(placed.shard)
+                    .await?
+                    .simple(&asked(name))
+                    .await?);
             }
         }
         for (name, kept) in &mut self.held_cursors {
@@ -294,12 +299,13 @@ impl Session {
         let mut kept_apart;
         let mut told = None;
         let backend = match (open, self.held_cursors.get_mut(name)) {
-            (Some(open), _) if in_block => match (open.gathered_cursors.get_mut(name), open.cursors.get(name)) {
+            (Some(open), _) if in_block => match (open.gathered_cursors.get_mut(name), open.cursors.get(name).copied())
+            {
                 (Some(kept), _) => {
                     told = Some(kept.description.clone());
                     kept.cursor.backend()
                 }
-                (None, Some(shard)) => open.transaction.participant(*shard).await?,
+                (None, Some(placed)) => open.transaction.participant(placed.shard).await?,
                 (None, None) => return Ok(false),
             },
             (_, Some(kept)) => {
@@ -347,8 +353,8 @@ impl Session {
             return Ok(Some(of_fetch(&kept.description)));
         }
         let is_elsewhere = open
-            .and_then(|open| open.cursors.get(name))
-            .is_some_and(|shard| *shard != self.gateway.shards.home());
+            .and_then(|open| open.place_of_cursor(name))
+            .is_some_and(|shard| shard != self.gateway.shards.home());
         let Some(text) = self.cursor_texts.get(name).filter(|_| is_elsewhere) else {
             return Ok(None);
         };
@@ -376,7 +382,7 @@ impl Session {
         let shard = self
             .block
             .open()
-            .and_then(|open| open.cursors.get(name).copied())
+            .and_then(|open| open.place_of_cursor(name))
             .unwrap_or(home);
         let part = Part {
             shard,

@@ -1,6 +1,7 @@
 //! `client_encoding`: the gateway's own to keep, since the shards always speak UTF-8 with it.
 
 use super::{Mode, Problem, Session, Unit};
+use crate::encoding::values::{SHAPES, Shapes};
 use crate::encoding::{Column, Encoding};
 use pgherd_model::ServerError;
 use pgherd_sql::{Instead, Kind, SetValue};
@@ -97,6 +98,17 @@ impl Session {
         asked
     }
 
+    /// SHOW ssl, which is about the connections that clients have: those to shards are their own. False: a SHOW of something else.
+    pub(crate) fn show_ssl(&mut self, unit: Unit<'_>) -> bool {
+        let asked = matches!(&unit.statement.parsed.kind, Kind::Show { name: Some(name) } if name == "ssl");
+        let is_on = self.gateway.options.tls.is_some();
+        if asked {
+            let shown = bytes::Bytes::from_static(if is_on { b"on" } else { b"off" });
+            self.put_shown(unit, &["ssl"], &[vec![Some(shown)]]);
+        }
+        asked
+    }
+
     /// `set_config('client_encoding', …)` that the gateway has done already must not reach a shard: the call of a function
     /// that gives its second argument stands for it.
     pub(crate) fn without_set_config(&self, unit: Unit<'_>) -> Option<Instead> {
@@ -122,6 +134,18 @@ impl Session {
         (!replacements.is_empty()).then(|| Instead::new(text, &replacements))
     }
 
+    /// Reads what the binary values of types are, where one of these is not known.
+    pub(super) async fn know_shapes(&mut self, types: impl Iterator<Item = u32>) -> Result<(), ServerError> {
+        let lacking = types
+            .filter(|oid| matches!(Column::new(1, *oid), Column::Binary(_)))
+            .any(|oid| self.client.shapes.lacks(oid));
+        if lacking {
+            let told = self.ask_home(SHAPES).await?;
+            self.client.shapes = told.first().map(Shapes::read).unwrap_or_default();
+        }
+        Ok(())
+    }
+
     /// Where the client has another encoding: what the rows of a statement that is not described now will be like.
     pub(crate) async fn expect_columns(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let formats = match unit.mode {
@@ -138,6 +162,8 @@ impl Session {
         }
         let entered = self.enter(unit).await?;
         let described = self.description(unit, &entered.snapshot).await?;
+        let binary = described.columns.iter().flatten().map(|c| c.type_oid);
+        self.know_shapes(binary).await?;
         let columns = described.columns.iter().flatten().enumerate();
         let columns = columns.map(|(i, c)| Column::new(crate::client::format_of(formats, i), c.type_oid));
         Ok(self.client.expect_columns(columns.collect())?)

@@ -146,7 +146,11 @@ impl Session {
                 }
                 self.routed(unit).await
             }
-            Kind::Show { .. } if Box::pin(self.show_level(unit)).await? || self.show_encoding(unit) => Ok(()),
+            Kind::Show { .. }
+                if Box::pin(self.show_level(unit)).await? || self.show_encoding(unit) || self.show_ssl(unit) =>
+            {
+                Ok(())
+            }
             Kind::Database(change) => Box::pin(self.change_database(unit, change)).await,
             Kind::WholeServer => Box::pin(self.whole_server(unit)).await,
             _ => self.routed(unit).await,

@@ -579,10 +579,12 @@ impl Session {
         }
         let entered = self.enter(unit).await?;
         let types = self.description(unit, &entered.snapshot).await?.parameter_types.clone();
+        self.know_shapes(types.iter().copied()).await?;
+        let shapes = &self.client.shapes;
         let decode = |(i, (binary, value)): (usize, &(bool, Option<Bytes>))| {
             let type_oid = types.get(i).copied().unwrap_or(0);
             let value = match value {
-                Some(value) if *binary => Some(encoding.decode_parameter(value, type_oid)?),
+                Some(value) if *binary => Some(encoding.decode_parameter(value, type_oid, shapes)?),
                 other => other.clone(),
             };
             Ok::<_, ServerError>((*binary, value))

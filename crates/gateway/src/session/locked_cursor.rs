@@ -97,7 +97,7 @@ impl Session {
         let home = self.gateway.shards.home();
         let open = self.block.open_mut().ok_or_else(no_block)?;
         open.transaction.participant(home).await?.simple(&sql).await?;
-        open.cursors.insert(name.to_owned(), home);
+        open.place_cursor(name, home);
         if let Some((_, table, key)) = keyed {
             let cursor = LockedCursor {
                 table,

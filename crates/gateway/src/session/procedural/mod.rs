@@ -34,12 +34,7 @@ impl Session {
         if refused.is_none() && !plpgsql::changes_schema(&body) && !acts {
             return self.routed(unit).await;
         }
-        // Values of a client with another encoding would be converted on their way.
-        let block = match self.converter() {
-            None => plpgsql::parse(&body),
-            Some(_) => Err(NotUnderstood("The client's encoding is not UTF8.".into())),
-        };
-        let block = match (block, refused) {
+        let block = match (plpgsql::parse(&body), refused) {
             (Ok(block), _) => block,
             (Err(NotUnderstood(why)), Some(error)) => return Err(told_why(error, &why).into()),
             (Err(_), None) => return self.routed(unit).await,
