@@ -4,11 +4,14 @@ use crate::Error;
 use pgherd_model::quote_literal;
 use pgherd_shards::{ShardConfig, Shards};
 use sha2::Digest;
+use std::time::Duration;
 
 /// Raise it when an older pgherd could not work with what is installed. Other changes of `sql/` are known by its digest.
 const VERSION: i32 = 1;
 /// Raise it with every change of `sql/`, so that gateways know which of two texts is the newer one: a test compares the digests.
 const REVISION: i32 = 1;
+/// How long it waits for a shard to say what it has: one may be down.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a gateway that brings a database up to date waits for those that use it.
 const LOCK_TIMEOUT: &str = "3s";
 const SHARD_SQL: &str = include_str!("../sql/shard.sql");
@@ -49,7 +52,10 @@ pub async fn install(shards: &Shards, database: &str, cluster: &str, secret: &st
 /// A shard that cannot be reached, or a catalog that is in use for longer than a few seconds.
 pub async fn bring_up_to_date(shards: &Shards, database: &str, cluster: &str, secret: &str) -> Result<(), Error> {
     for shard in shards.all() {
-        if is_older(shards, shard, database).await? {
+        let asked = tokio::time::timeout(CHECK_TIMEOUT, is_older(shards, shard, database)).await;
+        // One that does not answer now is asked by the next gateway.
+        let Ok(is_older) = asked else { continue };
+        if is_older? {
             tracing::info!(shard = %shard.name, "database \"{database}\" gets this gateway's functions");
             install_within(shards, shard, (database, cluster, secret), Some(LOCK_TIMEOUT)).await?;
         }

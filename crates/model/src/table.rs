@@ -1,6 +1,6 @@
 //! What a gateway knows of a table.
 
-use crate::{KeyType, RangeMap, TableId};
+use crate::{KeyType, RangeMap, ServerError, TableId};
 use std::fmt;
 use std::sync::Arc;
 
@@ -225,11 +225,52 @@ impl Sharded {
 pub struct ThroughView {
     /// the table
     pub table: Name,
+    /// more names that the view has for columns of the key: the name, and the column's place in the key
+    pub other_names: Vec<(String, usize)>,
     /// why rows that are inserted through it would not be placed or filled in exactly, if so
     pub no_insert: Option<String>,
 }
 
+impl Sharded {
+    /// The place in the key of the column that has this name.
+    pub fn place_in_key(&self, name: &str) -> Option<usize> {
+        let own = self.key.iter().position(|k| k == name);
+        own.or_else(|| self.other_name_of_key(name))
+    }
+
+    /// The same for names that a view has besides the first.
+    pub fn other_name_of_key(&self, name: &str) -> Option<usize> {
+        let view = self.through_view.as_ref()?;
+        view.other_names
+            .iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, place)| *place)
+    }
+}
+
 impl Table {
+    /// Refuses values for these columns of a view where one of them is the shard key by another name than the first: a row's place is
+    /// read from that one.
+    ///
+    /// # Errors
+    /// 0A000
+    pub fn refuse_other_names<'a>(&self, mut columns: impl Iterator<Item = &'a str>) -> Result<(), ServerError> {
+        let Some(sharded) = self.sharded() else {
+            return Ok(());
+        };
+        let other = columns.find_map(|name| Some((name, sharded.other_name_of_key(name)?)));
+        match other {
+            None => Ok(()),
+            Some((name, place)) => Err(ServerError::unsupported(
+                format!(
+                    "column \"{name}\" of view \"{}\", which is the shard key by another name, cannot be given values",
+                    self.name.name
+                ),
+                format!("Give them to column \"{}\", which is the same.", sharded.key[place]),
+            )),
+        }
+    }
+
     /// The sharded placement, if it is one.
     pub fn sharded(&self) -> Option<&Sharded> {
         match &self.kind {

@@ -142,7 +142,7 @@ impl InsertPlan {
         let sharded = placement(&parent);
         let sets_key = |a: &Assigned| {
             let column = named.columns.get(a.column);
-            column.is_some_and(|c| sharded.key.contains(&c.name))
+            column.is_some_and(|c| sharded.place_in_key(&c.name).is_some())
         };
         if walk.assigned.iter().any(sets_key) {
             // The row may belong elsewhere then.
@@ -196,6 +196,10 @@ impl InsertPlan {
         };
         plan.judged |= plan.key.len() != sharded.key.len();
         plan.read(insert, values, &table, context);
+        let given = plan.columns.iter().map(|&place| &*table.columns[place].name);
+        if let Err(error) = parent.refuse_other_names(given) {
+            plan.refused.get_or_insert(error);
+        }
         let behind = plan.rows.last().map_or(plan.values_at.end, |row| row.span.end);
         let first = context.tokens.partition_point(|t| (t.start as usize) < behind);
         let tail = &context.tokens[first..];

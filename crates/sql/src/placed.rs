@@ -165,7 +165,7 @@ impl Placed {
             let Some(of) = use_of_item[assigned.item] else { continue };
             let table = &uses[of].table;
             let name = &table.columns[assigned.column].name;
-            if let Some(column) = placement(table).key.iter().position(|k| k == name) {
+            if let Some(column) = placement(table).place_in_key(name) {
                 let value = assigned.value.clone();
                 key_updates.push(KeyUpdate { of, column, value });
             }

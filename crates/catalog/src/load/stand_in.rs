@@ -103,6 +103,14 @@ fn stand_in(view: &Table, table: &Table, source: &Source, home_functions: &HashS
             .iter()
             .find(|c| shown(c).is_some_and(|s| s.number == of.number))
     };
+    // Of a view over a view, the names that that one has for the key count as well.
+    let other_names = view.columns.iter().filter_map(|column| {
+        let of = shown(column)?;
+        let place = sharded.place_in_key(&of.name)?;
+        let is_first = name_of(of).is_some_and(|first| first.name == column.name);
+        (!is_first || sharded.key[place] != of.name).then(|| (column.name.clone(), place))
+    });
+    let other_names: Vec<_> = other_names.collect();
     // No column has this name: what is not shown restricts nothing.
     let key_name = |name: &String| {
         let shown = table.column(name).and_then(name_of);
@@ -123,6 +131,7 @@ fn stand_in(view: &Table, table: &Table, source: &Source, home_functions: &HashS
                     .through_view
                     .as_ref()
                     .map_or_else(|| table.name.clone(), |v| v.table.clone()),
+                other_names,
                 no_insert,
             }),
             ..(**sharded).clone()

@@ -90,8 +90,15 @@ impl Session {
         match route {
             Route::Refuse(error) => Err(error.into()),
             Route::Plan if matches!(statement.parsed.kind, Kind::Select { locking: true, .. }) => {
+                let reads = entered
+                    .analysis
+                    .sharded
+                    .iter()
+                    .map(|table| table.name.clone())
+                    .collect();
                 drop(entered);
-                self.declare_locked(unit, Unit { statement, ..unit }, name, head).await
+                let query = Unit { statement, ..unit };
+                self.declare_locked(unit, query, (name, head), reads).await
             }
             // A participant with such a cursor could not be prepared: its rows are gathered wherever they are.
             _ if hold && entered.analysis.touches_sharded => {
@@ -391,6 +398,7 @@ impl Session {
             fences: vec![],
             replaced: [].into(),
         };
+        self.check_unchanged(unit, name)?;
         let entered = self.enter(unit).await?;
         self.forward(unit, &entered, &part).await?;
         drop(entered);

@@ -112,8 +112,10 @@ impl Session {
             && unit.statement.names_cursor
             && let Some(instead) = Box::pin(self.at_cursor(unit)).await?
         {
-            return self.run_all_instead(unit, &instead).await;
+            // Not what it is in other words: only the row that was fetched is changed.
+            return self.run_instead(unit, &instead).await;
         }
+        self.note_changes(unit);
         match kind {
             Kind::Set { .. }
             | Kind::Reset(_)

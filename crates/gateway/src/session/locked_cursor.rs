@@ -4,6 +4,9 @@
 //! become constants of a cursor on the home shard. A second one there has the keys of the same rows and is moved whenever the first one
 //! is, so that it tells at which row that is. `WHERE CURRENT OF` becomes a condition on that row's key: its row is locked, so the key is
 //! its own until this transaction changes it.
+//!
+//! PostgreSQL leaves out rows that the transaction itself has changed, by other statements, before they were fetched. Such a cursor does not go
+//! on after a statement that may have changed its tables otherwise.
 
 use super::forward::no_block;
 use super::stored::with_position;
@@ -11,15 +14,22 @@ use super::{Mode, Problem, Session, Unit};
 use pgherd_model::{Name, Resolved, ServerError, SqlState, Table, quote_identifier, quote_literal};
 use pgherd_sql::lexer::{Token, TokenKind, depths};
 use pgherd_sql::{Instead, Kind};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Of which table the rows of such a cursor are, and the key that tells one from another.
+/// What is known of such a cursor.
 pub(crate) struct LockedCursor {
-    table: Name,
-    key: Vec<(String, String)>,
+    /// the sharded tables that it reads
+    reads: Vec<Name>,
+    /// all names in its query
+    words: HashSet<String>,
+    /// where its rows are plainly those of one table: that, and the key that tells one from another
+    keyed: Option<(Name, Vec<(String, String)>)>,
     /// the row that it is at may have got another key
     rekeyed: bool,
+    /// rows that were not fetched yet may have been changed
+    changed: bool,
 }
 
 /// The cursor that has the keys of another one's rows.
@@ -33,8 +43,8 @@ impl Session {
         &mut self,
         unit: Unit<'_>,
         query: Unit<'_>,
-        name: &str,
-        head: &str,
+        (name, head): (&str, &str),
+        reads: Vec<Name>,
     ) -> Result<(), Problem> {
         // PostgreSQL knows which cursors cannot lock rows.
         if let Some(Err(error)) = self.read_apart(&unit.statement.text, unit.types).await {
@@ -98,14 +108,16 @@ impl Session {
         let open = self.block.open_mut().ok_or_else(no_block)?;
         open.transaction.participant(home).await?.simple(&sql).await?;
         open.place_cursor(name, home);
-        if let Some((_, table, key)) = keyed {
-            let cursor = LockedCursor {
-                table,
-                key,
-                rekeyed: false,
-            };
-            open.locked_cursors.insert(name.to_owned(), cursor);
-        }
+        let tokens = query.statement.parsed.tokens.iter();
+        let words = tokens.filter_map(|t| t.identifier(&query.statement.text)).collect();
+        let cursor = LockedCursor {
+            reads,
+            words,
+            keyed: keyed.map(|(_, table, key)| (table, key)),
+            rekeyed: false,
+            changed: false,
+        };
+        open.locked_cursors.insert(name.to_owned(), cursor);
         if matches!(query.mode, Mode::Extended { .. }) && query.mode.describes() {
             self.client.put(b'n', &[]);
         }
@@ -155,6 +167,7 @@ impl Session {
             return Ok(());
         };
         cursor.rekeyed = false;
+        let has_keys = cursor.keyed.is_some();
         let own = quote_identifier(&of_keys(name));
         let sql = match &unit.statement.parsed.kind {
             Kind::Close(_) => {
@@ -168,8 +181,77 @@ impl Session {
                 format!("MOVE {} {own}", &text[tokens[0].end as usize..named.start as usize])
             }
         };
-        open.transaction.participant(home).await?.simple(&sql).await?;
+        if has_keys {
+            open.transaction.participant(home).await?.simple(&sql).await?;
+        }
         Ok(())
+    }
+
+    /// Refuses to go on with a cursor some of whose rows PostgreSQL would leave out.
+    pub(super) fn check_unchanged(&self, unit: Unit<'_>, name: &str) -> Result<(), ServerError> {
+        let closes = matches!(unit.statement.parsed.kind, Kind::Close(_));
+        let cursor = self.block.open().and_then(|open| open.locked_cursors.get(name));
+        match cursor.is_some_and(|cursor| cursor.changed) && !closes {
+            true => Err(ServerError::unsupported(
+                "this cursor over several ranges, which locks its rows, cannot go on after its tables were changed",
+                "Change the row that it is at with WHERE CURRENT OF.",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Before a statement: notes which cursors it may change the rows of.
+    pub(super) fn note_changes(&mut self, unit: Unit<'_>) {
+        let none = |open: &super::block::Open| open.locked_cursors.is_empty();
+        if self.block.open().is_none_or(none) {
+            return;
+        }
+        let changed = self.changed_by(unit);
+        let Some(open) = self.block.open_mut() else { return };
+        for cursor in open.locked_cursors.values_mut() {
+            cursor.changed |= match &changed {
+                Changed::Nothing => false,
+                Changed::Anything => true,
+                Changed::Table(table) => {
+                    let acts_on = table.sharded().map_or(&[][..], |s| &s.acts_on);
+                    cursor.reads.contains(&table.name) || acts_on.iter().any(|acted| cursor.reads.contains(acted))
+                }
+                Changed::Local(name) => cursor.words.contains(name),
+            };
+        }
+    }
+
+    fn changed_by(&self, unit: Unit<'_>) -> Changed {
+        let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
+        let at = match &unit.statement.parsed.kind {
+            Kind::Insert if word(0, "insert") => {
+                // New rows are none of a cursor's.
+                if !tokens.iter().any(|t| t.is_word(text, "conflict")) {
+                    return Changed::Nothing;
+                }
+                2
+            }
+            Kind::Update if word(0, "update") => 1,
+            Kind::Delete if word(0, "delete") => 2,
+            Kind::Merge if word(0, "merge") => 2,
+            Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge | Kind::Ddl(_) | Kind::Do => {
+                return Changed::Anything;
+            }
+            Kind::Select { writes: true, .. } | Kind::CallPgherd { .. } => return Changed::Anything,
+            _ => return Changed::Nothing,
+        };
+        let Some(named) = Named::read(text, tokens, at) else {
+            return Changed::Anything;
+        };
+        let path = &self.settings.search_path;
+        let snapshot = self.present_snapshot();
+        match snapshot.resolve(named.schema.as_deref(), &named.name, path) {
+            _ if self.temporary.contains(&named.name) => Changed::Local(named.name),
+            Resolved::Known(table) if table.sharded().is_some() => Changed::Table(table),
+            Resolved::Known(_) => Changed::Anything,
+            Resolved::Home => Changed::Local(named.name),
+        }
     }
 
     /// An UPDATE or DELETE with `WHERE CURRENT OF` a cursor over several ranges, with a condition on the row's key. None for other cursors.
@@ -186,15 +268,26 @@ impl Session {
             return Err(not_here("The cursor locks no rows.").into());
         }
         let Some(cursor) = open.locked_cursors.get(&name) else {
-            return Ok(None);
+            let is_open = open.cursors.contains_key(&name) || self.portals.contains_key(&name);
+            let is_open = is_open || self.held_cursors.contains_key(&name);
+            return match target_of(text, tokens) {
+                Some(named) if !is_open && self.sharded_table(&named).is_some() => Err(ServerError::new(
+                    SqlState::from_code("34000"),
+                    format!("cursor \"{name}\" does not exist"),
+                )
+                .into()),
+                _ => Ok(None),
+            };
         };
-        if cursor.rekeyed {
-            return Err(not_here("The row may have got another key since it was fetched.").into());
+        let Some((of, key)) = cursor.keyed.clone() else {
+            return Err(not_here("Its rows are not those of one table with a key.").into());
+        };
+        if cursor.rekeyed || cursor.changed {
+            return Err(not_here("The row may have been changed in another way since it was fetched.").into());
         }
-        let (of, key) = (cursor.table.clone(), cursor.key.clone());
-        let first = 1 + usize::from(tokens.get(1).is_some_and(|t| t.is_word(text, "from")));
-        let named = Named::read(text, tokens, first).ok_or_else(|| not_here("Its form is not understood."))?;
-        if self.sharded_table(&named).is_none_or(|table| table.name != of) {
+        let named = target_of(text, tokens).ok_or_else(|| not_here("Its form is not understood."))?;
+        let table = self.sharded_table(&named).filter(|table| table.name == of);
+        let Some(table) = table else {
             return Err(ServerError::new(
                 SqlState::from_code("24000"),
                 format!(
@@ -203,7 +296,7 @@ impl Session {
                 ),
             )
             .into());
-        }
+        };
         let sql = format!("FETCH RELATIVE 0 FROM {}", quote_identifier(&of_keys(&name)));
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let row = open.transaction.participant(home).await?.simple(&sql).await?;
@@ -220,13 +313,26 @@ impl Session {
         let condition: Vec<_> = key.iter().enumerate().map(of_column).collect();
         let sets = &tokens[named.end..];
         let mentions = |column: &String| sets.iter().any(|t| t.identifier(text).as_ref() == Some(column));
-        if key.iter().any(|(column, _)| mentions(column))
-            && let Some(cursor) = open.locked_cursors.get_mut(&name)
-        {
-            cursor.rekeyed = true;
+        let acts_on = table.sharded().map_or(&[][..], |s| &s.acts_on);
+        for (own, cursor) in &mut open.locked_cursors {
+            let is_it = *own == name;
+            cursor.rekeyed |= is_it && key.iter().any(|(column, _)| mentions(column));
+            // Of this one's own rows, only the one that was fetched is changed.
+            cursor.changed |= !is_it && cursor.reads.contains(&table.name);
+            cursor.changed |= acts_on.iter().any(|acted| cursor.reads.contains(acted));
         }
         Ok(Some(Instead::new(text, &[(place, condition.join(" AND "))])))
     }
+}
+
+/// What a statement may change.
+enum Changed {
+    Nothing,
+    Anything,
+    /// a sharded table
+    Table(Arc<Table>),
+    /// a relation of the home shard, by its name
+    Local(String),
 }
 
 /// A relation's name, with or without a schema and an alias.
@@ -273,6 +379,12 @@ impl Named {
             end,
         })
     }
+}
+
+/// What an UPDATE or DELETE without WITH changes.
+fn target_of(text: &str, tokens: &[Token]) -> Option<Named> {
+    let first = 1 + usize::from(tokens.get(1).is_some_and(|t| t.is_word(text, "from")));
+    Named::read(text, tokens, first)
 }
 
 /// The columns of a unique key without NULLs, with their types.

@@ -34,17 +34,23 @@ impl Readings {
     /// What holds for a text. No date, time or interval is without a digit but for the moments.
     pub(crate) fn of(text: &str, tokens: &[Token]) -> Self {
         let mut found = Self::default();
-        for value in tokens.iter().filter_map(|token| token.string(text)) {
-            found.by_style |= value.contains(|c: char| c.is_ascii_digit());
-            found.by_moment |= names_moment(&value);
+        for constant in tokens.iter().filter(|token| token.kind == TokenKind::String) {
+            let written = constant.text(text);
+            found.by_style |= has_digit(written);
+            found.by_moment |= names_moment(written);
         }
         found
     }
 
     fn concern(self, token: &Token, text: &str) -> bool {
-        let of = |value: String| value.contains(|c: char| c.is_ascii_digit()) || names_moment(&value);
-        (self.by_style || self.by_moment) && token.string(text).is_some_and(of)
+        let written = token.text(text);
+        let is_string = (self.by_style || self.by_moment) && token.kind == TokenKind::String;
+        is_string && (has_digit(written) || names_moment(written))
     }
+}
+
+fn has_digit(written: &str) -> bool {
+    written.bytes().any(|b| b.is_ascii_digit())
 }
 
 fn names_moment(value: &str) -> bool {

@@ -74,6 +74,7 @@ impl Session {
             ..Unit::plain(statement)
         };
         let mark = self.mark();
+        self.note_changes(unit);
         let result = self.routed(unit).await;
         let result = self.end_statement(result).await;
         match self.end_block_for_one(result).await {

@@ -66,6 +66,54 @@ def encodings():
         print("back", conn.info.encoding, conn.execute("SELECT length(word), word FROM words WHERE id = 1").fetchone())
 
 
+def binary_in_another_encoding():
+    with connect(client_encoding="latin1") as conn:
+        conn.execute("CREATE TYPE dish AS ENUM ('caf\u00e9', 'cr\u00e8me')")
+        conn.execute("CREATE TYPE course AS (n int, dish dish, name text)")
+        conn.execute("CREATE DOMAIN taste AS varchar(10)")
+        conn.execute("CREATE TYPE tastes AS RANGE (subtype = text)")
+        conn.execute(
+            "CREATE TABLE menu (id int PRIMARY KEY, dish dish, dishes dish[], course course, words text[], taste taste, tastes tastes, j jsonb)"
+        )
+        conn.cursor().executemany(
+            "INSERT INTO menu VALUES (%s, %s, %s, ROW(%s, %s, %s), %s, %s, tastes(%s, NULL), %s)",
+            [
+                (n, "caf\u00e9", ["cr\u00e8me", None], n, "caf\u00e9", "\u00e9t\u00e9", ["\u00e0", "b"], "\u00e2cre", "\u00e9", '{"\u00e9": 1}')
+                for n in range(8)
+            ],
+        )
+        columns = "id, dish, dishes, words, taste, course, courses, tastes, j"
+        query = f"SELECT {columns} FROM (SELECT *, ARRAY[course] AS courses FROM menu) AS m WHERE id %% 3 = %s ORDER BY id"
+        cursor = conn.cursor(binary=True)
+        cursor.execute(query, [2])
+        result = cursor.pgresult
+        # Without the OIDs of types.
+        print("values", [[result.get_value(row, i) for i in (1, 3, 4)] for row in range(result.ntuples)])
+        for i in (2, 5, 6, 7, 8):
+            value = result.get_value(0, i)
+            print("length", len(value), value.count(b"caf\xe9"), value.count(b"\xe9"), b"caf\xc3" in value)
+        row = conn.execute("SELECT count(*) FROM menu WHERE words = %b AND taste = %b", [["\u00e0", "b"], "\u00e2cre"]).fetchone()
+        print("given", row)
+        with conn.cursor().copy("COPY (SELECT id, dish, words FROM menu ORDER BY id) TO STDOUT (FORMAT binary)") as copy:
+            data = b"".join(bytes(piece) for piece in copy)
+        print("copied", len(data), data.count(b"caf\xe9"), data.count(b"\xc3"))
+        with conn.cursor().copy("COPY menu (id, dish, words) FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(["int4", "text", "text[]"])
+            for n in range(20, 26):
+                copy.write_row((n, "cr\u00e8me", ["\u00ef", None]))
+        with conn.cursor().copy("COPY menu (id, dish, words) TO STDOUT (FORMAT binary)") as copy:
+            copy.set_types(["int4", "text", "text[]"])
+            print("rows", sorted(copy.rows()))
+        conn.execute("DO $$ BEGIN EXECUTE 'UPDATE menu SET taste = ''\u00fc'' WHERE id > 22'; RAISE NOTICE 'd\u00e9j\u00e0'; END $$")
+        conn.execute("SELECT set_config('client_encoding', 'utf8', false)")
+        print("after", conn.execute("SELECT id, dish, words, taste FROM menu WHERE id > 21 ORDER BY id").fetchall())
+        conn.execute("SET client_encoding = latin1")
+        try:
+            conn.cursor(binary=True).execute("SELECT ARRAY['\u00e9', chr(8364)]").fetchone()
+        except psycopg.Error as error:
+            print("error", error.sqlstate)
+
+
 def cursors_and_processes():
     with psycopg.connect() as conn, connect() as other:
         cursor = conn.cursor("named", scrollable=True)
@@ -218,5 +266,5 @@ def parameters():
 with connect() as setup:
     setup.execute("ALTER ROLE postgres SET pgherd.default_distribution = 'primary_key'")
     setup.execute("ALTER ROLE postgres SET pgherd.initial_bounds = 'int 3,7'")
-for part in [notifications, prepared_statements, encodings, cursors_and_processes, copies, databases, snapshots, parameters]:
+for part in [notifications, prepared_statements, encodings, binary_in_another_encoding, cursors_and_processes, copies, databases, snapshots, parameters]:
     part()

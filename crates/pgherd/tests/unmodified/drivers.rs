@@ -74,7 +74,7 @@ async fn asyncpg_with_types_of_users() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn psycopg_with_what_a_session_keeps() {
-    play("psycopg", "with_session_state.py", &["words"]).await;
+    play("psycopg", "with_session_state.py", &["words", "menu"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -252,6 +252,7 @@ impl Plan {
             }
             None => table.columns.iter().take(given).collect(),
         };
+        table.refuse_other_names(given.iter().map(|c| &*c.name))?;
         if self.target.ignores_identities && given.iter().any(|c| c.identity.is_some()) {
             return Err(ServerError::unsupported(
                 "OVERRIDING USER VALUE is not supported where INSERT needs rows of more than one shard",

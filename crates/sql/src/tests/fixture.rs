@@ -291,6 +291,7 @@ pub fn snapshot() -> Snapshot {
         let shown = sharded(1, name, &[("kk", 23), ("v", 25)], &["kk"], b, &[1, 2, 3]);
         let through_view = ThroughView {
             table: Name::new("public", "t"),
+            other_names: Vec::new(),
             no_insert: no_insert.map(str::to_owned),
         };
         let table = change(shown, |t| {

@@ -151,7 +151,7 @@ fn postgresql_judges() {
     check_places(&[
         (
             "insert into t (k) values (5) on conflict (k) do update set k = 6",
-            "refuse",
+            "plan",
         ),
         (
             "insert into t (k) values (5) on conflict (k) do update set k = t.k",
