@@ -4,7 +4,7 @@
 use crate::statement_text::StatementText;
 use crate::{Outcome, Session};
 use pgherd_catalog::restore_parent_names;
-use pgherd_model::{Resolved, ServerError, ShardId, Table, TableKind};
+use pgherd_model::{Resolved, ServerError, ShardId, Table, TableKind, quote_literal};
 use pgherd_shards::Identity;
 use pgherd_sql::{Ddl, Kind, ObjectName, Parsed};
 use pgherd_transaction::Coordinator;
@@ -22,6 +22,14 @@ pub async fn maintenance(
     text: &str,
 ) -> Result<Outcome, ServerError> {
     let text = StatementText::new(statement, text);
+    let with_index = match &statement.kind {
+        Kind::Cluster(Some(name)) => clustered_before(session, coordinator, &text, name).await?,
+        _ => None,
+    };
+    let text = match &with_index {
+        Some(longer) => text.with_more(longer),
+        None => text,
+    };
     let (names, everything): (Vec<ObjectName>, bool) = match &statement.kind {
         Kind::Vacuum(names) | Kind::Analyze(names) => (names.clone(), names.is_empty()),
         Kind::Cluster(name) => (name.iter().cloned().collect(), name.is_none()),
@@ -67,6 +75,42 @@ pub async fn maintenance(
         }
     }
     Ok(outcome)
+}
+
+/// `CLUSTER t` of a sharded table, with the index that it was clustered by before: PostgreSQL notes that for ranges, not for their parent. None
+/// where it is to say itself that there is none.
+async fn clustered_before(
+    session: &Session<'_>,
+    coordinator: &Arc<Coordinator>,
+    text: &StatementText<'_>,
+    name: &ObjectName,
+) -> Result<Option<String>, ServerError> {
+    if text.has(&["using"]) || text.has(&["on"]) {
+        return Ok(None);
+    }
+    let resolved = session
+        .snapshot
+        .resolve(name.schema.as_deref(), &name.name, session.search_path);
+    // A table of declared partitions is what it is to PostgreSQL.
+    let Resolved::Known(table) = resolved else {
+        return Ok(None);
+    };
+    if table.sharded().is_none_or(|s| !s.automatic) {
+        return Ok(None);
+    }
+    let asked = format!(
+        "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_index p JOIN pg_catalog.pg_inherits h ON h.inhparent = p.indexrelid \
+         JOIN pg_catalog.pg_index i ON i.indexrelid = h.inhrelid JOIN pg_catalog.pg_class c ON c.oid = p.indexrelid \
+         WHERE p.indrelid = pg_catalog.to_regclass({}) AND i.indisclustered LIMIT 1",
+        quote_literal(&table.name.to_string())
+    );
+    for shard in session.shards.all().iter().map(|s| s.id) {
+        let results = coordinator.service(shard).await?.simple(&asked).await?;
+        if let Some(index) = results.first().and_then(|r| r.text(0, 0)) {
+            return Ok(Some(format!("{} USING {index}", text.text.trim_end())));
+        }
+    }
+    Ok(None)
 }
 
 /// PostgreSQL does nothing to partitioned tables concurrently either.

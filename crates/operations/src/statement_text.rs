@@ -43,6 +43,11 @@ impl<'a> StatementText<'a> {
         Some(read.into_iter().filter_map(|reference| reference.table).collect())
     }
 
+    /// The same with more behind it.
+    pub fn with_more(self, text: &'a str) -> Self {
+        Self { text, ..self }
+    }
+
     /// Whether these words stand one behind the other somewhere.
     pub fn has(&self, words: &[&str]) -> bool {
         self.find(words).is_some()
