@@ -14,12 +14,23 @@ async fn log_in(
     password: &str,
     more: &[(&str, &str)],
 ) -> Result<String, String> {
+    tell(herd, gateway, (user, password), more, "SELECT current_user").await
+}
+
+/// What a query prints, asked in this way.
+async fn tell(
+    herd: &Herd,
+    gateway: &Gateway,
+    (user, password): (&str, &str),
+    more: &[(&str, &str)],
+    sql: &str,
+) -> Result<String, String> {
     let mut command = program(herd, gateway, "psql");
     command.env("PGUSER", user).env("PGPASSWORD", password);
     // No certificate of the account that runs the test.
     command.env("HOME", herd.folder());
     command.envs(more.iter().copied());
-    command.args(["-XAtqw", "-c", "SELECT current_user"]);
+    command.args(["-XAtqw", "-c", sql]);
     match herd::run("psql", command).await {
         Ok(printed) => Ok(printed.trim().to_owned()),
         Err(error) => Err(error.to_string()),
@@ -184,6 +195,8 @@ async fn encrypted_connections() {
 
     assert_eq!(try_in("carol", &checked).await.expect("TLS"), "carol");
     assert_eq!(try_in("carol", &bound).await.expect("channel binding"), "carol");
+    let ssl = tell(&herd, &gateway, ("carol", "x"), &checked, "SHOW ssl").await;
+    assert_eq!(ssl.expect("TLS"), "on");
     refused(
         try_in("carol", &[("PGSSLMODE", "disable")]).await,
         "no pg_hba.conf entry for host \"127.0.0.1\", user \"carol\", database \"postgres\", no encryption",
