@@ -210,7 +210,9 @@ impl Finder<'_> {
         let first = if quoted {
             before
         } else if self.is(before, ")") {
-            let Some(open) = self.open_of(before).filter(|&open| open > 0 && self.is_name(open - 1)) else {
+            // `a OPERATOR(s.=) 'b'` has no type in it.
+            let is_type = |open: &usize| *open > 0 && self.is_name(open - 1) && !self.is_word(open - 1, &["operator"]);
+            let Some(open) = self.open_of(before).filter(is_type) else {
                 return;
             };
             self.first_of_type(open - 1)
@@ -315,6 +317,10 @@ mod tests {
             (
                 "SELECT interval(0) '1 s', bit varying(3) '10', \"char\" 'x' FROM t",
                 "SELECT \"pgherd typed constant\"('1 s'), \"pgherd typed constant\"('10'), \"pgherd typed constant\"('x') FROM t",
+            ),
+            (
+                "SELECT a FROM t WHERE a OPERATOR(s.=) 'x' AND b OPERATOR(s.=) ANY ('{1}')",
+                "SELECT a FROM t WHERE a OPERATOR(s.=) 'x' AND b ~ ANY('{1}')",
             ),
             (
                 "SELECT a FROM t ORDER BY b USING OPERATOR(pg_catalog.>), c",
