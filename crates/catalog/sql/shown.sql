@@ -169,6 +169,11 @@ $$;
 -- What is in those schemas, and they themselves.
 CREATE OR REPLACE FUNCTION pgherd.pg_namespace(listed boolean) RETURNS SETOF pg_catalog.pg_namespace LANGUAGE sql STABLE AS
 $$ SELECT n.* FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.<>) ALL (pgherd.hidden_schema_names(listed)) $$;
+-- No gateway lets anybody into template1. What works through all databases that allow connections, such as pg_dumpall and vacuumdb --all, is to pass it by.
+CREATE OR REPLACE FUNCTION pgherd.pg_database(listed boolean) RETURNS SETOF pg_catalog.pg_database LANGUAGE sql STABLE AS $$
+    SELECT r.* FROM pg_catalog.pg_database d CROSS JOIN LATERAL pg_catalog.jsonb_populate_record(d,
+        CASE WHEN d.datname OPERATOR(pg_catalog.=) 'template1' THEN '{"datallowconn": false}' ELSE '{}' END::pg_catalog.jsonb) r
+$$;
 CREATE OR REPLACE FUNCTION pgherd.pg_proc(listed boolean) RETURNS SETOF pg_catalog.pg_proc LANGUAGE sql STABLE AS
 $$ SELECT p.* FROM pg_catalog.pg_proc p WHERE p.pronamespace OPERATOR(pg_catalog.<>) ALL ((SELECT pgherd.hidden_schemas(listed))::pg_catalog.oid[]) $$;
 CREATE OR REPLACE FUNCTION pgherd.pg_type(listed boolean) RETURNS SETOF pg_catalog.pg_type LANGUAGE sql STABLE AS

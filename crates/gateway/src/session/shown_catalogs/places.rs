@@ -6,10 +6,11 @@ use pgherd_sql::lexer::{Token, TokenKind};
 use std::ops::Range;
 
 /// Relations of `pg_catalog`, and what of the tables' facts each of them needs.
-const RELATIONS: [(&str, Facts); 29] = [
+const RELATIONS: [(&str, Facts); 30] = [
     ("pg_attrdef", Facts::None),
     ("pg_class", Facts::Class),
     ("pg_constraint", Facts::None),
+    ("pg_database", Facts::None),
     ("pg_event_trigger", Facts::None),
     ("pg_indexes", Facts::Names),
     ("pg_inherits", Facts::None),
