@@ -93,7 +93,7 @@ impl Session {
         }
         let with_oid = mentions("tableoid");
         // The `tableoid` of rows may be a range's, and is looked up here.
-        if with_oid && tables.iter().any(|(name, _)| name[1].as_str().is_some_and(mentions)) {
+        if with_oid && tables.iter().any(|table| table.name[1].as_str().is_some_and(mentions)) {
             return Ok(None);
         }
         // A star shows them as well.
@@ -103,12 +103,12 @@ impl Session {
             .map(|place| place.facts)
             .filter(|facts| facts.name().is_some() && (*facts != Facts::Class || counts))
             .collect();
+        let listed = !names_our_schema(unit) && !names_an_object(unit);
         let shown = match places.iter().all(|place| place.facts == Facts::None) || tables.is_empty() {
             true => json!({}),
-            false => self.shown(&tables, &wanted).await?,
+            false => self.shown(&tables, listed, &wanted).await?,
         };
         let literal = format!("{}::pg_catalog.jsonb", quote_literal(&shown.to_string()));
-        let listed = !names_our_schema(unit) && !names_an_object(unit);
         let replacement = |p: &Place| (p.span.clone(), p.instead(&literal, listed, with_oid));
         let left_out = |p: &Place| Some((p.left_out()?, String::new()));
         let edits = places.iter().flat_map(|p| [Some(replacement(p)), left_out(p)]);
@@ -127,8 +127,8 @@ impl Session {
     }
 
     /// What the functions of schema `pgherd` are given: the tables and their indexes by OID.
-    async fn shown(&mut self, tables: &[(Value, bool)], wanted: &[Facts]) -> Result<Value, Problem> {
-        let names = Value::Array(tables.iter().map(|(name, _)| name.clone()).collect());
+    async fn shown(&mut self, tables: &[Whole], listed: bool, wanted: &[Facts]) -> Result<Value, Problem> {
+        let names = Value::Array(tables.iter().map(|table| table.name.clone()).collect());
         let kinds: Vec<_> = wanted.iter().filter_map(|facts| facts.name()).collect();
         let asked = format!(
             "SELECT pgherd.shown_facts({}, '{{{}}}')",
@@ -155,25 +155,46 @@ impl Session {
             }
         }
         let shown = facts.into_iter().filter_map(|(_, facts)| {
-            let plain = tables.iter().any(|(name, plain)| *plain && *name == facts["table"]);
+            let is_index = facts["is_index"] == true;
+            let plain = |table: &Whole| table.is_plain(listed, is_index) && table.name == facts["table"];
+            let plain = tables.iter().any(plain);
             Some((facts["oid"].as_str()?.to_owned(), shown_relation(&facts, plain, wanted)))
         });
         Ok(Value::Object(shown.collect()))
     }
 }
 
-/// The tables of which a shard sees a part: sharded ones whose ranges are pgherd's, and declared partitions, which the home shard
-/// has an empty one of. `[schema, name]`, and whether it was made as a plain table.
-fn whole_tables(snapshot: &Snapshot) -> Vec<(Value, bool)> {
+/// A table of which a shard sees a part: a sharded one whose ranges are pgherd's, or a declared partition, which the home shard has an empty
+/// one of.
+struct Whole {
+    /// `[schema, name]`
+    name: Value,
+    is_partition: bool,
+    was_made_plain: bool,
+}
+
+impl Whole {
+    /// Whether it, or its index, is shown as a plain one. Programs look for the rows of a partitioned table in its partitions, and a
+    /// dump would have none of these: so it is a plain table where tables are listed, and shows its key to who asks for this one.
+    fn is_plain(&self, listed: bool, is_index: bool) -> bool {
+        !self.is_partition && (self.was_made_plain || listed || is_index)
+    }
+}
+
+fn whole_tables(snapshot: &Snapshot) -> Vec<Whole> {
     let sharded = snapshot
         .sharded()
         .filter_map(|table| Some((&table.name, table.sharded()?)));
-    let named = |name: &Name| json!([&*name.schema, &*name.name]);
+    let whole = |name: &Name, is_partition, was_made_plain| Whole {
+        name: json!([&*name.schema, &*name.name]),
+        is_partition,
+        was_made_plain,
+    };
     let of_table = |(name, sharded): (_, &Sharded)| match sharded.automatic {
-        true => vec![(named(name), sharded.by_default)],
+        true => vec![whole(name, false, sharded.by_default)],
         false => {
             let declared = sharded.ranges.ranges().iter().filter(|range| range.declared);
-            declared.map(|range| (named(&range.child), false)).collect()
+            declared.map(|range| whole(&range.child, true, false)).collect()
         }
     };
     sharded.flat_map(of_table).collect()

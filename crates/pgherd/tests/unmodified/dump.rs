@@ -26,6 +26,68 @@ async fn a_dump_has_nothing_of_the_cluster() {
     assert!(gateway.stop().await);
 }
 
+/// PostgreSQL's programs look for a partitioned table's rows in its partitions, and pgherd's ranges are none that they see.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_has_the_rows_of_every_sharded_table() {
+    let (herd, gateway) = cluster().await;
+    let client = gateway.connect().await.expect("connect");
+    client
+        .batch_execute(
+            "CREATE TABLE ranged (k int PRIMARY KEY, v text) PARTITION BY RANGE (k); INSERT INTO ranged VALUES (7, 'of a range');
+             CREATE INDEX ranged_v ON ranged (v); CREATE TABLE spread (k int PRIMARY KEY, v text)",
+        )
+        .await
+        .expect("tables");
+    client
+        .batch_execute("CALL pgherd.distribute('spread', 'k')")
+        .await
+        .expect("distribute");
+    client
+        .batch_execute("INSERT INTO spread VALUES (8, 'distributed')")
+        .await
+        .expect("row");
+    let said = herd::run("pg_dump", program(&herd, &gateway, "pg_dump")).await;
+    let said = said.unwrap_or_else(|error| panic!("{error}"));
+    for wanted in [
+        "7\tof a range",
+        "8\tdistributed",
+        "CREATE INDEX ranged_v ON public.ranged USING btree (v);",
+        "    ADD CONSTRAINT spread_pkey PRIMARY KEY (k);",
+    ] {
+        assert!(said.lines().any(|line| line == wanted), "{wanted}\n{said}");
+    }
+    assert!(!said.contains("PARTITION"), "{said}");
+    assert!(gateway.stop().await);
+}
+
+/// `template1` allows no connections through a gateway, and says so. The table has the name of an alias in vacuumdb's own statements.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_works_through_all_databases_passes_template1_by() {
+    let (herd, gateway) = cluster().await;
+    let client = gateway.connect().await.expect("connect");
+    client
+        .batch_execute("CREATE TABLE t (id int, body text, PRIMARY KEY (id)) PARTITION BY RANGE (id); INSERT INTO t VALUES (1, 'one')")
+        .await
+        .expect("table");
+    client.batch_execute("CREATE DATABASE another").await.expect("database");
+    let run = async |name: &str, arguments: &[&str]| {
+        let mut command = program(&herd, &gateway, name);
+        command.args(arguments);
+        herd::run(name, command).await.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let dumped = run("pg_dumpall", &[]).await;
+    assert!(
+        dumped.contains("CREATE DATABASE another") && dumped.contains("\n1\tone\n"),
+        "{dumped}"
+    );
+    for name in ["vacuumdb", "reindexdb", "clusterdb"] {
+        run(name, &["--all", "--quiet"]).await;
+    }
+    let dumped = run("pg_dump", &["--serializable-deferrable", "--table=t", "postgres"]).await;
+    assert!(dumped.contains("\n1\tone\n"), "{dumped}");
+    assert!(gateway.stop().await);
+}
+
 /// What is dumped through the gateway, restored through it, and dumped again is the same, to the byte, and its tables lie beside each other.
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_keys_are_dumped_and_restored() {
