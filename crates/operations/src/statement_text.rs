@@ -281,6 +281,19 @@ impl<'a> StatementText<'a> {
         (parameters || clusters).then(|| &self.text[from..])
     }
 
+    /// Whether all that ALTER TABLE does is ENABLE or DISABLE TRIGGER.
+    pub fn switches_triggers(&self, name: &ObjectName) -> bool {
+        let Some(first) = self.tokens.iter().position(|t| t.start as usize >= name.span.end) else {
+            return false;
+        };
+        let is = |at: usize, word: &str| self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word));
+        let word = match is(first, "enable") && (is(first + 1, "replica") || is(first + 1, "always")) {
+            true => first + 2,
+            false => first + 1,
+        };
+        (is(first, "enable") || is(first, "disable")) && is(word, "trigger") && self.tokens.len() == word + 2
+    }
+
     /// Each `FOREIGN KEY (…) REFERENCES table [(…)]`. What is not understood is left out.
     pub fn foreign_keys(&self) -> Vec<ForeignKeyClause> {
         let tables = self.referenced();

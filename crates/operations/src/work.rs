@@ -163,6 +163,27 @@ impl<'w, 's> Work<'w, 's> {
         names: impl IntoIterator<Item = &'n str>,
         what: &str,
     ) -> Result<(), ServerError> {
+        self.hold(names, what).await?;
+        self.catalog_changed = true;
+        self.snapshot = self.look().await?;
+        self.check_shown_epoch().await
+    }
+
+    /// The same before what changes nothing that gateways route by: the catalog is read anew only if it is another than the statement's.
+    pub async fn reserve<'n>(
+        &mut self,
+        names: impl IntoIterator<Item = &'n str>,
+        what: &str,
+    ) -> Result<(), ServerError> {
+        self.hold(names, what).await?;
+        let shown = self.value("SELECT pgherd.shown_epoch()").await?;
+        if shown.as_deref() != Some(self.session.snapshot.epoch.0.to_string().as_str()) {
+            self.snapshot = self.look().await?;
+        }
+        self.check_shown_epoch().await
+    }
+
+    async fn hold<'n>(&mut self, names: impl IntoIterator<Item = &'n str>, what: &str) -> Result<(), ServerError> {
         let hash = |n: &str| if n.is_empty() { 0 } else { name_hash(n) };
         let mut names: Vec<u64> = names.into_iter().map(hash).collect();
         if !self.snapshot.ever_sharded {
@@ -174,13 +195,15 @@ impl<'w, 's> Work<'w, 's> {
             Some(change) => change.extend(&names, &what).await?,
             None => *self.change = Some(self.session.catalog.begin_change(&names, &what).await?),
         }
-        self.catalog_changed = true;
         let payload = self.change.as_ref().map(Change::hold_payload);
         if let Some(payload) = payload {
             self.signed(self.home(), "hold_changes", &payload).await?;
         }
-        self.snapshot = self.look().await?;
-        // Nobody changes these names any more. Where one snapshot serves the whole transaction, it must show who did before.
+        Ok(())
+    }
+
+    /// Nobody changes the held names any more. Where one snapshot serves the whole transaction, it must show who did before.
+    async fn check_shown_epoch(&mut self) -> Result<(), ServerError> {
         if self.shows_one_snapshot() {
             let shown = self.value("SELECT pgherd.shown_epoch()").await?;
             let latest = self.session.catalog.refresh().await?.epoch.0.to_string();
