@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 from servers import BOUNDS, database, psql
@@ -113,10 +114,68 @@ def ecto_sql(folder, target, port):
     return outcomes
 
 
+def tap(files, folder, target, environment):
+    """Perl's tests, one file after the other; numbers and addresses differ from run to run."""
+    outcomes = {}
+    for file in files:
+        said = run(["perl", "-Ilib", "-It/lib", str(file.relative_to(folder))], folder, environment, target / file.name)
+        for bad, what, why in re.findall(r"^ *(not )?ok \d+(?: - )?(.*?)( # (?:TODO|skip).*)?$", said, re.M | re.I):
+            name = f"{file.name}: " + re.sub(r"0x[0-9a-f]+|\b\d{4,}\b", "N", what)
+            # Several tests have one name.
+            while name in outcomes:
+                name += "'"
+            outcomes[name] = "skipped" if why else "failed" if bad else "passed"
+    return outcomes
+
+
+def dbix_class(folder, target, port):
+    """The repository without its Makefile.PL, which would want every optional module; Perl with DBD::Pg and Test::Exception."""
+    folder = pathlib.Path(folder)
+    database(port, "dbixtest")
+    address = {"DSN": f"dbi:Pg:dbname=dbixtest;host=127.0.0.1;port={port}", "USER": "postgres", "PASS": "x"}
+    files = [file for file in sorted(folder.glob("t/**/*.t")) if re.search("PG_|Pg", file.read_text(errors="replace"))]
+    return tap(files, folder, target, {f"DBICTEST_PG_{name}": value for name, value in address.items()})
+
+
+def rose_db_object(folder, target, port):
+    """The module's folder in its repository; Perl with Rose::DB and what Rose::DB::Object wants."""
+    folder = pathlib.Path(folder)
+    database(port, "rose")
+    address = {"DSN": f"dbi:Pg:dbname=rose;host=127.0.0.1;port={port}", "USER": "postgres", "PASS": "x"}
+    environment = {f"RDBO_PG_{name}": value for name, value in address.items()}
+    return tap(sorted(folder.glob("t/*.t")), folder, target, dict(environment, PGUSER="postgres"))
+
+
+def with_pytest(folder, target, environment, arguments):
+    report = target / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "--timeout=120", "-o", "junit_family=xunit1", f"--junitxml={report}"]
+    run([*command, *arguments], folder, environment, target / "output")
+    return cases(report)
+
+
+def piccolo(folder, target, port):
+    """Python with what its requirements/test-requirements.txt names."""
+    database(port, "piccolo")
+    environment = {"PICCOLO_CONF": "tests.postgres_conf", "PG_HOST": "127.0.0.1", "PG_PORT": str(port), "PYTHONPATH": "."}
+    return with_pytest(folder, target, environment, ["-m", "not integration", "tests"])
+
+
+def alembic(folder, target, port):
+    """Python with SQLAlchemy, psycopg2 and pytest-timeout."""
+    database(port, "alembic_test")
+    psql(port, "CREATE SCHEMA test_schema; CREATE EXTENSION hstore", "alembic_test")
+    address = f"postgresql+psycopg2://postgres:x@127.0.0.1:{port}/alembic_test"
+    return with_pytest(folder, target, {}, ["--maxfail=1000", "--dburi", address, "tests"])
+
+
 ORM_SUITES = {
     "objection": (objection, "Objection's integration tests; its packages installed in the folder"),
     "kysely": (kysely, "Kysely's tests with Node.js; the folder compiled (tsc, tsc -p test/node)"),
     "sequel": (sequel, "Sequel's specs of its adapter and its integration; Ruby with pg"),
     "doctrine-dbal": (doctrine_dbal, "Doctrine DBAL's functional tests; PHP with pdo_pgsql, phpunit and the same version of DBAL"),
     "ecto-sql": (ecto_sql, "Ecto's integration tests; Elixir, its dependencies in the folder"),
+    "dbix-class": (dbix_class, "DBIx::Class' tests that know PostgreSQL; Perl with DBD::Pg, the folder without Makefile.PL"),
+    "rose-db-object": (rose_db_object, "Rose::DB::Object's tests; Perl with Rose::DB"),
+    "piccolo": (piccolo, "Piccolo's tests; Python with its requirements"),
+    "alembic": (alembic, "Alembic's tests; Python with SQLAlchemy and psycopg2"),
 }
