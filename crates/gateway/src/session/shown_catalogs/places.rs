@@ -129,6 +129,8 @@ enum Of {
         bare: bool,
         standard: bool,
     },
+    /// the schema before the relation of a column, as SQLAlchemy writes them: a function's rows have its name alone
+    Qualifier,
 }
 
 impl Place {
@@ -142,6 +144,7 @@ impl Place {
         };
         match self.of {
             Of::Function => format!("pgherd.{name}({shown}, "),
+            Of::Qualifier => String::new(),
             Of::Relation { bare, standard: true } => {
                 format!("pgherd.information_schema_{name}({arguments}){}", self.alias(bare))
             }
@@ -178,7 +181,7 @@ impl Place {
     }
 }
 
-/// All places, ascending. None at all where a column is named with its relation and schema, which a function has not.
+/// All places, ascending.
 pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
     const CLAUSES: [&str; 14] = [
         "select",
@@ -231,7 +234,14 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
             continue;
         };
         if has_schema && is(i + 1, ".") {
-            return Vec::new();
+            found.push(Place {
+                name,
+                facts: Facts::None,
+                span: start..token.start as usize,
+                of: Of::Qualifier,
+                is_sampled: false,
+            });
+            continue;
         }
         let begins = first > 0
             && (["from", "join", "lateral"]
@@ -372,7 +382,6 @@ mod tests {
             found("SELECT (SELECT 1 FROM (pg_class CROSS JOIN t)) FROM u"),
             [place("pg_class", true)]
         );
-        assert_eq!(found("SELECT 1 FROM pg_class WHERE pg_catalog.pg_class.oid = 1"), []);
         assert_eq!(
             found("MERGE INTO t USING pg_class c ON true WHEN MATCHED THEN DELETE"),
             [place("pg_class", false)]
@@ -382,6 +391,10 @@ mod tests {
             [place("pg_catalog.pg_class", true), place("pg_proc", true)]
         );
         assert_eq!(found("UPDATE pg_class SET relname = 'x' FROM t JOIN u USING (k)"), []);
+        assert_eq!(
+            found("SELECT 1 FROM pg_class WHERE pg_catalog.pg_class.oid = pg_catalog.pg_index.indrelid"),
+            [place("pg_class", true), place("pg_catalog.", false)]
+        );
     }
 
     #[test]
