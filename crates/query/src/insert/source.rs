@@ -242,6 +242,12 @@ impl Source {
                 let drained = backend.drain().await;
                 read?;
                 drained?;
+                if matches!(self, Source::Ended) {
+                    // Left open, it would be one of the session's cursors, and keep the transaction from changing the tables that it reads.
+                    frontend::close(b'P', PORTAL, backend.outbox()).map_err(nul)?;
+                    relay::sync(backend).await?;
+                    backend.drain().await?;
+                }
                 Ok(Some(batches))
             }
         }
