@@ -239,7 +239,7 @@ pub(super) fn places(text: &str, tokens: &[Token]) -> Vec<Place> {
                 facts: Facts::None,
                 span: start..token.start as usize,
                 of: Of::Qualifier,
-                is_sampled: false,
+                sampled: Sampled::No,
             });
             continue;
         }
