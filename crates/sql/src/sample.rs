@@ -65,15 +65,15 @@ impl Sample {
 
     /// A sample of what stands in FROM without an alias, to stand there in its place.
     pub fn rows_sql(&self, rows: &str) -> String {
-        format!("(SELECT * {})", self.from_sql(rows))
+        format!("(SELECT * {})", self.sampled_sql(rows))
     }
 
     /// The same where the rows are values of a composite type, which they stay.
     pub fn typed_rows_sql(&self, rows: &str) -> String {
-        format!("pg_catalog.unnest(ARRAY(SELECT pgherd_s {}))", self.from_sql(rows))
+        format!("pg_catalog.unnest(ARRAY(SELECT pgherd_s {}))", self.sampled_sql(rows))
     }
 
-    fn from_sql(&self, rows: &str) -> String {
+    fn sampled_sql(&self, rows: &str) -> String {
         let percent = &self.percent;
         let seed = match &self.seed {
             Some(seed) => format!(", ({seed})::pg_catalog.float8, pgherd_s::pg_catalog.text"),

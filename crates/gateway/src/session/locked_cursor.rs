@@ -32,6 +32,14 @@ pub(crate) struct LockedCursor {
     changed: bool,
 }
 
+/// A query of one table with the keys of its rows behind its columns.
+struct Keyed {
+    text: String,
+    table: Name,
+    /// the key's columns with their types
+    key: Vec<(String, String)>,
+}
+
 /// The cursor that has the keys of another one's rows.
 pub(super) fn of_keys(name: &str) -> String {
     format!("pgherd_at_{name}")
@@ -57,7 +65,7 @@ impl Session {
         let columns = described.columns.clone().unwrap_or_default();
         let keyed = self.with_keys(query);
         let statements = match &keyed {
-            Some((text, ..)) => Some(self.database.cache.parse(text)?),
+            Some(keyed) => Some(self.database.cache.parse(&keyed.text)?),
             None => None,
         };
         let statement = statements
@@ -113,7 +121,7 @@ impl Session {
         let cursor = LockedCursor {
             reads,
             words,
-            keyed: keyed.map(|(_, table, key)| (table, key)),
+            keyed: keyed.map(|keyed| (keyed.table, keyed.key)),
             rekeyed: false,
             changed: false,
         };
@@ -125,9 +133,8 @@ impl Session {
         Ok(())
     }
 
-    /// The query with its rows' keys behind its columns, the table that they are of, and the key's columns with their types. None where it is
-    /// not plainly a query of one table with such a key.
-    fn with_keys(&self, query: Unit<'_>) -> Option<(String, Name, Vec<(String, String)>)> {
+    /// None where it is not plainly a query of one table with such a key.
+    fn with_keys(&self, query: Unit<'_>) -> Option<Keyed> {
         let (text, tokens) = (&*query.statement.text, &query.statement.parsed.tokens);
         let depths = depths(text, tokens);
         tokens.first().filter(|t| t.is_word(text, "select"))?;
@@ -145,7 +152,11 @@ impl Session {
             .collect();
         let at = tokens[from].start as usize;
         let text = format!("{} {} {}", &text[..at], list.concat(), &text[at..]);
-        Some((text, table.name.clone(), key))
+        Some(Keyed {
+            text,
+            table: table.name.clone(),
+            key,
+        })
     }
 
     fn sharded_table(&self, named: &Named) -> Option<Arc<Table>> {

@@ -40,10 +40,11 @@ impl GroupedBy {
                 }
                 self.names.insert(name);
             }
-            Expr::Value(value) => match &value.value {
-                Value::Number(number, _) => self.output(number, select),
-                _ => {}
-            },
+            Expr::Value(value) => {
+                if let Value::Number(number, _) = &value.value {
+                    self.output(number, select);
+                }
+            }
             Expr::Nested(inner) => self.item(inner, select),
             Expr::Tuple(items) => items.iter().for_each(|item| self.item(item, select)),
             Expr::Rollup(sets) | Expr::Cube(sets) | Expr::GroupingSets(sets) => {

@@ -3,7 +3,7 @@
 use super::aggregates::{self, Divided, column};
 use super::choose::Stage;
 use super::copies::{Kept, Keys, Memory, Types};
-use super::sent::InPlace;
+use super::sent::{InPlace, Instead};
 use super::{By, Fetch, Plan};
 use crate::fragment;
 use crate::gather::{load, source};
@@ -385,11 +385,14 @@ impl Runner<'_, '_> {
                 transaction.spare_workers(shard);
             }
         }
-        let known_blocks = self.known_blocks(&mut added);
+        let instead = Instead {
+            copies: sent.copies,
+            bounds,
+            known_blocks: self.known_blocks(&mut added),
+        };
         let mut fragments = Vec::new();
         for &shard in &stage.shards {
-            let Some(fragment) = self.fragment(stage, target, shard, &sent.copies, &bounds, &known_blocks, &added)
-            else {
+            let Some(fragment) = self.fragment(stage, target, shard, &instead, &added) else {
                 return Ok(None);
             };
             fragments.push(fragment);
@@ -402,7 +405,7 @@ impl Runner<'_, '_> {
             columns.join(", ")
         );
         let mut kept = Kept::new(0, false, &[]);
-        let what = self.plan.name_of_stage(number, &bounds);
+        let what = self.plan.name_of_stage(number, &instead.bounds);
         let copy = Some((copy, target.binary));
         let rows = self
             .read(what, &fragments, copy, &mut kept, transaction, scratch)
@@ -436,14 +439,12 @@ impl Runner<'_, '_> {
         stage: &Stage,
         target: &Target,
         shard: ShardId,
-        copies: &[(Range<usize>, String)],
-        bounds: &HashMap<usize, InPlace>,
-        known_blocks: &[(Range<usize>, String)],
+        instead: &Instead,
         added: &Added,
     ) -> Option<Fragment> {
-        let mut names: Edits = copies.to_vec();
-        let fences = anchored(self.plan, stage, shard, bounds, &mut names)?;
-        replace(&mut names, known_blocks.iter().cloned());
+        let mut names: Edits = instead.copies.clone();
+        let fences = anchored(self.plan, stage, shard, &instead.bounds, &mut names)?;
+        replace(&mut names, instead.known_blocks.iter().cloned());
         let (_, sql) = stage_sql(self.plan, stage, &names)?;
         let (parameter_types, parameters) = match sql.contains('$') {
             true => added.with(self.statement, &sql, shard),

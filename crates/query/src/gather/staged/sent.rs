@@ -19,6 +19,16 @@ pub(super) struct Sent {
     columns: HashMap<(usize, String), (String, f64)>,
 }
 
+/// What stands in the place of a stage's relations and subqueries.
+#[derive(Default)]
+pub(super) struct Instead {
+    pub copies: Edits,
+    /// by mention, of those that stay in place
+    pub bounds: HashMap<usize, InPlace>,
+    /// subqueries whose values are known
+    pub known_blocks: Edits,
+}
+
 /// What bounds a table that stays in place.
 pub(super) struct InPlace {
     pub condition: String,

@@ -3,12 +3,12 @@
 use super::copies::{Kept, Keys};
 use super::keys::KeyQuery;
 use super::run::{Added, Edits, Runner, Target};
+use super::sent::Instead;
 use super::{By, FetchBound};
 use crate::Transaction;
 use crate::carrier::Carrier;
 use crate::rows::Scratch;
 use pgherd_model::ServerError;
-use std::collections::HashMap;
 
 impl Runner<'_, '_> {
     /// The values that a bound lets through, and how they travel.
@@ -50,15 +50,7 @@ impl Runner<'_, '_> {
         };
         let mut fragments = Vec::new();
         for &shard in &query.stage.shards {
-            match self.fragment(
-                &query.stage,
-                &target,
-                shard,
-                &[],
-                &HashMap::new(),
-                &[],
-                &Added::default(),
-            ) {
+            match self.fragment(&query.stage, &target, shard, &Instead::default(), &Added::default()) {
                 Some(fragment) => fragments.push(fragment),
                 None => return Ok(None),
             }
