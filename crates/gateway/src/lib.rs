@@ -10,6 +10,7 @@
 #![recursion_limit = "256"]
 
 mod authentication;
+mod binary_format;
 mod cancel;
 mod client;
 mod databases;
@@ -18,6 +19,7 @@ mod encoding;
 mod explain_text;
 mod judged;
 mod listener;
+mod messages;
 mod metrics;
 mod origins;
 mod session;

@@ -111,7 +111,6 @@ impl Transaction {
             let fences: BTreeSet<&str> = fragments.iter().flat_map(|f| f.fences.iter().map(|f| &**f)).collect();
             self.participant(*shard).await?;
             self.catch_up_with(*shard, |other| by_shard.contains_key(&other));
-            self.participant(*shard).await?;
             self.queue_before_fragment(*shard, &fences, by_shard.len());
         }
         if !self.needs_cuts() || (by_shard.len() <= 1 && fragments.len() <= 1) {

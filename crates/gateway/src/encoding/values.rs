@@ -4,6 +4,7 @@
 //! The formats are those of array_send, record_send, range_send and multirange_send.
 
 use super::{PLAIN_TYPES, TEXT_TYPES, binary_text};
+use crate::binary_format::{EMPTY, NO_LOWER, NO_UPPER, RECORD, RECORDS};
 use bytes::{BufMut, BytesMut};
 use pgherd_model::{FIRST_OF_USERS, ServerError};
 use pgherd_shards::SimpleResult;
@@ -20,14 +21,6 @@ pub(crate) const SHAPES: &str = "SELECT t.oid::pg_catalog.text, CASE WHEN t.typt
      CASE t.typtype WHEN 'd' THEN t.typbasetype WHEN 'r' THEN r.rngsubtype ELSE m.rngtypid END::pg_catalog.text \
      FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid \
      LEFT JOIN pg_catalog.pg_range m ON m.rngmultitypid = t.oid";
-
-/// Composite values whose types nobody has made, and arrays of them.
-const RECORD: u32 = 2249;
-const RECORDS: u32 = 2287;
-/// Flags of a range: it is empty; it has no lower bound, for two reasons; no upper one.
-const EMPTY: u8 = 0x01;
-const NO_LOWER: u8 = 0x08 | 0x20;
-const NO_UPPER: u8 = 0x10 | 0x40;
 
 /// What a type's binary values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,14 +173,7 @@ fn number(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sized(bytes: &[u8]) -> Vec<u8> {
-        [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
-    }
-
-    fn numbers(numbers: &[u32]) -> Vec<u8> {
-        numbers.iter().flat_map(|n| n.to_be_bytes()).collect()
-    }
+    use crate::binary_format::tests::{numbers, sized};
 
     /// Every e with an acute accent becomes one byte.
     fn recode(text: &[u8], out: &mut BytesMut) -> Result<(), ServerError> {

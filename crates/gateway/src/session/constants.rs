@@ -2,6 +2,7 @@
 
 use super::with_writes::not_in_parts;
 use super::{Problem, Session};
+use crate::messages::Messages;
 use bytes::Bytes;
 use pgherd_model::quote_literal;
 use pgherd_shards::{ColumnDescription, Row, parse_data_row};
@@ -67,11 +68,9 @@ impl Session {
 }
 
 /// The values of the DataRow messages among these.
-pub(super) fn data_rows(mut messages: Bytes) -> Vec<Row> {
+pub(super) fn data_rows(messages: Bytes) -> Vec<Row> {
     let mut rows = Vec::new();
-    while let [tag, a, b, c, d, ..] = messages[..] {
-        let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
-        let message = messages.split_to(whole.min(messages.len()));
+    for (tag, message) in Messages(messages) {
         if tag == b'D' {
             rows.push(parse_data_row(message.slice(5..)));
         }

@@ -3,6 +3,7 @@
 
 use super::{Mode, Problem, Session, Unit};
 use crate::client::format_of;
+use crate::messages::Messages;
 use bytes::{Buf, Bytes};
 use pgherd_model::{ServerError, SqlState};
 
@@ -78,10 +79,8 @@ impl Session {
     }
 
     /// The row becomes the function's result; what else there was (notices) goes to the client as it is.
-    fn answer(&mut self, mut replies: Bytes, is_text: bool) -> Result<(), Problem> {
-        while let [tag, a, b, c, d, ..] = replies[..] {
-            let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
-            let message = replies.split_to(whole.min(replies.len()));
+    fn answer(&mut self, replies: Bytes, is_text: bool) -> Result<(), Problem> {
+        for (tag, message) in Messages(replies) {
             match tag {
                 b'D' => {
                     // Behind the number of columns, which is one, lies what FunctionCallResponse has: length and value.

@@ -5,6 +5,7 @@ use super::forward::{no_block, settle};
 use super::portal::{PortalState, backend_portal};
 use super::relay::{Filter, Fresh, relay};
 use super::{Mode, Problem, Session, Unit};
+use crate::messages::Messages;
 use crate::user_types::{Asking, Holding};
 use bytes::{Bytes, BytesMut};
 use pgherd_model::{ServerError, ShardId};
@@ -162,11 +163,9 @@ impl Session {
     }
 
     /// Puts a portal's rows, or only counts them; notices go to the client in any case.
-    fn put_rows(&mut self, mut replies: Bytes, only_count: bool) -> usize {
+    fn put_rows(&mut self, replies: Bytes, only_count: bool) -> usize {
         let mut rows = 0;
-        while let [tag, a, b, c, d, ..] = replies[..] {
-            let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
-            let message = replies.split_to(whole.min(replies.len()));
+        for (tag, message) in Messages(replies) {
             rows += usize::from(tag == b'D');
             if tag == b'N' || (tag == b'D' && !only_count) {
                 self.client.out.extend_from_slice(&message);

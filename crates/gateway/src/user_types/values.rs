@@ -3,16 +3,9 @@
 //!
 //! The formats are those of array_send, record_send, range_send and multirange_send.
 
+use crate::binary_format::{EMPTY, NO_LOWER, NO_UPPER, RECORD, RECORDS};
 use pgherd_model::FIRST_OF_USERS;
 use std::collections::{BTreeSet, HashMap};
-
-/// PostgreSQL's own types whose values have OIDs of others in them: record and record[].
-const RECORD: u32 = 2249;
-const RECORDS: u32 = 2287;
-/// Flags of a range: it is empty; it has no lower bound, for two reasons; no upper one.
-const EMPTY: u8 = 0x01;
-const NO_LOWER: u8 = 0x08 | 0x20;
-const NO_UPPER: u8 = 0x10 | 0x40;
 
 /// What a type's binary values have in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,14 +149,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sized(bytes: &[u8]) -> Vec<u8> {
-        [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
-    }
-
-    fn numbers(numbers: &[u32]) -> Vec<u8> {
-        numbers.iter().flat_map(|n| n.to_be_bytes()).collect()
-    }
+    use crate::binary_format::tests::{numbers, sized};
 
     /// A row of a number and of a composite value with an array of an enum.
     #[test]

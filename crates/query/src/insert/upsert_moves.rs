@@ -162,35 +162,13 @@ impl Upsert<'_> {
         }
     }
 
-    fn found(&self, values: usize) -> String {
-        let alias = quote_identifier(&self.plan.target.alias);
-        let first = self.statement.parameters.len() + 1;
-        let arrays: Vec<_> = self
-            .found_carriers()
-            .iter()
-            .take(3 + values)
-            .enumerate()
-            .map(|(i, carrier)| carrier.array_sql(first + i))
-            .collect();
-        let names = ["pgherd_t", "pgherd_r", "pgherd_x"].map(str::to_owned).into_iter();
-        let names: Vec<_> = names.chain((0..values).map(|i| format!("pgherd_v{i}"))).collect();
-        format!(
-            "FROM unnest({}) AS pgherd_new ({}) \
-             WHERE {alias}.tableoid = CAST(pgherd_new.pgherd_t AS pg_catalog.oid) \
-             AND {alias}.ctid = CAST(pgherd_new.pgherd_r AS pg_catalog.tid) \
-             AND {alias}.xmin = CAST(pgherd_new.pgherd_x AS pg_catalog.xid)",
-            arrays.join(", "),
-            names.join(", ")
-        )
-    }
-
     /// Names the rows by their places, which PostgreSQL goes to directly, and by all that identifies them.
     fn is_found(&self, values: usize) -> String {
         let alias = quote_identifier(&self.plan.target.alias);
         let places = Carrier::text().array_sql(self.statement.parameters.len() + 2);
         format!(
             "{alias}.ctid = ANY (CAST({places} AS pg_catalog.tid[])) AND EXISTS (SELECT {})",
-            self.found(values)
+            self.found_sql(0, values)
         )
     }
 
@@ -204,7 +182,7 @@ impl Upsert<'_> {
         format!(
             "UPDATE {} SET {} WHERE {} {}",
             self.named(),
-            self.set_sql(&self.found(values)),
+            self.set_sql(&self.found_sql(0, values)),
             self.is_found(values),
             self.returning()
         )

@@ -439,31 +439,35 @@ impl Upsert<'_> {
 
     /// For rows whose values were found, by the row in their way.
     fn change_sql(&self) -> String {
+        let found = self.found_sql(self.carriers.len(), self.set_carriers.len());
+        format!(
+            "{} DO UPDATE SET {} WHERE EXISTS (SELECT {found}) {}",
+            self.head_sql(),
+            self.set_sql(&found),
+            self.returning()
+        )
+    }
+
+    /// The rows in the way by all that identifies them, with so many of their new values: arrays behind so many others of ours.
+    pub(super) fn found_sql(&self, behind: usize, values: usize) -> String {
         let alias = quote_identifier(&self.plan.target.alias);
-        let first = self.statement.parameters.len() + 1 + self.carriers.len();
+        let first = self.statement.parameters.len() + 1 + behind;
         let arrays: Vec<_> = self
             .found_carriers()
             .iter()
+            .take(3 + values)
             .enumerate()
             .map(|(i, carrier)| carrier.array_sql(first + i))
             .collect();
         let names = ["pgherd_t", "pgherd_r", "pgherd_x"].map(str::to_owned).into_iter();
-        let names: Vec<_> = names
-            .chain((0..self.set_carriers.len()).map(|i| format!("pgherd_v{i}")))
-            .collect();
-        let found = format!(
+        let names: Vec<_> = names.chain((0..values).map(|i| format!("pgherd_v{i}"))).collect();
+        format!(
             "FROM unnest({}) AS pgherd_new ({}) \
              WHERE {alias}.tableoid = CAST(pgherd_new.pgherd_t AS pg_catalog.oid) \
              AND {alias}.ctid = CAST(pgherd_new.pgherd_r AS pg_catalog.tid) \
              AND {alias}.xmin = CAST(pgherd_new.pgherd_x AS pg_catalog.xid)",
             arrays.join(", "),
             names.join(", ")
-        );
-        format!(
-            "{} DO UPDATE SET {} WHERE EXISTS (SELECT {found}) {}",
-            self.head_sql(),
-            self.set_sql(&found),
-            self.returning()
         )
     }
 

@@ -5,6 +5,7 @@ use super::describes;
 use super::format::Writer;
 use super::out_of::{Prologue, prologue};
 use super::words::Words;
+use crate::messages::Messages;
 use crate::session::forward::no_block;
 use crate::session::{Mode, Problem, Session, Unit};
 use bytes::{Bytes, BytesMut};
@@ -88,7 +89,7 @@ impl Session {
     }
 
     /// The rows among what the statement gave, as COPY gives them; their number. What it said besides goes to the client as well.
-    fn put_copied(&mut self, unit: Unit<'_>, judged: Judged, mut replies: Bytes) -> usize {
+    fn put_copied(&mut self, unit: Unit<'_>, judged: Judged, replies: Bytes) -> usize {
         let Judged {
             prologue,
             mut writer,
@@ -104,9 +105,7 @@ impl Session {
             super::put_data(&mut client.out, &prologue.header);
         }
         let (mut count, mut others) = (0, BytesMut::new());
-        while let [tag, a, b, c, d, ..] = replies[..] {
-            let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
-            let message = replies.split_to(whole.min(replies.len()));
+        for (tag, message) in Messages(replies) {
             match tag {
                 b'D' => {
                     count += 1;

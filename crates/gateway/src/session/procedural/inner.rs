@@ -2,6 +2,7 @@
 
 use super::not_run;
 use super::run::Machine;
+use crate::messages::Messages;
 use crate::session::{Problem, Session, Unit};
 use bytes::Bytes;
 use pgherd_model::ServerError;
@@ -120,10 +121,8 @@ impl Session {
     }
 
     /// What a statement said besides its answer goes to the client, with its place in the block.
-    fn put_said(&mut self, machine: &Machine, words: Words<'_>, mut said: Bytes) {
-        while let [tag, a, b, c, d, ..] = said[..] {
-            let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
-            let message = said.split_to(whole.min(said.len()));
+    fn put_said(&mut self, machine: &Machine, words: Words<'_>, said: Bytes) {
+        for (tag, message) in Messages(said) {
             match tag {
                 b'N' => {
                     let mut notice = ServerError::from_body(&message[5..]).with_position(None);
@@ -170,11 +169,9 @@ impl Session {
         Ok(last)
     }
 
-    fn read_replies(&mut self, mut replies: Bytes) -> Answer {
+    fn read_replies(&mut self, replies: Bytes) -> Answer {
         let mut answer = Answer::default();
-        while let [tag, a, b, c, d, ..] = replies[..] {
-            let whole = 1 + u32::from_be_bytes([a, b, c, d]) as usize;
-            let message = replies.split_to(whole.min(replies.len()));
+        for (tag, message) in Messages(replies) {
             match tag {
                 b'T' => {
                     answer.returns_rows = true;
