@@ -1,11 +1,14 @@
 //! The client's side of a session: messages in, bytes out. One write per batch of replies.
 
-use crate::encoding::binary_copy::BinaryCopy;
+mod converting;
+mod put;
+mod styles;
+
 use crate::encoding::values::Shapes;
-use crate::encoding::{Column, Encoding};
 use crate::signals::Signals;
 use crate::tls::{self, Encrypted, Tls};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+use converting::Converter;
 use pgherd_model::{ServerError, SqlState};
 use pgwire::error::PgWireError;
 use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
@@ -16,6 +19,9 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+
+pub(crate) use put::format_of;
+pub(crate) use styles::Styles;
 
 /// Replies are sent when this much has gathered, also in the middle of a statement.
 pub(crate) const FLUSH_AT: usize = 64 * 1024;
@@ -85,76 +91,6 @@ pub(crate) struct Client {
     pub(crate) shapes: Shapes,
 }
 
-/// The settings that decide how constants of dates, times and intervals are read, as the client was told of them.
-#[derive(Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Styles {
-    date: String,
-    time_zone: String,
-    interval: String,
-}
-
-impl Styles {
-    /// The settings by their names.
-    pub(crate) fn named(&self) -> [(&'static str, &str); 3] {
-        [
-            ("DateStyle", &self.date),
-            ("TimeZone", &self.time_zone),
-            ("IntervalStyle", &self.interval),
-        ]
-    }
-
-    fn place(&mut self, name: &str) -> Option<&mut String> {
-        match name {
-            "DateStyle" => Some(&mut self.date),
-            "TimeZone" => Some(&mut self.time_zone),
-            "IntervalStyle" => Some(&mut self.interval),
-            _ => None,
-        }
-    }
-}
-
-/// How a client with another encoding is spoken to.
-struct Converter {
-    encoding: Arc<Encoding>,
-    /// so much of `out` is converted already
-    done: usize,
-    /// what the present rows are like
-    columns: Vec<Column>,
-    /// COPY FROM STDIN: the beginning of a character at the end of the last message
-    begun: Vec<u8>,
-    /// a COPY in binary is under way
-    binary_copy: Option<BinaryCopy>,
-}
-
-impl Converter {
-    /// A message of COPY data without the beginning of a character at its end, which goes to the next one; where the data ends
-    /// in the middle of a character, it is left for the conversion to refuse.
-    fn completed(&mut self, message: BytesMut) -> BytesMut {
-        if self.binary_copy.is_some() {
-            return message;
-        }
-        let body = match message.first() {
-            Some(b'd') => &message[5..],
-            Some(b'c') if !self.begun.is_empty() => &[],
-            _ => {
-                self.begun.clear();
-                return message;
-            }
-        };
-        let is_last = message[0] == b'c';
-        let mut data = std::mem::take(&mut self.begun);
-        data.extend_from_slice(body);
-        if !is_last {
-            self.begun = data.split_off(data.len() - self.encoding.incomplete(&data));
-        }
-        let mut whole = BytesMut::with_capacity(data.len() + 10);
-        whole.put_u8(b'd');
-        whole.put_u32(data.len() as u32 + 4);
-        whole.put_slice(&data);
-        whole
-    }
-}
-
 /// Replies that the client does not get.
 #[derive(Debug, Default)]
 pub(crate) struct Discarded {
@@ -212,57 +148,6 @@ impl Client {
             Stream::Tls(stream) => Some(stream.get_ref().0.as_raw_fd()),
             Stream::None => None,
         }
-    }
-
-    /// From now on, this is the client's encoding.
-    pub(crate) fn set_encoding(&mut self, encoding: Option<Arc<Encoding>>) -> Result<(), ServerError> {
-        self.convert()?;
-        self.encoding = encoding.map(|encoding| Converter {
-            encoding,
-            done: self.out.len(),
-            columns: Vec::new(),
-            begun: Vec::new(),
-            binary_copy: None,
-        });
-        Ok(())
-    }
-
-    /// What the next rows are like that come without a RowDescription.
-    pub(crate) fn expect_columns(&mut self, columns: Vec<Column>) -> Result<(), ServerError> {
-        self.convert()?;
-        if let Some(converter) = &mut self.encoding {
-            converter.columns = columns;
-        }
-        Ok(())
-    }
-
-    /// From now on, data of COPY is in binary, and of columns of these types; None: no longer.
-    pub(crate) fn expect_binary_copy(&mut self, types: Option<Vec<u32>>) -> Result<(), ServerError> {
-        self.convert()?;
-        if let Some(converter) = &mut self.encoding {
-            converter.binary_copy = types.map(BinaryCopy::new);
-        }
-        Ok(())
-    }
-
-    /// Puts what has gathered into the client's encoding. What has no equivalent there is an error: the replies before
-    /// it are left, and nothing from there on.
-    pub(crate) fn convert(&mut self) -> Result<(), ServerError> {
-        // What is a part's is read here.
-        let is_captured = self.discarding.as_ref().is_some_and(|d| d.wanted);
-        let Some(converter) = self.encoding.as_mut().filter(|_| !is_captured) else {
-            return Ok(());
-        };
-        let from = converter.done.min(self.out.len());
-        let result = converter.encoding.outgoing(
-            &mut self.out,
-            from,
-            &mut converter.columns,
-            &self.shapes,
-            converter.binary_copy.as_mut(),
-        );
-        converter.done = self.out.len();
-        result
     }
 
     /// Takes messages up to this size, once the client is known.
@@ -451,50 +336,6 @@ impl Client {
         Err(Gone::FunctionCall(message.slice(5..)))
     }
 
-    /// The message that comes next, with its strings as UTF-8. One whose strings are none in the client's encoding is taken
-    /// out and refused.
-    fn convert_message(&mut self) -> Result<(), Gone> {
-        if self.encoding.is_none() || !self.has_whole_message() {
-            return Ok(());
-        }
-        let Some(converter) = &mut self.encoding else {
-            return Ok(());
-        };
-        let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
-        let mut message = converter.completed(self.inbox.split_to(1 + length));
-        if let Some(copy) = converter
-            .binary_copy
-            .as_mut()
-            .filter(|_| matches!(message[0], b'd' | b'c'))
-        {
-            let is_last = message[0] == b'c';
-            let data = match is_last {
-                true => Ok(copy.rest()),
-                false => converter.encoding.incoming_binary(copy, &message[5..], &self.shapes),
-            };
-            let data = data.map_err(|error| Gone::Text((error, false)))?;
-            let end = message.split_to(if is_last { message.len() } else { 0 });
-            message = BytesMut::with_capacity(data.len() + 10);
-            if !is_last || !data.is_empty() {
-                message.put_u8(b'd');
-                message.put_u32(data.len() as u32 + 4);
-                message.put_slice(&data);
-            }
-            message.put_slice(&end);
-            message.unsplit(self.inbox.split());
-            self.inbox = message;
-            return Ok(());
-        }
-        let simple = message[0] == b'Q';
-        let mut converted = converter
-            .encoding
-            .incoming(message)
-            .map_err(|error| Gone::Text((error, simple)))?;
-        converted.unsplit(self.inbox.split());
-        self.inbox = converted;
-        Ok(())
-    }
-
     /// Sends what has gathered.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         if self.discarding.as_ref().is_some_and(|d| d.wanted) {
@@ -580,123 +421,6 @@ impl Client {
         } else {
             Ok(())
         }
-    }
-
-    /// A message of a letter and a body.
-    pub(crate) fn put(&mut self, tag: u8, body: &[u8]) {
-        self.out.put_u8(tag);
-        self.out.put_i32(body.len() as i32 + 4);
-        self.out.put_slice(body);
-    }
-
-    /// CommandComplete.
-    pub(crate) fn put_tag(&mut self, tag: &str) {
-        if let Some(discarded) = &mut self.discarding {
-            discarded.tag = tag.to_owned();
-        }
-        if let Some(held) = &mut self.held_tag {
-            *held = Some(tag.to_owned());
-            return;
-        }
-        self.out.put_u8(b'C');
-        self.out.put_i32(tag.len() as i32 + 5);
-        self.out.put_slice(tag.as_bytes());
-        self.out.put_u8(0);
-    }
-
-    /// Whether what is to be sent ends with ReadyForQuery.
-    pub(crate) fn has_whole_answer(&self) -> bool {
-        let end = self.out.len().checked_sub(6).map(|at| &self.out[at..]);
-        end.is_some_and(|end| end.starts_with(b"Z\0\0\0\x05"))
-    }
-
-    /// ReadyForQuery with its status letter.
-    pub(crate) fn put_ready(&mut self, status: u8) {
-        self.put(b'Z', &[status]);
-    }
-
-    /// ErrorResponse.
-    pub(crate) fn put_error(&mut self, error: &ServerError) {
-        error.write_message(b'E', &mut self.out);
-    }
-
-    /// NoticeResponse.
-    pub(crate) fn put_notice(&mut self, notice: &ServerError) {
-        if self.signals.as_ref().is_some_and(|signals| signals.take(notice)) {
-            return;
-        }
-        notice.write_message(b'N', &mut self.out);
-    }
-
-    /// ParameterStatus.
-    pub(crate) fn put_parameter(&mut self, name: &str, value: &str) {
-        let mut body = Vec::with_capacity(name.len() + value.len() + 2);
-        body.extend_from_slice(name.as_bytes());
-        body.push(0);
-        body.extend_from_slice(value.as_bytes());
-        body.push(0);
-        self.relay_parameter(&body);
-    }
-
-    /// ParameterStatus, as a shard has sent it.
-    pub(crate) fn relay_parameter(&mut self, body: &[u8]) {
-        let mut strings = body.split(|b| *b == 0).map(String::from_utf8_lossy);
-        if let (Some(name), Some(value)) = (strings.next(), strings.next()) {
-            let mut styles = Styles::clone(&self.styles);
-            if let Some(place) = styles.place(&name).filter(|place| **place != value) {
-                *place = value.into_owned();
-                self.styles = Arc::new(styles);
-            }
-        }
-        self.put(b'S', body);
-    }
-
-    /// RowDescription with the formats given.
-    pub(crate) fn put_row_description(&mut self, columns: &[pgherd_shards::ColumnDescription], formats: &[i16]) {
-        let start = self.out.len();
-        self.out.put_u8(b'T');
-        self.out.put_i32(0);
-        self.out.put_i16(columns.len() as i16);
-        for (i, column) in columns.iter().enumerate() {
-            self.out.put_slice(column.name.as_bytes());
-            self.out.put_u8(0);
-            self.out.put_u32(column.table_oid);
-            self.out.put_i16(column.column_number);
-            self.out.put_u32(column.type_oid);
-            self.out.put_i16(column.type_size);
-            self.out.put_i32(column.type_modifier);
-            self.out.put_i16(format_of(formats, i));
-        }
-        let length = (self.out.len() - start - 1) as i32;
-        self.out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
-    }
-
-    /// DataRow of text values.
-    pub(crate) fn put_row(&mut self, values: &[Option<&[u8]>]) {
-        let start = self.out.len();
-        self.out.put_u8(b'D');
-        self.out.put_i32(0);
-        self.out.put_i16(values.len() as i16);
-        for value in values {
-            match value {
-                Some(bytes) => {
-                    self.out.put_i32(bytes.len() as i32);
-                    self.out.put_slice(bytes);
-                }
-                None => self.out.put_i32(-1),
-            }
-        }
-        let length = (self.out.len() - start - 1) as i32;
-        self.out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
-    }
-}
-
-/// The format of column `i`, from Bind's list: none (text), one for all, or one each.
-pub(crate) fn format_of(formats: &[i16], i: usize) -> i16 {
-    match formats {
-        [] => 0,
-        [one] => *one,
-        many => many.get(i).copied().unwrap_or(0),
     }
 }
 

@@ -225,7 +225,7 @@ impl Session {
         }
         // A shard reads constants when it prepares the statement, as the session wants it that comes first.
         let styles = match readings.by_style {
-            true => ahash::RandomState::with_seeds(9, 10, 11, 12).hash_one(&*self.client.styles),
+            true => self.client.styles.number(),
             false => 0,
         };
         let epoch_or_version = match unit.mode {
