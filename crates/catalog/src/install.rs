@@ -1,10 +1,12 @@
 //! Prepares a database on every shard for pgherd: schemas, functions, the catalog on the home shard. Idempotent.
 
 use crate::Error;
+use futures::future::join_all;
 use pgherd_model::quote_literal;
 use pgherd_shards::{ShardConfig, Shards};
 use sha2::Digest;
 use std::time::Duration;
+use tokio_postgres::GenericClient;
 
 /// Raise it when an older pgherd could not work with what is installed. Other changes of `sql/` are known by its digest.
 const VERSION: i32 = 1;
@@ -51,10 +53,12 @@ pub async fn install(shards: &Shards, database: &str, cluster: &str, secret: &st
 /// # Errors
 /// A shard that cannot be reached, or a catalog that is in use for longer than a few seconds.
 pub async fn bring_up_to_date(shards: &Shards, database: &str, cluster: &str, secret: &str) -> Result<(), Error> {
-    for shard in shards.all() {
+    let asked = shards.all().iter().map(async |shard| {
         let asked = tokio::time::timeout(CHECK_TIMEOUT, is_older(shards, shard, database)).await;
         // One that does not answer now is asked by the next gateway.
-        let Ok(is_older) = asked else { continue };
+        asked.unwrap_or(Ok(false))
+    });
+    for (shard, is_older) in shards.all().iter().zip(join_all(asked).await) {
         if is_older? {
             tracing::info!(shard = %shard.name, "database \"{database}\" gets this gateway's functions");
             install_within(shards, shard, (database, cluster, secret), Some(LOCK_TIMEOUT)).await?;
@@ -65,22 +69,48 @@ pub async fn bring_up_to_date(shards: &Shards, database: &str, cluster: &str, se
 
 async fn is_older(shards: &Shards, shard: &ShardConfig, database: &str) -> Result<bool, Error> {
     let client = shards.connect_service(shard.id, database).await?;
-    let exists = client
-        .query_one("SELECT to_regclass('pgherd.installation') IS NOT NULL", &[])
-        .await?;
-    if !exists.get::<_, bool>(0) {
-        return Ok(false);
+    let installed = Installed::read(&client).await?;
+    Ok(installed.is_some_and(|installed| installed.version <= VERSION && installed.may_be_replaced()))
+}
+
+/// What a shard's database says of its catalog.
+struct Installed {
+    version: i32,
+    cluster: String,
+    secret: String,
+    digest: Option<String>,
+    revision: i32,
+}
+
+impl Installed {
+    /// None where there is no catalog.
+    async fn read(client: &impl GenericClient) -> Result<Option<Self>, Error> {
+        let exists = client
+            .query_one("SELECT to_regclass('pgherd.installation') IS NOT NULL", &[])
+            .await?;
+        if !exists.get::<_, bool>(0) {
+            return Ok(None);
+        }
+        let row = client
+            .query_opt(
+                "SELECT version, cluster, secret, to_jsonb(i) ->> 'digest', \
+                 coalesce((to_jsonb(i) ->> 'revision')::integer, 0) FROM pgherd.installation i",
+                &[],
+            )
+            .await?;
+        Ok(row.map(|row| Self {
+            version: row.get(0),
+            cluster: row.get(1),
+            secret: row.get(2),
+            digest: row.get(3),
+            revision: row.get(4),
+        }))
     }
-    let installed = client
-        .query_opt(
-            "SELECT version, coalesce((to_jsonb(i) ->> 'revision')::integer, 0), to_jsonb(i) ->> 'digest' FROM pgherd.installation i",
-            &[],
-        )
-        .await?;
-    Ok(installed.is_some_and(|row| {
-        let (version, revision, known): (i32, i32, Option<String>) = (row.get(0), row.get(1), row.get(2));
-        version <= VERSION && revision <= REVISION && known != Some(digest())
-    }))
+
+    /// What a newer gateway has installed serves this one as well.
+    fn may_be_replaced(&self) -> bool {
+        self.digest != Some(digest()) && self.revision <= REVISION
+    }
 }
 
 /// Whether the home shard's database has no catalog yet.
@@ -109,46 +139,29 @@ async fn install_within(
             .batch_execute(&format!("SET LOCAL lock_timeout = {}", quote_literal(limit)))
             .await?;
     }
-    let exists: bool = transaction
-        .query_one("SELECT to_regclass('pgherd.installation') IS NOT NULL", &[])
-        .await?
-        .get(0);
-    if exists {
-        let installed = transaction
-            .query_opt(
-                "SELECT version, cluster, secret, to_jsonb(i) ->> 'digest', \
-                 coalesce((to_jsonb(i) ->> 'revision')::integer, 0) FROM pgherd.installation i",
-                &[],
-            )
-            .await?;
-        if let Some(row) = installed {
-            let (version, found): (i32, String) = (row.get(0), row.get(1));
-            let (known_secret, known_digest): (String, Option<String>) = (row.get(2), row.get(3));
-            if found != cluster {
-                return Err(Error::OtherCluster {
-                    database: database.into(),
-                    shard: shard.name.clone(),
-                    found,
-                });
-            }
-            if version > VERSION {
-                return Err(Error::NewerVersion {
-                    database: database.into(),
-                    found: version,
-                    known: VERSION,
-                });
-            }
-            // What a newer gateway has installed serves this one as well.
-            let as_new = known_digest == Some(digest()) || row.get::<_, i32>(4) > REVISION;
-            let current = version == VERSION && known_secret == secret && as_new;
-            if current && shard.id != shards.home() {
-                return Ok(());
-            }
-            if current {
-                transaction.batch_execute(&shard_rows(shards)).await?;
-                transaction.commit().await?;
-                return Ok(());
-            }
+    if let Some(installed) = Installed::read(&transaction).await? {
+        if installed.cluster != cluster {
+            return Err(Error::OtherCluster {
+                database: database.into(),
+                shard: shard.name.clone(),
+                found: installed.cluster,
+            });
+        }
+        if installed.version > VERSION {
+            return Err(Error::NewerVersion {
+                database: database.into(),
+                found: installed.version,
+                known: VERSION,
+            });
+        }
+        let current = installed.version == VERSION && installed.secret == secret && !installed.may_be_replaced();
+        if current && shard.id != shards.home() {
+            return Ok(());
+        }
+        if current {
+            transaction.batch_execute(&shard_rows(shards)).await?;
+            transaction.commit().await?;
+            return Ok(());
         }
     }
     transaction

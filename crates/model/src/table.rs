@@ -218,20 +218,7 @@ impl Sharded {
                 .all(|b| a.shard == b.shard || a.to <= b.from || b.to <= a.from)
         })
     }
-}
 
-/// What a view shows of a sharded table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ThroughView {
-    /// the table
-    pub table: Name,
-    /// more names that the view has for columns of the key: the name, and the column's place in the key
-    pub other_names: Vec<(String, usize)>,
-    /// why rows that are inserted through it would not be placed or filled in exactly, if so
-    pub no_insert: Option<String>,
-}
-
-impl Sharded {
     /// The place in the key of the column that has this name.
     pub fn place_in_key(&self, name: &str) -> Option<usize> {
         let own = self.key.iter().position(|k| k == name);
@@ -246,6 +233,17 @@ impl Sharded {
             .find(|(own, _)| own == name)
             .map(|(_, place)| *place)
     }
+}
+
+/// What a view shows of a sharded table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThroughView {
+    /// the table
+    pub table: Name,
+    /// more names that the view has for columns of the key: the name, and the column's place in the key
+    pub other_names: Vec<(String, usize)>,
+    /// why rows that are inserted through it would not be placed or filled in exactly, if so
+    pub no_insert: Option<String>,
 }
 
 impl Table {

@@ -40,6 +40,47 @@ struct Keyed {
     key: Vec<(String, String)>,
 }
 
+/// Rows that have been locked and read.
+struct LockedRows {
+    /// the names of the query's columns
+    columns: Vec<String>,
+    /// the rows as constants, with keys behind the query's columns
+    relation: String,
+    /// what its columns are called there
+    names: Vec<String>,
+    keyed: Option<Keyed>,
+}
+
+impl LockedRows {
+    /// The cursor over the rows, and that over their keys.
+    fn declare_sql(&self, name: &str, head: &str) -> String {
+        let (columns, keys) = self.names.split_at(self.columns.len());
+        let list = self.columns.iter().zip(columns);
+        let list: Vec<_> = list
+            .map(|(column, own)| format!("{own} AS {}", quote_identifier(column)))
+            .collect();
+        let is_binary = |word: &str| word.eq_ignore_ascii_case("binary");
+        let binary = match head.split_ascii_whitespace().any(is_binary) {
+            true => "BINARY ",
+            false => "",
+        };
+        let rows = &self.relation;
+        let mut sql = format!(
+            "DECLARE {} {binary}NO SCROLL CURSOR FOR SELECT {} FROM {rows}",
+            quote_identifier(name),
+            list.join(", ")
+        );
+        if self.keyed.is_some() {
+            sql.push_str(&format!(
+                "; DECLARE {} SCROLL CURSOR FOR SELECT {} FROM {rows}",
+                quote_identifier(&of_keys(name)),
+                keys.join(", ")
+            ));
+        }
+        sql
+    }
+}
+
 /// The cursor that has the keys of another one's rows.
 pub(super) fn of_keys(name: &str) -> String {
     format!("pgherd_at_{name}")
@@ -60,9 +101,34 @@ impl Session {
         }
         let before = head.chars().count() as u32;
         let behind = |problem| with_position(problem, |position| position.map(|p| p + before));
+        let locked = self.lock_and_read(query).await.map_err(behind)?;
+        let sql = locked.declare_sql(name, head);
+        let home = self.gateway.shards.home();
+        let open = self.block.open_mut().ok_or_else(no_block)?;
+        open.transaction.participant(home).await?.simple(&sql).await?;
+        open.place_cursor(name, home);
+        let tokens = query.statement.parsed.tokens.iter();
+        let words = tokens.filter_map(|t| t.identifier(&query.statement.text)).collect();
+        let cursor = LockedCursor {
+            reads,
+            words,
+            keyed: locked.keyed.map(|keyed| (keyed.table, keyed.key)),
+            rekeyed: false,
+            changed: false,
+        };
+        open.locked_cursors.insert(name.to_owned(), cursor);
+        if matches!(query.mode, Mode::Extended { .. }) && query.mode.describes() {
+            self.client.put(b'n', &[]);
+        }
+        self.client.put_tag("DECLARE CURSOR");
+        Ok(())
+    }
+
+    /// Locks the rows of such a query, and reads them with their keys.
+    async fn lock_and_read(&mut self, query: Unit<'_>) -> Result<LockedRows, Problem> {
         let snapshot = self.present_snapshot();
-        let described = self.description(query, &snapshot).await.map_err(behind)?;
-        let columns = described.columns.clone().unwrap_or_default();
+        let described = self.description(query, &snapshot).await?;
+        let columns = described.columns.iter().flatten().map(|c| c.name.clone()).collect();
         let keyed = self.with_keys(query);
         let statements = match &keyed {
             Some(keyed) => Some(self.database.cache.parse(&keyed.text)?),
@@ -78,59 +144,18 @@ impl Session {
             mode: Mode::HIDDEN,
             ..query
         };
-        let all = self
-            .description(part, &snapshot)
-            .await?
-            .columns
-            .clone()
-            .unwrap_or_default();
-        let rows = self.rows_of(part).await.map_err(|p| with_position(p, |_| None))?;
+        let elsewhere = |problem| with_position(problem, |_| None);
+        let all = self.description(part, &snapshot).await.map_err(elsewhere)?;
+        let all = all.columns.clone().unwrap_or_default();
+        let rows = self.rows_of(part).await.map_err(elsewhere)?;
         let rows = self.constants(&all, rows).await?;
         let names: Vec<_> = (0..all.len()).map(|i| format!("c{i}")).collect();
-        let rows = format!("({rows}) AS pgherd_locked ({})", names.join(", "));
-        let list: Vec<_> = columns
-            .iter()
-            .zip(&names)
-            .map(|(column, own)| format!("{own} AS {}", quote_identifier(&column.name)))
-            .collect();
-        let binary = match head
-            .split_ascii_whitespace()
-            .any(|word| word.eq_ignore_ascii_case("binary"))
-        {
-            true => "BINARY ",
-            false => "",
-        };
-        let mut sql = format!(
-            "DECLARE {} {binary}NO SCROLL CURSOR FOR SELECT {} FROM {rows}",
-            quote_identifier(name),
-            list.join(", ")
-        );
-        if keyed.is_some() {
-            sql.push_str(&format!(
-                "; DECLARE {} SCROLL CURSOR FOR SELECT {} FROM {rows}",
-                quote_identifier(&of_keys(name)),
-                names[columns.len()..].join(", ")
-            ));
-        }
-        let home = self.gateway.shards.home();
-        let open = self.block.open_mut().ok_or_else(no_block)?;
-        open.transaction.participant(home).await?.simple(&sql).await?;
-        open.place_cursor(name, home);
-        let tokens = query.statement.parsed.tokens.iter();
-        let words = tokens.filter_map(|t| t.identifier(&query.statement.text)).collect();
-        let cursor = LockedCursor {
-            reads,
-            words,
-            keyed: keyed.map(|keyed| (keyed.table, keyed.key)),
-            rekeyed: false,
-            changed: false,
-        };
-        open.locked_cursors.insert(name.to_owned(), cursor);
-        if matches!(query.mode, Mode::Extended { .. }) && query.mode.describes() {
-            self.client.put(b'n', &[]);
-        }
-        self.client.put_tag("DECLARE CURSOR");
-        Ok(())
+        Ok(LockedRows {
+            columns,
+            relation: format!("({rows}) AS pgherd_locked ({})", names.join(", ")),
+            names,
+            keyed,
+        })
     }
 
     /// None where it is not plainly a query of one table with such a key.
