@@ -45,10 +45,9 @@ fn without_measures(text: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_read_as_in_the_transcript() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+    let (herd, gateway) = Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3, "explain")
         .await
-        .expect("shards");
-    let gateway = herd.gateway("explain").await.expect("gateway");
+        .expect("a cluster");
     let client = gateway.connect().await.expect("connect");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/explain.txt");
     let known = std::fs::read_to_string(&path).expect("the transcript");

@@ -23,11 +23,9 @@ async fn value(client: &Client, sql: &str) -> String {
 
 /// So many shards, and a gateway.
 async fn started(shards: usize, name: &str) -> (Herd, Gateway) {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), shards)
+    Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), shards, name)
         .await
-        .expect("shards");
-    let gateway = herd.gateway(name).await.expect("gateway");
-    (herd, gateway)
+        .expect("a cluster")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,10 +52,9 @@ fn options(url: String, folder: &str) -> Options {
 
 /// Where a cluster's gateway listens.
 async fn herd(shards: usize) -> (Herd, pgherd_testkit::herd::Gateway, String) {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), shards)
+    let (herd, gateway) = Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), shards, "sql")
         .await
-        .expect("shards");
-    let gateway = herd.gateway("sql").await.expect("gateway");
+        .expect("a cluster");
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres", gateway.port());
     (herd, gateway, url)
 }

@@ -1,9 +1,9 @@
 //! Statements over tables that are large enough for a gather in stages, whose copies are too many for loops: PostgreSQL's answers, read by
 //! the keys that were sent along, with the workers that shards of one host share.
 
-use pgherd_testkit::herd::Herd;
+use pgherd_testkit::herd::{Herd, lines};
 use std::path::Path;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::Client;
 
 /// Lines beside their orders; a quarter of the parts is red. The same tables lie on the shards and, local, in another schema.
 const TABLES: &str = "
@@ -25,22 +25,14 @@ async fn rows(client: &Client, sql: &str) -> Vec<String> {
         .simple_query(sql)
         .await
         .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
-    let rows = messages.into_iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => {
-            let values: Vec<_> = (0..row.len()).map(|i| row.get(i).unwrap_or("NULL")).collect();
-            Some(values.join("|"))
-        }
-        _ => None,
-    });
-    rows.collect()
+    lines(&messages)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_bound_what_stays_in_place() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+    let (herd, gateway) = Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3, "stages")
         .await
-        .expect("shards");
-    let gateway = herd.gateway("stages").await.expect("gateway");
+        .expect("a cluster");
     let client = gateway.connect().await.expect("connect");
     client
         .batch_execute(&format!(
@@ -105,10 +97,9 @@ async fn copies_bound_what_stays_in_place() {
 /// The shards of this cluster are on one host, and two workers each would be more than its part.
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_of_a_host_share_its_workers() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+    let (herd, gateway) = Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3, "workers")
         .await
-        .expect("shards");
-    let gateway = herd.gateway("workers").await.expect("gateway");
+        .expect("a cluster");
     let client = gateway.connect().await.expect("connect");
     let tables = "SET pgherd.initial_bounds = 'int 10, 20'; CREATE TABLE t (id int PRIMARY KEY, v int) WITH (parallel_workers = 4); \
                   CALL pgherd.distribute('t', 'id'); INSERT INTO t SELECT i, i FROM generate_series(1, 30) i; \

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
+use tokio_postgres::SimpleQueryMessage;
 
 /// How long a gateway may take from its start to its `ready:` line, recovery included.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -37,7 +38,14 @@ impl Herd {
         Self::prepare(program, LocalCluster::ephemeral(shards).await?).await
     }
 
-    /// The same with shards that flush their log as those of a kept cluster, and with more settings of PostgreSQL.
+    /// Starts them, and a gateway of that name.
+    pub async fn with_gateway(program: &Path, shards: usize, name: &str) -> Result<(Self, Gateway)> {
+        let herd = Self::start(program, shards).await?;
+        let gateway = herd.gateway(name).await?;
+        Ok((herd, gateway))
+    }
+
+    /// As [`Herd::start`], with shards that flush their log as those of a kept cluster, and with more settings of PostgreSQL.
     pub async fn start_durable(program: &Path, shards: usize, settings: Vec<(String, String)>) -> Result<Self> {
         Self::prepare(program, LocalCluster::ephemeral_durable(shards, settings).await?).await
     }
@@ -344,6 +352,18 @@ pub fn peak_memory_bytes(pid: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
+}
+
+/// The rows that a statement gave: their values, with NULL for null, joined by `|`.
+pub fn lines(messages: &[SimpleQueryMessage]) -> Vec<String> {
+    let line = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => {
+            let values: Vec<_> = (0..row.len()).map(|i| row.get(i).unwrap_or("NULL")).collect();
+            Some(values.join("|"))
+        }
+        _ => None,
+    };
+    messages.iter().filter_map(line).collect()
 }
 
 /// Runs a program that ends by itself, and returns what it printed to standard output.

@@ -135,10 +135,9 @@ async fn roles_databases_and_gateways_have_limits() {
 /// A client that leaves while its statement waits for a lock lets go of what its transaction has locked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_holds_nothing() {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 2)
+    let (_herd, gateway) = Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), 2, "left")
         .await
-        .expect("shards");
-    let gateway = herd.gateway("left").await.expect("gateway");
+        .expect("a cluster");
     let admin = connect(&gateway, "postgres").await.expect("connect");
     admin
         .batch_execute(

@@ -1,7 +1,14 @@
 //! pg_dump of a database through the gateway: what is the cluster's own stays out of it.
 
 use super::{cluster, program};
-use pgherd_testkit::herd;
+use pgherd_testkit::herd::{self, Gateway, Herd};
+
+/// What one of PostgreSQL's programs writes.
+async fn said(herd: &Herd, gateway: &Gateway, name: &str, arguments: &[&str]) -> String {
+    let mut command = program(herd, gateway, name);
+    command.args(arguments);
+    herd::run(name, command).await.unwrap_or_else(|error| panic!("{error}"))
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dump_has_nothing_of_the_cluster() {
@@ -11,10 +18,7 @@ async fn a_dump_has_nothing_of_the_cluster() {
         .batch_execute("CREATE TABLE notes (id int PRIMARY KEY, body text); INSERT INTO notes VALUES (1, 'one')")
         .await
         .expect("table");
-    let pg_dump = program(&herd, &gateway, "pg_dump");
-    let said = herd::run("pg_dump", pg_dump)
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
+    let said = said(&herd, &gateway, "pg_dump", &[]).await;
     assert!(
         said.contains("CREATE TABLE public.notes") && said.contains("\n1\tone\n"),
         "{said}"
@@ -46,8 +50,7 @@ async fn a_dump_has_the_rows_of_every_sharded_table() {
         .batch_execute("INSERT INTO spread VALUES (8, 'distributed')")
         .await
         .expect("row");
-    let said = herd::run("pg_dump", program(&herd, &gateway, "pg_dump")).await;
-    let said = said.unwrap_or_else(|error| panic!("{error}"));
+    let said = said(&herd, &gateway, "pg_dump", &[]).await;
     for wanted in [
         "7\tof a range",
         "8\tdistributed",
@@ -70,11 +73,7 @@ async fn what_works_through_all_databases_passes_template1_by() {
         .await
         .expect("table");
     client.batch_execute("CREATE DATABASE another").await.expect("database");
-    let run = async |name: &str, arguments: &[&str]| {
-        let mut command = program(&herd, &gateway, name);
-        command.args(arguments);
-        herd::run(name, command).await.unwrap_or_else(|error| panic!("{error}"))
-    };
+    let run = async |name: &str, arguments: &[&str]| said(&herd, &gateway, name, arguments).await;
     let dumped = run("pg_dumpall", &[]).await;
     assert!(
         dumped.contains("CREATE DATABASE another") && dumped.contains("\n1\tone\n"),

@@ -14,11 +14,9 @@ use tokio::process::Command;
 
 /// Three shards and a gateway.
 async fn cluster() -> (Herd, Gateway) {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+    Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3, "one")
         .await
-        .expect("three shards");
-    let gateway = herd.gateway("one").await.expect("gateway");
-    (herd, gateway)
+        .expect("a cluster")
 }
 
 /// One of PostgreSQL's programs, set to connect to the gateway as role and database `postgres`.

@@ -17,10 +17,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Three shards, a gateway, and table `t` with a row for each of the keys 1 to 9.
 async fn three_shards() -> (Herd, Gateway) {
-    let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
+    let (herd, gateway) = Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3, "one")
         .await
-        .expect("three shards");
-    let gateway = herd.gateway("one").await.expect("gateway");
+        .expect("a cluster");
     let client = gateway.connect().await.expect("connect");
     run(&client, "SET pgherd.initial_bounds = 'int 3,7'").await;
     run(

@@ -17,13 +17,13 @@ pub use report::Report;
 pub use tables::Layout;
 
 use crate::bench::Spread;
-use crate::herd::{Gateway, Herd};
+use crate::herd::{Gateway, Herd, lines};
 use crate::{Error, Result};
 use pgherd_local_cluster::{PlainServer, Server, shard_settings};
 use report::{Query, SideOutcome};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::Client;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -202,14 +202,7 @@ async fn once(client: &Client, sql: &str, limit: Duration) -> Result<(Duration, 
         }
     };
     let took = began.elapsed();
-    let row = |message: SimpleQueryMessage| match message {
-        SimpleQueryMessage::Row(row) => {
-            let values = (0..row.len()).map(|i| row.get(i).unwrap_or("NULL"));
-            Some(values.collect::<Vec<_>>().join("|"))
-        }
-        _ => None,
-    };
-    Ok((took, messages.into_iter().filter_map(row).collect()))
+    Ok((took, lines(&messages)))
 }
 
 /// The first row that differs, in words.
