@@ -214,14 +214,15 @@ impl Encoding {
             Column::Text => Ok(self.decode(value)?.into()),
             Column::Binary(type_oid) => {
                 let mut out = BytesMut::with_capacity(value.len());
-                let decode = |text: &[u8], out: &mut BytesMut| {
-                    out.put_slice(&self.decode(text)?);
-                    Ok(())
-                };
-                shapes.write(type_oid, value, &decode, &mut out)?;
+                shapes.write(type_oid, value, &|text, out| self.decode_into(text, out), &mut out)?;
                 Ok(out.freeze())
             }
         }
+    }
+
+    fn decode_into(&self, text: &[u8], out: &mut BytesMut) -> Result<(), ServerError> {
+        out.put_slice(&self.decode(text)?);
+        Ok(())
     }
 
     /// A piece of a COPY in binary that comes from the client, as the shards are to have it.
@@ -231,12 +232,8 @@ impl Encoding {
         data: &[u8],
         shapes: &Shapes,
     ) -> Result<BytesMut, ServerError> {
-        let decode = |text: &[u8], out: &mut BytesMut| {
-            out.put_slice(&self.decode(text)?);
-            Ok(())
-        };
         let mut out = BytesMut::with_capacity(data.len());
-        copy.convert(data, shapes, &decode, &mut out)?;
+        copy.convert(data, shapes, &|text, out| self.decode_into(text, out), &mut out)?;
         Ok(out)
     }
 
@@ -325,36 +322,25 @@ impl Encoding {
         shapes: &Shapes,
         out: &mut BytesMut,
     ) -> Result<(), ServerError> {
+        let encode = |text: &[u8], out: &mut BytesMut| self.tables.encode(text, out);
         out.put_slice(&body[..2]);
         let (mut rest, mut at) = (&body[2..], 0);
         while let [a, b, c, d, behind @ ..] = rest {
             let length = i32::from_be_bytes([*a, *b, *c, *d]);
             let value = &behind[..usize::try_from(length).unwrap_or(0).min(behind.len())];
             rest = &behind[value.len()..];
+            let start = out.len();
+            out.put_i32(length);
             match columns.get(at).copied().unwrap_or(Column::Binary(0)) {
-                _ if value.is_ascii() => {
-                    out.put_i32(length);
-                    out.put_slice(value);
-                }
-                Column::Plain => {
-                    out.put_i32(length);
-                    out.put_slice(value);
-                }
-                Column::Text => {
-                    let start = out.len();
-                    out.put_i32(0);
-                    self.tables.encode(value, out)?;
-                    let length = (out.len() - start - 4) as i32;
-                    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
-                }
-                Column::Binary(type_oid) => {
-                    let start = out.len();
-                    out.put_i32(0);
-                    let encode = |text: &[u8], out: &mut BytesMut| self.tables.encode(text, out);
-                    shapes.write(type_oid, value, &encode, out)?;
-                    let length = (out.len() - start - 4) as i32;
-                    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
-                }
+                _ if value.is_ascii() => out.put_slice(value),
+                Column::Plain => out.put_slice(value),
+                Column::Text => self.tables.encode(value, out)?,
+                Column::Binary(type_oid) => shapes.write(type_oid, value, &encode, out)?,
+            }
+            // That of NULL stays.
+            if length >= 0 {
+                let length = (out.len() - start - 4) as i32;
+                out[start..start + 4].copy_from_slice(&length.to_be_bytes());
             }
             at += 1;
         }

@@ -224,19 +224,13 @@ impl Upsert<'_> {
         )
     }
 
-    /// What rows that enter a shard bring with them.
-    pub(super) fn entering(&self) -> Vec<(Carrier, Place)> {
-        let first = self.first_value();
-        let set = self.set_carriers.iter().cloned();
-        let set = set.enumerate().map(|(i, carrier)| (carrier, Place::Field(first + i)));
-        let behind = first + self.set_carriers.len();
-        let kept = self
-            .moves
-            .iter()
-            .flat_map(|m| m.carriers.iter().map(|c| (c.clone(), m.keys)));
-        let kept = kept
-            .enumerate()
-            .map(|(i, (carrier, keys))| (carrier, Place::Field(behind + keys + i)));
-        set.chain(kept).collect()
+    /// What rows that enter a shard bring with them besides the values of SET.
+    pub(super) fn taken_along(&self) -> Vec<(Carrier, Place)> {
+        let behind = self.first_value() + self.set_carriers.len();
+        let kept = self.moves.iter().flat_map(|m| {
+            let carriers = m.carriers.iter().cloned().enumerate();
+            carriers.map(move |(i, carrier)| (carrier, Place::Field(behind + m.keys + i)))
+        });
+        kept.collect()
     }
 }

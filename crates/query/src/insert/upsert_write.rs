@@ -337,7 +337,7 @@ impl Upsert<'_> {
             Share::Changed => proposed().chain(identity()).chain(set()).collect(),
             Share::Rekeyed => identity().chain(set()).collect(),
             Share::Leaving => identity().collect(),
-            Share::Entering => self.entering(),
+            Share::Entering => set().chain(self.taken_along()).collect(),
         }
     }
 
