@@ -53,6 +53,20 @@ impl RangeMap {
         (self.ranges[index].to.compare_key(key) == Ordering::Greater).then_some(index)
     }
 
+    /// The shards that can have keys whose first column is this value; one of several ranges comes as often as it has such.
+    pub fn shards_with(&self, first: KeyValue) -> impl Iterator<Item = ShardId> {
+        let interval = KeyInterval::prefix(vec![first]);
+        let value = interval.from.prefix.clone();
+        let below = self
+            .ranges
+            .partition_point(|r| r.to.compare_key(&value) == Ordering::Less);
+        self.ranges[below..]
+            .iter()
+            .take_while(move |r| r.from.compare_key(&value) != Ordering::Greater)
+            .filter(move |r| interval.overlaps(&r.from, &r.to))
+            .map(|r| r.shard)
+    }
+
     /// The ranges that can hold a key of any of `intervals`, in key order.
     pub fn overlapping(&self, intervals: &[KeyInterval]) -> Vec<&Range> {
         self.ranges
@@ -72,5 +86,50 @@ impl RangeMap {
         shards.sort();
         shards.dedup();
         shards
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Bound;
+
+    /// Two columns, with bounds that divide the keys of one first value, and a gap.
+    #[test]
+    fn shards_with_a_first_value_are_those_that_overlap() {
+        let bound = |first: i64, second: Option<i64>| {
+            let second = second.map_or(Bound::Min, |v| Bound::Value(KeyValue::Int(v)));
+            KeyBound(vec![Bound::Value(KeyValue::Int(first)), second])
+        };
+        let bounds = [
+            KeyBound::min(2),
+            bound(3, None),
+            bound(5, Some(2)),
+            bound(5, Some(8)),
+            bound(9, Some(1)),
+            bound(12, None),
+            KeyBound::max(2),
+        ];
+        let ranges = bounds.windows(2).enumerate().filter(|(i, _)| *i != 4);
+        let ranges = RangeMap::new(
+            ranges
+                .map(|(i, ends)| Range {
+                    id: RangeId(i as u32 + 1),
+                    from: ends[0].clone(),
+                    to: ends[1].clone(),
+                    shard: ShardId(i as u32 % 3),
+                    child: Name::new("s", "t"),
+                    declared: false,
+                })
+                .collect(),
+        );
+        for value in 0..15 {
+            let wanted = ranges.overlapping(&[KeyInterval::prefix(vec![KeyValue::Int(value)])]);
+            let wanted: Vec<ShardId> = wanted.iter().map(|r| r.shard).collect();
+            let found: Vec<ShardId> = ranges.shards_with(KeyValue::Int(value)).collect();
+            assert_eq!(found, wanted, "{value}");
+        }
+        assert_eq!(ranges.shards_with(KeyValue::Int(5)).count(), 3);
+        assert_eq!(ranges.shards_with(KeyValue::Int(10)).count(), 0);
     }
 }

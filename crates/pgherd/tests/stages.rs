@@ -66,7 +66,49 @@ async fn copies_bound_what_stays_in_place() {
         let plan = rows(&client, &format!("EXPLAIN ANALYZE {sql}")).await.join("\n");
         assert!(plan.contains(" bounded in part by parts"), "{sql}\n{plan}");
     }
+    // Rows that are looked up by the key of what stays in place go to one shard each.
+    let by_range = [
+        (
+            "lines sent by ranges of part",
+            "SELECT p.color, count(*), sum(l.quantity) FROM lines l, parts p WHERE l.part = p.id AND l.order_id < 900 \
+             GROUP BY p.color ORDER BY 1",
+        ),
+        (
+            "lines sent by ranges of part",
+            "SELECT p.color, count(*) FROM parts p WHERE EXISTS \
+             (SELECT FROM lines l WHERE l.part = p.id AND l.order_id < 900 AND l.quantity < 5) GROUP BY p.color ORDER BY 1",
+        ),
+        (
+            "lines sent by ranges of part",
+            "SELECT p.color, count(*) FROM parts p WHERE NOT EXISTS \
+             (SELECT FROM lines l WHERE l.part = p.id AND l.order_id < 900 AND l.quantity < 5) GROUP BY p.color ORDER BY 1",
+        ),
+        (
+            // Of another width than the key.
+            "sizes sent by ranges of part",
+            "SELECT l.note, count(*), min(s.label) FROM sizes s, lines l, orders o WHERE s.part = l.order_id AND o.id = l.order_id \
+             AND o.day < 30 AND s.id % 7 = 2 GROUP BY 1 ORDER BY 1",
+        ),
+    ];
+    let looked_up = (
+        "lines, bounded in order_id by sizes, each looked up",
+        "SELECT s.label, count(*) FROM sizes s WHERE s.id % 8 = 1 AND EXISTS \
+         (SELECT 1 FROM lines WHERE order_id = s.id AND quantity < 3) GROUP BY 1 ORDER BY 1",
+    );
+    // Pages that PostgreSQL believes to be in memory: looking keys up is the cheaper way then.
+    client.batch_execute("SET random_page_cost = 1").await.expect("set");
+    let shown = by_range.into_iter().chain([looked_up]);
+    for (how, sql) in shown.clone() {
+        let plan = rows(&client, &format!("EXPLAIN ANALYZE {sql}")).await.join("\n");
+        assert!(plan.contains(how), "{sql}\n{plan}");
+    }
     let others = [
+        // Every part has its row, so all lines' parts are on all shards.
+        "SELECT p.color, count(*), count(l.n) FROM parts p LEFT JOIN lines l ON l.part = p.id AND l.order_id < 900 GROUP BY p.color ORDER BY 1",
+        "SELECT p.color, count(*) FROM parts p, lines l WHERE (l.part = p.id OR l.n = p.id) AND l.order_id < 300 GROUP BY p.color ORDER BY 1",
+        "SELECT p.color, (SELECT count(*) FROM lines l WHERE l.order_id < 900) FROM parts p WHERE p.id < 4 ORDER BY 1",
+        "SELECT count(*) FROM (SELECT l.part, count(*) AS n FROM lines l WHERE l.order_id < 900 GROUP BY l.part) q, parts p \
+         WHERE p.id = q.part AND q.n > 1",
         // Lines without a part count.
         "SELECT count(*), count(p.id), sum(p.weight) FROM lines l LEFT JOIN parts p ON p.id = l.part AND p.color = 'red'",
         "SELECT count(*) FROM lines l WHERE NOT EXISTS (SELECT FROM parts p WHERE p.id = l.part AND p.color = 'red')",
@@ -84,7 +126,8 @@ async fn copies_bound_what_stays_in_place() {
         "SELECT l.note, count(DISTINCT p.id) FROM lines l, parts p, sizes s WHERE p.id = l.part AND s.id = p.id \
          AND s.label = 'size 1' GROUP BY l.note ORDER BY 1",
     ];
-    for sql in bounded.iter().map(String::as_str).chain(others) {
+    let bounded = bounded.iter().map(String::as_str);
+    for sql in bounded.chain(shown.map(|(_, sql)| sql)).chain(others) {
         client.batch_execute("SET search_path = local").await.expect("local");
         let plain = rows(&client, sql).await;
         client.batch_execute("SET search_path = public").await.expect("public");
@@ -94,7 +137,7 @@ async fn copies_bound_what_stays_in_place() {
     herd.stop().await;
 }
 
-/// The shards of this cluster are on one host, and two workers each would be more than its part.
+/// The shards of this cluster are on one host: together they are as many processes as one server would have with its two workers.
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_of_a_host_share_its_workers() {
     let (herd, gateway) = Herd::with_gateway(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3, "workers")
@@ -108,8 +151,8 @@ async fn shards_of_a_host_share_its_workers() {
         client.batch_execute(statement).await.expect(statement);
     }
     let plan = async || rows(&client, "EXPLAIN SELECT sum(v) FROM t").await.join("\n");
-    let one = plan().await;
-    assert_eq!(one.matches("Workers Planned: 1").count(), 3, "{one}");
+    let none = plan().await;
+    assert!(!none.contains("Workers Planned"), "{none}");
     // Who asks for a number gets it.
     client
         .batch_execute("SET max_parallel_workers_per_gather = 2")

@@ -2,7 +2,7 @@
 //! values travel in the type that the source query gave them and the shard does the assignment casts.
 
 use crate::metadata::{TEXT_IS_EXACT, text_is_not_exact};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
 
@@ -71,6 +71,16 @@ impl Carrier {
             true => Err(text_is_not_exact()),
             false => Ok(()),
         }
+    }
+
+    /// The OID of the arrays' type.
+    pub fn array(&self) -> u32 {
+        self.array
+    }
+
+    /// The OID of the type in which the values travel.
+    pub fn element(&self) -> u32 {
+        self.element
     }
 
     /// The value as an expression, where `column` is the array's element.
@@ -194,6 +204,33 @@ impl Batch {
             self.bytes += 4;
         }
         self.rows += 1;
+    }
+
+    /// The rows divided into parts by their value in a column: `wanted` says which parts want it. NULLs are in none.
+    pub fn divided(&self, column: usize, parts: usize, mut wanted: impl FnMut(&[u8], &mut Vec<usize>)) -> Vec<Batch> {
+        let mut divided: Vec<Batch> = (0..parts).map(|_| Batch::new(self.columns.len())).collect();
+        let mut elements: Vec<&[u8]> = self.columns.iter().map(|c| c.elements.as_ref()).collect();
+        let mut values: Vec<Option<&[u8]>> = vec![None; elements.len()];
+        let mut into = Vec::new();
+        for _ in 0..self.rows {
+            for (value, rest) in values.iter_mut().zip(&mut elements) {
+                let length = rest.get_i32();
+                // -1 is a NULL.
+                *value = usize::try_from(length).ok().map(|length| {
+                    let (value, behind) = rest.split_at(length);
+                    *rest = behind;
+                    value
+                });
+            }
+            if let Some(value) = values[column] {
+                into.clear();
+                wanted(value, &mut into);
+                for &part in &into {
+                    divided[part].add(values.iter().copied());
+                }
+            }
+        }
+        divided
     }
 
     /// The parameters: types, and arrays as `array_send` writes them (dimensions, whether it has NULLs, element

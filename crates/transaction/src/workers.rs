@@ -2,7 +2,7 @@
 //!
 //! Each shard believes that the host's processors are its own, and starts as many workers as it is allowed. A statement that reads all
 //! shards keeps the processors busy already; the workers only repeat what each of them has to make for itself, such as a hash table of
-//! rows that were sent along. So the shards of a host share what one of them may start.
+//! rows that were sent along. So the shards of a host are together as many processes as one server would be.
 
 use crate::shard_state::ShardState;
 use crate::transaction::Transaction;
@@ -31,10 +31,9 @@ impl Workers {
     pub(crate) fn learn(&self, limit: Option<&str>) {
         let limit = limit.and_then(|limit| limit.parse::<i32>().ok());
         let shards = i32::try_from(self.shards.max(1)).unwrap_or(i32::MAX);
-        self.each.store(
-            limit.map_or(-1, |limit| (limit + shards - 1) / shards),
-            Ordering::Relaxed,
-        );
+        // Rounded down: one server would have its leader and its workers at the statement, and here each shard has a leader.
+        let each = limit.map_or(-1, |limit| limit / shards);
+        self.each.store(each, Ordering::Relaxed);
     }
 
     /// Whether others run on the same host.
@@ -135,8 +134,13 @@ mod tests {
             workers.learn(limit);
             workers.each()
         };
-        assert_eq!(each(0, Some("8")), Some(3));
-        assert_eq!(each(3, Some("2")), Some(1));
+        assert_eq!(each(0, Some("8")), Some(2), "nine processes, of which three lead");
+        assert_eq!(each(0, Some("3")), Some(1));
+        assert_eq!(
+            each(3, Some("2")),
+            Some(0),
+            "as many processes as one server would have"
+        );
         assert_eq!(each(3, Some("0")), Some(0));
         assert_eq!(each(2, Some("8")), None, "it has its host for itself");
         assert_eq!(each(0, None), None, "nothing is known");

@@ -468,6 +468,11 @@ fn sample(parsed: &ParsedQuery, mention: &Mention) -> Option<Sample> {
 }
 
 impl Gathered {
+    /// The shards that have rows of it.
+    pub fn shards(&self) -> Vec<pgherd_model::ShardId> {
+        self.places.iter().map(|place| place.shard).collect()
+    }
+
     /// The SELECTs that read it, one per shard.
     pub fn fragments(&self, statement: &Statement<'_>) -> Vec<Fragment> {
         let places = self.places.iter().enumerate();

@@ -3,7 +3,8 @@
 
 use super::aggregates::{self, Divided};
 use super::blocks::{Blocks, Role, start_of};
-use super::reduce::Bound;
+use super::by_range;
+use super::reduce::{self, Bound};
 use super::spread::{self, Anchors, As, Spread, is_uncorrelated, subqueries};
 use crate::gather::source::Resolution;
 use crate::render::FUNCTIONS;
@@ -163,13 +164,24 @@ impl Choice<'_> {
     }
 
     fn bytes(&self, mentions: &[usize], sizes: &[Size]) -> f64 {
-        let rows = bounded(mentions, sizes, self.bounds, &|m, c| self.is_unique(m, c));
-        rows.iter().map(|(m, rows)| rows * (sizes[*m].width + ROW)).sum()
+        self.weighted(mentions, sizes, &|_| 1.0)
     }
 
-    /// What a stage costs before it gives anything: the relations that are sent to its shards.
+    fn weighted(&self, mentions: &[usize], sizes: &[Size], weight: &dyn Fn(usize) -> f64) -> f64 {
+        let rows = bounded(mentions, sizes, self.bounds, &|m, c| self.is_unique(m, c));
+        rows.iter()
+            .map(|(m, rows)| weight(*m) * rows * (sizes[*m].width + ROW))
+            .sum()
+    }
+
+    /// What a stage costs before it gives anything: the relations that are sent to its shards, each row to one of them where a key says which.
     fn cost_of(&self, stage: &Stage, copied: &[usize]) -> f64 {
-        self.bytes(copied, self.sizes) * (1.0 + SENT * stage.shards.len() as f64)
+        let bounds = reduce::bounds_inside(self.blocks, stage.block);
+        let to = |mention| match by_range::is_tied(stage, &bounds, mention) {
+            true => 1,
+            false => stage.shards.len(),
+        };
+        self.weighted(copied, self.sizes, &|mention| 1.0 + SENT * to(mention) as f64)
     }
 
     fn copied(&self, stage: &Stage) -> Vec<usize> {

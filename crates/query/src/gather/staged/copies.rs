@@ -1,12 +1,14 @@
 //! What passes through the gateway on its way to the shards: rows of small relations, and keys that bound larger ones, both as
 //! arrays in PostgreSQL's binary format.
 
+use super::by_range::ByRange;
+use super::run::Array;
 use crate::carrier::{Batch, Carrier, TargetType, carriers};
 use crate::plan::engine::Engine;
 use crate::plan::row::{fields, messages};
 use bytes::Bytes;
 use datafusion::execution::memory_pool::MemoryReservation;
-use pgherd_model::ServerError;
+use pgherd_model::{ServerError, ShardId};
 use pgherd_shards::Backend;
 use std::collections::{HashMap, HashSet};
 
@@ -69,14 +71,36 @@ impl Keys {
     }
 
     /// The array, with its type.
-    pub fn array(&self, carrier: &Carrier) -> Option<(u32, Bytes)> {
-        let mut batch = Batch::new(1);
-        for value in &self.values {
-            batch.add([Some(value.as_ref())].into_iter());
-        }
-        let (types, arrays) = batch.take(std::slice::from_ref(carrier));
-        types.first().copied().zip(arrays.into_iter().next())
+    pub fn array(&self, carrier: &Carrier) -> (u32, Array) {
+        let (oid, array) = array(carrier, self.values.iter());
+        (oid, Array::Same(array))
     }
+
+    /// For each of these shards the array of the values that can be keys there, with its type.
+    pub fn by_range(&self, carrier: &Carrier, by_range: ByRange<'_>, shards: &[ShardId]) -> (u32, Array) {
+        let mut parts: Vec<Vec<&Bytes>> = vec![Vec::new(); shards.len()];
+        let mut places = Vec::new();
+        for value in &self.values {
+            places.clear();
+            by_range.places(value, shards, &mut places);
+            for &place in &places {
+                parts[place].push(value);
+            }
+        }
+        let arrays = shards.iter().zip(parts);
+        let arrays = arrays.map(|(shard, part)| (*shard, array(carrier, part.into_iter()).1));
+        let (oid, empty) = array(carrier, [].iter());
+        (oid, Array::ByShard(arrays.collect(), empty))
+    }
+}
+
+fn array<'v>(carrier: &Carrier, values: impl Iterator<Item = &'v Bytes>) -> (u32, Bytes) {
+    let mut batch = Batch::new(1);
+    for value in values {
+        batch.add([Some(value.as_ref())].into_iter());
+    }
+    let (_, mut arrays) = batch.take(std::slice::from_ref(carrier));
+    (carrier.array(), arrays.pop().unwrap_or_default())
 }
 
 /// What is kept of a fetch's rows.

@@ -17,12 +17,14 @@
 
 mod aggregates;
 mod blocks;
+mod by_range;
 mod calls;
 mod choose;
 mod copies;
 mod first;
 mod keys;
 mod late;
+mod looked_up;
 mod prune;
 mod reduce;
 mod run;

@@ -8,8 +8,8 @@ use super::spread::equal_to;
 use sqlparser::ast::Expr;
 use std::collections::HashSet;
 
-/// The blocks whose conditions hold for every row of `block` that matters.
-fn around(blocks: &Blocks<'_>, block: usize) -> HashSet<usize> {
+/// The blocks whose conditions hold for every row of `block` that matters, of those that are `inside`.
+fn around(blocks: &Blocks<'_>, block: usize, inside: &dyn Fn(usize) -> bool) -> HashSet<usize> {
     let mut found = HashSet::from([block]);
     let mut todo = vec![block];
     while let Some(next) = todo.pop() {
@@ -33,9 +33,9 @@ fn around(blocks: &Blocks<'_>, block: usize) -> HashSet<usize> {
                 .position(|b| Some(b.span.start) == start_of(subquery)),
             _ => None,
         });
-        let inside = joined.chain(members).filter(|&inner| blocks.is_plain(inner));
-        for other in inside.chain(parent) {
-            if found.insert(other) {
+        let within = joined.chain(members).filter(|&inner| blocks.is_plain(inner));
+        for other in within.chain(parent) {
+            if inside(other) && found.insert(other) {
                 todo.push(other);
             }
         }
@@ -54,9 +54,19 @@ pub(super) struct Bound {
 
 /// All bounds between the mentions of a statement.
 pub(super) fn bounds(blocks: &Blocks<'_>) -> Vec<Bound> {
+    bounds_of(blocks, &|_| true)
+}
+
+/// Those that follow from a block's own conditions and from those of blocks in it: they hold wherever the block runs by itself.
+pub(super) fn bounds_inside(blocks: &Blocks<'_>, block: usize) -> Vec<Bound> {
+    let span = &blocks.list[block].span;
+    bounds_of(blocks, &|inner| span.contains(&blocks.list[inner].span.start))
+}
+
+fn bounds_of(blocks: &Blocks<'_>, inside: &dyn Fn(usize) -> bool) -> Vec<Bound> {
     let mut found = Vec::new();
-    for block in 0..blocks.list.len() {
-        let around = around(blocks, block);
+    for block in (0..blocks.list.len()).filter(|&block| inside(block)) {
+        let around = around(blocks, block, inside);
         if around.iter().any(|&b| blocks.list[b].unclear) {
             continue;
         }

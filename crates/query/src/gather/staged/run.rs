@@ -1,6 +1,7 @@
 //! Runs the steps: each relation in its turn, then the blocks on the shards, then what is left of the statement over their rows.
 
 use super::aggregates::{self, Divided, column};
+use super::by_range::ByRange;
 use super::choose::Stage;
 use super::copies::{Kept, Keys, Memory, Types};
 use super::sent::{InPlace, Instead};
@@ -22,14 +23,40 @@ use std::sync::Arc;
 
 pub(super) type Edits = Vec<(Range<usize>, String)>;
 
-/// Parameters that are added behind the client's own.
+/// An array that is sent as a parameter.
+pub(super) enum Array {
+    /// the same to all
+    Same(Bytes),
+    /// to each shard what can matter there, and to all others one without elements
+    ByShard(HashMap<ShardId, Bytes>, Bytes),
+}
+
+impl Array {
+    fn on(&self, shard: ShardId) -> Bytes {
+        match self {
+            Array::Same(array) => array.clone(),
+            Array::ByShard(arrays, empty) => arrays.get(&shard).unwrap_or(empty).clone(),
+        }
+    }
+}
+
+/// Parameters that are added behind the client's own, with their types.
 #[derive(Default)]
-pub(super) struct Added(pub(super) Vec<(u32, Bytes)>);
+pub(super) struct Added(Vec<(u32, Array)>);
 
 impl Added {
-    pub fn push(&mut self, array: (u32, Bytes)) -> usize {
+    pub fn push(&mut self, array: (u32, Array)) -> usize {
         self.0.push(array);
         self.0.len()
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them as one shard gets them.
+    pub fn on(&self, shard: ShardId) -> Vec<(u32, Bytes)> {
+        self.0.iter().map(|(oid, array)| (*oid, array.on(shard))).collect()
     }
 
     /// Types and values for a piece of SQL that uses some of the client's parameters and all of these.
@@ -38,9 +65,9 @@ impl Added {
         let (mut types, mut values) = fragment::parameters(statement, sql, shard);
         types.resize(own, 25);
         values.resize(own, (false, None));
-        for (array_type, array) in &self.0 {
-            types.push(*array_type);
-            values.push((true, Some(array.clone())));
+        for (array_type, array) in self.on(shard) {
+            types.push(array_type);
+            values.push((true, Some(array)));
         }
         (types, values)
     }
@@ -145,7 +172,8 @@ pub(super) async fn run(
     let Some((edited, added)) = edited else {
         return Ok(None);
     };
-    super::super::bind(statement, &edited.text, &added.0, scratch.backend())?;
+    let home = statement.snapshot.home();
+    super::super::bind(statement, &edited.text, &added.on(home), scratch.backend())?;
     relay::queue_execute(scratch.backend(), "")?;
     relay::sync(scratch.backend()).await?;
     let text = &runner.plan.blocks.parsed.text;
@@ -306,18 +334,25 @@ impl Runner<'_, '_> {
         scratch: &mut Scratch,
     ) -> Result<(), ServerError> {
         let mut added = Added::default();
+        let mut looking_up = None;
         for slot in 0..fetch.source.mentions.len() {
             // One list, the one that spares the most: with several, an index over both columns would be asked for every pair.
             let own = fetch.bounds.iter().filter(|b| b.slot == slot);
             let known = own
                 .filter_map(|bound| Some((self.share(bound)?, bound, self.known_values(bound)?)))
                 .filter(|(share, ..)| *share <= super::ALMOST_ALL);
-            if let Some((_, bound, (keys, carrier))) = known.min_by(|(a, ..), (b, ..)| a.total_cmp(b))
-                && let Some(array) = keys.array(carrier)
-            {
+            if let Some((_, bound, (keys, carrier))) = known.min_by(|(a, ..), (b, ..)| a.total_cmp(b)) {
+                let mention = fetch.source.mentions[slot];
+                let table = self.plan.resolutions[mention].table.as_deref();
+                let by_range = table.and_then(|t| ByRange::of(t, &bound.column, carrier.element()));
+                let array = match by_range {
+                    Some(by_range) => keys.by_range(carrier, by_range, &fetch.source.shards()),
+                    None => keys.array(carrier),
+                };
                 let number = self.statement.parameters.len() + added.push(array);
                 let name = quote_identifier(&bound.column);
                 fetch.source.filters[slot].push(format!("{name} = ANY (${number})"));
+                looking_up = self.looking_up(fetch, bound, carrier, number);
             }
         }
         let mut fragments = fetch.source.fragments(self.statement);
@@ -327,16 +362,21 @@ impl Runner<'_, '_> {
                 false => (Vec::new(), Vec::new()),
             };
         }
+        let mut what = self.plan.name_of_fetch(fetch, &self.fetched);
+        if let Some(others) = looking_up
+            && self.take_cheaper(&mut fragments, others, transaction).await?
+        {
+            what.push_str(", each looked up");
+        }
         let binary = fetch.source.binary;
         let collects = if binary { fetch.collects.clone() } else { Vec::new() };
         let mut kept = Kept::new(fetch.source.wanted.len(), fetch.stage.is_some(), &collects);
         let copy = fetch.stage.is_none().then(|| (fetch.source.copy_sql(), binary));
-        let what = self.plan.name_of_fetch(fetch, &self.fetched);
         let rows = self
             .read(what, &fragments, copy, &mut kept, transaction, scratch)
             .await?;
         self.memory.stays(&kept);
-        tracing::debug!(relation = %fetch.source.relation.name, stage = ?fetch.stage, rows, bounds = added.0.len(), "read");
+        tracing::debug!(relation = %fetch.source.relation.name, stage = ?fetch.stage, rows, bounds = added.count(), "read");
         if fetch.stage.is_none() {
             let mut finish = fetch.source.finish_sql(rows);
             if !fetch.index.is_empty() && rows > 100 {
@@ -369,7 +409,7 @@ impl Runner<'_, '_> {
         scratch: &mut Scratch,
     ) -> Result<Option<()>, ServerError> {
         let mut added = Added::default();
-        let Some(sent) = self.sent(number, &mut added) else {
+        let Some(sent) = self.sent(number, stage, &mut added) else {
             return Ok(None);
         };
         let mut bounds = HashMap::new();
@@ -405,7 +445,7 @@ impl Runner<'_, '_> {
             columns.join(", ")
         );
         let mut kept = Kept::new(0, false, &[]);
-        let what = self.plan.name_of_stage(number, &instead.bounds);
+        let what = self.plan.name_of_stage(number, &instead.bounds, &sent.by_range);
         let copy = Some((copy, target.binary));
         let rows = self
             .read(what, &fragments, copy, &mut kept, transaction, scratch)

@@ -1,9 +1,12 @@
 //! What is sent to a stage's shards: rows of small relations as arrays, which also bound what is read of the tables that stay in place.
 
+use super::by_range::{self, ByRange};
 use super::choose::Stage;
-use super::run::{Added, Edits, Runner, alias};
-use crate::carrier::Carrier;
-use pgherd_model::quote_identifier;
+use super::reduce;
+use super::run::{Added, Array, Edits, Runner, alias};
+use crate::carrier::{Batch, Carrier};
+use bytes::Bytes;
+use pgherd_model::{ShardId, quote_identifier};
 use std::collections::HashMap;
 
 /// A bound that lets a larger part of the rows through is not worth looking at every row.
@@ -13,10 +16,39 @@ const SELECTIVE: f64 = 0.3;
 pub(super) struct Sent {
     /// what stands in the relations' place
     pub copies: Edits,
-    /// the rows of the largest
+    /// the rows of the largest, on one shard
     pub most_rows: usize,
+    /// mentions whose rows go only where their keys are, and the columns that tell
+    pub by_range: Vec<(usize, String)>,
     /// by mention and column, the parameter that has the values, and what part of the relation's rows they are of
     columns: HashMap<(usize, String), (String, f64)>,
+}
+
+/// The arrays of each column, divided by where the keys in one of them are, and the most rows that a shard gets.
+fn divided(
+    rows: &mut Batch,
+    carriers: &[Carrier],
+    place: usize,
+    by_range: ByRange<'_>,
+    shards: &[ShardId],
+) -> (usize, Vec<Array>) {
+    let parts = rows.divided(place, shards.len(), |value, places| {
+        by_range.places(value, shards, places)
+    });
+    let most_rows = parts.iter().map(|part| part.rows).max().unwrap_or(0);
+    let mut columns: Vec<HashMap<ShardId, Bytes>> = vec![HashMap::new(); carriers.len()];
+    for (shard, mut part) in shards.iter().zip(parts) {
+        for (column, array) in columns.iter_mut().zip(part.take(carriers).1) {
+            column.insert(*shard, array);
+        }
+    }
+    *rows = Batch::new(0);
+    let empty = Batch::new(carriers.len()).take(carriers).1;
+    let arrays = columns.into_iter().zip(empty);
+    (
+        most_rows,
+        arrays.map(|(column, empty)| Array::ByShard(column, empty)).collect(),
+    )
 }
 
 /// What stands in the place of a stage's relations and subqueries.
@@ -40,10 +72,12 @@ pub(super) struct InPlace {
 
 impl Runner<'_, '_> {
     /// Takes the rows that were kept for a stage. None where a type cannot travel.
-    pub fn sent(&mut self, number: usize, added: &mut Added) -> Option<Sent> {
+    pub fn sent(&mut self, number: usize, stage: &Stage, added: &mut Added) -> Option<Sent> {
+        let bounds = reduce::bounds_inside(&self.plan.blocks, stage.block);
         let mut sent = Sent {
             copies: self.known(Some(number)),
             most_rows: 0,
+            by_range: Vec::new(),
             columns: HashMap::new(),
         };
         for (fetch, kept) in self.fetched.iter().zip(&mut self.kept) {
@@ -53,13 +87,23 @@ impl Runner<'_, '_> {
             let columns = fetch.source.wanted.iter().map(|&c| &fetch.source.relation.columns[c]);
             let carriers: Option<Vec<Carrier>> = columns.clone().map(|c| self.types.get(c.type_oid).cloned()).collect();
             let count = rows.rows;
-            sent.most_rows = sent.most_rows.max(count);
-            let (types, arrays) = rows.take(&carriers?);
-            let numbers: Vec<String> = types
-                .into_iter()
+            let carriers = carriers?;
+            let tied = by_range::tied(stage, &bounds, self.plan.resolutions, fetch);
+            let (most_rows, arrays) = match tied {
+                Some((place, by_range)) => divided(rows, &carriers, place, by_range, &stage.shards),
+                None => (count, rows.take(&carriers).1.into_iter().map(Array::Same).collect()),
+            };
+            sent.most_rows = sent.most_rows.max(most_rows);
+            let numbers: Vec<String> = carriers
+                .iter()
                 .zip(arrays)
-                .map(|array| format!("${}", self.statement.parameters.len() + added.push(array)))
+                .map(|(carrier, array)| added.push((carrier.array(), array)))
+                .map(|number| format!("${}", self.statement.parameters.len() + number))
                 .collect();
+            if let Some((place, _)) = tied {
+                let column = &fetch.source.relation.columns[fetch.source.wanted[place]];
+                sent.by_range.push((fetch.source.mentions[0], column.name.clone()));
+            }
             let names: Vec<String> = columns.clone().map(|c| quote_identifier(&c.name)).collect();
             let sql = format!(
                 "(SELECT * FROM unnest({}) AS u({}))",

@@ -38,7 +38,12 @@ impl Plan<'_> {
         }
     }
 
-    pub(super) fn name_of_stage(&self, number: usize, bounds: &HashMap<usize, InPlace>) -> String {
+    pub(super) fn name_of_stage(
+        &self,
+        number: usize,
+        bounds: &HashMap<usize, InPlace>,
+        by_range: &[(usize, String)],
+    ) -> String {
         let mut name = match self.stages[number].partial {
             true => format!("stage {}, partial results", number + 1),
             false => format!("stage {}", number + 1),
@@ -46,6 +51,9 @@ impl Plan<'_> {
         for (&mention, bound) in bounds.iter().collect::<BTreeMap<_, _>>() {
             let (table, by) = (self.name(mention), self.name(bound.by));
             name.push_str(&format!(", {table} bounded in {} by {by}", bound.column));
+        }
+        for (mention, column) in by_range {
+            name.push_str(&format!(", {} sent by ranges of {column}", self.name(*mention)));
         }
         name
     }
@@ -79,7 +87,7 @@ impl Plan<'_> {
             }
             for &shard in &stage.shards {
                 shown.push((
-                    self.name_of_stage(number, &HashMap::new()),
+                    self.name_of_stage(number, &HashMap::new(), &[]),
                     self.shown_stage(stage, shard)?,
                 ));
             }

@@ -77,11 +77,9 @@ impl Runner<'_, '_> {
     pub fn known_blocks(&self, added: &mut Added) -> Edits {
         let mut edits = Edits::new();
         for (query, keys) in self.plan.keys.iter().zip(&self.keys) {
-            let array = keys
-                .as_ref()
-                .and_then(|keys| keys.array(self.types.get(query.type_oid)?));
-            if let Some(array) = array {
-                let number = self.statement.parameters.len() + added.push(array);
+            let known = keys.as_ref().zip(self.types.get(query.type_oid));
+            if let Some((keys, carrier)) = known {
+                let number = self.statement.parameters.len() + added.push(keys.array(carrier));
                 let span = self.plan.blocks.list[query.stage.block].span.clone();
                 edits.push((span, format!("SELECT pg_catalog.unnest(${number})")));
             }
