@@ -1,7 +1,5 @@
 //! How many clients there may be, and what becomes of what a client leaves behind.
 
-mod crowd;
-
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;
 use std::time::{Duration, Instant};

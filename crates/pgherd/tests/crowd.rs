@@ -1,12 +1,27 @@
-//! Many clients at once. These take a minute, both cores and more than ten thousand file descriptors (`ulimit -n`), so they run only when
-//! they are asked for: `cargo test --workspace --test limits -- --ignored --nocapture --test-threads=1`. What they gave is in
-//! docs/operations.md.
+//! Many clients at once. They take both cores and more than ten thousand file descriptors, so they are a program of their own, which cargo
+//! runs alone, and take turns. What they gave is in docs/operations.md.
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Lets this process, and the gateways that it starts, have as many file descriptors as the system allows them.
+fn allow_descriptors(wanted: u64) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
+    assert!(
+        hard >= wanted,
+        "{wanted} file descriptors are needed, and `ulimit -Hn` is {hard}: raise it"
+    );
+    if soft < wanted {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).expect("raise the limit");
+    }
+}
 
 /// A client that costs this process as little as can be.
 struct Light {
@@ -74,9 +89,10 @@ fn resident_mib(gateway: &Gateway) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "ten thousand sockets; see the module"]
 async fn ten_thousand_idle_clients() {
     const CLIENTS: usize = 10_000;
+    let _turn = TURN.lock().await;
+    allow_descriptors(CLIENTS as u64 + 1_000);
     let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 3)
         .await
         .expect("shards");
@@ -101,10 +117,11 @@ async fn ten_thousand_idle_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "two thousand busy clients; see the module"]
 async fn two_thousand_active_clients_share_forty_connections() {
     const CLIENTS: usize = 2_000;
     const SECONDS: u64 = 30;
+    let _turn = TURN.lock().await;
+    allow_descriptors(CLIENTS as u64 + 1_000);
     let herd = Herd::start(Path::new(env!("CARGO_BIN_EXE_pgherd")), 2)
         .await
         .expect("shards");
