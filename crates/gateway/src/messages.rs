@@ -1,6 +1,13 @@
-//! Replies that were kept back, message by message.
+//! Replies that were kept back, message by message; messages that go both ways.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// CopyData.
+pub(crate) fn put_copy_data(out: &mut BytesMut, data: &[u8]) {
+    out.put_u8(b'd');
+    out.put_u32(data.len() as u32 + 4);
+    out.put_slice(data);
+}
 
 /// The messages in these bytes, each with its tag: whole, with the head.
 pub(crate) struct Messages(pub(crate) Bytes);

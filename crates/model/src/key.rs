@@ -144,13 +144,8 @@ impl KeyInterval {
             Ordering::Equal => !self.to.inclusive,
             Ordering::Greater => false,
         };
-        let above = match compare_prefix(&self.from.prefix, to) {
-            Ordering::Greater => true,
-            Ordering::Equal => {
-                !self.from.inclusive || (!self.from.prefix.is_empty() && starts_at(&self.from.prefix, to))
-            }
-            Ordering::Less => false,
-        };
+        let behind = !self.from.inclusive && compare_prefix(&self.from.prefix, to) == Ordering::Equal;
+        let above = behind || to.is_below(&self.from.prefix);
         !below && !above
     }
 }
@@ -171,15 +166,6 @@ fn compare_prefix(prefix: &[KeyValue], bound: &KeyBound) -> Ordering {
     Ordering::Equal
 }
 
-/// Whether the bound lies at or below every key that starts with `prefix` (given that the prefix equals
-/// the bound's first columns): true when the bound ends there or goes on with MINVALUE.
-fn starts_at(prefix: &[KeyValue], bound: &KeyBound) -> bool {
-    match bound.0.get(prefix.len()) {
-        None | Some(Bound::Min) => true,
-        Some(_) => false,
-    }
-}
-
 impl KeyBound {
     /// MINVALUE in each of `columns` columns.
     pub fn min(columns: usize) -> Self {
@@ -189,6 +175,16 @@ impl KeyBound {
     /// MAXVALUE in each of `columns` columns.
     pub fn max(columns: usize) -> Self {
         Self(vec![Bound::Max; columns])
+    }
+
+    /// Whether all keys that start with `prefix` are at or above this bound.
+    pub fn is_below(&self, prefix: &[KeyValue]) -> bool {
+        match compare_prefix(prefix, self) {
+            Ordering::Greater => true,
+            // The bound ends there, or goes on with MINVALUE.
+            Ordering::Equal => !prefix.is_empty() && matches!(self.0.get(prefix.len()), None | Some(Bound::Min)),
+            Ordering::Less => false,
+        }
     }
 
     /// Where this bound lies to a key: Greater when the key is below it, Less when the key is above it,

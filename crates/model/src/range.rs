@@ -54,16 +54,11 @@ impl RangeMap {
     }
 
     /// The shards that can have keys whose first column is this value; one of several ranges comes as often as it has such.
-    pub fn shards_with(&self, first: KeyValue) -> impl Iterator<Item = ShardId> {
-        let interval = KeyInterval::prefix(vec![first]);
-        let value = interval.from.prefix.clone();
-        let below = self
-            .ranges
-            .partition_point(|r| r.to.compare_key(&value) == Ordering::Less);
-        self.ranges[below..]
-            .iter()
-            .take_while(move |r| r.from.compare_key(&value) != Ordering::Greater)
-            .filter(move |r| interval.overlaps(&r.from, &r.to))
+    pub fn shards_with(&self, first: &KeyValue) -> impl Iterator<Item = ShardId> {
+        let prefix = std::slice::from_ref(first);
+        let start = self.ranges.partition_point(|r| r.to.is_below(prefix));
+        let rest = self.ranges[start..].iter();
+        rest.take_while(move |r| r.from.compare_key(prefix) != Ordering::Greater)
             .map(|r| r.shard)
     }
 
@@ -126,10 +121,10 @@ mod tests {
         for value in 0..15 {
             let wanted = ranges.overlapping(&[KeyInterval::prefix(vec![KeyValue::Int(value)])]);
             let wanted: Vec<ShardId> = wanted.iter().map(|r| r.shard).collect();
-            let found: Vec<ShardId> = ranges.shards_with(KeyValue::Int(value)).collect();
+            let found: Vec<ShardId> = ranges.shards_with(&KeyValue::Int(value)).collect();
             assert_eq!(found, wanted, "{value}");
         }
-        assert_eq!(ranges.shards_with(KeyValue::Int(5)).count(), 3);
-        assert_eq!(ranges.shards_with(KeyValue::Int(10)).count(), 0);
+        assert_eq!(ranges.shards_with(&KeyValue::Int(5)).count(), 3);
+        assert_eq!(ranges.shards_with(&KeyValue::Int(10)).count(), 0);
     }
 }

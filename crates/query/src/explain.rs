@@ -8,8 +8,7 @@ use crate::relay;
 use crate::statement::Statement;
 use crate::{Engine, Fragment, Transaction, gather, insert, locking, plan, write};
 use pgherd_model::{ServerError, ShardId};
-use pgherd_shards::{Backend, ColumnDescription};
-use postgres_protocol::message::frontend;
+use pgherd_shards::ColumnDescription;
 use sqlparser::ast::{Expr, Query, Select, SetExpr, Statement as Ast, Visit, Visitor};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -255,7 +254,7 @@ impl Visitor for Form {
 }
 
 /// What the shard says about a fragment, which is for one of so many shards.
-async fn ask(
+pub(crate) async fn ask(
     head: &str,
     fragment: &Fragment,
     one_of: usize,
@@ -265,29 +264,31 @@ async fn ask(
     let fences = fragment.fences.iter().map(|f| &**f).collect();
     transaction.queue_before_fragment(fragment.shard, &fences, one_of);
     let backend = transaction.participant(fragment.shard).await?;
-    let out = backend.outbox();
-    let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
     let sql = format!("{head}{}", fragment.sql);
-    frontend::parse("", &sql, fragment.parameter_types.iter().copied(), out).map_err(nul)?;
-    crate::fragment::bind("", &fragment.parameters, &[], out)?;
-    relay::queue_execute(backend, "")?;
-    relay::sync(backend).await?;
-    let read = lines(backend).await;
-    backend.drain().await?;
-    read
+    relay::send(backend, &sql, &fragment.parameter_types, &fragment.parameters, &[]).await?;
+    relay::lines(backend).await
 }
 
-/// The rows of one text column.
-async fn lines(backend: &mut Backend) -> Result<Vec<String>, ServerError> {
-    let mut lines = Vec::new();
-    let mut fields = Vec::new();
-    while let Some(batch) = relay::next_rows(backend).await? {
-        for message in plan::row::messages(&batch.bytes) {
-            let garbled = || ServerError::internal("a shard's EXPLAIN is no text");
-            plan::row::fields(message, &mut fields).ok_or_else(garbled)?;
-            let text = fields.first().cloned().flatten().ok_or_else(garbled)?;
-            lines.push(String::from_utf8_lossy(&message[text]).into_owned());
-        }
+/// A number of the first node of a plan as EXPLAIN tells it, such as the one behind ` rows=`: `Hash Join  (cost=1.07..2.30 rows=3 width=8)`.
+pub(crate) fn estimate(first_line: &str, behind: &str) -> Option<f64> {
+    let (_, numbers) = first_line.split_once("  (cost=")?;
+    let (_, number) = numbers.split_once(behind)?;
+    number.split(' ').next()?.parse().ok()
+}
+
+/// What the first node of a plan costs, up to its last row.
+pub(crate) const TOTAL_COST: &str = "..";
+pub(crate) const ROWS: &str = " rows=";
+
+#[cfg(test)]
+mod tests {
+    use super::{ROWS, TOTAL_COST, estimate};
+
+    #[test]
+    fn numbers_of_a_plan_are_read() {
+        let line = "Index Scan using \"a..b rows=1\" on t  (cost=73669.10..74040.18 rows=37108 width=8)";
+        assert_eq!(estimate(line, TOTAL_COST), Some(74040.18));
+        assert_eq!(estimate(line, ROWS), Some(37108.0));
+        assert_eq!(estimate("Result", ROWS), None);
     }
-    Ok(lines)
 }

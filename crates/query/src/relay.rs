@@ -1,7 +1,8 @@
 //! Rows as bytes: taken from a shard's replies message by message, without looking inside.
 
-use crate::{Fragment, Transaction};
-use bytes::{Buf, BytesMut};
+use crate::plan::row;
+use crate::{Fragment, Transaction, fragment};
+use bytes::{Buf, Bytes, BytesMut};
 use pgherd_model::{ServerError, ShardId};
 use pgherd_shards::Backend;
 use postgres_protocol::message::frontend;
@@ -159,6 +160,41 @@ pub(crate) fn queue_execute(backend: &mut Backend, portal: &str) -> Result<(), S
     let nul = |_| ServerError::internal("a portal's name holds a NUL");
     frontend::execute(portal, 0, backend.outbox()).map_err(nul)?;
     frontend::close(b'P', portal, backend.outbox()).map_err(nul)
+}
+
+/// Sends a statement that is parsed, bound and executed at once, under no name. Its reply is to be read, and then drained.
+pub(crate) async fn send(
+    backend: &mut Backend,
+    sql: &str,
+    types: &[u32],
+    parameters: &[(bool, Option<Bytes>)],
+    formats: &[i16],
+) -> Result<(), ServerError> {
+    let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
+    frontend::parse("", sql, types.iter().copied(), backend.outbox()).map_err(nul)?;
+    fragment::bind("", parameters, formats, backend.outbox())?;
+    queue_execute(backend, "")?;
+    sync(backend).await
+}
+
+/// The rows of a statement that has one text column, none of them NULL; with what an error leaves, the reply is read to its end.
+pub(crate) async fn lines(backend: &mut Backend) -> Result<Vec<String>, ServerError> {
+    let read = read_lines(backend).await;
+    backend.drain().await?;
+    read
+}
+
+async fn read_lines(backend: &mut Backend) -> Result<Vec<String>, ServerError> {
+    let (mut lines, mut fields) = (Vec::new(), Vec::new());
+    while let Some(batch) = next_rows(backend).await? {
+        for message in row::messages(&batch.bytes) {
+            let garbled = || ServerError::internal("a shard's answer is no text");
+            row::fields(message, &mut fields).ok_or_else(garbled)?;
+            let text = fields.first().cloned().flatten().ok_or_else(garbled)?;
+            lines.push(String::from_utf8_lossy(&message[text]).into_owned());
+        }
+    }
+    Ok(lines)
 }
 
 /// Queues Sync and sends everything.

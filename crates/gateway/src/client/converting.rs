@@ -4,6 +4,7 @@ use super::{Client, Gone};
 use crate::encoding::binary_copy::BinaryCopy;
 use crate::encoding::values::Shapes;
 use crate::encoding::{Column, Encoding};
+use crate::messages::put_copy_data;
 use bytes::{BufMut, BytesMut};
 use pgherd_model::ServerError;
 use std::sync::Arc;
@@ -43,9 +44,7 @@ impl Converter {
             self.begun = data.split_off(data.len() - self.encoding.incomplete(&data));
         }
         let mut whole = BytesMut::with_capacity(data.len() + 10);
-        whole.put_u8(b'd');
-        whole.put_u32(data.len() as u32 + 4);
-        whole.put_slice(&data);
+        put_copy_data(&mut whole, &data);
         whole
     }
 
@@ -62,9 +61,7 @@ impl Converter {
         };
         let mut converted = BytesMut::with_capacity(data.len() + 10);
         if end.is_empty() || !data.is_empty() {
-            converted.put_u8(b'd');
-            converted.put_u32(data.len() as u32 + 4);
-            converted.put_slice(&data);
+            put_copy_data(&mut converted, &data);
         }
         converted.put_slice(end);
         Some(Ok(converted))

@@ -20,6 +20,7 @@ use super::forward::{lock_fences, lost_lease, no_block};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
 use super::{Mode, Problem, Session, Unit};
 use crate::client::{Client, FLUSH_AT, Gone};
+use crate::messages::put_copy_data;
 use crate::user_types::Asking;
 use pgherd_model::{Resolved, ServerError, ShardId, SqlState, Table, TableKind};
 use pgherd_shards::Backend;
@@ -369,7 +370,7 @@ async fn relay_in(client: &mut Client, backend: &mut Backend) -> Result<(), Prob
         };
         match message {
             Ok(Inflow::Data(data)) => {
-                put_data(backend.outbox(), &data);
+                put_copy_data(backend.outbox(), &data);
                 if backend.outbox().len() >= FLUSH_AT {
                     backend.flush().await?;
                     if backend.has_error() {
@@ -397,13 +398,6 @@ async fn relay_in(client: &mut Client, backend: &mut Backend) -> Result<(), Prob
         backend.flush().await?;
         return Ok(());
     }
-}
-
-fn put_data(out: &mut bytes::BytesMut, data: &[u8]) {
-    use bytes::BufMut;
-    out.put_u8(b'd');
-    out.put_u32(data.len() as u32 + 4);
-    out.put_slice(data);
 }
 
 fn put_fail(backend: &mut Backend, message: &str) {

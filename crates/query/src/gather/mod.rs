@@ -412,12 +412,14 @@ pub(crate) async fn lock_target(
         for fence in &fragment.fences {
             backend.queue_silent(&format!("LOCK TABLE {fence} IN ACCESS SHARE MODE"));
         }
-        let out = backend.outbox();
-        let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
-        frontend::parse("", &fragment.sql, fragment.parameter_types.iter().copied(), out).map_err(nul)?;
-        crate::fragment::bind("", &fragment.parameters, &[], out)?;
-        crate::relay::queue_execute(backend, "")?;
-        crate::relay::sync(backend).await?;
+        relay::send(
+            backend,
+            &fragment.sql,
+            &fragment.parameter_types,
+            &fragment.parameters,
+            &[],
+        )
+        .await?;
         // One shard after the other: whoever locks so as well does it in the same order.
         backend.drain().await?;
     }

@@ -23,7 +23,6 @@ use crate::{Fragment, Transaction};
 use clauses::{Clauses, Policy};
 use pgherd_model::{ServerError, ShardId, SqlState, quote_literal};
 use pgherd_sql::LockStrength;
-use postgres_protocol::message::frontend;
 use sqlparser::ast::{Expr, LimitClause, SetExpr, TableFactor, TableWithJoins, Value};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -298,14 +297,9 @@ pub(crate) async fn select(
 /// What PostgreSQL says against the statement: of outer joins, of aggregates, of the role's rights.
 async fn judge(statement: &Statement<'_>, transaction: &mut Transaction) -> Result<(), ServerError> {
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let out = home.outbox();
-    let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
     let head = "EXPLAIN ";
     let text = format!("{head}{}", statement.text);
-    frontend::parse("", &text, statement.parameter_types.iter().copied(), out).map_err(nul)?;
-    crate::fragment::bind("", statement.parameters, &[], out)?;
-    relay::queue_execute(home, "")?;
-    relay::sync(home).await?;
+    relay::send(home, &text, statement.parameter_types, statement.parameters, &[]).await?;
     let position = |error: ServerError| {
         let at = error.fields().position.map(|at| at - (head.len() as u32).min(at));
         error.with_position(at)

@@ -1,7 +1,7 @@
 //! Rows in COPY's formats, from DataRow messages: text and CSV as PostgreSQL's `CopyAttributeOutText` and
 //! `CopyAttributeOutCSV` write them; a binary tuple has the very layout of a DataRow's body.
 
-use super::put_data;
+use crate::messages::put_copy_data;
 use bytes::{Buf, BufMut, BytesMut};
 use pgherd_sql::CopyFormat;
 use pgherd_sql::copy_split::CopyOptions;
@@ -61,7 +61,7 @@ impl Writer {
     /// Appends what follows the last row: the binary format's trailer.
     pub(super) fn finish(&mut self, out: &mut BytesMut) {
         if self.options.format == CopyFormat::Binary {
-            put_data(out, &[std::mem::take(&mut self.header), &BINARY_TRAILER].concat());
+            put_copy_data(out, &[std::mem::take(&mut self.header), &BINARY_TRAILER].concat());
         }
     }
 

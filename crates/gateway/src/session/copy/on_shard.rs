@@ -2,7 +2,8 @@
 
 use super::format::empty_binary;
 use super::plan::Plan;
-use super::{put_data, put_fail};
+use super::put_fail;
+use crate::messages::put_copy_data;
 use crate::session::Problem;
 use bytes::Bytes;
 use pgherd_model::ServerError;
@@ -37,7 +38,7 @@ pub(super) async fn try_copy(backend: &mut Backend, plan: &Plan) -> Result<Resul
     let began = begin_copy(backend, plan).await?;
     if began.is_ok() {
         if plan.binary {
-            put_data(backend.outbox(), &empty_binary());
+            put_copy_data(backend.outbox(), &empty_binary());
         }
         if let Some(error) = end(backend, None).await?.error {
             return Ok(Err(error));

@@ -2,10 +2,11 @@
 //! COPY's format. PostgreSQL judges the options: the home shard runs the same COPY for no rows, and its response and
 //! header line are the ones the client gets.
 
+use super::describes;
 use super::evaluate::quote_list;
 use super::format::Writer;
 use super::words::Words;
-use super::{describes, put_data};
+use crate::messages::put_copy_data;
 use crate::session::enter::Entered;
 use crate::session::execute::needs_parts;
 use crate::session::forward::{lost_lease, no_block};
@@ -185,7 +186,7 @@ impl Session {
         client.put(b'H', &prologue.response);
         // Of the binary format, the response to no rows is header and trailer; the writer knows where they go.
         if !binary && !prologue.header.is_empty() {
-            put_data(&mut client.out, &prologue.header);
+            put_copy_data(&mut client.out, &prologue.header);
         }
         let mut count = 0;
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());

@@ -5,7 +5,7 @@ use super::describes;
 use super::format::Writer;
 use super::out_of::{Prologue, prologue};
 use super::words::Words;
-use crate::messages::Messages;
+use crate::messages::{Messages, put_copy_data};
 use crate::session::forward::no_block;
 use crate::session::{Mode, Problem, Session, Unit};
 use bytes::{Bytes, BytesMut};
@@ -102,7 +102,7 @@ impl Session {
         client.put(b'H', &prologue.response);
         // Of the binary format, the response to no rows is header and trailer; the writer knows where they go.
         if !binary && !prologue.header.is_empty() {
-            super::put_data(&mut client.out, &prologue.header);
+            put_copy_data(&mut client.out, &prologue.header);
         }
         let (mut count, mut others) = (0, BytesMut::new());
         for (tag, message) in Messages(replies) {

@@ -32,6 +32,15 @@ pub(super) struct Stage {
     /// with partial aggregates
     pub partial: bool,
     pub shards: Vec<ShardId>,
+    /// what ties columns of relations that are sent along to keys of those that stay in place
+    pub ties: Vec<Bound>,
+}
+
+impl Stage {
+    /// Whether rows of a mention matter only on the shards that have their key.
+    fn ties(&self, mention: usize) -> bool {
+        self.ties.iter().any(|tie| tie.mention == mention)
+    }
 }
 
 /// What groups that travel cost: so many rows of so many columns.
@@ -176,8 +185,7 @@ impl Choice<'_> {
 
     /// What a stage costs before it gives anything: the relations that are sent to its shards, each row to one of them where a key says which.
     fn cost_of(&self, stage: &Stage, copied: &[usize]) -> f64 {
-        let bounds = reduce::bounds_inside(self.blocks, stage.block);
-        let to = |mention| match by_range::is_tied(stage, &bounds, mention) {
+        let to = |mention| match stage.ties(mention) {
             true => 1,
             false => stage.shards.len(),
         };
@@ -227,6 +235,7 @@ impl Choice<'_> {
             return Vec::new();
         }
         let mentions = self.mentions(block);
+        let bounds = reduce::bounds_inside(self.blocks, block);
         let with = |group: u32| {
             let mut anchors: Anchors = vec![None; self.resolutions.len()];
             let mut shards: Vec<ShardId> = Vec::new();
@@ -243,6 +252,7 @@ impl Choice<'_> {
             let partial = self.runs(block, &anchors)?;
             Some(Stage {
                 block,
+                ties: by_range::ties(&bounds, &anchors),
                 anchors,
                 partial,
                 shards,

@@ -1,8 +1,8 @@
 //! What passes through the gateway on its way to the shards: rows of small relations, and keys that bound larger ones, both as
 //! arrays in PostgreSQL's binary format.
 
+use super::added::Array;
 use super::by_range::ByRange;
-use super::run::Array;
 use crate::carrier::{Batch, Carrier, TargetType, carriers};
 use crate::plan::engine::Engine;
 use crate::plan::row::{fields, messages};
@@ -70,37 +70,25 @@ impl Keys {
         (!self.too_many).then_some(self.values.len())
     }
 
-    /// The array, with its type.
-    pub fn array(&self, carrier: &Carrier) -> (u32, Array) {
-        let (oid, array) = array(carrier, self.values.iter());
-        (oid, Array::Same(array))
-    }
-
-    /// For each of these shards the array of the values that can be keys there, with its type.
-    pub fn by_range(&self, carrier: &Carrier, by_range: ByRange<'_>, shards: &[ShardId]) -> (u32, Array) {
-        let mut parts: Vec<Vec<&Bytes>> = vec![Vec::new(); shards.len()];
-        let mut places = Vec::new();
+    fn batch(&self) -> Batch {
+        let mut batch = Batch::new(1);
         for value in &self.values {
-            places.clear();
-            by_range.places(value, shards, &mut places);
-            for &place in &places {
-                parts[place].push(value);
-            }
+            batch.add([Some(value.as_ref())].into_iter());
         }
-        let arrays = shards.iter().zip(parts);
-        let arrays = arrays.map(|(shard, part)| (*shard, array(carrier, part.into_iter()).1));
-        let (oid, empty) = array(carrier, [].iter());
-        (oid, Array::ByShard(arrays.collect(), empty))
+        batch
     }
-}
 
-fn array<'v>(carrier: &Carrier, values: impl Iterator<Item = &'v Bytes>) -> (u32, Bytes) {
-    let mut batch = Batch::new(1);
-    for value in values {
-        batch.add([Some(value.as_ref())].into_iter());
+    /// The array.
+    pub fn array(&self, carrier: &Carrier) -> Array {
+        let (_, mut arrays) = self.batch().take(std::slice::from_ref(carrier));
+        Array::Same(arrays.pop().unwrap_or_default())
     }
-    let (_, mut arrays) = batch.take(std::slice::from_ref(carrier));
-    (carrier.array(), arrays.pop().unwrap_or_default())
+
+    /// For each of these shards the array of the values that can be keys there.
+    pub fn by_range(&self, carrier: &Carrier, by_range: ByRange<'_>, shards: &[ShardId]) -> Array {
+        let (_, mut arrays) = by_range.divide(&self.batch(), 0, std::slice::from_ref(carrier), shards);
+        arrays.pop().unwrap_or(Array::Same(Bytes::new()))
+    }
 }
 
 /// What is kept of a fetch's rows.

@@ -5,19 +5,18 @@
 //! these find as many partners as rows are wanted, no other group can be among the first. Otherwise everything is read.
 
 use super::Fetch;
+use super::added::Added;
 use super::blocks::Blocks;
 use super::choose::Stage;
 use super::copies::{Kept, Keys};
 use super::late::{FirstGroups, GROUPS};
 use super::reduce::Bound;
-use super::run::{Added, Edits, Runner, Target, replace};
+use super::run::{Edits, Runner, Target, replace};
 use super::{By, aggregates};
-use crate::fragment;
 use crate::relay;
 use crate::rows::Scratch;
 use crate::{Transaction, edit::Edited};
 use pgherd_model::{ServerError, quote_identifier};
-use postgres_protocol::message::frontend;
 use std::ops::Range;
 
 /// The first groups of a stage.
@@ -171,11 +170,7 @@ impl Runner<'_, '_> {
         };
         let sql = format!("SELECT DISTINCT {column} FROM pg_temp.{table}");
         let backend = scratch.backend();
-        let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");
-        frontend::parse("", &sql, [], backend.outbox()).map_err(nul)?;
-        fragment::bind("", &[], &[1], backend.outbox())?;
-        relay::queue_execute(backend, "")?;
-        relay::sync(backend).await?;
+        relay::send(backend, &sql, &[], &[], &[1]).await?;
         let mut kept = Kept::new(1, false, &[0]);
         while let Some(batch) = relay::next_rows(backend).await? {
             kept.add(&batch.bytes).ok_or_else(crate::plan::merge::garbled)?;
@@ -234,23 +229,9 @@ impl Runner<'_, '_> {
         );
         let (types, values) = added.with(self.statement, &sql, self.statement.snapshot.home());
         let backend = scratch.backend();
-        let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");
-        frontend::parse("", &sql, types.iter().copied(), backend.outbox()).map_err(nul)?;
-        fragment::bind("", &values, &[], backend.outbox())?;
-        relay::queue_execute(backend, "")?;
-        relay::sync(backend).await?;
-        let mut count = 0;
-        let mut fields = Vec::new();
-        while let Some(batch) = relay::next_rows(backend).await? {
-            for message in crate::plan::row::messages(&batch.bytes) {
-                crate::plan::row::fields(message, &mut fields).ok_or_else(crate::plan::merge::garbled)?;
-                let digits = fields.first().cloned().flatten().map(|range| &message[range]);
-                let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-                count = digits.and_then(|digits| digits.parse().ok()).unwrap_or(0);
-            }
-        }
-        backend.drain().await?;
-        Ok(count)
+        relay::send(backend, &sql, &types, &values, &[]).await?;
+        let lines = relay::lines(backend).await?;
+        Ok(lines.first().and_then(|count| count.parse().ok()).unwrap_or(0))
     }
 
     /// What stands in the place of a stage's block: its rows, put together.
@@ -299,7 +280,7 @@ impl Runner<'_, '_> {
             let now = transaction.clock().await?.unwrap_or_default();
             edits.extend(crate::gather::clock::edits(parsed, &now));
         }
-        let mut added = Added::default();
+        let mut added = Added::behind(self.statement);
         replace(&mut edits, self.known_blocks(&mut added).into_iter());
         // Those inside others come first: they are part of what those become.
         let mut order: Vec<usize> = (0..self.plan.stages.len()).collect();

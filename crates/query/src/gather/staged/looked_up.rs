@@ -6,13 +6,10 @@
 use super::run::Runner;
 use super::{Fetch, FetchBound};
 use crate::carrier::Carrier;
-use crate::fragment;
+use crate::explain;
 use crate::gather::source::Identity;
-use crate::plan::row::{fields, messages};
-use crate::relay;
 use crate::{Fragment, Transaction};
 use pgherd_model::{ServerError, quote_identifier};
-use postgres_protocol::message::frontend;
 
 /// Fewer keys are not worth two questions.
 const MANY_KEYS: usize = 1_000;
@@ -21,14 +18,14 @@ const FEW_ROWS: f64 = 0.15;
 const KEYS: &str = "pgherd_keys";
 
 impl Runner<'_, '_> {
-    /// The same fragments, in which each key is looked up; None where rows are more than the keys that bound them. `number` is the
-    /// parameter that has these, and the bound is the last condition of the only mention.
+    /// The same fragments, in which each key is looked up; None where rows are more than the keys that bound them. `parameter`
+    /// has these, and the bound is the last condition of the only mention.
     pub fn looking_up(
         &self,
         fetch: &Fetch,
         bound: &FetchBound,
         carrier: &Carrier,
-        number: usize,
+        parameter: &str,
     ) -> Option<Vec<String>> {
         let source = &fetch.source;
         let ([wanted], [filters]) = (source.wanted.as_slice(), source.filters.as_slice()) else {
@@ -47,7 +44,7 @@ impl Runner<'_, '_> {
         let conditions = conditions.join(" AND ");
         let sql = |relation: &str| {
             format!(
-                "SELECT {KEYS}.{name} FROM pg_catalog.unnest(${number}) AS {KEYS}({name}) \
+                "SELECT {KEYS}.{name} FROM pg_catalog.unnest({parameter}) AS {KEYS}({name}) \
                  WHERE EXISTS (SELECT FROM {relation} WHERE {conditions})"
             )
         };
@@ -64,8 +61,12 @@ impl Runner<'_, '_> {
         let (Some(first), Some(other)) = (fragments.first(), others.first()) else {
             return Ok(false);
         };
-        let own = cost(first, &first.sql, transaction).await?;
-        let look_up = cost(first, other, transaction).await?;
+        let other = Fragment {
+            sql: other.clone(),
+            ..first.clone()
+        };
+        let own = cost(first, fragments.len(), transaction).await?;
+        let look_up = cost(&other, fragments.len(), transaction).await?;
         let is_cheaper = own.zip(look_up).is_some_and(|(own, look_up)| look_up < own);
         if is_cheaper {
             for (fragment, sql) in fragments.iter_mut().zip(others) {
@@ -76,42 +77,10 @@ impl Runner<'_, '_> {
     }
 }
 
-/// What PostgreSQL thinks that a text costs with a fragment's parameters, on its shard.
-async fn cost(fragment: &Fragment, sql: &str, transaction: &mut Transaction) -> Result<Option<f64>, ServerError> {
-    let backend = transaction.participant(fragment.shard).await?;
-    let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
-    let types = fragment.parameter_types.iter().copied();
-    frontend::parse("", &format!("EXPLAIN {sql}"), types, backend.outbox()).map_err(nul)?;
-    fragment::bind("", &fragment.parameters, &[], backend.outbox())?;
-    relay::queue_execute(backend, "")?;
-    relay::sync(backend).await?;
-    let (mut first, mut values) = (None, Vec::new());
-    while let Some(batch) = relay::next_rows(backend).await? {
-        if let Some(message) = messages(&batch.bytes).next().filter(|_| first.is_none()) {
-            fields(message, &mut values).ok_or_else(crate::plan::merge::garbled)?;
-            first = values.first().cloned().flatten().map(|range| message[range].to_vec());
-        }
-    }
-    backend.drain().await?;
-    Ok(first.and_then(|line| total_cost(&String::from_utf8_lossy(&line))))
-}
-
-/// From the first line of an EXPLAIN: `Hash Join  (cost=1.07..2.30 rows=3 width=8)`.
-fn total_cost(line: &str) -> Option<f64> {
-    let (_, costs) = line.split_once("(cost=")?;
-    let (_, total) = costs.split_once("..")?;
-    total.split(' ').next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_cost_is_read() {
-        let cost = super::total_cost;
-        assert_eq!(
-            cost("HashAggregate  (cost=73669.10..74040.18 rows=37108 width=8)"),
-            Some(74040.18)
-        );
-        assert_eq!(cost("Result"), None);
-    }
+/// What PostgreSQL thinks that a fragment costs, which is for one of so many shards.
+async fn cost(fragment: &Fragment, one_of: usize, transaction: &mut Transaction) -> Result<Option<f64>, ServerError> {
+    let plan = explain::ask("EXPLAIN ", fragment, one_of, transaction).await?;
+    Ok(plan
+        .first()
+        .and_then(|line| explain::estimate(line, explain::TOTAL_COST)))
 }

@@ -15,6 +15,7 @@
 //! its own where it is no part of a transaction block. In a block at READ COMMITTED the plain gather is used, whose
 //! portals are all bound at once.
 
+mod added;
 mod aggregates;
 mod blocks;
 mod by_range;

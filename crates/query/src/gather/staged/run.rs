@@ -1,5 +1,6 @@
 //! Runs the steps: each relation in its turn, then the blocks on the shards, then what is left of the statement over their rows.
 
+use super::added::Added;
 use super::aggregates::{self, Divided, column};
 use super::by_range::ByRange;
 use super::choose::Stage;
@@ -14,64 +15,12 @@ use crate::relay;
 use crate::rows::{Rows, Scratch, Step};
 use crate::statement::Statement;
 use crate::{Fragment, Transaction};
-use bytes::Bytes;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
-use postgres_protocol::message::frontend;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) type Edits = Vec<(Range<usize>, String)>;
-
-/// An array that is sent as a parameter.
-pub(super) enum Array {
-    /// the same to all
-    Same(Bytes),
-    /// to each shard what can matter there, and to all others one without elements
-    ByShard(HashMap<ShardId, Bytes>, Bytes),
-}
-
-impl Array {
-    fn on(&self, shard: ShardId) -> Bytes {
-        match self {
-            Array::Same(array) => array.clone(),
-            Array::ByShard(arrays, empty) => arrays.get(&shard).unwrap_or(empty).clone(),
-        }
-    }
-}
-
-/// Parameters that are added behind the client's own, with their types.
-#[derive(Default)]
-pub(super) struct Added(Vec<(u32, Array)>);
-
-impl Added {
-    pub fn push(&mut self, array: (u32, Array)) -> usize {
-        self.0.push(array);
-        self.0.len()
-    }
-
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// All of them as one shard gets them.
-    pub fn on(&self, shard: ShardId) -> Vec<(u32, Bytes)> {
-        self.0.iter().map(|(oid, array)| (*oid, array.on(shard))).collect()
-    }
-
-    /// Types and values for a piece of SQL that uses some of the client's parameters and all of these.
-    pub fn with(&self, statement: &Statement<'_>, sql: &str, shard: ShardId) -> (Vec<u32>, Vec<(bool, Option<Bytes>)>) {
-        let own = statement.parameters.len();
-        let (mut types, mut values) = fragment::parameters(statement, sql, shard);
-        types.resize(own, 25);
-        values.resize(own, (false, None));
-        for (array_type, array) in self.on(shard) {
-            types.push(array_type);
-            values.push((true, Some(array)));
-        }
-        (types, values)
-    }
-}
 
 /// A stage's table on the scratch connection.
 pub(super) struct Target {
@@ -223,12 +172,8 @@ async fn targets(
         let name = format!("pgherd_stage_{}", number + 1);
         let create = format!("CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {sql} WITH NO DATA");
         let (types, values) = fragment::parameters(statement, &create, statement.snapshot.home());
-        let nul = |_| ServerError::internal("a message to the home shard cannot be encoded");
         let backend = scratch.backend();
-        frontend::parse("", &create, types.iter().copied(), backend.outbox()).map_err(nul)?;
-        fragment::bind("", &values, &[], backend.outbox())?;
-        relay::queue_execute(backend, "")?;
-        relay::sync(backend).await?;
+        relay::send(backend, &create, &types, &values, &[]).await?;
         backend.drain().await?;
         divided.push((own, name));
     }
@@ -333,7 +278,7 @@ impl Runner<'_, '_> {
         transaction: &mut Transaction,
         scratch: &mut Scratch,
     ) -> Result<(), ServerError> {
-        let mut added = Added::default();
+        let mut added = Added::behind(self.statement);
         let mut looking_up = None;
         for slot in 0..fetch.source.mentions.len() {
             // One list, the one that spares the most: with several, an index over both columns would be asked for every pair.
@@ -349,10 +294,10 @@ impl Runner<'_, '_> {
                     Some(by_range) => keys.by_range(carrier, by_range, &fetch.source.shards()),
                     None => keys.array(carrier),
                 };
-                let number = self.statement.parameters.len() + added.push(array);
+                let parameter = added.push(carrier, array);
                 let name = quote_identifier(&bound.column);
-                fetch.source.filters[slot].push(format!("{name} = ANY (${number})"));
-                looking_up = self.looking_up(fetch, bound, carrier, number);
+                fetch.source.filters[slot].push(format!("{name} = ANY ({parameter})"));
+                looking_up = self.looking_up(fetch, bound, carrier, &parameter);
             }
         }
         let mut fragments = fetch.source.fragments(self.statement);
@@ -408,7 +353,7 @@ impl Runner<'_, '_> {
         transaction: &mut Transaction,
         scratch: &mut Scratch,
     ) -> Result<Option<()>, ServerError> {
-        let mut added = Added::default();
+        let mut added = Added::behind(self.statement);
         let Some(sent) = self.sent(number, stage, &mut added) else {
             return Ok(None);
         };

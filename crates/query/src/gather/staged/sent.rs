@@ -1,12 +1,11 @@
 //! What is sent to a stage's shards: rows of small relations as arrays, which also bound what is read of the tables that stay in place.
 
-use super::by_range::{self, ByRange};
+use super::added::{Added, Array};
+use super::by_range;
 use super::choose::Stage;
-use super::reduce;
-use super::run::{Added, Array, Edits, Runner, alias};
-use crate::carrier::{Batch, Carrier};
-use bytes::Bytes;
-use pgherd_model::{ShardId, quote_identifier};
+use super::run::{Edits, Runner, alias};
+use crate::carrier::Carrier;
+use pgherd_model::quote_identifier;
 use std::collections::HashMap;
 
 /// A bound that lets a larger part of the rows through is not worth looking at every row.
@@ -22,33 +21,6 @@ pub(super) struct Sent {
     pub by_range: Vec<(usize, String)>,
     /// by mention and column, the parameter that has the values, and what part of the relation's rows they are of
     columns: HashMap<(usize, String), (String, f64)>,
-}
-
-/// The arrays of each column, divided by where the keys in one of them are, and the most rows that a shard gets.
-fn divided(
-    rows: &mut Batch,
-    carriers: &[Carrier],
-    place: usize,
-    by_range: ByRange<'_>,
-    shards: &[ShardId],
-) -> (usize, Vec<Array>) {
-    let parts = rows.divided(place, shards.len(), |value, places| {
-        by_range.places(value, shards, places)
-    });
-    let most_rows = parts.iter().map(|part| part.rows).max().unwrap_or(0);
-    let mut columns: Vec<HashMap<ShardId, Bytes>> = vec![HashMap::new(); carriers.len()];
-    for (shard, mut part) in shards.iter().zip(parts) {
-        for (column, array) in columns.iter_mut().zip(part.take(carriers).1) {
-            column.insert(*shard, array);
-        }
-    }
-    *rows = Batch::new(0);
-    let empty = Batch::new(carriers.len()).take(carriers).1;
-    let arrays = columns.into_iter().zip(empty);
-    (
-        most_rows,
-        arrays.map(|(column, empty)| Array::ByShard(column, empty)).collect(),
-    )
 }
 
 /// What stands in the place of a stage's relations and subqueries.
@@ -73,7 +45,6 @@ pub(super) struct InPlace {
 impl Runner<'_, '_> {
     /// Takes the rows that were kept for a stage. None where a type cannot travel.
     pub fn sent(&mut self, number: usize, stage: &Stage, added: &mut Added) -> Option<Sent> {
-        let bounds = reduce::bounds_inside(&self.plan.blocks, stage.block);
         let mut sent = Sent {
             copies: self.known(Some(number)),
             most_rows: 0,
@@ -88,17 +59,19 @@ impl Runner<'_, '_> {
             let carriers: Option<Vec<Carrier>> = columns.clone().map(|c| self.types.get(c.type_oid).cloned()).collect();
             let count = rows.rows;
             let carriers = carriers?;
-            let tied = by_range::tied(stage, &bounds, self.plan.resolutions, fetch);
+            let tied = by_range::tied(stage, self.plan.resolutions, fetch);
             let (most_rows, arrays) = match tied {
-                Some((place, by_range)) => divided(rows, &carriers, place, by_range, &stage.shards),
+                Some((place, by_range)) => {
+                    let rows = std::mem::take(rows);
+                    by_range.divide(&rows, place, &carriers, &stage.shards)
+                }
                 None => (count, rows.take(&carriers).1.into_iter().map(Array::Same).collect()),
             };
             sent.most_rows = sent.most_rows.max(most_rows);
             let numbers: Vec<String> = carriers
                 .iter()
                 .zip(arrays)
-                .map(|(carrier, array)| added.push((carrier.array(), array)))
-                .map(|number| format!("${}", self.statement.parameters.len() + number))
+                .map(|(carrier, array)| added.push(carrier, array))
                 .collect();
             if let Some((place, _)) = tied {
                 let column = &fetch.source.relation.columns[fetch.source.wanted[place]];

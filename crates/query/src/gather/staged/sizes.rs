@@ -3,6 +3,7 @@
 
 use super::choose::Size;
 use crate::Transaction;
+use crate::explain;
 use crate::gather::source::{Gathered, Resolution};
 use crate::plan::engine::Engine;
 use futures::future::try_join_all;
@@ -141,8 +142,7 @@ pub(super) async fn sizes(
     for (i, (mention, _)) in asked.iter().enumerate() {
         let estimate = |lines: &Vec<Vec<String>>| -> f64 {
             let first = lines.get(i).and_then(|l| l.first()).map_or("", String::as_str);
-            let rows = first.split_once(" rows=").map_or("", |(_, rest)| rest);
-            rows.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0)
+            explain::estimate(first, explain::ROWS).unwrap_or(0.0)
         };
         let estimated: f64 = per_shard.iter().map(estimate).sum();
         sizes[*mention].wanted = estimated.min(rows[*mention]).max(1.0);

@@ -1,8 +1,9 @@
 //! Values that are known while a gather in stages runs: those that bound what is read next, and those of IN's subqueries.
 
+use super::added::Added;
 use super::copies::{Kept, Keys};
 use super::keys::KeyQuery;
-use super::run::{Added, Edits, Runner, Target};
+use super::run::{Edits, Runner, Target};
 use super::sent::Instead;
 use super::{By, FetchBound};
 use crate::Transaction;
@@ -50,7 +51,13 @@ impl Runner<'_, '_> {
         };
         let mut fragments = Vec::new();
         for &shard in &query.stage.shards {
-            match self.fragment(&query.stage, &target, shard, &Instead::default(), &Added::default()) {
+            match self.fragment(
+                &query.stage,
+                &target,
+                shard,
+                &Instead::default(),
+                &Added::behind(self.statement),
+            ) {
                 Some(fragment) => fragments.push(fragment),
                 None => return Ok(None),
             }
@@ -79,9 +86,9 @@ impl Runner<'_, '_> {
         for (query, keys) in self.plan.keys.iter().zip(&self.keys) {
             let known = keys.as_ref().zip(self.types.get(query.type_oid));
             if let Some((keys, carrier)) = known {
-                let number = self.statement.parameters.len() + added.push(keys.array(carrier));
+                let parameter = added.push(carrier, keys.array(carrier));
                 let span = self.plan.blocks.list[query.stage.block].span.clone();
-                edits.push((span, format!("SELECT pg_catalog.unnest(${number})")));
+                edits.push((span, format!("SELECT pg_catalog.unnest({parameter})")));
             }
         }
         edits

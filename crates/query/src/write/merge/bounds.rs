@@ -12,7 +12,6 @@ use pgherd_model::{ServerError, quote_identifier, quote_literal};
 use pgherd_shards::Backend;
 use pgherd_sql::lexer::{depths, tokenize};
 use pgherd_sql::locks::names_called;
-use postgres_protocol::message::frontend;
 use std::ops::Range;
 
 /// More keys are not sent to the shards.
@@ -125,12 +124,8 @@ fn of_sides(
 
 /// The only row of a query on the home shard, as text.
 async fn ask(statement: &Statement<'_>, sql: &str, home: &mut Backend) -> Result<Vec<Option<String>>, ServerError> {
-    let out = home.outbox();
-    let nul = |_| ServerError::internal("a message to a shard cannot be encoded");
-    frontend::parse("", sql, statement.parameter_types.iter().copied(), out).map_err(nul)?;
-    crate::fragment::bind("", statement.parameters, &[], out)?;
-    relay::queue_execute(home, "")?;
-    relay::sync(home).await?;
+    let types = statement.parameter_types;
+    relay::send(home, sql, types, statement.parameters, &[]).await?;
     let mut row = Vec::new();
     while let Some(batch) = relay::next_rows(home).await? {
         for message in messages(&batch.bytes) {
