@@ -9,6 +9,10 @@ use pgherd_shards::Backend;
 /// How many bytes are gathered before they are sent on.
 const CHUNK: usize = 128 * 1024;
 
+/// Under these, text is the value, and means the same on both sides.
+const EXACT_TEXT: &str = "SET LOCAL datestyle = 'ISO, MDY'; SET LOCAL intervalstyle = 'postgres'; \
+                          SET LOCAL extra_float_digits = 3; SET LOCAL array_nulls = on; SET LOCAL xmloption = content";
+
 /// Rows from a query on one shard into a table on another. Returns how many.
 ///
 /// `format` is `binary` or `text`; binary is exact, but types that users made have other numbers on every shard.
@@ -34,10 +38,9 @@ pub(crate) async fn copy_rows(
     let format = if builtin_types { "binary" } else { "text" };
     let mut restore = Vec::new();
     if !builtin_types {
-        // Text has to mean the same on both sides.
         for shard in [from, to] {
             restore.push((shard, current_settings(work, shard).await?));
-            work.on(shard, "SET LOCAL datestyle = 'ISO, MDY'; SET LOCAL intervalstyle = 'postgres'; SET LOCAL extra_float_digits = 3").await?;
+            work.on(shard, EXACT_TEXT).await?;
         }
     }
     work.transaction.participant(from).await?;
@@ -68,7 +71,13 @@ pub(crate) async fn copy_rows(
 
 /// The statements that bring back the settings which text depends on.
 async fn current_settings(work: &mut Work<'_, '_>, shard: ShardId) -> Result<String, ServerError> {
-    let names = ["datestyle", "intervalstyle", "extra_float_digits"];
+    let names = [
+        "datestyle",
+        "intervalstyle",
+        "extra_float_digits",
+        "array_nulls",
+        "xmloption",
+    ];
     let sql = names.map(|n| format!("pg_catalog.current_setting('{n}')")).join(", ");
     let results = work.on(shard, &format!("SELECT {sql}")).await?;
     let value = |i: usize| results.last().and_then(|r| r.text(0, i)).unwrap_or_default();

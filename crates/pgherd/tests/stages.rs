@@ -97,12 +97,40 @@ async fn copies_bound_what_stays_in_place() {
     );
     // Pages that PostgreSQL believes to be in memory: looking keys up is the cheaper way then.
     client.batch_execute("SET random_page_cost = 1").await.expect("set");
-    let shown = by_range.into_iter().chain([looked_up]);
+    // Values that the shards give by themselves are asked for first.
+    let values = [
+        (
+            "value 1: stage 1, partial results",
+            "SELECT l.note, count(*) FROM lines l, parts p WHERE l.part = p.id AND p.weight > (SELECT avg(weight) FROM parts WHERE color = 'red') \
+             GROUP BY 1 ORDER BY 1",
+        ),
+        (
+            "value 2: stage 1, partial results",
+            "SELECT o.day, sum(l.quantity) FROM orders o, lines l WHERE o.id = l.order_id AND o.day BETWEEN (SELECT min(day) + 3 FROM orders) \
+             AND (SELECT max(quantity) * 3 FROM lines WHERE n < 3) GROUP BY 1 ORDER BY 1",
+        ),
+        (
+            "value 1: stage 1, partial results",
+            "SELECT part, sum(quantity) FROM lines GROUP BY part \
+             HAVING sum(quantity) > (SELECT 1.8 * sum(quantity) / count(DISTINCT part) FROM lines) ORDER BY 1",
+        ),
+        (
+            "value 1: stage 1, partial results",
+            "SELECT count(*), count(p.id) FROM lines l LEFT JOIN parts p ON p.id = l.part \
+             WHERE l.quantity >= coalesce((SELECT max(day) FROM orders WHERE day > 1000), 7) OR p.id < 5",
+        ),
+    ];
+    let shown = by_range.into_iter().chain([looked_up]).chain(values);
     for (how, sql) in shown.clone() {
         let plan = rows(&client, &format!("EXPLAIN ANALYZE {sql}")).await.join("\n");
         assert!(plan.contains(how), "{sql}\n{plan}");
     }
     let others = [
+        // No values: of rows, of a type with a collation, of one row of what is around it.
+        "SELECT count(*) FROM lines l WHERE l.quantity = ANY (SELECT max(quantity) FROM lines) AND l.part < 4000",
+        "SELECT count(*) FROM lines l, parts p WHERE p.id = l.part AND p.color > (SELECT min(color) FROM parts)",
+        "SELECT count(*) FROM orders o WHERE o.day > (SELECT max(l.quantity) FROM lines l WHERE l.order_id = o.id AND l.n > o.day)",
+        "SELECT count(*) FROM lines l WHERE l.quantity > (SELECT count(*) FROM orders HAVING count(*) > 100000) OR l.part < 10",
         // Every part has its row, so all lines' parts are on all shards.
         "SELECT p.color, count(*), count(l.n) FROM parts p LEFT JOIN lines l ON l.part = p.id AND l.order_id < 900 GROUP BY p.color ORDER BY 1",
         "SELECT p.color, count(*) FROM parts p, lines l WHERE (l.part = p.id OR l.n = p.id) AND l.order_id < 300 GROUP BY p.color ORDER BY 1",

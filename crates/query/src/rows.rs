@@ -202,8 +202,9 @@ impl<'t> Rows<'t> {
         self
     }
 
-    /// With the steps that were done for them.
-    pub(crate) fn after(mut self, steps: Vec<Step>) -> Self {
+    /// With the steps that were done for them, before those that it has.
+    pub(crate) fn after(mut self, mut steps: Vec<Step>) -> Self {
+        steps.append(&mut self.steps);
         self.steps = steps;
         self
     }

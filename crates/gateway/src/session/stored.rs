@@ -222,7 +222,7 @@ impl Session {
     pub(super) async fn type_names(&mut self, types: &[u32]) -> Result<Vec<String>, Problem> {
         let asked: Vec<_> = types
             .iter()
-            .map(|oid| format!("pg_catalog.format_type({oid}, NULL)"))
+            .map(|oid| format!("pg_catalog.format_type({oid}, -1)"))
             .collect();
         let results = self.ask_home(&format!("SELECT {}", asked.join(", "))).await?;
         let name = |i| results.first().and_then(|r| r.text(0, i)).unwrap_or("text").to_owned();

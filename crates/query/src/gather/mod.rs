@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     more_edits: Vec<(Range<usize>, String)>,
     /// some relations are marked, for which there must be temporary tables
     has_marks: bool,
+    /// rows are of a relation's own type
+    has_typed_rows: bool,
     /// a function that may read what the transaction has written
     reads_written: Option<String>,
     pub sources: Vec<Gathered>,
@@ -81,12 +83,9 @@ async fn plan(
     if let Some(marks) = marks {
         more_edits.push(marks.edit(&reading.resolutions, &mut sources)?);
     }
-    more_edits.extend(row_arguments::edits(
-        parsed,
-        &reading.resolutions,
-        &sources,
-        &metadata.row_functions,
-    ));
+    let row_arguments = row_arguments::edits(parsed, &reading.resolutions, &sources, &metadata.row_functions);
+    let has_typed_rows = !row_arguments.is_empty() || sources.iter().any(Gathered::has_typed_rows);
+    more_edits.extend(row_arguments);
     if !clock::edits(parsed, "").is_empty() {
         // The transaction's first shard tells the time.
         transaction.participant(statement.snapshot.home()).await?;
@@ -96,6 +95,7 @@ async fn plan(
     Ok(Plan {
         more_edits,
         has_marks: marks.is_some(),
+        has_typed_rows,
         reads_written: reading_function.map(|function| function.name.clone()),
         sources,
         read_only: volatile,
@@ -106,7 +106,14 @@ async fn plan(
 
 impl Plan {
     /// Refuses what cannot run on a connection that does not see what the transaction wrote.
-    fn check_beside(&self) -> Result<(), ServerError> {
+    fn check_beside(&self, statement: &Statement<'_>) -> Result<(), ServerError> {
+        if statement.schema_is_own && self.has_typed_rows {
+            // Another connection would wait for this transaction's own lock on the relation.
+            return Err(ServerError::unsupported(
+                "a query over several shards cannot use whole rows after its transaction has changed the schema",
+                "Commit the change first, or name the columns.",
+            ));
+        }
         let Some(name) = &self.reads_written else {
             return Ok(());
         };
@@ -271,7 +278,7 @@ async fn run(
     if plan.reading.runs_inside(statement) && plan.has_arrays() {
         return own_transaction::run(statement, plan, transaction).await;
     }
-    plan.check_beside()?;
+    plan.check_beside(statement)?;
     let fragments = plan.fragments(statement);
     transaction.open_cut(&fragments).await?;
     let ran = async {
@@ -335,10 +342,16 @@ async fn checkout(statement: &Statement<'_>, transaction: &Transaction) -> Resul
     ))
 }
 
-/// Opens the scratch connection's transaction, with the session's settings.
+/// Opens the scratch connection's transaction, with the session's settings. Statistics of copies, which serve one statement, come
+/// from fewer rows than PostgreSQL would look at, where nobody has said how many or may ask.
 fn begin_sql(statement: &Statement<'_>) -> String {
+    const STATISTICS_TARGET: u32 = 30;
     let settings = statement.settings_sql;
-    format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {settings}")
+    let target = match statement.text.contains("current_setting") {
+        true => String::new(),
+        false => format!("SET LOCAL default_statistics_target = {STATISTICS_TARGET}; "),
+    };
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {target}{settings}")
 }
 
 /// Copies what a SELECT reads to temporary tables of a scratch connection.
@@ -374,7 +387,7 @@ pub(crate) async fn declare(
     transaction: &mut Transaction,
 ) -> Result<Scratch, ServerError> {
     let plan = read_and_plan(statement, None, None, transaction).await?;
-    plan.check_beside()?;
+    plan.check_beside(statement)?;
     let fragments = plan.fragments(statement);
     transaction.open_cut(&fragments).await?;
     let copied = async {

@@ -44,7 +44,7 @@ pub(super) async fn run(
         if let Some(function) = plan.reading.home_function {
             return Err(refusal::not_here(function));
         }
-        plan.check_beside()?;
+        plan.check_beside(statement)?;
         let scratch = super::checkout(statement, transaction).await?;
         let (edited, scratch) =
             super::start_over_copies(statement, &plan, &fragments, &mut ahead, transaction, scratch).await?;

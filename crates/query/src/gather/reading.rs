@@ -40,6 +40,21 @@ impl Reading {
         })
     }
 
+    /// Reads a SELECT that the gateway has made of a statement's; None where it does not understand it.
+    pub(super) fn instead(statement: &Statement<'_>, text: &str) -> Result<Option<Self>, ServerError> {
+        let Ok(parsed) = views::parse_query(text) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            home_function: None,
+            draws: false,
+            resolutions: source::resolve(statement, &parsed)?,
+            parsed,
+            has_views: true,
+            target: None,
+        }))
+    }
+
     /// Whether it has to run in the transaction itself, where the rows can travel to it.
     pub fn runs_inside(&self, statement: &Statement<'_>) -> bool {
         statement.schema_is_own || self.home_function.is_some() || self.draws

@@ -5,7 +5,10 @@ use super::shape::Shape;
 use crate::carrier::Carrier;
 use crate::refusal::SYSTEM_COLUMNS;
 use pgherd_model::{ServerError, quote_identifier};
-use sqlparser::ast::{AccessExpr, Expr, FunctionArg, FunctionArguments, Ident, Query, SelectItem, Visit, Visitor};
+use sqlparser::ast::{
+    AccessExpr, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectNamePart, Query,
+    SelectItem, Visit, Visitor,
+};
 use std::ops::{ControlFlow, Range};
 
 /// What comes along with each row.
@@ -201,6 +204,28 @@ pub(super) fn value_sql(carrier: &Carrier, number: usize) -> String {
     carrier.value_sql(&format!("pgherd_new.pgherd_v{number}"))
 }
 
+/// `NFC` and its kin in `normalize(text, NFC)`: a word of the grammar, whatever columns there are.
+fn normal_form(function: &Function) -> Option<&Ident> {
+    const FORMS: [&str; 4] = ["nfc", "nfd", "nfkc", "nfkd"];
+    let is = |ident: &Ident, words: &[&str]| {
+        ident.quote_style.is_none() && words.iter().any(|word| ident.value.eq_ignore_ascii_case(word))
+    };
+    let [ObjectNamePart::Identifier(name)] = function.name.0.as_slice() else {
+        return None;
+    };
+    let FunctionArguments::List(list) = &function.args else {
+        return None;
+    };
+    match list.args.as_slice() {
+        [_, FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(form)))]
+            if is(name, &["normalize"]) && is(form, &FORMS) =>
+        {
+            Some(form)
+        }
+        _ => None,
+    }
+}
+
 /// Column references, each as its parts with their bytes.
 #[derive(Default)]
 struct Names {
@@ -240,6 +265,7 @@ impl Visitor for Names {
                     _ => None,
                 };
                 self.fields.extend(list.args.iter().filter_map(name));
+                self.fields.extend(normal_form(function).map(|ident| part(ident).1));
             }
             Expr::Identifier(ident) if self.fields.contains(&part(ident).1) => {}
             Expr::Identifier(ident) => self.found.push(vec![part(ident)]),

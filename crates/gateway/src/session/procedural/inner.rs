@@ -78,7 +78,7 @@ pub(super) struct Answer {
     pub(super) rows: Vec<Vec<Option<String>>>,
     /// rows come with it, if only none
     pub(super) returns_rows: bool,
-    tag: String,
+    pub(super) tag: String,
 }
 
 impl Answer {

@@ -5,6 +5,7 @@
 //! is SQL that goes through routing. All of it is one statement of the client's, in one transaction. What is not understood is
 //! refused before anything is run (`pgherd_sql::plpgsql`).
 
+mod assigned;
 mod elements;
 mod inner;
 mod loops;

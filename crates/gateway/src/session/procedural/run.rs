@@ -290,10 +290,7 @@ impl Session {
             Some(into) => self.put_into(machine, into, &answer).await,
             None if answer.returns_rows => {
                 let error = ServerError::new(SqlState::SYNTAX_ERROR, "query has no destination for result data");
-                let selects = text
-                    .trim_start()
-                    .get(..6)
-                    .is_some_and(|word| word.eq_ignore_ascii_case("select"));
+                let selects = answer.tag.starts_with("SELECT");
                 Err(match selects {
                     true => error.with_hint("If you want to discard the results of a SELECT, use PERFORM instead."),
                     false => error,

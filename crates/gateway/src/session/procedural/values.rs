@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 
 pub(super) const NULL_VALUE: SqlState = SqlState::from_bytes(b"22004");
 const ERROR_IN_ASSIGNMENT: SqlState = SqlState::from_bytes(b"22005");
-const TOO_LONG: SqlState = SqlState::from_bytes(b"22001");
 const TOO_MANY_ROWS: SqlState = SqlState::from_bytes(b"21000");
 /// No table has a column of this name.
 const NO_COLUMN: &str = "\"\u{e000}pgherd\u{e000}\"";
@@ -21,8 +20,6 @@ const NOT_ASSIGNED: SqlState = SqlState::from_bytes(b"55000");
 const BOOL: u32 = 16;
 const INT4: u32 = 23;
 const TEXT: u32 = 25;
-const BPCHAR: u32 = 1042;
-const VARCHAR: u32 = 1043;
 /// OIDs from here on are of types that users made, or PostgreSQL's rarer ones, which may be any.
 const FIRST_ASKED: u32 = 10_000;
 
@@ -288,7 +285,7 @@ impl Session {
             return Ok(name.clone());
         }
         let answer = self
-            .run_inner(&format!("SELECT pg_catalog.format_type({oid}, NULL)"))
+            .run_inner(&format!("SELECT pg_catalog.format_type({oid}, -1)"))
             .await?;
         let name = answer.rows.first().and_then(|row| row.first().cloned().flatten());
         let name = name.ok_or_else(|| ServerError::internal(format!("type {oid} has no name")))?;
@@ -362,40 +359,6 @@ impl Session {
         let value = self.value_of(machine, expression).await?;
         let value = self.cast(value, INT4, "integer").await?;
         Ok(value.text.and_then(|text| text.parse().ok()))
-    }
-
-    /// The value as another type, as an assignment makes it.
-    pub(super) async fn cast(&mut self, value: Value, oid: u32, name: &str) -> Result<Value, Problem> {
-        if value.type_oid == oid && !name.contains('(') {
-            return Ok(Value {
-                type_name: name.to_owned(),
-                ..value
-            });
-        }
-        let sql = format!("SELECT CAST({} AS {name})", value.literal());
-        let answer = self.run_inner(&sql).await?;
-        let text = answer.rows.first().and_then(|row| row.first().cloned().flatten());
-        // A cast cuts off what an assignment refuses.
-        if matches!(oid, VARCHAR | BPCHAR)
-            && let (Some(text), Some((_, length))) = (&text, name.split_once('('))
-        {
-            let base = if oid == VARCHAR { "character varying" } else { "text" };
-            let whole = self
-                .run_inner(&format!("SELECT CAST({} AS {base})", value.literal()))
-                .await?;
-            let whole = whole.rows.first().and_then(|row| row.first().cloned().flatten());
-            let kept = text.trim_end_matches(' ').chars().count();
-            if whole.is_some_and(|whole| whole.trim_end_matches(' ').chars().count() > kept) {
-                let base = if oid == VARCHAR {
-                    "character varying"
-                } else {
-                    "character"
-                };
-                let message = format!("value too long for type {base}({length}");
-                return Err(ServerError::new(TOO_LONG, message).into());
-            }
-        }
-        Ok(Value::of(oid, name, text))
     }
 
     /// Gives a variable, or a record's field, a value.

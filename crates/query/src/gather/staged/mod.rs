@@ -6,7 +6,7 @@
 //! - A block that is right shard by shard ([`spread`]) runs on the shards: colocated tables stay in place, the other relations are
 //!   sent to every shard as arrays, aggregates are divided ([`aggregates`]). Only its result is gathered.
 //! - What is still copied is bounded by the keys of what was copied before ([`reduce`]), the small side first, and by what IN's
-//!   subqueries give, which are run before ([`keys`]).
+//!   subqueries give, which are run before ([`keys`]). So are subqueries that stand for one value ([`scalar`]).
 //! - Tables that only add columns to groups are joined to the groups ([`late`]), and read for the keys that stages gave ([`first`]).
 //! - Which way is cheaper is estimated from PostgreSQL's own statistics ([`sizes`], [`choose`]).
 //!
@@ -26,9 +26,11 @@ mod first;
 mod keys;
 mod late;
 mod looked_up;
+mod order;
 mod prune;
 mod reduce;
 mod run;
+mod scalar;
 mod sent;
 mod shown;
 pub(super) mod sizes;
@@ -42,18 +44,16 @@ use crate::metadata::Metadata;
 use crate::plan::engine::Engine;
 use crate::rows::Rows;
 use crate::statement::Statement;
-use crate::views;
 use crate::{Fragment, Transaction};
-use blocks::{Blocks, ColumnId, Role};
-use choose::{Choice, Size, Stage, bounded};
-use first::{First, Given};
+use blocks::{Blocks, Role};
+use choose::{Choice, Size, Stage};
+use first::First;
 use keys::KeyQuery;
 use late::Late;
 use pgherd_model::ServerError;
 use pgherd_transaction::{Isolation, Mode};
 use reduce::Bound;
 use sqlparser::ast::Statement as Ast;
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// A relation that is read for itself.
@@ -160,6 +160,38 @@ pub(crate) async fn select(
     let Some(plan) = prepare(statement, reading, &metadata, rows, transaction, engine).await? else {
         return Ok(None);
     };
+    let subqueries = scalar::find(&plan);
+    if !subqueries.is_empty()
+        && let Some(known) = scalar::values(&plan, &subqueries, statement, transaction, engine).await?
+        && let Some(reading) = Reading::instead(statement, &known.text)?
+    {
+        let rows = run_planned(&known.statement(statement), &reading, transaction, engine).await?;
+        return Ok(rows.map(|rows| rows.after(known.steps)));
+    }
+    run_better(plan, statement, transaction, engine).await
+}
+
+/// Plans what was read, and runs it; None as [`select`].
+async fn run_planned(
+    statement: &Statement<'_>,
+    reading: &Reading,
+    transaction: &mut Transaction,
+    engine: &Engine,
+) -> Result<Option<Rows<'static>>, ServerError> {
+    let rows = reading.rows(transaction, engine).await?;
+    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
+    match prepare(statement, reading, &metadata, &rows, transaction, engine).await? {
+        Some(plan) => run_better(plan, statement, transaction, engine).await,
+        None => Ok(None),
+    }
+}
+
+async fn run_better(
+    plan: Plan<'_>,
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+    engine: &Engine,
+) -> Result<Option<Rows<'static>>, ServerError> {
     let later = Later::of(statement, &plan, transaction, engine).await?;
     let plan = better(plan, later.as_ref(), statement, engine);
     run::run(plan, statement, transaction, engine).await
@@ -181,6 +213,50 @@ pub(crate) async fn steps(
     let Some(plan) = prepare(statement, reading, &metadata, rows, transaction, engine).await? else {
         return Ok(None);
     };
+    let subqueries = scalar::find(&plan);
+    if subqueries.is_empty() {
+        return shown_better(plan, statement, transaction, engine).await;
+    }
+    let (values, known) = scalar::shown(&plan, &subqueries, statement);
+    let mut steps = Vec::new();
+    for value in values {
+        let own = shown_planned(statement, &value.text, transaction, engine).await?;
+        steps.extend(
+            own.into_iter()
+                .flatten()
+                .map(|(name, fragment)| (value.name(&name), fragment)),
+        );
+    }
+    let rest = shown_planned(&known.statement(statement), &known.text, transaction, engine).await?;
+    Ok(rest.map(|rest| {
+        steps.extend(rest);
+        steps
+    }))
+}
+
+async fn shown_planned(
+    statement: &Statement<'_>,
+    text: &str,
+    transaction: &mut Transaction,
+    engine: &Engine,
+) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
+    let Some(reading) = Reading::instead(statement, text)? else {
+        return Ok(None);
+    };
+    let rows = reading.rows(transaction, engine).await?;
+    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
+    match prepare(statement, &reading, &metadata, &rows, transaction, engine).await? {
+        Some(plan) => shown_better(plan, statement, transaction, engine).await,
+        None => Ok(None),
+    }
+}
+
+async fn shown_better(
+    plan: Plan<'_>,
+    statement: &Statement<'_>,
+    transaction: &mut Transaction,
+    engine: &Engine,
+) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
     let later = Later::of(statement, &plan, transaction, engine).await?;
     Ok(better(plan, later.as_ref(), statement, engine).shown(statement))
 }
@@ -208,16 +284,8 @@ impl Later {
         let Some(late) = late::late(&plan.blocks, plan.resolutions).filter(are_many) else {
             return Ok(None);
         };
-        let Ok(parsed) = views::parse_query(&late.text) else {
+        let Some(reading) = Reading::instead(statement, &late.text)? else {
             return Ok(None);
-        };
-        let reading = Reading {
-            home_function: None,
-            draws: false,
-            resolutions: source::resolve(statement, &parsed)?,
-            parsed,
-            has_views: true,
-            target: None,
         };
         let rows = reading.rows(transaction, engine).await?;
         let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
@@ -335,7 +403,7 @@ fn plan<'a>(
         Some(_) => choice.decide_inside(),
         None => choice.decide(),
     }
-    let stage_of: Vec<Option<usize>> = (0..resolutions.len()).map(|m| stage_of(&choice, m)).collect();
+    let stage_of: Vec<Option<usize>> = (0..resolutions.len()).map(|m| order::stage_of(&choice, m)).collect();
     let stays = |m: usize| stage_of[m].is_some_and(|s| choice.stages[s].anchors[m].is_some());
     let number = |m: usize| match stage_of[m] {
         _ if stays(m) => None,
@@ -345,7 +413,7 @@ fn plan<'a>(
     let sources = source::apart(statement, parsed, resolutions, metadata, None, &number);
     let mentions: Vec<usize> = sources.iter().flat_map(|s| s.mentions.iter().copied()).collect();
     let keys = keys::find(&choice, &mentions);
-    let fetches = in_order(sources, &stage_of, &keys, &choice);
+    let fetches = order::in_order(sources, &stage_of, &keys, &choice);
     let unstaged: Vec<usize> = (0..resolutions.len()).filter(|&m| stage_of[m].is_none()).collect();
     let mut expected = sizes.to_vec();
     for &mention in &unstaged {
@@ -364,189 +432,4 @@ fn plan<'a>(
         sizes: sizes.to_vec(),
         cost,
     }
-}
-
-/// The stage that reads a mention: its block's, or that of the innermost stage around it where a subquery of its HAVING is a stage.
-fn stage_of(choice: &Choice<'_>, mention: usize) -> Option<usize> {
-    let inside = (0..choice.stages.len()).filter(|&s| choice.reads(&choice.stages[s], mention));
-    inside.min_by_key(|&s| choice.blocks.list[choice.stages[s].block].span.len())
-}
-
-/// The sources, each behind those that bound it, with their bounds.
-fn in_order(
-    mut sources: Vec<Gathered>,
-    stage_of: &[Option<usize>],
-    keys: &[KeyQuery],
-    choice: &Choice<'_>,
-) -> Vec<Fetch> {
-    let blocks = choice.blocks;
-    let sizes = keys::sizes(keys, choice.sizes, choice.bounds);
-    let mentions: Vec<usize> = sources.iter().flat_map(|s| s.mentions.iter().copied()).collect();
-    let order = bounded(&mentions, &sizes, choice.bounds, &|m, c| choice.is_unique(m, c));
-    let mut given = first::given(blocks, &choice.stages);
-    // What is run before everything else bounds better.
-    given.retain(|g| {
-        !keys
-            .iter()
-            .any(|query| query.stage.block == choice.stages[g.stage].block)
-    });
-    let behind = |source: &Gathered| is_behind_stages(source, stage_of, &given, choice);
-    sources.sort_by_key(|source| {
-        (
-            behind(source),
-            order.iter().rposition(|(m, _)| source.mentions.contains(m)),
-        )
-    });
-    let rows: HashMap<usize, f64> = order.into_iter().collect();
-    let mut fetches: Vec<Fetch> = Vec::new();
-    for mut source in sources {
-        let known = prune::known(blocks, &source);
-        prune::prune(blocks, &mut source, &known);
-        let mut fetch = Fetch {
-            known,
-            stage: stage_of[source.mentions[0]],
-            bounds: Vec::new(),
-            behind_stages: is_behind_stages(&source, stage_of, &given, choice),
-            collects: Vec::new(),
-            index: index(blocks, &source),
-            source,
-        };
-        for (slot, &mention) in fetch.source.mentions.iter().enumerate() {
-            for bound in choice.bounds.iter().filter(|b| b.mention == mention) {
-                let stage = given
-                    .iter()
-                    .find(|g| fetch.behind_stages && may_bound(g, bound, choice));
-                let by = match (keys.iter().position(|query| query.gives(bound)), stage) {
-                    (Some(query), _) => Some(By::Keys(query)),
-                    (None, Some(given)) => Some(By::Stage {
-                        stage: given.stage,
-                        place: given.place,
-                        output: given.output,
-                    }),
-                    (None, None) => by_fetch(bound, &fetches, &rows, &sizes),
-                };
-                let (Some(by), Some(by_type)) = (by, type_of(bound, choice)) else {
-                    continue;
-                };
-                if let By::Fetch { at, place } = by {
-                    fetches[at].collects.push(place);
-                }
-                fetch.bounds.push(FetchBound {
-                    slot,
-                    column: bound.column.clone(),
-                    by,
-                    by_type,
-                    values: values(bound, choice),
-                    by_rows: sizes[bound.by].rows,
-                });
-            }
-        }
-        fetch.source.distinct = fetch.stage.is_none() && only_existence(blocks, &fetch.source);
-        fetches.push(fetch);
-    }
-    for fetch in &mut fetches {
-        fetch.collects.sort_unstable();
-        fetch.collects.dedup();
-    }
-    fetches
-}
-
-/// The type of the column that bounds.
-fn type_of(bound: &Bound, choice: &Choice<'_>) -> Option<(u32, String)> {
-    let columns = &choice.blocks.metadata.relations[bound.by].as_ref()?.columns;
-    let column = columns.iter().find(|c| c.name == bound.by_column)?;
-    Some((column.type_oid, column.type_sql.clone()))
-}
-
-/// Whether a stage knows a bound's values: the mention that is bounded is not one of its own.
-fn may_bound(given: &Given, bound: &Bound, choice: &Choice<'_>) -> bool {
-    let own = choice.mentions(choice.stages[given.stage].block);
-    given.gives(bound) && !own.contains(&bound.mention)
-}
-
-/// Whether a source is read after the stages: they bound it, it is large, and no stage waits for what it bounds.
-fn is_behind_stages(source: &Gathered, stage_of: &[Option<usize>], given: &[Given], choice: &Choice<'_>) -> bool {
-    let is_own = |mention: usize| source.mentions.contains(&mention);
-    let by_stage = |b: &Bound| is_own(b.mention) && given.iter().any(|g| may_bound(g, b, choice));
-    let is_sent = |mention: usize| stage_of[mention].is_some_and(|s| choice.stages[s].anchors[mention].is_none());
-    let spares = |by: usize| choice.sizes[by].wanted <= choice.sizes[by].rows * ALMOST_ALL;
-    let for_stage = |b: &Bound| is_own(b.by) && is_sent(b.mention) && spares(b.by);
-    source
-        .mentions
-        .iter()
-        .all(|&m| stage_of[m].is_none() && choice.sizes[m].wanted > choice.many_rows)
-        && choice.bounds.iter().any(by_stage)
-        && !choice.bounds.iter().any(for_stage)
-}
-
-/// A larger part of a relation's rows than this bounds nothing.
-const ALMOST_ALL: f64 = 0.7;
-/// Of a relation with fewer rows, what part is read is known only when it has been read.
-const SMALL: f64 = 100.0;
-
-/// The earlier fetch that knows a bound's values, where anything is gained by them.
-fn by_fetch(bound: &Bound, fetches: &[Fetch], rows: &HashMap<usize, f64>, sizes: &[Size]) -> Option<By> {
-    let at = fetches.iter().position(|f| f.source.mentions.contains(&bound.by))?;
-    // Nothing is where all values are there.
-    let all = sizes[bound.by].rows;
-    if all > SMALL && rows[&bound.by] > all * ALMOST_ALL && all >= sizes[bound.mention].rows / 50.0 {
-        return None;
-    }
-    let source = &fetches[at].source;
-    let is_column = |c: &usize| source.relation.columns[*c].name == bound.by_column;
-    let place = source.wanted.iter().position(is_column)?;
-    Some(By::Fetch { at, place })
-}
-
-/// How many values a bounded column has without the bound: as many as a unique column that it equals has.
-fn values(bound: &Bound, choice: &Choice<'_>) -> Option<f64> {
-    let same = choice
-        .bounds
-        .iter()
-        .filter(|b| b.mention == bound.mention && b.column == bound.column);
-    let unique = same.filter(|b| choice.is_unique(b.by, &b.by_column));
-    unique.map(|b| choice.sizes[b.by].rows).reduce(f64::max)
-}
-
-/// Whether a source's rows are only asked whether they are there: it stands alone in EXISTS and IN.
-fn only_existence(blocks: &Blocks<'_>, source: &Gathered) -> bool {
-    source.mentions.iter().all(|&mention| {
-        blocks.list.iter().any(|block| {
-            let alone = block.items.len() == 1 && block.items[0].mention == Some(mention);
-            let plain = !block.aggregates && block.query.limit_clause.is_none() && !block.unclear;
-            let no_groups =
-                matches!(&block.select.group_by, sqlparser::ast::GroupByExpr::Expressions(l, _) if l.is_empty());
-            alone
-                && plain
-                && no_groups
-                && block.select.having.is_none()
-                && block.query.with.is_none()
-                && matches!(block.role, Role::Exists | Role::In { .. })
-        })
-    })
-}
-
-/// The columns by which correlated subqueries look up a source's rows, when all its mentions agree on them.
-fn index(blocks: &Blocks<'_>, source: &Gathered) -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
-    for (b, block) in blocks.list.iter().enumerate() {
-        let own = |item: usize| block.items[item].mention.is_some_and(|m| source.mentions.contains(&m));
-        if !matches!(block.role, Role::Scalar) || !(0..block.items.len()).any(own) {
-            continue;
-        }
-        let mut columns: Vec<String> = Vec::new();
-        let mut add = |a: &ColumnId, other: &ColumnId| {
-            if a.0 == b && own(a.1) && other.0 != b && !columns.contains(&a.2) {
-                columns.push(a.2.clone());
-            }
-        };
-        for (a, c) in blocks.equalities(b) {
-            add(&a, &c);
-            add(&c, &a);
-        }
-        if !columns.is_empty() && found.is_empty() {
-            found = columns;
-        }
-    }
-    found
 }

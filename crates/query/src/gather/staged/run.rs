@@ -57,10 +57,7 @@ pub(super) async fn run(
 ) -> Result<Option<Rows<'static>>, ServerError> {
     let (home, who) = (statement.snapshot.home(), transaction.who().clone());
     let mut scratch = Scratch::new(transaction.shards().checkout(home, &who).await?);
-    let mut setup = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}",
-        statement.settings_sql
-    );
+    let mut setup = crate::gather::begin_sql(statement);
     for fetch in plan.fetches.iter().filter(|f| f.stage.is_none()) {
         setup.push_str("; ");
         setup.push_str(&fetch.source.create_sql());
@@ -285,7 +282,7 @@ impl Runner<'_, '_> {
             let own = fetch.bounds.iter().filter(|b| b.slot == slot);
             let known = own
                 .filter_map(|bound| Some((self.share(bound)?, bound, self.known_values(bound)?)))
-                .filter(|(share, ..)| *share <= super::ALMOST_ALL);
+                .filter(|(share, ..)| *share <= super::order::ALMOST_ALL);
             if let Some((_, bound, (keys, carrier))) = known.min_by(|(a, ..), (b, ..)| a.total_cmp(b)) {
                 let mention = fetch.source.mentions[slot];
                 let table = self.plan.resolutions[mention].table.as_deref();
