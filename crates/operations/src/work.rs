@@ -79,7 +79,17 @@ impl<'w, 's> Work<'w, 's> {
             }
         }
         self.transaction.wrote(shard);
-        result.map_err(|e| self.worded(e.into()))
+        result.map_err(|e| {
+            let mut error = self.worded(e.into());
+            if sql
+                .trim_start()
+                .get(..5)
+                .is_some_and(|word| word.eq_ignore_ascii_case("alter"))
+            {
+                name_dropped(&mut error);
+            }
+            error
+        })
     }
 
     fn worded(&self, mut error: ServerError) -> ServerError {
@@ -547,4 +557,17 @@ fn say_the_same(home: &ServerError, other: &ServerError) -> bool {
             .any(|(field, value)| (*field, value.as_str()) == reporter)
     };
     home.fields().message == other.fields().message || lists_dependents(home) && lists_dependents(other)
+}
+
+/// A column of a table with partitions is several columns, of which PostgreSQL tells no name; its user knows one.
+fn name_dropped(error: &mut ServerError) {
+    const UNNAMED: &str = "cannot drop desired object(s) because other objects depend on them";
+    let fields = error.fields_mut();
+    if fields.message != UNNAMED {
+        return;
+    }
+    let first = fields.detail.as_deref().and_then(|detail| detail.lines().next());
+    if let Some((_, dropped)) = first.and_then(|line| line.rsplit_once(" depends on ")) {
+        fields.message = format!("cannot drop {dropped} because other objects depend on it");
+    }
 }

@@ -7,6 +7,7 @@
 use crate::relations::fold;
 use crate::render::{Names, conjuncts, plain_column, render};
 use sqlparser::ast::{BinaryOperator, Expr, JoinConstraint, JoinOperator, Select, TableFactor, TableWithJoins};
+use std::ops::Range;
 
 /// A relation as the conditions around it see it.
 pub(crate) struct Item<'a> {
@@ -30,14 +31,24 @@ pub(crate) trait Columns {
     fn parameter(&self, number: usize) -> bool;
 }
 
+/// Of which items a join's condition may leave out rows. A condition without columns would do for any, and must not get beyond its join:
+/// in `a JOIN b ON false RIGHT JOIN c ON …`, all rows of c stay.
+#[derive(Clone)]
+enum On {
+    /// an inner join's: of those in it, unless a join around it extends them with NULLs
+    Inner(Range<usize>),
+    /// a LEFT JOIN's: of the one on its right
+    Left(usize),
+}
+
 /// One FROM, flattened.
 pub(crate) struct From<'a> {
     pub items: Vec<Item<'a>>,
     /// names in USING lists
     merged: Vec<String>,
     natural: bool,
-    /// (condition, the only item it may be pushed to; None for any)
-    conditions: Vec<(&'a Expr, Option<usize>)>,
+    /// conditions of ON, each with the items whose rows it may leave out
+    conditions: Vec<(&'a Expr, On)>,
 }
 
 impl<'a> From<'a> {
@@ -76,8 +87,10 @@ impl<'a> From<'a> {
             }
             match constraint {
                 Some(JoinConstraint::On(condition)) => match (left_extends, right_extends) {
-                    (false, false) => self.conditions.push((condition, None)),
-                    (false, true) if self.items.len() == right + 1 => self.conditions.push((condition, Some(right))),
+                    (false, false) => self.conditions.push((condition, On::Inner(first..self.items.len()))),
+                    (false, true) if self.items.len() == right + 1 => {
+                        self.conditions.push((condition, On::Left(right)))
+                    }
                     _ => {}
                 },
                 Some(JoinConstraint::Using(names)) => self.merged.extend(
@@ -198,19 +211,20 @@ fn implied(condition: &Expr, names: &dyn Names) -> Option<String> {
 /// the relation's column names). A relation without any is listed with none.
 pub(crate) fn conditions<'a>(select: &'a Select, known: &'a dyn Columns) -> Vec<(usize, Vec<String>)> {
     let from = From::of(&select.from, known);
-    let everywhere = from.conditions.iter().copied();
-    let all: Vec<_> = everywhere
-        .chain(select.selection.iter().map(|s| (s, None)))
-        .flat_map(|(condition, target)| conjuncts(condition).into_iter().map(move |c| (c, target)))
+    let whole = On::Inner(0..from.items.len());
+    let on = from.conditions.iter().map(|(condition, on)| (*condition, on));
+    let all: Vec<(&Expr, &On)> = on
+        .chain(select.selection.iter().map(|condition| (condition, &whole)))
+        .flat_map(|(condition, on)| conjuncts(condition).into_iter().map(move |c| (c, on)))
         .collect();
     let per_item = from.items.iter().enumerate().filter_map(|(index, item)| {
         let at = item.at?;
         let mut pushed = Vec::new();
         if item.columns.is_some() && !item.sampled {
-            for (condition, target) in &all {
-                let allowed = match target {
-                    Some(target) => *target == index,
-                    None => !item.nullable,
+            for (condition, on) in &all {
+                let allowed = match on {
+                    On::Left(right) => *right == index,
+                    On::Inner(items) => items.contains(&index) && !item.nullable,
                 };
                 let names = Only {
                     from: &from,

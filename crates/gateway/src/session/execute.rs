@@ -279,7 +279,8 @@ impl Session {
         if self.is_explaining() {
             return match needs_parts(unit, entered, &route) {
                 Some(problem) => Err(problem),
-                None => self.note_part(unit, entered, &route).await,
+                // Boxed, as all that is rare and large: a session keeps room for what is not.
+                None => Box::pin(self.note_part(unit, entered, &route)).await,
             };
         }
         if self.needs_shared_clock(&entered.analysis, &route) {

@@ -107,6 +107,16 @@ pub(super) fn bounded(
     read
 }
 
+/// Whether no two rows of a mention have the same value in a column.
+pub(super) fn is_unique(resolutions: &[Resolution], mention: usize, column: &str) -> bool {
+    let sharded = resolutions[mention].table.as_ref().and_then(|t| t.sharded());
+    sharded.is_some_and(|s| {
+        s.unique
+            .iter()
+            .any(|(_, columns)| columns.len() == 1 && columns[0] == column)
+    })
+}
+
 impl Choice<'_> {
     /// Decides for all blocks.
     pub fn decide(&mut self) {
@@ -164,12 +174,7 @@ impl Choice<'_> {
     }
 
     pub fn is_unique(&self, mention: usize, column: &str) -> bool {
-        let sharded = self.resolutions[mention].table.as_ref().and_then(|t| t.sharded());
-        sharded.is_some_and(|s| {
-            s.unique
-                .iter()
-                .any(|(_, columns)| columns.len() == 1 && columns[0] == column)
-        })
+        is_unique(self.resolutions, mention, column)
     }
 
     fn bytes(&self, mentions: &[usize], sizes: &[Size]) -> f64 {

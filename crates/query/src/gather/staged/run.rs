@@ -133,7 +133,7 @@ pub(super) async fn run(
 
 /// A nested loop over a copy of more rows than this is left out of the shards' plans: what they estimate without statistics may be
 /// far too low, and a loop over a copy has no index to use.
-const FEW_ROWS: usize = 2_000;
+pub(super) const FEW_ROWS: usize = 2_000;
 
 /// The types of columns that pass through the gateway.
 fn types_that_travel(fetch: &Fetch) -> Vec<(u32, String)> {

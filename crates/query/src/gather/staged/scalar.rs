@@ -4,6 +4,8 @@
 //! what was gathered. As `c_acctbal > ($1)` it is a condition like any other, which the shards meet before anything travels.
 
 use super::blocks::{Role, start_of};
+use super::choose::{Stage, bounded, is_unique};
+use super::run::FEW_ROWS;
 use super::spread::subqueries;
 use super::{Plan, run_planned};
 use crate::Transaction;
@@ -45,14 +47,21 @@ impl Known {
 
 /// The blocks of such subqueries.
 pub(super) fn find(plan: &Plan<'_>) -> Vec<usize> {
-    let stages = plan.stages.iter();
-    let without_copies = stages.filter(|stage| {
-        let span = &plan.blocks.list[stage.block].span;
-        let mut mentions = plan.resolutions.iter().zip(&stage.anchors);
-        mentions.all(|(r, anchor)| anchor.is_some() || !span.contains(&r.mention.span.start))
-    });
-    let blocks = without_copies.map(|stage| stage.block);
+    let with_few_copies = plan.stages.iter().filter(|stage| has_few_copies(plan, stage));
+    let blocks = with_few_copies.map(|stage| stage.block);
     blocks.filter(|&block| is_value(plan, block)).collect()
+}
+
+/// Whether few rows are sent along with a stage: more would be sent twice where the statement needs them as well, and change how the
+/// shards plan.
+fn has_few_copies(plan: &Plan<'_>, stage: &Stage) -> bool {
+    let span = &plan.blocks.list[stage.block].span;
+    let mentions = plan.resolutions.iter().zip(&stage.anchors).enumerate();
+    let copied = mentions.filter(|(_, (r, anchor))| anchor.is_none() && span.contains(&r.mention.span.start));
+    let copied: Vec<usize> = copied.map(|(mention, _)| mention).collect();
+    let unique = |mention: usize, column: &str| is_unique(plan.resolutions, mention, column);
+    let read = bounded(&copied, &plan.sizes, &plan.bounds, &unique);
+    read.iter().all(|(_, rows)| *rows <= FEW_ROWS as f64)
 }
 
 /// Whether a block gives one row, and only conditions read it.
