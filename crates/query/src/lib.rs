@@ -72,6 +72,7 @@ pub async fn select<'t>(
     if let Ok(reading) = &reading
         && reading.home_function.is_none()
         && !reading.draws
+        && !reading.shows_versions()
     {
         let sizes = reading.rows(transaction, engine).await?;
         are_few = engine.are_few(&sizes);

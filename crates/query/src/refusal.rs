@@ -1,7 +1,11 @@
 //! What no tier can answer exactly is refused here, before anything runs.
 
+use crate::gather;
 use crate::views::ParsedQuery;
 use pgherd_model::{ServerError, SqlState};
+
+/// The one of [`SYSTEM_COLUMNS`] that a list may show.
+pub(crate) const VERSION: &str = "xmin";
 
 /// Columns that every table has and that mean something on its own server only.
 pub(crate) const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
@@ -92,17 +96,23 @@ pub(crate) fn check(parsed: &ParsedQuery) -> Result<(), ServerError> {
         ));
     }
     for word in &parsed.words {
-        if SYSTEM_COLUMNS.contains(&word.as_str()) && !is_call(parsed, word) {
-            return Err(ServerError::unsupported(
-                format!("system column \"{word}\" is not supported in a query over several shards"),
-                "Name the rows by their key instead.",
-            ));
+        let is_column = SYSTEM_COLUMNS.contains(&word.as_str()) && !is_call(parsed, word);
+        if is_column && !(word == VERSION && gather::reads_versions(parsed)) {
+            return Err(system_column(word));
         }
         if SESSION_FUNCTIONS.contains(&word.as_str()) {
             return Err(not_here(word));
         }
     }
     Ok(())
+}
+
+/// Refuses a column that means something in one range only.
+pub(crate) fn system_column(name: &str) -> ServerError {
+    ServerError::unsupported(
+        format!("system column \"{name}\" is not supported in a query over several shards"),
+        "Name the rows by their key instead.",
+    )
 }
 
 /// Whether a word is a function's name wherever it stands, as in `pgherd.tableoid(…)`.

@@ -50,6 +50,7 @@ mod sample;
 mod scalar;
 mod set_targets;
 mod shown_level;
+mod system_columns;
 mod table_as;
 mod tree;
 mod walk;

@@ -10,6 +10,7 @@ use crate::relations::{Reference, Role};
 use crate::restriction::{Found, Restriction};
 use crate::route::{Merge, Part, Route};
 use crate::scalar::{Evaluated, Parameters, Scalar};
+use crate::system_columns;
 use crate::walk::Walk;
 use pgherd_model::{Column, ServerError, ShardId, Sharded, Snapshot, Table, TableKind, quote_identifier};
 use std::ops::Range;
@@ -59,6 +60,8 @@ pub(crate) struct Placed {
     /// an UPDATE, DELETE or MERGE that writes nothing but its target
     gathers: bool,
     key_updates: Vec<KeyUpdate>,
+    /// a system column that it finds rows by, which tells rows of one range apart only
+    found_by: Option<&'static str>,
     /// by range, for a statement over one table
     ready: Box<[OnceLock<Part>]>,
 }
@@ -187,6 +190,7 @@ impl Placed {
             plans: matches!(kind, Kind::Select { writes: false, .. } | Kind::Insert),
             gathers: matches!(kind, Kind::Update | Kind::Delete | Kind::Merge) && written == 1,
             key_updates,
+            found_by: system_columns::found_by(context.text, context.tokens, kind),
             ready: (0..ready).map(|_| OnceLock::new()).collect(),
             uses,
         })
@@ -206,6 +210,19 @@ impl Placed {
             }
         }
         let mut ranges: Vec<_> = self.uses.iter().map(|u| u.ranges(parameters)).collect();
+        if let Some(column) = self.found_by
+            && self
+                .uses
+                .iter()
+                .zip(&ranges)
+                .any(|(one, ranges)| spans_hidden_ranges(one, ranges))
+        {
+            // What a SELECT does with it is looked at closer where it is planned.
+            return match self.plans {
+                true => Route::Plan,
+                false => Route::Refuse(system_columns::not_over_ranges(column)),
+            };
+        }
         if let Some((target, source)) = self.stays {
             ranges[target] = ranges[source].clone();
         }
@@ -346,6 +363,12 @@ impl Placed {
             "Name the shard key in WHERE with constants or parameters, or read first and then write.",
         )
     }
+}
+
+/// Whether several ranges are read that the client has not declared: for it they are one table.
+fn spans_hidden_ranges(one: &Use, ranges: &[usize]) -> bool {
+    let all = one.sharded().ranges.ranges();
+    ranges.len() > 1 && ranges.iter().any(|&range| !all[range].declared)
 }
 
 /// Whether an INSERT leaves a column of this table to what the home shard's sequences give.

@@ -20,6 +20,7 @@ mod reading;
 mod row_arguments;
 mod source;
 mod staged;
+mod versions;
 
 use crate::edit::Edited;
 use crate::metadata::{self, Metadata, UserFunction};
@@ -38,6 +39,7 @@ pub(crate) use source::IDENTITY;
 pub(crate) use staged::{select as select_staged, steps};
 use std::collections::BTreeMap;
 use std::ops::Range;
+pub(crate) use versions::are_read as reads_versions;
 
 /// What a gather will do, for running it and for EXPLAIN.
 pub(crate) struct Plan {
@@ -79,10 +81,12 @@ async fn plan(
         // Rows travel to the transaction itself as arrays, which not every type can be an element of.
         sources.iter_mut().for_each(Gathered::suit_arrays);
     }
+    let versions = versions::find(parsed).unwrap_or_default();
     let mut more_edits = Vec::new();
     if let Some(marks) = marks {
         more_edits.push(marks.edit(&reading.resolutions, &mut sources)?);
     }
+    more_edits.extend(versions::edits(&versions, &reading.resolutions, &mut sources)?);
     let row_arguments = row_arguments::edits(parsed, &reading.resolutions, &sources, &metadata.row_functions);
     let has_typed_rows = !row_arguments.is_empty() || sources.iter().any(Gathered::has_typed_rows);
     more_edits.extend(row_arguments);
@@ -94,7 +98,7 @@ async fn plan(
     }
     Ok(Plan {
         more_edits,
-        has_marks: marks.is_some(),
+        has_marks: marks.is_some() || !versions.is_empty(),
         has_typed_rows,
         reads_written: reading_function.map(|function| function.name.clone()),
         sources,

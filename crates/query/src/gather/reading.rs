@@ -2,6 +2,7 @@
 
 use super::source::{self, Resolution};
 use super::staged;
+use super::versions;
 use crate::metadata::{self, Metadata};
 use crate::plan::engine::Engine;
 use crate::statement::Statement;
@@ -58,6 +59,11 @@ impl Reading {
     /// Whether it has to run in the transaction itself, where the rows can travel to it.
     pub fn runs_inside(&self, statement: &Statement<'_>) -> bool {
         statement.schema_is_own || self.home_function.is_some() || self.draws
+    }
+
+    /// Whether its list has a relation's `xmin`.
+    pub fn shows_versions(&self) -> bool {
+        versions::find(&self.parsed).is_some_and(|found| !found.is_empty())
     }
 
     /// How many rows each relation has, roughly, as far as they are sharded.
