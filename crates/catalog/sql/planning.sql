@@ -11,7 +11,7 @@ BEGIN
         SELECT p.oid::regprocedure FROM pg_catalog.pg_proc p
         WHERE p.pronamespace = 'pgherd'::regnamespace
             AND p.proname = ANY ('{inspect,definition,vanished,snapshot,bodies_mention,twin_views,adopt,change_fences,name_foreign_keys,
-                open_children,keep_children,close_sequences,change_copies,has_views,keep_views,shown_facts,added_up,encoding_tables}'::text[])
+                open_children,keep_children,close_sequences,open_sequences,change_copies,has_views,keep_views,shown_facts,added_up,encoding_tables}'::text[])
     LOOP
         EXECUTE pg_catalog.format('ALTER FUNCTION %s SET jit TO off SET standard_conforming_strings TO on', function);
         FOREACH setting IN ARRAY '{seqscan,indexscan,indexonlyscan,bitmapscan,hashjoin,nestloop,mergejoin,sort,hashagg}'::text[] LOOP
@@ -28,7 +28,7 @@ DECLARE
 BEGIN
     FOR object IN
         SELECT p.oid::regprocedure FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'pgherd'::regnamespace AND p.prosecdef
-            AND p.proname = ANY ('{adopt,change_fences,open_children,keep_children,close_sequences,change_copies,keep_views}'::text[])
+            AND p.proname = ANY ('{adopt,change_fences,open_children,keep_children,close_sequences,open_sequences,change_copies,keep_views}'::text[])
     LOOP
         EXECUTE pg_catalog.format('ALTER FUNCTION %s SET session_replication_role TO replica', object);
     END LOOP;

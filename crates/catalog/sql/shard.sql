@@ -204,6 +204,40 @@ BEGIN
     END LOOP;
 END $$;
 
+-- The sequences that these tables' columns use, or that are named themselves: ["public.t", "public.s"] as regclass reads it
+CREATE OR REPLACE FUNCTION pgherd.sequences_of(names text) RETURNS SETOF oid LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH named AS (SELECT to_regclass(name)::oid AS oid FROM json_array_elements_text(names::json) AS n(name))
+    SELECT s.seqrelid FROM pg_sequence s
+    WHERE s.seqrelid IN (SELECT oid FROM named)
+       OR s.seqrelid IN (SELECT d.objid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+            AND d.refclassid = 'pg_class'::regclass AND d.refobjid IN (SELECT oid FROM named) AND d.deptype IN ('a', 'i'))
+       OR s.seqrelid IN (SELECT d.refobjid FROM pg_depend d JOIN pg_attrdef a ON a.oid = d.objid
+            WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass
+            AND a.adrelid IN (SELECT oid FROM named))
+$$;
+
+-- Where they are: {"public.s": 5}
+CREATE OR REPLACE FUNCTION pgherd.sequence_values(names text) RETURNS text LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT json_object_agg(format('%I.%I', n.nspname, c.relname), coalesce(pg_sequence_last_value(c.oid), s.seqstart))::text
+    FROM pgherd.sequences_of(names) AS o(oid) JOIN pg_sequence s ON s.seqrelid = o.oid
+    JOIN pg_class c ON c.oid = o.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+$$;
+
+-- Before a statement gives such sequences other bounds, in which their end would not lie: they stand where the home shard's do, until they are
+-- closed again in the same transaction, which RESTART belongs to. payload: what sequence_values told there
+CREATE OR REPLACE FUNCTION pgherd.open_sequences(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    item record;
+BEGIN
+    PERFORM pgherd.check_signature('open_sequences ' || payload, signature);
+    FOR item IN
+        SELECT s.seqrelid AS oid, v.value::bigint FROM json_each_text(payload::json) v JOIN pg_sequence s ON s.seqrelid = to_regclass(v.key)::oid
+    LOOP
+        EXECUTE format('ALTER SEQUENCE %s RESTART WITH %s', item.oid::regclass, item.value);
+    END LOOP;
+END $$;
+
 -- Sequences have their values on the home shard only. Elsewhere the ones that these tables' columns use (or these sequences
 -- themselves) are set to their end, so that a default which runs there by mistake fails (2200H) instead of giving a
 -- value twice. payload: ["public.t", "public.s"] as regclass reads it
@@ -214,14 +248,8 @@ DECLARE
 BEGIN
     PERFORM pgherd.check_signature('close_sequences ' || payload, signature);
     FOR item IN
-        WITH named AS (SELECT to_regclass(name)::oid AS oid FROM json_array_elements_text(payload::json) AS n(name))
         SELECT s.seqrelid AS oid, s.seqincrement > 0 AS ascending, s.seqmin, s.seqmax, s.seqcycle FROM pg_sequence s
-        WHERE s.seqrelid IN (SELECT oid FROM named)
-           OR s.seqrelid IN (SELECT d.objid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
-                AND d.refclassid = 'pg_class'::regclass AND d.refobjid IN (SELECT oid FROM named) AND d.deptype IN ('a', 'i'))
-           OR s.seqrelid IN (SELECT d.refobjid FROM pg_depend d JOIN pg_attrdef a ON a.oid = d.objid
-                WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass
-                AND a.adrelid IN (SELECT oid FROM named))
+        WHERE s.seqrelid IN (SELECT pgherd.sequences_of(payload))
     LOOP
         IF item.seqcycle THEN
             EXECUTE format('ALTER SEQUENCE %s NO CYCLE', item.oid::regclass);

@@ -105,6 +105,11 @@ async fn alter_sharded(
         .any(|word| text.has(&[word]));
     let opened: Vec<_> = shards.iter().copied().filter(|_| makes_indexes).collect();
     work.open_children(&opened, true).await?;
+    let rebounds = ["type", "maxvalue", "minvalue"].iter().any(|word| text.has(&[word]));
+    let values = match rebounds {
+        true => work.sequence_values(&[table.name.to_string()]).await?,
+        false => None,
+    };
     let notices = work.notice_count();
     let (sql, done) = attempt_on_home(work, sql, unqualified).await?;
     let judged = match done {
@@ -143,6 +148,7 @@ async fn alter_sharded(
     for shard in &attempted {
         work.attempt(*shard).await?;
     }
+    work.open_sequences(values.as_deref()).await?;
     match on_other_shards(work, &table, &sql).await {
         Err(e) if unchecked && is_unchecked(&e, &clauses) => {
             for shard in &shards {

@@ -264,7 +264,16 @@ pub(crate) async fn sequence(
             work.announce(drawing.iter().map(String::as_str), text.text).await?;
         }
     }
+    let rebounds = ["as", "maxvalue", "minvalue"].iter().any(|word| text.has(&[word]));
+    let values = match ddl.kind == DdlKind::AlterSequence && rebounds {
+        true => {
+            let names = full_names(work, ddl, text).await?;
+            work.sequence_values(&names).await?
+        }
+        false => None,
+    };
     let tag = work.on_home(text.text).await?;
+    work.open_sequences(values.as_deref()).await?;
     // Sequences of local tables' serial columns are on the home shard only, as are the tables that OWNED BY names.
     let sql = match ddl.kind {
         DdlKind::CreateSequence => text.text.to_owned(),
@@ -276,21 +285,26 @@ pub(crate) async fn sequence(
     }
     work.truncate_notices(before);
     if ddl.kind != DdlKind::DropSequence {
-        let mut names = Vec::new();
-        for name in &ddl.relations {
-            // By its full name: the shards do not look along the session's search_path.
-            let full = format!(
-                "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c \
-                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_catalog.to_regclass({})",
-                quote_literal(text.written(name))
-            );
-            names.extend(work.value(&full).await?);
-        }
+        let names = full_names(work, ddl, text).await?;
         work.close_sequences(&names).await?;
     } else if dropping {
         forget_vanished(work).await?;
     }
     Ok(tag)
+}
+
+/// By their full names what the statement names and the home shard has: the shards do not look along the session's search_path.
+async fn full_names(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Result<Vec<String>, ServerError> {
+    let mut names = Vec::new();
+    for name in &ddl.relations {
+        let full = format!(
+            "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_catalog.to_regclass({})",
+            quote_literal(text.written(name))
+        );
+        names.extend(work.value(&full).await?);
+    }
+    Ok(names)
 }
 
 /// Whether a column's default takes its value from a sequence.

@@ -440,6 +440,21 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
+    /// Where these tables' sequences are, which a statement is going to give other bounds: what [`Work::open_sequences`] takes.
+    pub async fn sequence_values(&mut self, names: &[String]) -> Result<Option<String>, ServerError> {
+        let names = quote_literal(&json!(names).to_string());
+        self.value(&format!("SELECT pgherd.sequence_values({names})")).await
+    }
+
+    /// On all shards but the home shard, sequences have values that such bounds allow, until they are closed again.
+    pub async fn open_sequences(&mut self, values: Option<&str>) -> Result<(), ServerError> {
+        let Some(values) = values else { return Ok(()) };
+        for shard in self.others() {
+            self.signed(shard, "open_sequences", values).await?;
+        }
+        Ok(())
+    }
+
     /// On all shards but the home shard, these tables' sequences give no values.
     pub async fn close_sequences(&mut self, names: &[String]) -> Result<(), ServerError> {
         let payload = json!(names).to_string();

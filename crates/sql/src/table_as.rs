@@ -43,11 +43,20 @@ pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<Table
             n if r.words(n - 2, &["with", "data"]) => (n - 2, true),
             n => (n, true),
         };
-        let query = r.piece(at + 1, end)?;
+        // Parentheses around all of it mean nothing.
+        let begin = (at + 1..end).find(|&i| !r.encloses(i, (end + at).checked_sub(i)))?;
+        let query_end = end - (begin - at - 1);
+        let query = r.piece(begin, query_end)?;
+        let opened: Vec<_> = tokens[at + 1..begin]
+            .iter()
+            .map(|t| (t.start as usize..t.end as usize, " ".to_owned()))
+            .collect();
+        let head = text.get(..tokens[begin].start as usize)?;
+        let (head, _) = substitute(head, &opened);
         return Some(TableAs {
-            create: format!("{}{NO_DATA}", r.piece(0, end)?),
-            query: match r.word(at + 1, "table") {
-                true => format!("SELECT * FROM {}", r.piece(at + 2, end)?),
+            create: format!("{head}{query}{NO_DATA}"),
+            query: match r.word(begin, "table") {
+                true => format!("SELECT * FROM {}", r.piece(begin + 1, query_end)?),
                 false => query.to_owned(),
             },
             with_data,
@@ -135,6 +144,17 @@ impl<'a> Reader<'a> {
         None
     }
 
+    /// Whether these are a parenthesis and its other.
+    fn encloses(&self, open: usize, close: Option<usize>) -> bool {
+        let is = |at: usize, symbol: &str| self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol));
+        let mut depth = 0;
+        let closes = (open..self.tokens.len()).find(|&at| {
+            depth += i32::from(is(at, "(")) - i32::from(is(at, ")"));
+            depth == 0
+        });
+        is(open, "(") && closes == close
+    }
+
     fn piece(&self, from: usize, to: usize) -> Option<&'a str> {
         let (first, last) = (self.tokens.get(from)?, self.tokens.get(to.checked_sub(1)?)?);
         self.text.get(first.start as usize..last.end as usize)
@@ -161,6 +181,26 @@ mod tests {
         let parts = table_as(text, &parsed.tokens, &ddl.relations[0]).expect(text);
         let whole = parts.with_query("select 1");
         assert_eq!(whole.as_deref(), Some("create table t (a) as select 1 WITH NO DATA"));
+    }
+
+    #[test]
+    fn parentheses_around_the_query_are_left_out() {
+        let parts_of = |text: &str| parts(text).map(|(create, query, _)| (create, query));
+        assert_eq!(
+            parts_of("create table t as ((with w as (select 1) table w)) with data"),
+            Some((
+                "create table t as   with w as (select 1) table w WITH NO DATA".to_owned(),
+                "with w as (select 1) table w".to_owned()
+            ))
+        );
+        let union = "create table t as (select 1) union (select 2)";
+        assert_eq!(
+            parts_of(union),
+            Some((
+                format!("{union} WITH NO DATA"),
+                "(select 1) union (select 2)".to_owned()
+            ))
+        );
     }
 
     #[test]

@@ -101,13 +101,13 @@ const BEHIND_ALIAS: [&str; 25] = [
 /// The alias of a function that has a list of columns and no name.
 const UNNAMED: &str = "pgherd unnamed";
 
-/// The stars in `FROM t *`, and the parentheses in `INSERT INTO t (VALUES …)`, which mean nothing.
+/// The stars in `FROM t *`, and the parentheses in `INSERT INTO t (VALUES …)` and its kin, which mean nothing.
 pub(crate) fn redundant_tokens(text: &str, tokens: &[Token]) -> Vec<usize> {
     let found = Rare::default();
     let finder = Finder { text, tokens, found };
     let stars = (0..tokens.len()).filter(|&i| finder.is(i, "*") && finder.is_inheritance_star(i));
     let intos = (0..tokens.len()).filter(|&i| finder.is_word(i, &["into"]));
-    let parentheses = intos.filter_map(|into| finder.parentheses_of_values(into)).flatten();
+    let parentheses = intos.flat_map(|into| finder.parentheses_of_source(into));
     let mut redundant: Vec<_> = stars.chain(parentheses).collect();
     redundant.sort_unstable();
     redundant
@@ -259,8 +259,8 @@ impl Finder<'_> {
             b'i' if is("in") => self.values_of_in(i),
             b'i' if is("insert") && self.follows_word(i, &["then"]) => self.insert_list(i + 1),
             b'i' if is("into") => {
-                let parentheses = self.parentheses_of_values(i);
-                self.found.left_out.extend(parentheses.into_iter().flatten());
+                let parentheses = self.parentheses_of_source(i);
+                self.found.left_out.extend(parentheses);
                 self.target(i);
             }
             b'o' if is("of") => self.locked_tables(i),
@@ -422,17 +422,27 @@ impl Finder<'_> {
     }
 
     /// `INSERT INTO t (VALUES …)`.
-    fn parentheses_of_values(&self, into: usize) -> Option<[usize; 2]> {
-        let mut open = into + 2;
+    fn parentheses_of_source(&self, into: usize) -> Vec<usize> {
+        let (mut open, mut found) = (into + 2, Vec::new());
         while self.is(open, ".") {
             open += 2;
         }
-        if !self.follows_word(into, &["insert"]) || !self.is(open, "(") || !self.is_word(open + 1, &["values"]) {
-            return None;
+        if !self.follows_word(into, &["insert"]) {
+            return found;
         }
-        let close = self.close_of(open)?;
-        let is_all = close + 1 == self.tokens.len() || self.is_word(close + 1, &["on", "returning"]);
-        is_all.then_some([open, close])
+        let mut end = None;
+        // Those around a SELECT alone are read as what they are.
+        while self.is(open, "(") && (self.is_word(open + 1, &["values", "with"]) || self.is(open + 1, "(")) {
+            let Some(close) = self.close_of(open) else { break };
+            let is_last = close + 1 == self.tokens.len() || self.is_word(close + 1, &["on", "returning"]);
+            let is_all = end.map_or(is_last, |end| close + 1 == end);
+            if !is_all {
+                break;
+            }
+            found.extend([open, close]);
+            (open, end) = (open + 1, Some(close));
+        }
+        found
     }
 
     /// `INSERT … SELECT 1 ON CONFLICT`, where sqlparser takes ON for an alias; and conflict targets that are no list of columns: on the
