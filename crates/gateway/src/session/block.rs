@@ -295,6 +295,25 @@ impl Session {
         false
     }
 
+    /// In the middle of a statement that has a block of its own: ends that, and opens another one. With `chain`, that has the same
+    /// characteristics.
+    pub(crate) async fn end_and_begin(&mut self, commits: bool, chain: bool) -> Result<(), Problem> {
+        let mode = self.block.open().map(|open| open.transaction.mode().clone());
+        match commits {
+            true => self.commit_block().await.map(drop)?,
+            false => self.rollback_block().await?,
+        }
+        let mode = mode.filter(|_| chain).unwrap_or_else(|| Mode {
+            implicit: true,
+            ..Mode::default()
+        });
+        let mut open = self.new_block(mode);
+        // Who began the first one ends the last one.
+        open.implicit = false;
+        self.block = Block::Open(open);
+        Ok(())
+    }
+
     /// A block of its own for a statement that needs one snapshot for all its parts, whatever the session has.
     pub(crate) fn begin_in_one_snapshot(&mut self) {
         self.block = Block::Open(self.new_block(Mode {

@@ -159,6 +159,13 @@ pub enum Action {
     Sql(String, Option<Into>),
     /// `GET DIAGNOSTICS target = item, …`; true for STACKED
     Diagnostics(bool, Vec<(Target, String)>),
+    /// COMMIT or ROLLBACK, with AND CHAIN
+    End {
+        /// COMMIT
+        commits: bool,
+        /// AND CHAIN
+        chain: bool,
+    },
     /// NULL
     Nothing,
 }

@@ -7,17 +7,7 @@ use crate::lexer::TokenKind;
 const LEVELS: [&str; 6] = ["debug", "log", "info", "notice", "warning", "exception"];
 
 /// What a gateway does not do in the middle of a DO.
-const NOT_RUN: [&str; 9] = [
-    "open",
-    "fetch",
-    "move",
-    "close",
-    "commit",
-    "rollback",
-    "copy",
-    "do",
-    "savepoint",
-];
+const NOT_RUN: [&str; 7] = ["open", "fetch", "move", "close", "copy", "do", "savepoint"];
 
 impl Reader<'_> {
     /// One statement with its `;`.
@@ -45,6 +35,7 @@ impl Reader<'_> {
         }
         let words = [
             "if", "case", "exit", "continue", "return", "raise", "assert", "perform", "execute", "get", "null",
+            "commit", "rollback",
         ];
         let action = match self.take_any(&words) {
             Some("if") => self.condition_chain(),
@@ -56,6 +47,7 @@ impl Reader<'_> {
             Some("perform") => Ok(Action::Perform(self.until(&[";"])?)),
             Some("execute") => self.dynamic(),
             Some("get") => self.diagnostics(),
+            Some(word @ ("commit" | "rollback")) => self.end_of_transaction(word == "commit"),
             Some(_) => Ok(Action::Nothing),
             None => self.sql(),
         }?;
@@ -295,6 +287,15 @@ impl Reader<'_> {
                 return Ok(Action::Execute { text, into, using });
             }
         }
+    }
+
+    fn end_of_transaction(&mut self, commits: bool) -> Parsed<Action> {
+        let mut chain = false;
+        if self.take_word("and") {
+            chain = !self.take_word("no");
+            self.expect_word("chain")?;
+        }
+        Ok(Action::End { commits, chain })
     }
 
     fn diagnostics(&mut self) -> Parsed<Action> {

@@ -26,6 +26,15 @@ enum Turns<'a> {
     Elements(&'a Target, Answer, usize),
 }
 
+/// Whether a query that gives rows is no SELECT alone.
+fn is_write(query: &str) -> bool {
+    let first = query
+        .split(|c: char| !c.is_ascii_alphabetic())
+        .find(|word| !word.is_empty());
+    let writes = ["insert", "update", "delete"];
+    first.is_some_and(|first| writes.iter().any(|word| first.eq_ignore_ascii_case(word)))
+}
+
 impl Session {
     pub(super) async fn repeat(
         &mut self,
@@ -39,6 +48,8 @@ impl Session {
         let turns = self.turns(machine, over).await;
         let mut turns = told(machine, turns)?;
         let depth = machine.scopes.len();
+        let writes = matches!(over, Over::Query(_, query) if is_write(query));
+        machine.writing_loops += usize::from(writes);
         let mut has_turned = false;
         let flow = loop {
             // A loop without SQL lets others on.
@@ -59,6 +70,7 @@ impl Session {
             }
         };
         machine.scopes.truncate(depth);
+        machine.writing_loops -= usize::from(writes);
         if !matches!(over, Over::Forever | Over::While(_)) {
             machine.found = has_turned;
         }

@@ -46,7 +46,7 @@ impl Session {
         let made = self.ensure_block();
         // SET LOCAL holds inside of a DO, also where no BEGIN was said.
         let implicit = self.block.open_mut().map(|open| std::mem::take(&mut open.implicit));
-        let mut machine = Machine::new();
+        let mut machine = Machine::new(made);
         let run = self.run_whole(&mut machine, &block).await;
         if let (Some(open), Some(implicit)) = (self.block.open_mut(), implicit) {
             open.implicit = implicit;

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 const NO_DATA: SqlState = SqlState::from_bytes(b"P0002");
 const TOO_MANY_ROWS: SqlState = SqlState::from_bytes(b"P0003");
+const INVALID_TERMINATION: SqlState = SqlState::from_bytes(b"2D000");
 const NO_CASE: SqlState = SqlState::from_bytes(b"20000");
 
 /// What a block has while it runs.
@@ -23,6 +24,12 @@ pub(super) struct Machine {
     pub(super) type_names: HashMap<u32, String>,
     row_count: u64,
     savepoints: usize,
+    /// COMMIT and ROLLBACK may be said: nothing of the client's is around it
+    may_end: bool,
+    /// blocks with handlers that are under way
+    guarded: usize,
+    /// loops over the rows of what writes
+    pub(super) writing_loops: usize,
     pub(super) line: u32,
     /// what the statement is, in PL/pgSQL's words
     pub(super) at: &'static str,
@@ -42,7 +49,8 @@ pub(super) enum Flow {
 }
 
 impl Machine {
-    pub(super) fn new() -> Self {
+    /// `may_end`: whether the transaction is the block's own.
+    pub(super) fn new(may_end: bool) -> Self {
         Self {
             scopes: Vec::new(),
             found: false,
@@ -50,6 +58,9 @@ impl Machine {
             type_names: HashMap::new(),
             row_count: 0,
             savepoints: 0,
+            may_end,
+            guarded: 0,
+            writing_loops: 0,
             line: 0,
             at: "",
             clear: HashSet::new(),
@@ -116,7 +127,12 @@ impl Session {
         machine.savepoints += 1;
         let savepoint = format!("pgherd handler {}", machine.savepoints);
         self.set_savepoint(&savepoint).await?;
-        let error = match self.run_statements(machine, &block.statements).await {
+        machine.guarded += 1;
+        let writing_loops = machine.writing_loops;
+        let run = self.run_statements(machine, &block.statements).await;
+        machine.guarded -= 1;
+        machine.writing_loops = writing_loops;
+        let error = match run {
             Ok(flow) => {
                 self.release_savepoint(&savepoint).await?;
                 return Ok(flow);
@@ -199,6 +215,10 @@ impl Session {
             }
             Action::Return => return Ok(Flow::Return),
             Action::Nothing => {}
+            Action::End { commits, chain } => {
+                let ended = self.end_within(machine, *commits, *chain).await;
+                told(machine, ended)?;
+            }
             Action::Assign(target, expression) => {
                 let done = self.assign_from(machine, target, expression).await;
                 told(machine, done)?;
@@ -233,6 +253,22 @@ impl Session {
             }
         }
         Ok(Flow::Next)
+    }
+
+    /// COMMIT and ROLLBACK: the block goes on in a new transaction.
+    async fn end_within(&mut self, machine: &mut Machine, commits: bool, chain: bool) -> Result<(), Problem> {
+        let in_loop = SqlState::from_bytes(b"55000");
+        let (code, forbidden) = match (machine.may_end, machine.guarded, machine.writing_loops, commits) {
+            (false, ..) => (INVALID_TERMINATION, "invalid transaction termination"),
+            (_, 1.., _, true) => (INVALID_TERMINATION, "cannot commit while a subtransaction is active"),
+            (_, 1.., _, false) => (INVALID_TERMINATION, "cannot roll back while a subtransaction is active"),
+            (_, _, 1.., _) => (
+                in_loop,
+                "cannot perform transaction commands inside a cursor loop that is not read-only",
+            ),
+            _ => return self.end_and_begin(commits, chain).await,
+        };
+        Err(ServerError::new(code, forbidden).into())
     }
 
     async fn assign_from(&mut self, machine: &mut Machine, target: &Target, text: &str) -> Result<(), Problem> {
@@ -429,6 +465,8 @@ fn name_of(action: &Action) -> &'static str {
         Action::Execute { .. } => "EXECUTE",
         Action::Sql(..) => "SQL statement",
         Action::Diagnostics(..) => "GET DIAGNOSTICS",
+        Action::End { commits: true, .. } => "COMMIT",
+        Action::End { commits: false, .. } => "ROLLBACK",
         Action::Nothing => "NULL",
     }
 }
