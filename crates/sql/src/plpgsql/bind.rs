@@ -10,7 +10,7 @@ use sqlparser::ast::{
     AccessExpr, Expr, GroupByExpr, Ident, OrderByKind, Query, Select, SelectItem, SetExpr, Visit, Visitor,
 };
 use std::collections::HashSet;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,13 @@ pub fn bind(text: &str, find: &dyn Fn(&[String], Option<usize>) -> Found) -> Res
             short(text)
         ))
     };
-    let statements = crate::parse(text).map_err(|_| unclear())?;
+    let stars = stars(text, &tokens, find).ok_or_else(unclear)?;
+    let blanks: Vec<_> = stars
+        .iter()
+        .map(|(span, _)| (span.clone(), format!("{:<width$}", "0", width = span.len())))
+        .collect();
+    let (blanked, _) = substitute(text, &blanks);
+    let statements = crate::parse(&blanked).map_err(|_| unclear())?;
     let [statement] = &statements[..] else {
         return Err(unclear());
     };
@@ -91,7 +97,7 @@ pub fn bind(text: &str, find: &dyn Fn(&[String], Option<usize>) -> Found) -> Res
     }
     let tree = statement.ast.as_ref().ok_or_else(unclear)?;
     let mut places = Places {
-        text,
+        text: &blanked,
         offset: statement.span.start,
         tokens: &statement.tokens,
         find,
@@ -105,12 +111,50 @@ pub fn bind(text: &str, find: &dyn Fn(&[String], Option<usize>) -> Found) -> Res
     let mut found = places.found;
     found.sort_by_key(|(start, ..)| *start);
     found.dedup_by_key(|(start, ..)| *start);
-    let replacements: Vec<_> = found
-        .into_iter()
-        .map(|(start, end, value)| (start..end, value))
-        .collect();
+    let found = found.into_iter().map(|(start, end, value)| (start..end, value));
+    let mut replacements: Vec<_> = found.chain(stars).collect();
+    replacements.sort_by_key(|(span, _)| span.start);
     let (text, replaced) = substitute(text, &replacements);
     Ok(Bound { text, replaced })
+}
+
+/// `r.*` of variables that hold rows, where it is a list of its columns, and what stands there instead. None where it is not clear what is meant.
+fn stars(
+    text: &str,
+    tokens: &[Token],
+    find: &dyn Fn(&[String], Option<usize>) -> Found,
+) -> Option<Vec<(Range<usize>, String)>> {
+    let is = |at: usize, symbol: &str| tokens.get(at).is_some_and(|t| t.is(text, symbol));
+    let word = |at: usize, words: &[&str]| words.iter().any(|w| tokens.get(at).is_some_and(|t| t.is_word(text, w)));
+    let mut found = Vec::new();
+    for at in 1..tokens.len() {
+        let Some(name) = tokens[at]
+            .identifier(text)
+            .filter(|_| is(at + 1, ".") && is(at + 2, "*"))
+        else {
+            continue;
+        };
+        let value = match find(&[name.clone(), "*".to_owned()], None) {
+            Found::Nothing => continue,
+            Found::Unusable => return None,
+            Found::Value(value) => value,
+        };
+        let opens = is(at - 1, "(") && at > 1 && (word(at - 2, &["values", "row"]) || is(at - 2, ","));
+        let begins = word(at - 1, &["select", "returning"]) || is(at - 1, ",") || opens;
+        let ends = at + 3 == tokens.len()
+            || is(at + 3, ",")
+            || is(at + 3, ")")
+            || word(at + 3, &["from", "where", "on", "returning"]);
+        // A relation of that name would be meant as well.
+        let is_relation = (0..tokens.len()).any(|i| {
+            !is(i + 1, ".") && tokens[i].identifier(text).as_deref() == Some(&name) && !(i > 0 && is(i - 1, "."))
+        });
+        if !begins || !ends || is_relation {
+            return None;
+        }
+        found.push((tokens[at].start as usize..tokens[at + 2].end as usize, value));
+    }
+    Some(found)
 }
 
 /// The text with values in place of `$1`, `$2` and so on.

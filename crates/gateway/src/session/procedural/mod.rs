@@ -10,6 +10,7 @@ mod elements;
 mod inner;
 mod loops;
 mod raise;
+mod records;
 mod run;
 mod values;
 

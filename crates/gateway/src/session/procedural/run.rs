@@ -279,6 +279,9 @@ impl Session {
             sql: &written,
             added: ("SELECT ".len() as u32).saturating_sub(name.chars().count() as u32 + 4),
         };
+        if machine.record(target).is_some() {
+            return self.assign_row(machine, target, text, words).await;
+        }
         let value = self.value_in(machine, text, words).await?;
         self.assign(machine, target, value).await
     }

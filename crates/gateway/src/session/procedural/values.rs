@@ -2,6 +2,7 @@
 
 use super::inner::{Answer, Words};
 use super::not_run;
+use super::records::Record;
 use super::run::Machine;
 use crate::session::forward::no_block;
 use crate::session::{Problem, Session};
@@ -63,8 +64,7 @@ pub(super) enum Variable {
         constant: bool,
         not_null: bool,
     },
-    /// the columns of the row it holds; None before the first one
-    Record(Option<Vec<(String, Value)>>),
+    Record(Record),
 }
 
 /// The variables of a block or a loop.
@@ -88,11 +88,13 @@ impl Machine {
             (Variable::Scalar { value, .. }, None) => Found::Value(value.literal()),
             // A table of that name, since the value has no fields.
             (Variable::Scalar { .. }, Some(_)) => Found::Nothing,
-            (Variable::Record(_), None) => Found::Unusable,
-            (Variable::Record(row), Some(field)) => row
-                .as_ref()
-                .and_then(|row| row.iter().find(|(name, _)| name == field))
-                .map_or(Found::Unusable, |(_, value)| Found::Value(value.literal())),
+            (Variable::Record(record), None) => Found::Value(record.literal()),
+            (Variable::Record(record), Some(field)) if field == "*" => {
+                record.all_fields().map_or(Found::Unusable, Found::Value)
+            }
+            (Variable::Record(record), Some(field)) => record
+                .field(field)
+                .map_or(Found::Unusable, |value| Found::Value(value.literal())),
         };
         for scope in scopes {
             let found = match names {
@@ -139,22 +141,16 @@ impl Machine {
     pub(super) fn value_held(&mut self, target: &[String]) -> Option<Value> {
         match self.variable(target)? {
             (Variable::Scalar { value, .. }, None) => Some(value.clone()),
-            (Variable::Record(Some(row)), Some(field)) => {
-                let found = row.iter().find(|(name, _)| *name == field)?;
-                Some(found.1.clone())
-            }
+            (Variable::Record(record), Some(field)) => record.field(&field).cloned(),
             _ => None,
         }
     }
 
-    /// Whether the target holds rows.
-    pub(super) fn is_record(&mut self, target: &[String]) -> bool {
-        matches!(self.variable(target), Some((Variable::Record(_), None)))
-    }
-
-    pub(super) fn set_record(&mut self, target: &[String], row: Vec<(String, Value)>) {
-        if let Some((Variable::Record(held), None)) = self.variable(target) {
-            *held = Some(row);
+    /// What holds rows, if the target does.
+    pub(super) fn record(&mut self, target: &[String]) -> Option<&mut Record> {
+        match self.variable(target) {
+            Some((Variable::Record(record), None)) => Some(record),
+            _ => None,
         }
     }
 }
@@ -172,7 +168,7 @@ impl Session {
         declaration: &Declaration,
     ) -> Result<(), Problem> {
         let variable = match &declaration.kind {
-            VariableKind::Record => Variable::Record(None),
+            VariableKind::Record => Variable::Record(Record::default()),
             VariableKind::Row(table) => self.empty_row(table).await?,
             VariableKind::Of(written) => match self.type_of(written).await? {
                 (_, kind) if kind == "c" => self.empty_row(written).await?,
@@ -204,12 +200,18 @@ impl Session {
         };
         let name = declaration.name.clone();
         let target = [name.clone()];
+        let is_row = matches!(variable, Variable::Record(_));
         let value = match &declaration.default {
-            Some(expression) => Some(self.value_of(machine, expression).await?),
-            None => None,
+            Some(expression) if !is_row => Some(self.value_of(machine, expression).await?),
+            _ => None,
         };
         if let Some(scope) = machine.scopes.last_mut() {
             scope.variables.push((name, variable));
+        }
+        if let Some(expression) = declaration.default.as_ref().filter(|_| is_row) {
+            return self
+                .assign_row(machine, &target, expression, Words::expression(expression))
+                .await;
         }
         if let Some(value) = value {
             self.assign(machine, &target, value).await?;
@@ -248,7 +250,7 @@ impl Session {
             [Some(name), Some(oid), Some(of)] => Some((name.clone(), Value::of(oid.parse().ok()?, of, None))),
             _ => None,
         });
-        Ok(Variable::Record(Some(fields.collect())))
+        Ok(Variable::Record(Record::of(written, fields.collect())))
     }
 
     /// The OID and pg_type.typtype of a type as written.
@@ -334,7 +336,7 @@ impl Session {
     }
 
     /// Refuses values whose text means others under the session's settings.
-    async fn check_values(
+    pub(super) async fn check_values(
         &mut self,
         machine: &mut Machine,
         types: impl IntoIterator<Item = u32>,
@@ -381,19 +383,18 @@ impl Session {
                 }
                 held.clone()
             }
-            Some((Variable::Record(Some(row)), Some(field))) => {
-                let found = row.iter().find(|(name, _)| *name == field);
-                let found = found.ok_or_else(|| {
-                    let message = format!("record \"{}\" has no field \"{field}\"", target[0]);
-                    ServerError::new(SqlState::UNDEFINED_COLUMN, message)
-                })?;
-                found.1.clone()
-            }
-            Some((Variable::Record(None), Some(_))) => {
+            Some((Variable::Record(record), Some(_))) if !record.has_fields() => {
                 let message = format!("record \"{}\" is not assigned yet", target[0]);
                 return Err(ServerError::new(NOT_ASSIGNED, message)
                     .with_detail("The tuple structure of a not-yet-assigned record is indeterminate.")
                     .into());
+            }
+            Some((Variable::Record(record), Some(field))) => {
+                let found = record.field(&field).cloned();
+                found.ok_or_else(|| {
+                    let message = format!("record \"{}\" has no field \"{field}\"", target[0]);
+                    ServerError::new(SqlState::UNDEFINED_COLUMN, message)
+                })?
             }
             Some((Variable::Record(_), None)) => {
                 let why = format!("\"{}\" is a row, which gets its value by INTO only.", target.join("."));
@@ -416,11 +417,7 @@ impl Session {
                 }
                 *value = new;
             }
-            Some((Variable::Record(Some(row)), Some(field))) => {
-                if let Some((_, value)) = row.iter_mut().find(|(name, _)| *name == field) {
-                    *value = new;
-                }
-            }
+            Some((Variable::Record(record), Some(field))) => record.set_field(&field, new),
             _ => {}
         }
         Ok(())
@@ -443,9 +440,15 @@ impl Session {
             values.push((name.clone(), Value::of(*oid, &type_name, text)));
         }
         if let [target] = targets
-            && machine.is_record(target)
+            && let Some(record) = machine.record(target)
         {
-            machine.set_record(target, values);
+            let values = match record.shape() {
+                Some(shape) => self.shaped(machine, shape, values).await?,
+                None => values,
+            };
+            if let Some(record) = machine.record(target) {
+                record.set(values);
+            }
             return Ok(());
         }
         let mut values = values.into_iter();
