@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use pgherd_model::{Epoch, ServerError, Snapshot};
 use pgherd_query::Description;
 use pgherd_sql::lexer::Token;
-use pgherd_sql::{Analysis, Kind, Parsed};
+use pgherd_sql::{Analysis, CopySource, Kind, Parsed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -23,6 +23,34 @@ const LONGEST_CACHED: usize = 16 * 1024;
 
 /// Uses are counted up to here.
 const OFTEN: u32 = 100;
+
+/// The databases that relations of a statement are named with.
+fn named_databases(text: &str, parsed: &Parsed) -> Box<[String]> {
+    let is_dot = |at: usize| parsed.tokens.get(at).is_some_and(|t| t.is(text, "."));
+    if !(1..parsed.tokens.len()).any(|at| is_dot(at) && is_dot(at + 2)) {
+        return Box::default();
+    }
+    let names = match (&parsed.kind, parsed.ast.as_deref()) {
+        (Kind::Copy(copy), _) => match &copy.source {
+            CopySource::Table(name) => vec![name.span.clone()],
+            CopySource::Query(_) => Vec::new(),
+        },
+        (_, Some(tree)) => {
+            let found = pgherd_sql::relations::references(tree, &|_, _| None).unwrap_or_default();
+            found.into_iter().map(|reference| reference.name.span).collect()
+        }
+        _ => Vec::new(),
+    };
+    let database = |span: std::ops::Range<usize>| {
+        let within = parsed.tokens.iter();
+        let mut parts = within
+            .filter(|t| span.contains(&(t.start as usize)))
+            .filter_map(|t| t.identifier(text));
+        let first = parts.next()?;
+        (parts.count() == 2).then_some(first)
+    };
+    names.into_iter().filter_map(database).collect()
+}
 
 /// One statement of a text.
 pub(crate) struct Statement {
@@ -55,6 +83,8 @@ pub(crate) struct Statement {
     pub(crate) names_cursor: bool,
     /// has `$1` …
     pub(crate) has_parameters: bool,
+    /// databases that relations are named with, as in `d.s.t`
+    databases: Box<[String]>,
     analysed: Mutex<Option<Analysed>>,
     described: Mutex<Option<Described>>,
 }
@@ -80,6 +110,8 @@ pub(crate) struct Context<'a> {
     pub(crate) search_path_id: u64,
     pub(crate) temporary: &'a dyn Fn(&str) -> bool,
     pub(crate) types: &'a [u32],
+    /// the session's own
+    pub(crate) database: &'a str,
     /// false for a transaction's own uncommitted schema and for sessions with temporary tables
     pub(crate) cacheable: bool,
 }
@@ -106,11 +138,17 @@ impl Statement {
                 .tokens
                 .iter()
                 .any(|t| t.kind == pgherd_sql::lexer::TokenKind::Parameter),
+            databases: named_databases(text, &parsed),
             parsed,
             uses: AtomicU32::new(0),
             analysed: Mutex::default(),
             described: Mutex::default(),
         }
+    }
+
+    /// Whether it names a relation with a database that is not this one.
+    pub(crate) fn names_another(&self, database: &str) -> bool {
+        self.databases.iter().any(|name| name != database)
     }
 
     /// Whether it has to do with what this session is or keeps, so that it takes more than its constants to run it.
@@ -147,10 +185,16 @@ impl Statement {
         {
             return Ok(cached.analysis.clone());
         }
+        // Names with another database's are none of this one's relations, which is for PostgreSQL to say.
+        let of_others = self.names_another(context.database);
+        let nothing_sharded = of_others.then(|| Snapshot {
+            relations: Default::default(),
+            ..context.snapshot.clone()
+        });
         let analysis = Arc::new(pgherd_sql::analyze(
             &self.parsed,
             &self.text,
-            context.snapshot,
+            nothing_sharded.as_ref().unwrap_or(context.snapshot),
             context.search_path,
             context.temporary,
             context.types,

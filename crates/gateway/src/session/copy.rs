@@ -38,6 +38,9 @@ impl Session {
         let Kind::Copy(shape) = &unit.statement.parsed.kind else {
             return Err(ServerError::internal("COPY without its parts").into());
         };
+        if unit.statement.names_another(&self.who.database) {
+            return self.judged_by_home(unit).await;
+        }
         if shape.format == pgherd_sql::CopyFormat::Binary && self.converter().is_some() {
             let types = self.binary_types(unit, shape).await?;
             self.know_shapes(types.iter().copied()).await?;

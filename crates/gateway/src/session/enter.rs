@@ -194,6 +194,7 @@ impl Session {
             search_path_id: self.settings.search_path_id,
             temporary,
             types: unit.types,
+            database: &self.who.database,
             // One that is loaded again has the same number then.
             cacheable: self.is_cacheable() && !snapshot.incomplete,
         }
