@@ -224,8 +224,8 @@ mod tests {
             ),
             (
                 "CREATE TEMP TABLE IF NOT EXISTS s.t WITH (fillfactor = 70) ON COMMIT DROP AS (TABLE a) WITH NO DATA",
-                "CREATE TEMP TABLE IF NOT EXISTS s.t WITH (fillfactor = 70) ON COMMIT DROP AS (TABLE a) WITH NO DATA",
-                "(TABLE a)",
+                "CREATE TEMP TABLE IF NOT EXISTS s.t WITH (fillfactor = 70) ON COMMIT DROP AS  TABLE a WITH NO DATA",
+                "SELECT * FROM a",
                 false,
             ),
             (

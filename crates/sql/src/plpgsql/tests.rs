@@ -140,9 +140,48 @@ fn elements_are_targets() {
 }
 
 #[test]
+fn transactions_end() {
+    let block = parse("BEGIN COMMIT; ROLLBACK AND CHAIN; COMMIT AND NO CHAIN; END").expect("ends");
+    let ends = [(true, false), (false, true), (true, false)];
+    let ends = ends.map(|(commits, chain)| Action::End { commits, chain });
+    let actions: Vec<_> = block.statements.into_iter().map(|s| s.action).collect();
+    assert_eq!(actions, ends);
+}
+
+#[test]
+fn rows_are_lists_of_their_columns() {
+    let row = |names: &[String], _| match names {
+        [r, star] if r == "r" && star == "*" => Found::Value("1, 2".into()),
+        [r] if r == "r" => Found::Value("ROW(1, 2)".into()),
+        _ => Found::Nothing,
+    };
+    for (text, bound) in [
+        (
+            "INSERT INTO t VALUES (r.*), (r.*)",
+            "INSERT INTO t VALUES (1, 2), (1, 2)",
+        ),
+        ("SELECT r.*, f(s.a) FROM s", "SELECT 1, 2, f(s.a) FROM s"),
+        ("SELECT f(r) FROM s", "SELECT f(ROW(1, 2)) FROM s"),
+        (
+            "SELECT a, s.* FROM s WHERE ROW(r.*) = s",
+            "SELECT a, s.* FROM s WHERE ROW(1, 2) = s",
+        ),
+    ] {
+        assert_eq!(bind(text, &row).map(|b| b.text).as_deref(), Ok(bound), "{text}");
+    }
+    // Which one is meant is not known.
+    assert!(bind("SELECT r.* FROM r", &row).is_err());
+    assert!(bind("SELECT count(r.*) FROM s", &row).is_err());
+}
+
+#[test]
 fn what_is_not_run_is_named() {
     for (body, told) in [
-        ("BEGIN COMMIT; END", "\"COMMIT\" in line 1 is not understood."),
+        ("BEGIN SAVEPOINT s; END", "\"SAVEPOINT\" in line 1 is not understood."),
+        (
+            "BEGIN COMMIT WORK; END",
+            "There is \"WORK\" in line 1 where \";\" is expected.",
+        ),
         (
             "DECLARE c CURSOR FOR SELECT 1; BEGIN END",
             "\"CURSOR\" in line 1 is not understood.",
