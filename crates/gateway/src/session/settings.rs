@@ -414,11 +414,12 @@ impl Session {
               FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout']) \
               WITH ORDINALITY AS u (n, i)), current_setting('default_transaction_read_only'), \
              current_setting('pgherd.pool_mode', true), current_setting('client_min_messages'), \
-             current_setting('standard_conforming_strings'), current_setting('escape_string_warning')";
+             current_setting('standard_conforming_strings'), current_setting('escape_string_warning'), current_user";
         let results = self.ask_home(ASK).await?;
         let text = |i| results.first().and_then(|r| r.text(0, i));
-        let role = self.who.role.clone();
-        self.settings.take_effective(&role, [text(0), text(1), text(2)]);
+        // `$user` is whoever the session is now: SET ROLE and SET SESSION AUTHORIZATION change where names are looked for.
+        let role = text(10).unwrap_or(&self.who.role);
+        self.settings.take_effective(role, [text(0), text(1), text(2)]);
         let isolation = text(3).and_then(Isolation::from_setting);
         self.settings.default_isolation = isolation.filter(|level| level.is_one_snapshot());
         self.settings.default_read_only = text(5) == Some("on");
