@@ -575,6 +575,15 @@ CREATE OR REPLACE FUNCTION pgherd.newest_version(relation oid, place tid) RETURN
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$ SELECT currtid2(relation::regclass::text, place) $$;
 
+-- What this connection has drawn last, and from each of these sequences, behind an INSERT that has drawn from all of them. NULL where it
+-- cannot tell: in a block, an error would be the client's.
+CREATE OR REPLACE FUNCTION pgherd.drawn(sequences text[]) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN pg_catalog.concat_ws(' ', pg_catalog.lastval(), (SELECT pg_catalog.string_agg(pg_catalog.currval(s.name::pg_catalog.regclass)::pg_catalog.text, ' ' ORDER BY s.place)
+        FROM pg_catalog.unnest(sequences) WITH ORDINALITY AS s (name, place)));
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END $$;
 -- currval() and lastval() of a session whose INSERTs drew numbers for defaults on changing connections: what this connection
 -- has drawn itself is newer than what the gateway remembers (a JSON object of numbers by OID, and the last number).
 CREATE OR REPLACE FUNCTION pgherd.currval(sequence regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$

@@ -1,6 +1,7 @@
 //! What a gateway holds per database: its catalog and its transaction coordinator, opened at first use.
 
 use crate::judged::Judged;
+use crate::local_defaults::LocalDefaults;
 use crate::origins::Origins;
 use crate::statements::StatementCache;
 use crate::user_types::UserTypes;
@@ -24,6 +25,7 @@ pub(crate) struct Database {
     pub(crate) cache: StatementCache,
     pub(crate) types: UserTypes,
     pub(crate) origins: Origins,
+    pub(crate) local_defaults: LocalDefaults,
 }
 
 /// All databases in use.
@@ -85,6 +87,7 @@ impl Databases {
             cache: StatementCache::default(),
             types: UserTypes::default(),
             origins: Origins::default(),
+            local_defaults: LocalDefaults::default(),
         });
         open.insert(name.to_owned(), database.clone());
         Ok(database)

@@ -19,6 +19,7 @@ mod encoding;
 mod explain_text;
 mod judged;
 mod listener;
+mod local_defaults;
 mod messages;
 mod metrics;
 mod origins;

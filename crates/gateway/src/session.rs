@@ -23,6 +23,7 @@ mod first_violation;
 mod for_query;
 mod forward;
 mod function_call;
+mod local_numbers;
 mod lock_modes;
 mod locked_cursor;
 mod locking_subqueries;

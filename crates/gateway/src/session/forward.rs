@@ -1,6 +1,7 @@
 //! One shard runs the whole statement; its reply is relayed as bytes.
 
 use super::enter::Entered;
+use super::local_numbers::Asked;
 use super::lock_modes::before_snapshot;
 use super::portal::{PortalState, backend_portal};
 use super::relay::{End, Failure, Filter, Fresh, Reply, relay};
@@ -12,7 +13,7 @@ use crate::user_types::Asking;
 use bytes::Bytes;
 use pgherd_model::{ServerError, ShardId, SqlState, Table};
 use pgherd_query::Description;
-use pgherd_shards::Backend;
+use pgherd_shards::{Backend, SimpleResult};
 use pgherd_sql::{Kind, Part};
 use pgherd_transaction::Transaction;
 use postgres_protocol::IsNull;
@@ -69,6 +70,7 @@ impl Session {
     /// Autocommit on one shard: PostgreSQL's own behaviour at PostgreSQL's own price.
     async fn forward_alone(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
         let told = self.told_columns(unit, entered).await?;
+        let numbers = self.numbers_of_insert(unit, entered, part).await?;
         let fresh = Fresh::Statement(&entered.guard);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         let naming = naming(unit, entered, part.shard, &asking, told.as_deref());
@@ -80,6 +82,7 @@ impl Session {
         }
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.database.cache, part, unit, self.keep(unit, entered))?;
+        numbers.iter().try_for_each(|asked| asked.put(backend, false))?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
@@ -93,6 +96,11 @@ impl Session {
         let end = relay(backend, &mut self.client, filter, fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
+        // The statement's own transaction has ended: nothing undoes it any more, and the client has its reply.
+        let told = told_numbers(backend, numbers, &reply).await.unwrap_or_default();
+        if let Some((asked, results)) = told {
+            self.note_local_numbers(&asked, &results);
+        }
         match reply.error {
             Some(error) => Err(self.shard_error(part, unit, error).into()),
             None => Ok(()),
@@ -157,6 +165,7 @@ impl Session {
         again: bool,
     ) -> Result<Reply, Problem> {
         let told = self.told_columns(unit, entered).await?;
+        let numbers = self.numbers_of_insert(unit, entered, part).await?;
         let fresh = Fresh::Statement(&entered.guard);
         let keep = self.keep(unit, entered);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
@@ -176,6 +185,7 @@ impl Session {
         lock_fences(backend, part);
         self.cancel.slot.start(backend.cancel_token());
         let parsed = put_statement(backend, &self.database.cache, part, unit, keep)?;
+        numbers.iter().try_for_each(|asked| asked.put(backend, true))?;
         backend.flush().await?;
         let filter = Filter {
             hide_preparation: true,
@@ -189,6 +199,10 @@ impl Session {
         let end = relay(backend, &mut self.client, filter, fresh).await;
         let reply = settle(backend, parsed, end)?;
         self.cancel.slot.clear();
+        let told = told_numbers(backend, numbers, &reply).await?;
+        if let Some((asked, results)) = told {
+            self.note_local_numbers(&asked, &results);
+        }
         Ok(reply)
     }
 
@@ -303,6 +317,21 @@ pub(crate) fn lock_fences(backend: &mut Backend, part: &Part) {
 /// A bug: a block was there a moment ago.
 pub(crate) fn no_block() -> ServerError {
     ServerError::internal("a transaction block is missing")
+}
+
+/// What a connection says of the numbers that an INSERT has drawn; None where it failed.
+async fn told_numbers(
+    backend: &mut Backend,
+    numbers: Option<Asked>,
+    reply: &Reply,
+) -> Result<Option<(Asked, Vec<SimpleResult>)>, Problem> {
+    let Some(asked) = numbers else { return Ok(None) };
+    match (backend.read_simple().await, &reply.error) {
+        (Ok(results), None) => Ok(Some((asked, results))),
+        (Err(error), None) => Err(error.into()),
+        // In a block that failed, it fails like all that follows.
+        _ => Ok(None),
+    }
 }
 
 /// Undoes what was assumed of a backend's prepared statements when the Parse did not come through, and turns a

@@ -44,8 +44,15 @@ impl Drawn {
         self.last = None;
     }
 
-    fn is_empty(&self) -> bool {
-        self.last.is_none()
+    /// Takes over what the home shard says that an INSERT there has drawn.
+    pub(crate) fn note_local(&mut self, numbers: impl Iterator<Item = (String, i64)>, last: i64) {
+        self.by_sequence.extend(numbers);
+        self.last = Some(last);
+    }
+
+    /// Whether any are known.
+    pub(crate) fn has_some(&self) -> bool {
+        self.last.is_some()
     }
 
     /// Sets what the functions of schema `pgherd` read.
@@ -71,7 +78,7 @@ impl Session {
     /// `currval` and `lastval` in a session that remembers numbers: what to run in the statement's place, after the
     /// session's own home-shard connection was told.
     pub(crate) async fn with_drawn_numbers(&mut self, unit: Unit<'_>) -> Result<Option<Instead>, Problem> {
-        if self.drawn.is_empty() {
+        if !self.drawn.has_some() {
             return Ok(None);
         }
         let Some(instead) = instead(unit) else {
