@@ -11,7 +11,7 @@ use std::sync::Arc;
 const MOST_TABLES: usize = 10_000;
 
 /// A name as a statement has it: perhaps a schema, and the table.
-type Written = (Option<String>, String);
+pub(crate) type Written = (Option<String>, String);
 
 /// What a column's default draws.
 #[derive(Debug, Clone, PartialEq, Eq)]

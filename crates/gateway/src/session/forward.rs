@@ -70,7 +70,7 @@ impl Session {
     /// Autocommit on one shard: PostgreSQL's own behaviour at PostgreSQL's own price.
     async fn forward_alone(&mut self, unit: Unit<'_>, entered: &Entered, part: &Part) -> Result<(), Problem> {
         let told = self.told_columns(unit, entered).await?;
-        let numbers = self.numbers_of_insert(unit, entered, part).await?;
+        let numbers = self.numbers_of_change(unit, entered, part).await?;
         let fresh = Fresh::Statement(&entered.guard);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());
         let naming = naming(unit, entered, part.shard, &asking, told.as_deref());
@@ -165,7 +165,7 @@ impl Session {
         again: bool,
     ) -> Result<Reply, Problem> {
         let told = self.told_columns(unit, entered).await?;
-        let numbers = self.numbers_of_insert(unit, entered, part).await?;
+        let numbers = self.numbers_of_change(unit, entered, part).await?;
         let fresh = Fresh::Statement(&entered.guard);
         let keep = self.keep(unit, entered);
         let asking = Asking::new(&self.database, &self.who, self.gateway.shards.home());

@@ -7,10 +7,11 @@
 
 use super::enter::Entered;
 use super::{Problem, Session, Unit};
-use crate::local_defaults::{Draws, LocalTable};
+use crate::local_defaults::{Draws, LocalTable, Written};
 use pgherd_model::{ServerError, quote_literal};
 use pgherd_shards::{Backend, SimpleResult};
 use pgherd_sql::lexer::Token;
+use pgherd_sql::locks::names_called;
 use pgherd_sql::{Kind, Part};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -33,21 +34,68 @@ enum Numbers {
 }
 
 impl Session {
-    /// What an INSERT into a table of the home shard will have drawn; None where nothing is to be asked.
-    pub(super) async fn numbers_of_insert(
+    /// Before a statement: what may draw numbers that the session does not see leaves nothing to be sure of.
+    pub(super) fn forget_what_may_be_drawn(&mut self, unit: Unit<'_>) {
+        if !self.drawn.has_some() || self.who.pin.is_some() {
+            return;
+        }
+        let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        let word = |word: &str| tokens.iter().any(|t| t.is_word(text, word));
+        let calls_others = || calls_others(text, tokens) && self.may_use_sequences(text, tokens);
+        let may_draw = match &unit.statement.parsed.kind {
+            Kind::Do | Kind::Call | Kind::Merge | Kind::Ddl(_) | Kind::Select { writes: true, .. } => true,
+            Kind::Copy(shape) => shape.from,
+            Kind::Explain { .. } => word("analyze"),
+            Kind::Update => word("default") || calls_others(),
+            Kind::Select { .. } | Kind::Insert | Kind::Delete | Kind::Declare { .. } => calls_others(),
+            _ => false,
+        };
+        if may_draw {
+            self.drawn.forget();
+        }
+    }
+
+    /// Whether one of the functions called is not known to leave sequences alone. Where there are sharded tables, those that do not are known.
+    fn may_use_sequences(&self, text: &str, tokens: &[Token]) -> bool {
+        let snapshot = self.present_snapshot();
+        let uses = |name: &String| {
+            let of = [
+                &snapshot.home_functions,
+                &snapshot.watched_functions,
+                &snapshot.unsafe_functions,
+            ];
+            of.iter().any(|names| names.contains(name))
+        };
+        snapshot.sharded().next().is_none() || names_called(text, tokens).is_none_or(|names| names.iter().any(uses))
+    }
+
+    /// What a change of a table of the home shard will have drawn; None where nothing is to be asked.
+    pub(super) async fn numbers_of_change(
         &mut self,
         unit: Unit<'_>,
         entered: &Entered,
         part: &Part,
     ) -> Result<Option<Asked>, Problem> {
-        let is_local = unit.statement.parsed.kind == Kind::Insert
-            && !entered.analysis.touches_sharded
-            && part.shard == self.gateway.shards.home();
+        let kind = &unit.statement.parsed.kind;
+        let is_insert = *kind == Kind::Insert;
+        let draws = is_insert || matches!(kind, Kind::Update | Kind::Delete) && self.drawn.has_some();
+        let is_local = draws && !entered.analysis.touches_sharded && part.shard == self.gateway.shards.home();
         // On its own connection, PostgreSQL remembers.
         if !is_local || self.who.pin.is_some() {
             return Ok(None);
         }
         let (text, tokens) = (&unit.statement.text, &unit.statement.parsed.tokens);
+        if !is_insert {
+            let named = changed_table(text, tokens);
+            let table = match &named {
+                Some(named) => self.local_table(entered, named).await?,
+                None => None,
+            };
+            if table.is_none_or(|table| table.has_triggers) {
+                self.drawn.forget();
+            }
+            return Ok(None);
+        }
         let returns = entered.analysis.returning || tokens.iter().any(|t| t.is_word(text, "returning"));
         if returns && !self.drawn.has_some() {
             return Ok(None);
@@ -56,7 +104,7 @@ impl Session {
             self.drawn.forget();
             return Ok(None);
         };
-        let Some(table) = self.local_table(entered, &insert).await? else {
+        let Some(table) = self.local_table(entered, &insert.table).await? else {
             return Ok(None);
         };
         let numbers = match insert.numbers(&table) {
@@ -77,21 +125,19 @@ impl Session {
     async fn local_table(
         &mut self,
         entered: &Entered,
-        insert: &Insert,
+        named: &Written,
     ) -> Result<Option<Arc<LocalTable>>, ServerError> {
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         let who = (&self.who.role, self.settings.fingerprint());
         let version = self.schema_version(entered.snapshot.epoch.0) ^ HASHER.hash_one(who);
-        if let Some(known) = self.database.local_defaults.get(version, &insert.table) {
+        if let Some(known) = self.database.local_defaults.get(version, named) {
             return Ok(Some(known));
         }
-        let results = self.ask_home(&LocalTable::question(&insert.table)).await?;
+        let results = self.ask_home(&LocalTable::question(named)).await?;
         let table = results.first().and_then(LocalTable::from_answer).map(Arc::new);
         let is_own = self.block.open().is_some_and(|open| open.has_changed_schema);
         if let Some(table) = table.as_ref().filter(|_| !is_own) {
-            self.database
-                .local_defaults
-                .note(version, insert.table.clone(), table.clone());
+            self.database.local_defaults.note(version, named.clone(), table.clone());
         }
         Ok(table)
     }
@@ -133,7 +179,7 @@ const SOURCES: [&str; 6] = ["values", "select", "default", "overriding", "with",
 /// An INSERT's text, as far as it says which columns get values.
 struct Insert {
     /// the table as written
-    table: (Option<String>, String),
+    table: Written,
     columns: Option<Vec<String>>,
     source: Source,
 }
@@ -155,11 +201,7 @@ impl Insert {
         if !word(0, "insert") || !word(1, "into") {
             return None;
         }
-        let (mut table, mut at) = ((None, identifier(2)?), 3);
-        if symbol(at, ".") {
-            table = (Some(table.1), identifier(at + 1)?);
-            at += 2;
-        }
+        let (table, mut at) = read_name(text, tokens, 2)?;
         if word(at, "as") {
             at += 2;
         }
@@ -222,6 +264,41 @@ impl Insert {
             _ => Numbers::Of(sequences),
         }
     }
+}
+
+/// Whether it may call a function of a user's, which may draw.
+fn calls_others(text: &str, tokens: &[Token]) -> bool {
+    let is_insert = tokens.first().is_some_and(|t| t.is_word(text, "insert"));
+    // The table of an INSERT stands before its columns as a function before its arguments.
+    let behind = match read_name(text, tokens, 2) {
+        Some((_, behind)) if is_insert => behind,
+        _ => 0,
+    };
+    !pgherd_sql::calls_builtins_only(text, &tokens[behind..])
+}
+
+/// A table's name at a place, and the place behind it.
+fn read_name(text: &str, tokens: &[Token], at: usize) -> Option<(Written, usize)> {
+    let identifier = |at: usize| tokens.get(at).and_then(|t| t.identifier(text));
+    let name = identifier(at)?;
+    match tokens.get(at + 1).is_some_and(|t| t.is(text, ".")) {
+        true => Some(((Some(name), identifier(at + 2)?), at + 3)),
+        false => Some(((None, name), at + 1)),
+    }
+}
+
+/// The table that an UPDATE or DELETE without WITH names.
+fn changed_table(text: &str, tokens: &[Token]) -> Option<Written> {
+    let word = |at: usize, word: &str| tokens.get(at).is_some_and(|t| t.is_word(text, word));
+    let mut at = match (word(0, "update"), word(0, "delete") && word(1, "from")) {
+        (true, _) => 1,
+        (_, true) => 2,
+        _ => return None,
+    };
+    if word(at, "only") {
+        at += 1;
+    }
+    read_name(text, tokens, at).map(|(table, _)| table)
 }
 
 /// The number of values in a row, and the places of those that are DEFAULT in any.

@@ -236,8 +236,9 @@ impl Session {
         }
     }
 
-    /// Before a statement: notes which cursors it may change the rows of.
+    /// Before a statement: notes which cursors it may change the rows of, and what is not sure any more.
     pub(super) fn note_changes(&mut self, unit: Unit<'_>) {
+        self.forget_what_may_be_drawn(unit);
         let none = |open: &super::block::Open| open.locked_cursors.is_empty();
         if self.block.open().is_none_or(none) {
             return;
