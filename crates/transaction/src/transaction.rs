@@ -11,7 +11,7 @@ use crate::watched::Registration;
 use crate::{Coordinator, Error};
 use futures::future::join_all;
 use pgherd_model::{ServerError, ShardId, quote_identifier};
-use pgherd_shards::{Backend, CancelToken, Identity, SessionSettings, Shards, TransactionStatus};
+use pgherd_shards::{Backend, CancelToken, Identity, SessionSettings, Shards, TransactionStatus, UNKNOWN_SETTINGS};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -224,6 +224,12 @@ impl Transaction {
         self.changes_schema = true;
     }
 
+    /// Whether shards that join are told of settings in their turn, between savepoints, and not before their block begins: what
+    /// a savepoint's end undoes, and what was set before, would else be as the session has it last.
+    pub fn is_told_in_order(&self) -> bool {
+        self.has_savepoints() || !self.replays.is_empty()
+    }
+
     /// What [`Self::replay_on_join`] was told, as far as it was not undone.
     pub fn replays(&self) -> impl Iterator<Item = &str> {
         self.replays.iter().map(|(_, sql)| &**sql)
@@ -320,7 +326,11 @@ impl Transaction {
             }
             _ => {}
         }
-        let backend = self.coordinator.autocommit(shard, &self.who).await?;
+        let mut backend = self.coordinator.autocommit(shard, &self.who).await?;
+        if !replays.is_empty() {
+            // Whether what it is told stays depends on the block's end.
+            backend.set_settings(UNKNOWN_SETTINGS);
+        }
         if let Some(tell) = &self.on_join {
             tell(backend.cancel_token());
         }

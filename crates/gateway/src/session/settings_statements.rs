@@ -148,6 +148,15 @@ impl Session {
     /// Runs it where PostgreSQL can judge it, and on all that the session holds now. Returns what it changed of the parameters
     /// that PostgreSQL reports.
     pub(super) async fn run_setting(&mut self, text: &str) -> Result<Vec<(String, String)>, Problem> {
+        let told = self.run_setting_now(text).await?;
+        // A shard that joins from now on is told behind the savepoint, which undoes it there as well.
+        if let Some(open) = self.block.open_mut().filter(|open| open.transaction.is_told_in_order()) {
+            open.transaction.replay_on_join(text.into());
+        }
+        Ok(told)
+    }
+
+    async fn run_setting_now(&mut self, text: &str) -> Result<Vec<(String, String)>, Problem> {
         let told = self.on_all_participants(text).await?;
         let home = self.gateway.shards.home();
         if self.block.open().is_some_and(|open| open.transaction.enlisted(home)) {
@@ -234,7 +243,9 @@ impl Session {
     pub(crate) fn settings_changed(&mut self) {
         self.who.settings = self.settings.for_backends();
         let settings = self.who.settings.clone();
-        if let Some(open) = self.block.open_mut() {
+        if let Some(open) = self.block.open_mut()
+            && !open.transaction.is_told_in_order()
+        {
             open.transaction.set_settings(settings);
         }
     }
