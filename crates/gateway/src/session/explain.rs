@@ -22,6 +22,14 @@ pub(crate) struct Used {
     pub(crate) statistics: Option<pgherd_query::Statistics>,
 }
 
+/// The error with its position further on, by what stands before the text that it is of; without one where that is not known.
+fn further(error: ServerError, before: Option<&str>) -> ServerError {
+    match before {
+        Some(before) => super::simple::shift(error, before.chars().count() as u32),
+        None => error.with_position(None),
+    }
+}
+
 impl Session {
     /// Runs an EXPLAIN.
     pub(crate) async fn explain(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
@@ -91,7 +99,13 @@ impl Session {
         let statement = statements
             .first()
             .ok_or_else(|| ServerError::new(SqlState::SYNTAX_ERROR, "syntax error at end of input"))?;
-        Box::pin(self.explain(Unit { statement, ..unit })).await
+        let explained = Box::pin(self.explain(Unit { statement, ..unit })).await;
+        let before = unit.statement.text.get(inner.start..).unwrap_or_default();
+        let before = before.find(query).and_then(|at| before.get(..at));
+        explained.map_err(|problem| match problem {
+            Problem::Error(error) => further(error, before).into(),
+            other => other,
+        })
     }
 
     /// EXPLAIN of CREATE TABLE AS and of CREATE MATERIALIZED VIEW shows the query's plan, as PostgreSQL does. With ANALYZE the table is made, and then the query runs for
@@ -119,7 +133,11 @@ impl Session {
             self.client.discard();
             let made = Box::pin(self.change_schema(inner)).await;
             self.client.keep();
-            made?;
+            let head = unit.statement.text.strip_suffix(&**text);
+            made.map_err(|problem| match problem {
+                Problem::Error(error) => further(error, head).into(),
+                other => other,
+            })?;
         }
         self.explain_instead(unit, &parts.query).await
     }
@@ -133,10 +151,7 @@ impl Session {
         // What is wrong with the statement in itself, PostgreSQL says first, and where.
         if let Err(Problem::Error(error)) = self.description(inner, &entered.snapshot).await {
             let head = unit.statement.text.strip_suffix(&*inner.statement.text);
-            return Err(match head {
-                Some(head) => super::simple::shift(error, head.chars().count() as u32).into(),
-                None => error.with_position(None).into(),
-            });
+            return Err(further(error, head).into());
         }
         let types = self.parameter_types(inner, &entered).await?;
         let route = entered.analysis.route(&entered.snapshot, &inner.values(&types));

@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 /// A shard's batch is sent when it has as many bytes, or rows.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 10_000;
-/// ON CONFLICT, and a foreign key of the table to itself, have to see all rows of a statement at once, and an array ends at 1 GB.
+/// ON CONFLICT, triggers for statements, and a foreign key of the table to itself have to see all rows of a statement at once, and an array
+/// ends at 1 GB.
 const CONFLICT_BYTES: usize = 256 << 20;
 
 /// What one shard gets.
@@ -24,6 +25,15 @@ struct Lane {
     batch: Batch,
     /// a statement was sent and its reply not read
     pending: bool,
+}
+
+impl Lane {
+    fn new(width: usize) -> Self {
+        Self {
+            batch: Batch::new(width),
+            pending: false,
+        }
+    }
 }
 
 struct Writer<'a> {
@@ -59,6 +69,8 @@ pub(super) async fn run(
         true => "OVERRIDING SYSTEM VALUE",
         false => &text[plan.target.overriding.clone()],
     };
+    let has_statement_triggers =
+        sharded(plan.table.as_ref()).is_none() && has_statement_triggers(&plan, home_id, transaction).await?;
     let mut writer = Writer {
         statement,
         sql: format!(
@@ -69,7 +81,7 @@ pub(super) async fn run(
             &text[plan.target.tail.clone()]
         ),
         carriers,
-        at_once: plan.target.conflict || refers_to_itself(&plan),
+        at_once: plan.target.conflict || refers_to_itself(&plan) || has_statement_triggers,
         lanes: BTreeMap::new(),
         count: 0,
         returned: RowBatch::default(),
@@ -108,6 +120,11 @@ async fn write_all(
             }
         }
     }
+    if writer.lanes.is_empty() {
+        // Without rows a statement has its triggers and its rights still.
+        writer.lanes.insert(home, Lane::new(writer.carriers.len()));
+        writer.send_batch(home, plan, transaction).await?;
+    }
     let shards: Vec<_> = writer.lanes.keys().copied().collect();
     for shard in &shards {
         writer.send(*shard, plan, transaction).await?;
@@ -124,6 +141,31 @@ fn refers_to_itself(plan: &Plan) -> bool {
     table.is_some_and(|(t, s)| s.foreign_keys.iter().any(|key| key.referenced == t.name))
 }
 
+/// Whether a local table has triggers that fire once for each statement.
+async fn has_statement_triggers(
+    plan: &Plan,
+    home: ShardId,
+    transaction: &mut Transaction,
+) -> Result<bool, ServerError> {
+    let sql = format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger WHERE tgrelid = pg_catalog.to_regclass({}) \
+         AND NOT tgisinternal AND tgtype & 1 = 0",
+        pgherd_model::quote_literal(&target_sql(plan))
+    );
+    let results = transaction.participant(home).await?.simple(&sql).await?;
+    let count = results.last().and_then(|result| result.text(0, 0));
+    Ok(count.is_some_and(|count| count != "0"))
+}
+
+/// The target's name as it was written, quoted.
+fn target_sql(plan: &Plan) -> String {
+    let quote = pgherd_model::quote_identifier;
+    match &plan.target.schema {
+        Some(schema) => format!("{}.{}", quote(schema), quote(&plan.target.name)),
+        None => quote(&plan.target.name),
+    }
+}
+
 /// The types of a local table's columns, from the home shard.
 async fn local_types(
     plan: &Plan,
@@ -132,12 +174,7 @@ async fn local_types(
     transaction: &mut Transaction,
 ) -> Result<Vec<TargetType>, ServerError> {
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let quote = pgherd_model::quote_identifier;
-    let name = match &plan.target.schema {
-        Some(schema) => format!("{}.{}", quote(schema), quote(&plan.target.name)),
-        None => quote(&plan.target.name),
-    };
-    let metadata = crate::metadata::read(home, &[name], &[]).await?;
+    let metadata = crate::metadata::read(home, &[target_sql(plan)], &[]).await?;
     let relation = metadata.relations.into_iter().next().flatten();
     let columns = relation.map(|r| r.columns).unwrap_or_default();
     let of = |column: &crate::metadata::Column| TargetType {
@@ -179,10 +216,7 @@ impl Writer<'_> {
                     .map_or(home, |range| range.shard)
             }
         };
-        let lane = self.lanes.entry(shard).or_insert_with(|| Lane {
-            batch: Batch::new(width),
-            pending: false,
-        });
+        let lane = self.lanes.entry(shard).or_insert_with(|| Lane::new(width));
         lane.batch
             .add(fields.iter().map(|value| value.clone().map(|v| &message[v])));
         Ok(shard)
@@ -204,10 +238,22 @@ impl Writer<'_> {
         ))
     }
 
-    /// Sends a shard's batch, after reading the reply to the one before.
+    /// Sends a shard's batch, if it has rows, after reading the reply to the one before.
     async fn send(&mut self, shard: ShardId, plan: &Plan, transaction: &mut Transaction) -> Result<(), ServerError> {
         self.read_reply(shard, transaction).await?;
-        let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.batch.rows > 0) else {
+        match self.lanes.get(&shard).is_some_and(|lane| lane.batch.rows > 0) {
+            true => self.send_batch(shard, plan, transaction).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn send_batch(
+        &mut self,
+        shard: ShardId,
+        plan: &Plan,
+        transaction: &mut Transaction,
+    ) -> Result<(), ServerError> {
+        let Some(lane) = self.lanes.get_mut(&shard) else {
             return Ok(());
         };
         let (types, arrays) = lane.batch.take(&self.carriers);

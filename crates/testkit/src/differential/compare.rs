@@ -222,10 +222,24 @@ fn canonical(statement: &Statement, carrier: Carrier, of: &str, cell: &str) -> S
     }
 }
 
-/// A message without the values and names in it.
+/// What functions say of one value or of another, depending on which row came first.
+const OF_VALUES: [[&str; 2]; 2] = [
+    [
+        "cannot take logarithm of zero",
+        "cannot take logarithm of a negative number",
+    ],
+    [
+        "null character not permitted",
+        "requested character too large for encoding: …",
+    ],
+];
+
+/// A message without the values and names in it. Values may have quotes of their own.
 fn without_values(message: &str) -> String {
-    static VALUES: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#""(?:[^"]|"")*"|\d+"#).expect("a pattern"));
-    VALUES.replace_all(message, "…").into_owned()
+    static VALUES: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#""+[^"]*"+|-?\d+"#).expect("a pattern"));
+    let general = VALUES.replace_all(message, "…").into_owned();
+    let of_values = OF_VALUES.iter().find(|messages| messages.contains(&general.as_str()));
+    of_values.map_or(general, |messages| messages[0].to_owned())
 }
 
 fn without_trailing_zeros(cell: &str) -> String {
