@@ -101,8 +101,8 @@ async fn copies_bound_what_stays_in_place() {
     let values = [
         (
             "value 1: stage 1, partial results",
-            "SELECT l.note, count(*) FROM lines l, parts p WHERE l.part = p.id AND p.weight > (SELECT avg(weight) FROM parts WHERE color = 'red') \
-             GROUP BY 1 ORDER BY 1",
+            "SELECT p.color, count(*) FROM parts p WHERE p.weight > (SELECT avg(weight) FROM parts WHERE color = 'red') \
+             AND NOT EXISTS (SELECT FROM lines l WHERE l.part = p.id) GROUP BY 1 ORDER BY 1",
         ),
         (
             "value 2: stage 1, partial results",
@@ -128,6 +128,9 @@ async fn copies_bound_what_stays_in_place() {
     let others = [
         // No values: of rows, of a type with a collation, of one row of what is around it.
         "SELECT count(*) FROM lines l WHERE l.quantity = ANY (SELECT max(quantity) FROM lines) AND l.part < 4000",
+        // Read along with the rest.
+        "SELECT l.note, count(*) FROM lines l, parts p WHERE l.part = p.id AND p.weight > (SELECT avg(weight) FROM parts WHERE color = 'red') \
+         GROUP BY 1 ORDER BY 1",
         "SELECT count(*) FROM lines l, parts p WHERE p.id = l.part AND p.color > (SELECT min(color) FROM parts)",
         "SELECT count(*) FROM orders o WHERE o.day > (SELECT max(l.quantity) FROM lines l WHERE l.order_id = o.id AND l.n > o.day)",
         "SELECT count(*) FROM lines l WHERE l.quantity > (SELECT count(*) FROM orders HAVING count(*) > 100000) OR l.part < 10",
