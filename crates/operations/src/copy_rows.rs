@@ -9,9 +9,14 @@ use pgherd_shards::Backend;
 /// How many bytes are gathered before they are sent on.
 const CHUNK: usize = 128 * 1024;
 
-/// Under these, text is the value, and means the same on both sides.
-const EXACT_TEXT: &str = "SET LOCAL datestyle = 'ISO, MDY'; SET LOCAL intervalstyle = 'postgres'; \
-                          SET LOCAL extra_float_digits = 3; SET LOCAL array_nulls = on; SET LOCAL xmloption = content";
+/// Under these settings, text is the value, and means the same on both sides.
+const EXACT_TEXT: [(&str, &str); 5] = [
+    ("datestyle", "ISO, MDY"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("array_nulls", "on"),
+    ("xmloption", "content"),
+];
 
 /// Rows from a query on one shard into a table on another. Returns how many.
 ///
@@ -40,7 +45,7 @@ pub(crate) async fn copy_rows(
     if !builtin_types {
         for shard in [from, to] {
             restore.push((shard, current_settings(work, shard).await?));
-            work.on(shard, EXACT_TEXT).await?;
+            work.on(shard, &set_local(|i| EXACT_TEXT[i].1)).await?;
         }
     }
     work.transaction.participant(from).await?;
@@ -69,23 +74,20 @@ pub(crate) async fn copy_rows(
     Ok(copied)
 }
 
-/// The statements that bring back the settings which text depends on.
+/// The statements that bring back what these settings are now.
 async fn current_settings(work: &mut Work<'_, '_>, shard: ShardId) -> Result<String, ServerError> {
-    let names = [
-        "datestyle",
-        "intervalstyle",
-        "extra_float_digits",
-        "array_nulls",
-        "xmloption",
-    ];
-    let sql = names.map(|n| format!("pg_catalog.current_setting('{n}')")).join(", ");
-    let results = work.on(shard, &format!("SELECT {sql}")).await?;
-    let value = |i: usize| results.last().and_then(|r| r.text(0, i)).unwrap_or_default();
-    let sets = names
-        .iter()
-        .enumerate()
-        .map(|(i, n)| format!("SET LOCAL {n} = {}", pgherd_model::quote_literal(value(i))));
-    Ok(sets.collect::<Vec<_>>().join("; "))
+    let asked = EXACT_TEXT.map(|(name, _)| format!("pg_catalog.current_setting('{name}')"));
+    let results = work.on(shard, &format!("SELECT {}", asked.join(", "))).await?;
+    Ok(set_local(|i| {
+        results.last().and_then(|r| r.text(0, i)).unwrap_or_default()
+    }))
+}
+
+/// Gives each of [`EXACT_TEXT`]'s settings a value for the rest of the transaction.
+fn set_local<'v>(value: impl Fn(usize) -> &'v str) -> String {
+    let names = EXACT_TEXT.iter().enumerate();
+    let sets = names.map(|(i, (name, _))| format!("SET LOCAL {name} = {}", pgherd_model::quote_literal(value(i))));
+    sets.collect::<Vec<_>>().join("; ")
 }
 
 async fn relay(source: &mut Backend, out: &str, sink: &mut Backend, into: &str) -> Result<u64, ServerError> {

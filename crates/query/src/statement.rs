@@ -43,9 +43,12 @@ impl Statement<'_> {
     /// Whether it may be run with fewer parallel workers than a shard would start: nobody has asked for a number, or asks which it is, and
     /// nothing comes behind it in its transaction.
     pub(crate) fn leaves_workers_to_us(&self) -> bool {
-        self.alone
-            && !self.settings_sql.contains("max_parallel_workers_per_gather")
-            && !self.text.contains("current_setting")
+        self.alone && !self.settings_sql.contains("max_parallel_workers_per_gather") && !self.may_ask_settings()
+    }
+
+    /// Whether it may ask what a setting is.
+    pub(crate) fn may_ask_settings(&self) -> bool {
+        self.text.contains("current_setting")
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::enter::Entered;
 use super::forward::no_block;
+use super::stored::with_position;
 use super::{Mode, Problem, Session, Unit};
 use crate::client::Discarded;
 use crate::explain_text::{Actual, Distributed, ShardPlan};
@@ -22,12 +23,10 @@ pub(crate) struct Used {
     pub(crate) statistics: Option<pgherd_query::Statistics>,
 }
 
-/// The error with its position further on, by what stands before the text that it is of; without one where that is not known.
-fn further(error: ServerError, before: Option<&str>) -> ServerError {
-    match before {
-        Some(before) => super::simple::shift(error, before.chars().count() as u32),
-        None => error.with_position(None),
-    }
+/// A problem's position behind what stands before the text that it is of; none where that is not known.
+fn behind(problem: Problem, before: Option<&str>) -> Problem {
+    let characters = before.map(|before| before.chars().count() as u32);
+    with_position(problem, |position| Some(position? + characters?))
 }
 
 impl Session {
@@ -102,10 +101,7 @@ impl Session {
         let explained = Box::pin(self.explain(Unit { statement, ..unit })).await;
         let before = unit.statement.text.get(inner.start..).unwrap_or_default();
         let before = before.find(query).and_then(|at| before.get(..at));
-        explained.map_err(|problem| match problem {
-            Problem::Error(error) => further(error, before).into(),
-            other => other,
-        })
+        explained.map_err(|problem| behind(problem, before))
     }
 
     /// EXPLAIN of CREATE TABLE AS and of CREATE MATERIALIZED VIEW shows the query's plan, as PostgreSQL does. With ANALYZE the table is made, and then the query runs for
@@ -134,10 +130,7 @@ impl Session {
             let made = Box::pin(self.change_schema(inner)).await;
             self.client.keep();
             let head = unit.statement.text.strip_suffix(&**text);
-            made.map_err(|problem| match problem {
-                Problem::Error(error) => further(error, head).into(),
-                other => other,
-            })?;
+            made.map_err(|problem| behind(problem, head))?;
         }
         self.explain_instead(unit, &parts.query).await
     }
@@ -151,7 +144,7 @@ impl Session {
         // What is wrong with the statement in itself, PostgreSQL says first, and where.
         if let Err(Problem::Error(error)) = self.description(inner, &entered.snapshot).await {
             let head = unit.statement.text.strip_suffix(&*inner.statement.text);
-            return Err(further(error, head).into());
+            return Err(behind(error.into(), head));
         }
         let types = self.parameter_types(inner, &entered).await?;
         let route = entered.analysis.route(&entered.snapshot, &inner.values(&types));

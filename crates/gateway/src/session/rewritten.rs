@@ -1,6 +1,7 @@
 //! Statements that are run in other words: without ONLY where it means nothing, with the transaction's time of one shard
 //! where several would give their own, with what the session remembers of sequences.
 
+use super::stored::with_position;
 use super::{Problem, Session, Unit};
 use crate::statements::Statement;
 use pgherd_model::{ServerError, ShardId};
@@ -68,11 +69,5 @@ impl Session {
 }
 
 fn in_clients_words(problem: Problem, instead: &Instead) -> Problem {
-    match problem {
-        Problem::Error(error) => {
-            let position = error.fields().position.map(|p| instead.map_position(p));
-            error.with_position(position).into()
-        }
-        other => other,
-    }
+    with_position(problem, |position| position.map(|p| instead.map_position(p)))
 }

@@ -89,10 +89,8 @@ impl Session {
         let sql: Arc<str> = sql.replacen("SET ", "SET LOCAL ", 1).into();
         if let Some(open) = self.block.open_mut() {
             open.transaction.participant(home).await?;
-            open.transaction.replay_on_join(sql.clone());
-            open.has_local_settings = true;
         }
-        self.run_setting(&sql).await?;
+        self.run_local_setting(sql).await?;
         self.after_setting(&lower).await
     }
 

@@ -11,6 +11,7 @@ use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::UNKNOWN_SETTINGS;
 use pgherd_sql::{Kind, SetValue};
 use pgherd_transaction::{Isolation, Mode};
+use std::sync::Arc;
 
 impl Session {
     /// Runs a statement that changes settings.
@@ -45,11 +46,7 @@ impl Session {
                     if let Some(open) = self.block.open_mut() {
                         open.transaction.participant_to_set(home).await?;
                     }
-                    self.run_setting(&text).await?;
-                    if let Some(open) = self.block.open_mut() {
-                        open.transaction.replay_on_join(text.clone());
-                        open.has_local_settings = true;
-                    }
+                    self.run_local_setting(text.clone()).await?;
                     self.after_setting(name).await?;
                 }
                 self.client.put_tag("SET");
@@ -154,6 +151,16 @@ impl Session {
             open.transaction.replay_on_join(text.into());
         }
         Ok(told)
+    }
+
+    /// The same for SET LOCAL in a block, which every shard that joins is told.
+    pub(super) async fn run_local_setting(&mut self, text: Arc<str>) -> Result<(), Problem> {
+        self.run_setting_now(&text).await?;
+        if let Some(open) = self.block.open_mut() {
+            open.transaction.replay_on_join(text);
+            open.has_local_settings = true;
+        }
+        Ok(())
     }
 
     async fn run_setting_now(&mut self, text: &str) -> Result<Vec<(String, String)>, Problem> {

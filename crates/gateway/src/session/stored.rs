@@ -247,10 +247,9 @@ impl Session {
             mode,
             template: None,
         };
-        Box::pin(self.explain(whole)).await.map_err(|problem| match problem {
-            Problem::Error(error) => error.with_position(None).into(),
-            other => other,
-        })
+        Box::pin(self.explain(whole))
+            .await
+            .map_err(|problem| with_position(problem, |_| None))
     }
 
     /// The statement behind an EXECUTE, described.

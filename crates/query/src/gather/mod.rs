@@ -346,17 +346,22 @@ async fn checkout(statement: &Statement<'_>, transaction: &Transaction) -> Resul
     ))
 }
 
-/// Opens the scratch connection's transaction, with the session's settings. Statistics of copies, which serve one statement, come
-/// from fewer rows than PostgreSQL would look at, where nobody has said how many or may ask.
+/// Opens the scratch connection's transaction, with the session's settings.
 fn begin_sql(statement: &Statement<'_>) -> String {
-    const STATISTICS_TARGET: u32 = 30;
-    let settings = statement.settings_sql;
-    let target = match statement.text.contains("current_setting") {
-        true => String::new(),
-        false => format!("SET LOCAL default_statistics_target = {STATISTICS_TARGET}; "),
-    };
-    format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {target}{settings}")
+    format!("{BEGIN}; {}", statement.settings_sql)
 }
+
+/// The same for copies. Their statistics, which serve one statement, come from fewer rows than PostgreSQL would look at, where nobody has
+/// said how many or may ask.
+fn begin_copies_sql(statement: &Statement<'_>) -> String {
+    const FEWER: &str = "SET LOCAL default_statistics_target = 30";
+    match statement.may_ask_settings() {
+        true => begin_sql(statement),
+        false => format!("{BEGIN}; {FEWER}; {}", statement.settings_sql),
+    }
+}
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
 /// Copies what a SELECT reads to temporary tables of a scratch connection.
 async fn copy(
@@ -370,7 +375,7 @@ async fn copy(
     if plan.leaves_traces {
         scratch.backend().taint();
     }
-    let mut setup = begin_sql(statement);
+    let mut setup = begin_copies_sql(statement);
     for source in &plan.sources {
         setup.push_str("; ");
         setup.push_str(&source.create_sql());

@@ -50,8 +50,11 @@ pub(crate) fn are_read(parsed: &ParsedQuery) -> bool {
 
 /// Its mentions that are a relation's; None where one does more than show it.
 pub(super) fn find(parsed: &ParsedQuery) -> Option<Vec<Version>> {
-    let (text, tokens) = (&*parsed.text, &*parsed.tokens);
     let mut found = Vec::new();
+    if !parsed.words.iter().any(|word| word == VERSION) {
+        return Some(found);
+    }
+    let (text, tokens) = (&*parsed.text, &*parsed.tokens);
     for at in 0..tokens.len() {
         let is_name = matches!(tokens[at].kind, TokenKind::Word | TokenKind::Quoted);
         if !is_name || tokens[at].identifier(text).as_deref() != Some(VERSION) {

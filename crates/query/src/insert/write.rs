@@ -150,20 +150,11 @@ async fn has_statement_triggers(
     let sql = format!(
         "SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger WHERE tgrelid = pg_catalog.to_regclass({}) \
          AND NOT tgisinternal AND tgtype & 1 = 0",
-        pgherd_model::quote_literal(&target_sql(plan))
+        pgherd_model::quote_literal(&plan.target.home_name())
     );
     let results = transaction.participant(home).await?.simple(&sql).await?;
     let count = results.last().and_then(|result| result.text(0, 0));
     Ok(count.is_some_and(|count| count != "0"))
-}
-
-/// The target's name as it was written, quoted.
-fn target_sql(plan: &Plan) -> String {
-    let quote = pgherd_model::quote_identifier;
-    match &plan.target.schema {
-        Some(schema) => format!("{}.{}", quote(schema), quote(&plan.target.name)),
-        None => quote(&plan.target.name),
-    }
 }
 
 /// The types of a local table's columns, from the home shard.
@@ -174,7 +165,7 @@ async fn local_types(
     transaction: &mut Transaction,
 ) -> Result<Vec<TargetType>, ServerError> {
     let home = transaction.participant(statement.snapshot.home()).await?;
-    let metadata = crate::metadata::read(home, &[target_sql(plan)], &[]).await?;
+    let metadata = crate::metadata::read(home, &[plan.target.home_name()], &[]).await?;
     let relation = metadata.relations.into_iter().next().flatten();
     let columns = relation.map(|r| r.columns).unwrap_or_default();
     let of = |column: &crate::metadata::Column| TargetType {

@@ -14,6 +14,7 @@ mod records;
 mod run;
 mod values;
 
+use super::stored::with_position;
 use super::{Mode, Problem, Session, Unit};
 use pgherd_model::ServerError;
 use pgherd_sql::Route;
@@ -52,10 +53,9 @@ impl Session {
         if let (Some(open), Some(implicit)) = (self.block.open_mut(), implicit) {
             open.implicit = implicit;
         }
-        let result = run.map(|()| Some("DO".to_owned())).map_err(|problem| match problem {
-            Problem::Error(error) => error.with_position(None).into(),
-            other => other,
-        });
+        let result = run
+            .map(|()| Some("DO".to_owned()))
+            .map_err(|problem| with_position(problem, |_| None));
         self.finish_statement(made, result).await
     }
 }

@@ -156,32 +156,33 @@ pub(crate) async fn select(
         };
         transaction.set_mode(mode);
     }
-    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
-    let Some(plan) = prepare(statement, reading, &metadata, rows, transaction, engine).await? else {
+    let Some(described) = Described::of(statement, reading, rows, transaction, engine).await? else {
         return Ok(None);
     };
+    let plan = described.plan(statement, reading, engine, None);
     let subqueries = scalar::find(&plan);
     if !subqueries.is_empty()
         && let Some(known) = scalar::values(&plan, &subqueries, statement, transaction, engine).await?
         && let Some(reading) = Reading::instead(statement, &known.text)?
     {
-        let rows = run_planned(&known.statement(statement), &reading, transaction, engine).await?;
+        let rows = run_instead(&known.statement(statement), &reading, transaction, engine).await?;
         return Ok(rows.map(|rows| rows.after(known.steps)));
     }
     run_better(plan, statement, transaction, engine).await
 }
 
-/// Plans what was read, and runs it; None as [`select`].
-async fn run_planned(
+/// Runs what was read in the place of a statement, or of a part of it; None as [`select`].
+async fn run_instead(
     statement: &Statement<'_>,
     reading: &Reading,
     transaction: &mut Transaction,
     engine: &Engine,
 ) -> Result<Option<Rows<'static>>, ServerError> {
-    let rows = reading.rows(transaction, engine).await?;
-    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
-    match prepare(statement, reading, &metadata, &rows, transaction, engine).await? {
-        Some(plan) => run_better(plan, statement, transaction, engine).await,
+    match Described::instead(statement, reading, transaction, engine).await? {
+        Some(described) => {
+            let plan = described.plan(statement, reading, engine, None);
+            run_better(plan, statement, transaction, engine).await
+        }
         None => Ok(None),
     }
 }
@@ -197,6 +198,9 @@ async fn run_better(
     run::run(plan, statement, transaction, engine).await
 }
 
+/// Steps by name, with what their shards are asked.
+type Shown = Vec<(String, Fragment)>;
+
 /// The steps that [`select`] would take, each with what its shards are asked before anything is known of other steps' rows; None
 /// where it would take none.
 pub(crate) async fn steps(
@@ -205,48 +209,47 @@ pub(crate) async fn steps(
     rows: &[f64],
     transaction: &mut Transaction,
     engine: &Engine,
-) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
+) -> Result<Option<Shown>, ServerError> {
     if !applies(statement, reading, rows, transaction, engine) {
         return Ok(None);
     }
-    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
-    let Some(plan) = prepare(statement, reading, &metadata, rows, transaction, engine).await? else {
+    let Some(described) = Described::of(statement, reading, rows, transaction, engine).await? else {
         return Ok(None);
     };
+    let plan = described.plan(statement, reading, engine, None);
     let subqueries = scalar::find(&plan);
     if subqueries.is_empty() {
         return shown_better(plan, statement, transaction, engine).await;
     }
-    let (values, known) = scalar::shown(&plan, &subqueries, statement);
     let mut steps = Vec::new();
-    for value in values {
-        let own = shown_planned(statement, &value.text, transaction, engine).await?;
-        steps.extend(
-            own.into_iter()
-                .flatten()
-                .map(|(name, fragment)| (value.name(&name), fragment)),
-        );
+    for (i, &block) in subqueries.iter().enumerate() {
+        let text = scalar::alone(&plan, block);
+        let own = shown_instead(statement, &text, transaction, engine).await?;
+        let own = own.into_iter().flatten();
+        steps.extend(own.map(|(name, fragment)| (scalar::name(i, &name), fragment)));
     }
-    let rest = shown_planned(&known.statement(statement), &known.text, transaction, engine).await?;
+    let known = scalar::unknown(&plan, &subqueries, statement);
+    let rest = shown_instead(&known.statement(statement), &known.text, transaction, engine).await?;
     Ok(rest.map(|rest| {
         steps.extend(rest);
         steps
     }))
 }
 
-async fn shown_planned(
+async fn shown_instead(
     statement: &Statement<'_>,
     text: &str,
     transaction: &mut Transaction,
     engine: &Engine,
-) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
+) -> Result<Option<Shown>, ServerError> {
     let Some(reading) = Reading::instead(statement, text)? else {
         return Ok(None);
     };
-    let rows = reading.rows(transaction, engine).await?;
-    let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
-    match prepare(statement, &reading, &metadata, &rows, transaction, engine).await? {
-        Some(plan) => shown_better(plan, statement, transaction, engine).await,
+    match Described::instead(statement, &reading, transaction, engine).await? {
+        Some(described) => {
+            let plan = described.plan(statement, &reading, engine, None);
+            shown_better(plan, statement, transaction, engine).await
+        }
         None => Ok(None),
     }
 }
@@ -256,17 +259,67 @@ async fn shown_better(
     statement: &Statement<'_>,
     transaction: &mut Transaction,
     engine: &Engine,
-) -> Result<Option<Vec<(String, Fragment)>>, ServerError> {
+) -> Result<Option<Shown>, ServerError> {
     let later = Later::of(statement, &plan, transaction, engine).await?;
     Ok(better(plan, later.as_ref(), statement, engine).shown(statement))
+}
+
+/// What the shards say of what a SELECT reads, on which its plan depends.
+struct Described {
+    metadata: Metadata,
+    sizes: Vec<Size>,
+}
+
+impl Described {
+    /// Asks them. None where the SELECT is not gathered so.
+    async fn of(
+        statement: &Statement<'_>,
+        reading: &Reading,
+        rows: &[f64],
+        transaction: &mut Transaction,
+        engine: &Engine,
+    ) -> Result<Option<Self>, ServerError> {
+        let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
+        let is_own = |r: &Option<crate::metadata::Relation>| r.as_ref().is_some_and(|r| !r.is_system());
+        if !metadata.text_is_exact || !metadata.functions.is_empty() || !metadata.relations.iter().all(is_own) {
+            return Ok(None);
+        }
+        let (parsed, resolutions) = (&reading.parsed, &reading.resolutions);
+        let each = |mention: usize| Some(mention);
+        let sources = source::apart(statement, parsed, resolutions, &metadata, None, &each);
+        let sizes = sizes::sizes(&sources, resolutions, rows, transaction).await?;
+        Ok(Some(Self { metadata, sizes }))
+    }
+
+    /// The same for what the gateway has made of a statement.
+    async fn instead(
+        statement: &Statement<'_>,
+        reading: &Reading,
+        transaction: &mut Transaction,
+        engine: &Engine,
+    ) -> Result<Option<Self>, ServerError> {
+        let rows = reading.rows(transaction, engine).await?;
+        Self::of(statement, reading, &rows, transaction, engine).await
+    }
+
+    /// What will be done, as [`plan`] says.
+    fn plan<'a>(
+        &'a self,
+        statement: &Statement<'_>,
+        reading: &'a Reading,
+        engine: &Engine,
+        late: Option<f64>,
+    ) -> Plan<'a> {
+        let many_rows = engine.staged_from_rows() / 2.0;
+        plan(statement, reading, &self.metadata, &self.sizes, many_rows, late)
+    }
 }
 
 /// The statement with tables joined to its groups, as it is read.
 struct Later {
     late: Late,
     reading: Reading,
-    metadata: Metadata,
-    sizes: Vec<Size>,
+    described: Described,
     /// about how many groups there are
     groups: f64,
 }
@@ -287,9 +340,9 @@ impl Later {
         let Some(reading) = Reading::instead(statement, &late.text)? else {
             return Ok(None);
         };
-        let rows = reading.rows(transaction, engine).await?;
-        let metadata = reading.metadata(statement, transaction, Some(engine)).await?;
-        let sizes = sizes_of(statement, &reading, &metadata, &rows, transaction).await?;
+        let Some(described) = Described::instead(statement, &reading, transaction, engine).await? else {
+            return Ok(None);
+        };
         let most = |mentions: &[usize], rows: &dyn Fn(&Size) -> f64| {
             let rows = mentions.iter().map(|&m| rows(&plan.sizes[m]));
             rows.fold(0.0, f64::max)
@@ -301,24 +354,15 @@ impl Later {
         Ok(Some(Self {
             late,
             reading,
-            metadata,
-            sizes,
+            described,
             groups,
         }))
     }
 
     /// Its plan, where the groups come from a stage.
     fn plan(&self, statement: &Statement<'_>, engine: &Engine) -> Option<Plan<'_>> {
-        let many_rows = engine.staged_from_rows() / 2.0;
         let read = self.late.first.as_ref().map_or(self.groups, |first| first.rows as f64);
-        let mut plan = plan(
-            statement,
-            &self.reading,
-            &self.metadata,
-            &self.sizes,
-            many_rows,
-            Some(read),
-        );
+        let mut plan = self.described.plan(statement, &self.reading, engine, Some(read));
         let is_groups = |stage: &Stage| plan.blocks.list[stage.block].role == Role::Derived;
         let stage = plan.stages.iter().position(is_groups)?;
         plan.cost += choose::cost_of_groups(self.groups, self.late.columns);
@@ -341,36 +385,6 @@ fn better<'a>(plan: Plan<'a>, later: Option<&'a Later>, statement: &Statement<'_
         Some(other) if other.cost < plan.cost + results => other,
         _ => plan,
     }
-}
-
-async fn prepare<'a>(
-    statement: &Statement<'_>,
-    reading: &'a Reading,
-    metadata: &'a Metadata,
-    rows: &[f64],
-    transaction: &Transaction,
-    engine: &Engine,
-) -> Result<Option<Plan<'a>>, ServerError> {
-    let is_own = |r: &Option<crate::metadata::Relation>| r.as_ref().is_some_and(|r| !r.is_system());
-    if !metadata.text_is_exact || !metadata.functions.is_empty() || !metadata.relations.iter().all(is_own) {
-        return Ok(None);
-    }
-    let sizes = sizes_of(statement, reading, metadata, rows, transaction).await?;
-    let many_rows = engine.staged_from_rows() / 2.0;
-    Ok(Some(plan(statement, reading, metadata, &sizes, many_rows, None)))
-}
-
-async fn sizes_of(
-    statement: &Statement<'_>,
-    reading: &Reading,
-    metadata: &Metadata,
-    rows: &[f64],
-    transaction: &Transaction,
-) -> Result<Vec<Size>, ServerError> {
-    let (parsed, resolutions) = (&reading.parsed, &reading.resolutions);
-    let each = |mention: usize| Some(mention);
-    let sources = source::apart(statement, parsed, resolutions, metadata, None, &each);
-    sizes::sizes(&sources, resolutions, rows, transaction).await
 }
 
 /// What will be done with relations of these sizes. With `late`, tables are joined to groups: the outer block stays whole, and about so

@@ -57,7 +57,7 @@ pub(super) async fn run(
 ) -> Result<Option<Rows<'static>>, ServerError> {
     let (home, who) = (statement.snapshot.home(), transaction.who().clone());
     let mut scratch = Scratch::new(transaction.shards().checkout(home, &who).await?);
-    let mut setup = crate::gather::begin_sql(statement);
+    let mut setup = crate::gather::begin_copies_sql(statement);
     for fetch in plan.fetches.iter().filter(|f| f.stage.is_none()) {
         setup.push_str("; ");
         setup.push_str(&fetch.source.create_sql());

@@ -7,7 +7,7 @@ use super::blocks::{Role, start_of};
 use super::choose::{Stage, bounded, is_unique};
 use super::run::FEW_ROWS;
 use super::spread::subqueries;
-use super::{Plan, run_planned};
+use super::{Plan, run_instead};
 use crate::Transaction;
 use crate::gather::Reading;
 use crate::plan::engine::Engine;
@@ -132,9 +132,9 @@ pub(super) async fn values(
         let Some((type_oid, value, did)) = value(plan, block, statement, transaction, engine).await? else {
             return Ok(None);
         };
-        let number = known.len() + 1;
+        let i = known.len();
         steps.extend(did.into_iter().map(|step| Step {
-            what: name(number, &step.what),
+            what: name(i, &step.what),
             ..step
         }));
         known.push((block, type_oid, value));
@@ -161,7 +161,7 @@ async fn value(
         result_formats: &[1, 0],
         ..*statement
     };
-    let Some(mut rows) = run_planned(&statement, &reading, transaction, engine).await? else {
+    let Some(mut rows) = run_instead(&statement, &reading, transaction, engine).await? else {
         return Ok(None);
     };
     let steps = rows.statistics().map_or(Vec::new(), |s| s.steps);
@@ -182,35 +182,20 @@ async fn value(
 }
 
 /// A statement that gives a block's value, and its type.
-fn alone(plan: &Plan<'_>, block: usize) -> String {
+pub(super) fn alone(plan: &Plan<'_>, block: usize) -> String {
     let own = &plan.blocks.parsed.text[plan.blocks.list[block].span.clone()];
     format!(
         "SELECT pgherd_value.v, pg_catalog.pg_typeof(pgherd_value.v)::pg_catalog.oid FROM ({own}) AS pgherd_value (v)"
     )
 }
 
-fn name(number: usize, step: &str) -> String {
-    format!("value {number}: {step}")
+/// A step of those for the values, which are counted from 0.
+pub(super) fn name(i: usize, step: &str) -> String {
+    format!("value {}: {step}", i + 1)
 }
 
-/// What EXPLAIN shows: how each value would be asked for, and the statement with parameters whose values nobody knows yet.
-pub(super) fn shown(plan: &Plan<'_>, blocks: &[usize], statement: &Statement<'_>) -> (Vec<Shown>, Known) {
-    let alone = blocks.iter().enumerate().map(|(i, &block)| Shown {
-        text: alone(plan, block),
-        number: i + 1,
-    });
+/// The statement with parameters whose values nobody knows yet, for EXPLAIN.
+pub(super) fn unknown(plan: &Plan<'_>, blocks: &[usize], statement: &Statement<'_>) -> Known {
     let values = blocks.iter().map(|&block| (block, SOME_TYPE, None));
-    (alone.collect(), replaced(plan, statement, values.collect()))
-}
-
-/// A value that would be asked for.
-pub(super) struct Shown {
-    pub text: String,
-    number: usize,
-}
-
-impl Shown {
-    pub fn name(&self, step: &str) -> String {
-        name(self.number, step)
-    }
+    replaced(plan, statement, values.collect())
 }
