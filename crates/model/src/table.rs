@@ -219,6 +219,16 @@ impl Sharded {
         })
     }
 
+    /// The place among the ranges of one whose child can tell of a row whose key has a NULL in a column that is NOT NULL: any child
+    /// says so, with the whole row, before it looks at its bounds, where the parent only knows that there is no partition. None where
+    /// the partitions are the user's, who is told of these.
+    pub fn tells_of_nulls(&self, home: crate::ShardId) -> Option<usize> {
+        let ranges = self.ranges.ranges();
+        let at_home = || ranges.iter().position(|range| range.shard == home);
+        let any = || (!ranges.is_empty()).then_some(0);
+        self.automatic.then(|| at_home().or_else(any)).flatten()
+    }
+
     /// The place in the key of the column that has this name.
     pub fn place_in_key(&self, name: &str) -> Option<usize> {
         let own = self.key.iter().position(|k| k == name);

@@ -79,12 +79,8 @@ impl InsertPlan {
         // Where pgherd made the ranges, the table is none of partitions to its user: NOT NULL is what such a row
         // breaks, and any child says so before it looks at its bounds.
         if self.sharded().automatic && !refused.is_empty() {
-            let at_home = |r: &pgherd_model::Range| r.shard == snapshot.home();
-            let all = self.sharded().ranges.ranges();
             let any = ranges.iter().flatten().next().copied();
-            let any = any
-                .or_else(|| all.iter().position(at_home))
-                .or((!all.is_empty()).then_some(0));
+            let any = any.or_else(|| self.sharded().tells_of_nulls(snapshot.home()));
             refused.into_iter().for_each(|row| ranges[row] = any);
         }
         Ok(ranges)

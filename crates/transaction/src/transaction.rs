@@ -545,7 +545,7 @@ impl Transaction {
     /// RELEASE SAVEPOINT: the innermost one of that name, and all that were set after it.
     pub async fn release(&mut self, name: &str) -> Result<(), Error> {
         self.refuse_if_failed()?;
-        let at = self.find_savepoint(name)?;
+        let at = self.find_savepoint(name).await?;
         let sql = format!("RELEASE SAVEPOINT {}", quote_identifier(name));
         for participant in &mut self.participants {
             participant.queue(&sql);
@@ -565,7 +565,7 @@ impl Transaction {
     /// transaction goes on. The savepoint stays.
     pub async fn rollback_to(&mut self, name: &str) -> Result<(), Error> {
         self.end_statement().await;
-        let at = self.find_savepoint(name)?;
+        let at = self.find_savepoint(name).await?;
         let sql = format!("ROLLBACK TO SAVEPOINT {}", quote_identifier(name));
         self.failed = true;
         let ran = join_all(self.participants.iter_mut().map(async |p| {
@@ -584,12 +584,15 @@ impl Transaction {
         Ok(())
     }
 
-    fn find_savepoint(&mut self, name: &str) -> Result<usize, Error> {
-        let found = self.savepoints.iter().rposition(|s| s == name);
-        found.ok_or_else(|| {
-            self.failed = true;
-            Error::NoSuchSavepoint(name.into())
-        })
+    /// Where the last savepoint of that name is; without one the transaction fails.
+    async fn find_savepoint(&mut self, name: &str) -> Result<usize, Error> {
+        match self.savepoints.iter().rposition(|s| s == name) {
+            Some(at) => Ok(at),
+            None => {
+                self.fail().await;
+                Err(Error::NoSuchSavepoint(name.into()))
+            }
+        }
     }
 
     pub(crate) fn has_savepoints(&self) -> bool {

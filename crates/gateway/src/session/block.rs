@@ -207,6 +207,12 @@ impl Open {
         self.savepoints.len()
     }
 
+    /// The session's settings when the last savepoint was set, or when the block began.
+    pub(crate) fn settings_before_last_savepoint(&self) -> &Settings {
+        let last = self.savepoints.last().map(|(_, settings)| settings);
+        last.unwrap_or(&self.settings_before)
+    }
+
     /// The change this block makes, for the catalog's gate.
     pub(crate) fn change_id(&self) -> Option<ChangeId> {
         self.change.as_ref().map(Change::id)

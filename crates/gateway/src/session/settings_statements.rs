@@ -202,16 +202,18 @@ impl Session {
         if self.told_in_block.is_empty() {
             return;
         }
-        let home = self.gateway.shards.home();
         let in_block = self.block.open().is_some();
-        let now = match self.block.open_mut() {
-            Some(open) if open.transaction.enlisted(home) => {
-                let backend = open.transaction.participant(home).await;
-                backend
-                    .map(|backend| backend.parameters().to_vec())
-                    .map_err(ServerError::from)
-            }
-            _ => self.home_backend().await.map(|backend| backend.parameters().to_vec()),
+        // Whoever joins is given the session's settings outside of its transaction, and keeps them when that is undone as a whole. Behind
+        // a savepoint they are told inside, so that all participants have the same.
+        let undone = self.block.is_failed();
+        let open = self.block.open_mut().filter(|open| !undone || !open.transaction.is_lost());
+        let participant = open.and_then(|open| {
+            let (_, backend) = open.transaction.participants().next()?;
+            Some(backend.parameters().to_vec())
+        });
+        let now = match participant {
+            Some(now) => Ok(now),
+            None => self.home_backend().await.map(|backend| backend.parameters().to_vec()),
         };
         let Ok(now) = now else { return };
         for (name, value) in now {
@@ -255,6 +257,14 @@ impl Session {
         {
             open.transaction.set_settings(settings);
         }
+    }
+
+    /// A block has failed: what was set since its last savepoint, or since it began, is undone with the rest.
+    pub(crate) async fn undo_settings(&mut self) {
+        let Some(open) = self.block.open() else { return };
+        let before = open.settings_before_last_savepoint().clone();
+        self.restore_settings(before);
+        self.tell_parameters_again().await;
     }
 
     /// Back to the settings of an earlier moment.

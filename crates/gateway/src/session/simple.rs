@@ -143,6 +143,7 @@ impl Session {
                 super::block::finish_change(open.change.take()).await;
             }
         }
+        self.undo_settings().await;
         if fatal {
             self.client.flush().await?;
             return Err(Problem::Gone);

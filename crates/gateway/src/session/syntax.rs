@@ -4,6 +4,7 @@
 use super::forward::too_large;
 use super::{Problem, Session};
 use pgherd_model::ServerError;
+use pgherd_shards::UNKNOWN_SETTINGS;
 use pgherd_sql::{Kind, Parsed};
 use postgres_protocol::message::frontend;
 
@@ -22,6 +23,12 @@ impl Session {
             ..self.who.clone()
         };
         let mut backend = self.database.coordinator.autocommit(home, &who).await?;
+        if self.block.open().is_some_and(|open| open.has_local_settings) {
+            let conforming = if self.settings.escapes_in_strings { "off" } else { "on" };
+            backend.set_settings(UNKNOWN_SETTINGS);
+            let set = format!("SET standard_conforming_strings = {conforming}");
+            backend.simple(&set).await.map_err(ServerError::from)?;
+        }
         frontend::parse("", &format!("{BEFORE}{text}"), [], backend.outbox()).map_err(too_large)?;
         frontend::sync(backend.outbox());
         backend.expect_ready();

@@ -22,7 +22,7 @@ use crate::carrier::TargetType;
 use crate::rows::Rows;
 use crate::statement::Statement;
 use crate::{Engine, Fragment, Transaction};
-use pgherd_model::{Column, Resolved, ServerError, Table, quote_identifier};
+use pgherd_model::{Column, Name, Range, Resolved, ServerError, ShardId, Table, quote_identifier};
 use pgherd_shards::{Backend, ColumnDescription};
 use pgherd_sql::lexer::tokenize;
 pub(crate) use source::base_type;
@@ -305,6 +305,30 @@ impl Plan {
             Some(table) => table.name.to_string(),
             None => self.target.home_name(),
         }
+    }
+
+    /// `INSERT INTO t (a, b) OVERRIDING …` of the statement's text; into this child of the table, where one is given.
+    fn head_sql(&self, text: &str, child: Option<&Name>) -> String {
+        let overriding = match self.overrides() {
+            true => "OVERRIDING SYSTEM VALUE",
+            false => &text[self.target.overriding.clone()],
+        };
+        let head = match child {
+            None => text[self.target.head.clone()].to_owned(),
+            Some(child) => format!("INSERT INTO {child} AS {}", quote_identifier(&self.target.alias)),
+        };
+        format!("{head}{} {overriding}", self.list_sql())
+    }
+
+    /// The range whose child tells what is wrong with a row of which these of the key's columns are NULL; None where nothing is, or
+    /// only the table itself can tell.
+    fn tells_of_nulls(&self, home: ShardId, nulls: impl Iterator<Item = bool>) -> Option<&Range> {
+        let table = self.table.as_ref()?;
+        let sharded = table.sharded().filter(|s| s.direct && s.through_view.is_none())?;
+        let is_refused = |name: &String| table.column(name).is_some_and(|column| column.not_null);
+        let is_broken = sharded.key.iter().zip(nulls).any(|(name, null)| null && is_refused(name));
+        let place = is_broken.then(|| sharded.tells_of_nulls(home)).flatten()?;
+        sharded.ranges.ranges().get(place)
     }
 
     /// `(a, b)`, or nothing for a local table without a list.

@@ -12,7 +12,7 @@ use crate::relay::{self, RowBatch};
 use crate::statement::Statement;
 use crate::write::apply::{put, read_reply};
 use crate::{Transaction, gather};
-use pgherd_model::{Key, ServerError, ShardId, SqlState, quote_identifier};
+use pgherd_model::{Key, Name, Range, ServerError, ShardId, SqlState, quote_identifier};
 use std::collections::{BTreeMap, HashMap};
 
 /// Rows that are changed are looked up by the row in their way, one by one.
@@ -165,7 +165,13 @@ async fn write_all(
     done: &mut Done,
     transaction: &mut Transaction,
 ) -> Result<bool, ServerError> {
-    let add = upsert.add_sql();
+    if let Some((refused, range)) = upsert.refused(&shards) {
+        let add = upsert.add_sql(Some(&range.child));
+        let shard = (range.shard, Share::Proposed);
+        upsert.send(shard, &add, &[refused], done, transaction).await?;
+        return Err(ServerError::internal("a row without its key was inserted"));
+    }
+    let add = upsert.add_sql(None);
     let change = upsert.change_sql();
     let mut entering = BTreeMap::<ShardId, Vec<&Proposed>>::new();
     let statements: usize = shards.values().map(|rows| 1 + rows.len() / CHANGED_AT_ONCE).sum();
@@ -270,6 +276,19 @@ impl Upsert<'_> {
         Ok((shard, row))
     }
 
+    /// The first row whose key has a NULL that may not be, and the range that tells so.
+    fn refused<'r>(&self, shards: &'r BTreeMap<ShardId, Vec<Proposed>>) -> Option<(&'r Proposed, &Range)> {
+        let (width, keys) = (self.carriers.len(), self.plan.key.len());
+        let mut fields = Vec::new();
+        let rows = shards.values().flatten().filter_map(|row| {
+            row::fields(&row.message, &mut fields)?;
+            let key = fields.get(width..width + keys)?;
+            let range = self.plan.tells_of_nulls(self.statement.snapshot.home(), key.iter().map(Option::is_none))?;
+            Some((row, range))
+        });
+        rows.min_by_key(|(row, _)| row.number)
+    }
+
     /// Where in a row of the SELECT the values of SET begin.
     pub(super) fn first_value(&self) -> usize {
         self.carriers.len() + self.plan.key.len() + IN_FRONT
@@ -287,7 +306,7 @@ impl Upsert<'_> {
         self.may_leave(rows)?;
         let (leaving, staying): (Vec<_>, Vec<_>) = rows.iter().copied().partition(|row| row.moves_to.is_some());
         // Proposed in vain: PostgreSQL checks them all the same.
-        let add = self.add_sql();
+        let add = self.add_sql(None);
         if !rows.is_empty()
             && self
                 .send((shard, Share::Proposed), &add, rows, done, transaction)
@@ -399,17 +418,12 @@ impl Upsert<'_> {
     }
 
     /// `INSERT INTO t (…) SELECT … FROM unnest(…) ON CONFLICT (…)`
-    fn head_sql(&self) -> String {
+    fn head_sql(&self, child: Option<&Name>) -> String {
         let text = self.statement.text;
         let tail = &text[self.plan.target.tail.clone()];
-        let overriding = match self.plan.overrides() {
-            true => "OVERRIDING SYSTEM VALUE",
-            false => &text[self.plan.target.overriding.clone()],
-        };
         format!(
-            "{}{} {overriding} {} {}",
-            &text[self.plan.target.head.clone()],
-            self.plan.list_sql(),
+            "{} {} {}",
+            self.plan.head_sql(text, child),
             select_sql(&self.carriers, self.statement.parameters.len() + 1),
             &tail[self.conflict.target.clone()]
         )
@@ -420,7 +434,7 @@ impl Upsert<'_> {
     }
 
     /// For rows that change nothing that is there.
-    fn add_sql(&self) -> String {
+    fn add_sql(&self, child: Option<&Name>) -> String {
         let alias = quote_identifier(&self.plan.target.alias);
         let set = match self.set.iter().find(|(_, value)| value.is_some()).or(self.set.first()) {
             Some((name, Some(_))) => {
@@ -432,7 +446,7 @@ impl Upsert<'_> {
         };
         format!(
             "{} DO UPDATE SET {set} WHERE false {}",
-            self.head_sql(),
+            self.head_sql(child),
             self.returning()
         )
     }
@@ -442,7 +456,7 @@ impl Upsert<'_> {
         let found = self.found_sql(self.carriers.len(), self.set_carriers.len());
         format!(
             "{} DO UPDATE SET {} WHERE EXISTS (SELECT {found}) {}",
-            self.head_sql(),
+            self.head_sql(None),
             self.set_sql(&found),
             self.returning()
         )

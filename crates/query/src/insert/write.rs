@@ -8,7 +8,7 @@ use crate::plan::row;
 use crate::relay::{self, RowBatch};
 use crate::statement::Statement;
 use bytes::Bytes;
-use pgherd_model::{Key, ServerError, ShardId, SqlState};
+use pgherd_model::{Key, Name, Range, ServerError, ShardId, SqlState};
 use pgherd_shards::Backend;
 use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
@@ -34,6 +34,13 @@ impl Lane {
             pending: false,
         }
     }
+}
+
+/// Where a row goes.
+enum Place<'p> {
+    Shard(ShardId),
+    /// its key has a NULL that may not be, which this range tells
+    Nowhere(&'p Range),
 }
 
 struct Writer<'a> {
@@ -64,22 +71,11 @@ pub(super) async fn run(
     Carrier::check(&carriers)?;
     let mut formats: Vec<i16> = carriers.iter().map(|c| c.format).collect();
     formats.extend(plan.key.iter().map(|_| 1));
-    let text = statement.text;
-    let overriding = match plan.overrides() {
-        true => "OVERRIDING SYSTEM VALUE",
-        false => &text[plan.target.overriding.clone()],
-    };
     let has_statement_triggers =
         sharded(plan.table.as_ref()).is_none() && has_statement_triggers(&plan, home_id, transaction).await?;
     let mut writer = Writer {
         statement,
-        sql: format!(
-            "{}{} {overriding} {} {}",
-            &text[plan.target.head.clone()],
-            plan.list_sql(),
-            select_sql(&carriers, statement.parameters.len() + 1),
-            &text[plan.target.tail.clone()]
-        ),
+        sql: insert_sql(statement, &plan, &carriers, None),
         carriers,
         at_once: plan.target.conflict || refers_to_itself(&plan) || has_statement_triggers,
         lanes: BTreeMap::new(),
@@ -113,7 +109,10 @@ async fn write_all(
     } {
         for batch in batches {
             for message in row::messages(&batch.bytes) {
-                let shard = writer.add(message, plan, home)?;
+                let shard = match writer.add(message, plan, home)? {
+                    Place::Shard(shard) => shard,
+                    Place::Nowhere(range) => return writer.refused(message, range, plan, transaction).await,
+                };
                 if writer.is_full(shard)? {
                     writer.send(shard, plan, transaction).await?;
                 }
@@ -133,6 +132,16 @@ async fn write_all(
         writer.read_reply(shard, transaction).await?;
     }
     Ok(())
+}
+
+/// What a shard runs for its rows, as arrays; into this child of the table, where one is given.
+fn insert_sql(statement: &Statement<'_>, plan: &Plan, carriers: &[Carrier], child: Option<&Name>) -> String {
+    format!(
+        "{} {} {}",
+        plan.head_sql(statement.text, child),
+        select_sql(carriers, statement.parameters.len() + 1),
+        &statement.text[plan.target.tail.clone()]
+    )
 }
 
 /// Whether the sharded table has a foreign key to itself.
@@ -189,8 +198,8 @@ async fn local_types(
 }
 
 impl Writer<'_> {
-    /// Puts a row into the batch of its shard.
-    fn add(&mut self, message: &[u8], plan: &Plan, home: ShardId) -> Result<ShardId, ServerError> {
+    /// Puts a row into the batch of its shard, unless its key has a NULL that may not be.
+    fn add<'p>(&mut self, message: &[u8], plan: &'p Plan, home: ShardId) -> Result<Place<'p>, ServerError> {
         let garbled = || ServerError::internal("the source of an INSERT sent a row that does not fit its description");
         let mut fields = Vec::new();
         row::fields(message, &mut fields).ok_or_else(garbled)?;
@@ -198,7 +207,11 @@ impl Writer<'_> {
         let shard = match sharded(plan.table.as_ref()) {
             None => home,
             Some(sharded) => {
-                let values = fields.get(width..).ok_or_else(garbled)?.iter().zip(&sharded.key_types);
+                let values = fields.get(width..).ok_or_else(garbled)?;
+                if let Some(range) = plan.tells_of_nulls(home, values.iter().map(Option::is_none)) {
+                    return Ok(Place::Nowhere(range));
+                }
+                let values = values.iter().zip(&sharded.key_types);
                 let key: Option<Key> = values
                     .map(|(value, key_type)| key_type.parse_binary(&message[value.clone()?]))
                     .collect();
@@ -210,7 +223,29 @@ impl Writer<'_> {
         let lane = self.lanes.entry(shard).or_insert_with(|| Lane::new(width));
         lane.batch
             .add(fields.iter().map(|value| value.clone().map(|v| &message[v])));
-        Ok(shard)
+        Ok(Place::Shard(shard))
+    }
+
+    /// The error of a row that no range takes.
+    async fn refused(
+        &mut self,
+        message: &[u8],
+        range: &Range,
+        plan: &Plan,
+        transaction: &mut Transaction,
+    ) -> Result<(), ServerError> {
+        let garbled = || ServerError::internal("the source of an INSERT sent a row that does not fit its description");
+        self.read_reply(range.shard, transaction).await?;
+        let mut fields = Vec::new();
+        row::fields(message, &mut fields).ok_or_else(garbled)?;
+        let mut lane = Lane::new(self.carriers.len());
+        lane.batch
+            .add(fields.iter().map(|value| value.clone().map(|v| &message[v])));
+        self.lanes.insert(range.shard, lane);
+        self.sql = insert_sql(self.statement, plan, &self.carriers, Some(&range.child));
+        self.send_batch(range.shard, plan, transaction).await?;
+        self.read_reply(range.shard, transaction).await?;
+        Err(ServerError::internal("a row without its key was inserted"))
     }
 
     fn is_full(&self, shard: ShardId) -> Result<bool, ServerError> {

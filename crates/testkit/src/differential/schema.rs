@@ -305,6 +305,15 @@ impl Table {
         format!("CREATE TABLE {} ({})", self.name, parts.join(", "))
     }
 
+    /// The same with its rows in another order.
+    pub(super) fn shuffled(&self, chance: &mut Chance) -> Self {
+        let mut table = self.clone();
+        for last in (1..table.rows.len()).rev() {
+            table.rows.swap(last, chance.below(last + 1));
+        }
+        table
+    }
+
     /// The rows as they are at first; nothing for an empty table.
     pub(super) fn fill(&self) -> Option<String> {
         let rows: Vec<_> = self
