@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use pgherd_model::{ServerError, ShardId};
 use postgres_protocol::message::frontend;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// A connection in use by one owner. Dropped in a clean state it returns to its pool; in any other it is closed.
@@ -220,6 +221,31 @@ impl Backend {
         self.queue_query(sql)?;
         self.flush().await?;
         self.read_simple().await
+    }
+
+    /// Reads until what was asked last has been answered. A time limit that strikes between two messages of the extended protocol is told
+    /// at once, with a ReadyForQuery that nobody has asked for: from then on replies are one behind.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] where that does not help.
+    pub async fn resynchronise(&mut self) -> Result<(), Error> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        const MOST_BEHIND: usize = 4;
+        let token = format!(
+            "pgherd-{}-{}",
+            self.process_id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        self.queue_query(&format!("SELECT '{token}'"))?;
+        self.flush().await?;
+        for _ in 0..=MOST_BEHIND {
+            match self.read_simple().await {
+                Ok(results) if results.iter().any(|result| result.text(0, 0) == Some(&token)) => return Ok(()),
+                Ok(_) | Err(Error::Server(_)) => self.expect_ready(),
+                Err(lost) => return Err(lost),
+            }
+        }
+        Err(self.connection_mut().lost("its replies are out of step"))
     }
 
     /// Collects the results of one queued Query, up to its ReadyForQuery.

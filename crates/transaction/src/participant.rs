@@ -192,8 +192,14 @@ pub(crate) async fn roll_back(backend: &mut Backend) {
     if backend.is_broken() || quiet(backend).await.is_err() || backend.status() == TransactionStatus::Idle {
         return;
     }
-    let ended = tokio::time::timeout(CANCEL_TIMEOUT, backend.simple("ROLLBACK")).await;
-    if let Ok(Err(e)) = ended {
+    let ending = async {
+        let ended = backend.simple("ROLLBACK").await;
+        match backend.status() {
+            TransactionStatus::Idle => ended.map(|_| ()),
+            _ => backend.resynchronise().await,
+        }
+    };
+    if let Ok(Err(e)) = tokio::time::timeout(CANCEL_TIMEOUT, ending).await {
         tracing::debug!(shard = %backend.shard(), "ROLLBACK failed, the connection is closed: {e}");
     }
 }

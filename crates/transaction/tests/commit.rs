@@ -3,9 +3,11 @@
 mod bed;
 
 use bed::{BALANCE, Bed, add, app, begin, run, state};
-use pgherd_model::{ServerError, ShardId};
-use pgherd_shards::TransactionStatus;
+use bytes::BytesMut;
+use pgherd_model::{ServerError, ShardId, SqlState};
+use pgherd_shards::{Pin, TransactionStatus};
 use pgherd_transaction::{Isolation, Mode};
+use postgres_protocol::message::frontend;
 use std::time::{Duration, Instant};
 
 #[tokio::test]
@@ -125,6 +127,16 @@ async fn a_failure_lets_go_of_locks_on_all_shards() {
     assert_eq!((bed.number(1, &free(1)).await, bed.number(2, &free(1)).await), (1, 1));
     assert_eq!(transaction.commit().await.expect("answers").tag, "ROLLBACK");
     assert_eq!(bed.balances(1).await, [BALANCE + 1, BALANCE]);
+
+    let mut transaction = begin(&gateway);
+    add(&mut transaction, 1, &[(1, 1)]).await.expect("update");
+    assert_eq!(
+        state(&transaction.rollback_to("nowhere").await.expect_err("unknown")),
+        "3B001"
+    );
+    transaction.fail().await;
+    assert_eq!(bed.number(1, &free(1)).await, 1);
+    assert_eq!(transaction.commit().await.expect("answers").tag, "ROLLBACK");
 }
 
 #[tokio::test]
@@ -369,4 +381,33 @@ async fn without_room_for_prepared_transactions_only_one_shard_can_be_written() 
     let mut transaction = begin(&gateway);
     add(&mut transaction, 1, &[(1, -1)]).await.expect("update");
     transaction.commit().await.expect("one shard");
+}
+
+/// PostgreSQL tells of a time limit at once, and says that it is ready although nobody has asked: the connection is not lost for that.
+#[tokio::test]
+async fn a_time_limit_between_two_messages_keeps_the_connection() {
+    let bed = Bed::start(1).await;
+    let gateway = bed.gateway("gw1", 1).await;
+    let mut transaction = begin(&gateway);
+    let backend = transaction.participant(ShardId(1)).await.expect("enlisted");
+    let pin = Pin::new(ShardId(1));
+    backend.pin(Some(pin.clone()));
+    let process = backend.process_id();
+    backend
+        .simple("SET LOCAL statement_timeout = '100ms'")
+        .await
+        .expect("set");
+    frontend::parse("", "SELECT 1", [], backend.outbox()).expect("parse");
+    let nothing = |_: &str, _: &mut BytesMut| Ok(postgres_protocol::IsNull::Yes);
+    assert!(frontend::bind("", "", [], [""; 0], nothing, [], backend.outbox()).is_ok());
+    frontend::flush(backend.outbox());
+    backend.flush().await.expect("sent");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    frontend::execute("", 0, backend.outbox()).expect("execute");
+    frontend::sync(backend.outbox());
+    backend.expect_ready();
+    let told = backend.drain().await.expect_err("the limit");
+    assert!(matches!(&told, pgherd_shards::Error::Server(e) if e.sqlstate() == SqlState::QUERY_CANCELED));
+    transaction.rollback().await.expect("rolled back");
+    assert_eq!(pin.process_id(), Some(process));
 }

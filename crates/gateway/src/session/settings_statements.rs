@@ -206,7 +206,10 @@ impl Session {
         // Whoever joins is given the session's settings outside of its transaction, and keeps them when that is undone as a whole. Behind
         // a savepoint they are told inside, so that all participants have the same.
         let undone = self.block.is_failed();
-        let open = self.block.open_mut().filter(|open| !undone || !open.transaction.is_lost());
+        let open = self
+            .block
+            .open_mut()
+            .filter(|open| !undone || !open.transaction.is_lost());
         let participant = open.and_then(|open| {
             let (_, backend) = open.transaction.participants().next()?;
             Some(backend.parameters().to_vec())

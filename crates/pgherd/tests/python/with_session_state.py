@@ -151,6 +151,16 @@ def copies():
             except psycopg.Error as error:
                 print("error", error.sqlstate, error.diag.message_primary)
             conn.rollback()
+    # The schema of the block is its own: the home shard's part of the stream waits.
+    with psycopg.connect() as conn:
+        conn.execute("CREATE TABLE altered (id int PRIMARY KEY, a int)")
+        conn.execute("ALTER TABLE altered ADD b text")
+        for lines in [[], ["1\t2\tx\n", "8\t9\ty\n"]]:
+            with conn.cursor().copy("COPY altered FROM STDIN (HEADER match)") as copy:
+                for line in ["id\ta\tb\n", *lines]:
+                    copy.write(line)
+        print("altered", conn.execute("SELECT * FROM altered ORDER BY id").fetchall())
+        conn.rollback()
 
 
 def databases():
@@ -252,9 +262,21 @@ def parameters():
         try:
             conn.execute("SELECT 1 / 0")
         except psycopg.Error as error:
-            print("error", error.sqlstate)
+            print("error", error.sqlstate, conn.info.parameter_status("TimeZone"))
         conn.execute("COMMIT")
         told("failed")
+        for before in ["SELECT 1", "SET TIME ZONE 'Asia/Kolkata'"]:
+            conn.execute("BEGIN")
+            conn.execute(before)
+            conn.execute("SAVEPOINT s")
+            conn.execute("SET TIME ZONE 'Asia/Tokyo'")
+            try:
+                conn.execute("ROLLBACK TO nowhere")
+            except psycopg.Error as error:
+                print("error", error.sqlstate, conn.info.parameter_status("TimeZone"))
+            conn.execute("ROLLBACK TO s")
+            told("behind the savepoint")
+            conn.execute("ROLLBACK")
         conn.execute("BEGIN")
         conn.execute("SELECT set_config('TimeZone', 'Asia/Tokyo', true)")
         told("by function")

@@ -24,7 +24,7 @@ use crate::statement::Statement;
 use crate::{Engine, Fragment, Transaction};
 use pgherd_model::{Column, Name, Range, Resolved, ServerError, ShardId, Table, quote_identifier};
 use pgherd_shards::{Backend, ColumnDescription};
-use pgherd_sql::lexer::tokenize;
+use pgherd_sql::lexer::{depths, tokenize};
 pub(crate) use source::base_type;
 use std::sync::Arc;
 use target::Target;
@@ -320,13 +320,30 @@ impl Plan {
         format!("{head}{} {overriding}", self.list_sql())
     }
 
+    /// What stands behind the source. A child's constraints have other names, so ON CONFLICT is left out for it where it names one: NOT
+    /// NULL comes first.
+    fn tail_sql<'t>(&self, text: &'t str, child: Option<&Name>) -> &'t str {
+        let tail = &text[self.target.tail.clone()];
+        let Ok(tokens) = tokenize(tail) else { return tail };
+        let depths = depths(tail, &tokens);
+        let at = |word: &str| (0..tokens.len()).find(|&at| depths[at] == 0 && tokens[at].is_word(tail, word));
+        if child.is_none() || !self.target.conflict || at("constraint").is_none() {
+            return tail;
+        }
+        at("returning").map_or("", |at| &tail[tokens[at].start as usize..])
+    }
+
     /// The range whose child tells what is wrong with a row of which these of the key's columns are NULL; None where nothing is, or
     /// only the table itself can tell.
     fn tells_of_nulls(&self, home: ShardId, nulls: impl Iterator<Item = bool>) -> Option<&Range> {
         let table = self.table.as_ref()?;
         let sharded = table.sharded().filter(|s| s.direct && s.through_view.is_none())?;
         let is_refused = |name: &String| table.column(name).is_some_and(|column| column.not_null);
-        let is_broken = sharded.key.iter().zip(nulls).any(|(name, null)| null && is_refused(name));
+        let is_broken = sharded
+            .key
+            .iter()
+            .zip(nulls)
+            .any(|(name, null)| null && is_refused(name));
         let place = is_broken.then(|| sharded.tells_of_nulls(home)).flatten()?;
         sharded.ranges.ranges().get(place)
     }

@@ -166,12 +166,12 @@ async fn write_all(
     transaction: &mut Transaction,
 ) -> Result<bool, ServerError> {
     if let Some((refused, range)) = upsert.refused(&shards) {
-        let add = upsert.add_sql(Some(&range.child));
+        let add = format!("{} {}", upsert.insert_sql(Some(&range.child)), upsert.returning());
         let shard = (range.shard, Share::Proposed);
         upsert.send(shard, &add, &[refused], done, transaction).await?;
         return Err(ServerError::internal("a row without its key was inserted"));
     }
-    let add = upsert.add_sql(None);
+    let add = upsert.add_sql();
     let change = upsert.change_sql();
     let mut entering = BTreeMap::<ShardId, Vec<&Proposed>>::new();
     let statements: usize = shards.values().map(|rows| 1 + rows.len() / CHANGED_AT_ONCE).sum();
@@ -283,7 +283,9 @@ impl Upsert<'_> {
         let rows = shards.values().flatten().filter_map(|row| {
             row::fields(&row.message, &mut fields)?;
             let key = fields.get(width..width + keys)?;
-            let range = self.plan.tells_of_nulls(self.statement.snapshot.home(), key.iter().map(Option::is_none))?;
+            let range = self
+                .plan
+                .tells_of_nulls(self.statement.snapshot.home(), key.iter().map(Option::is_none))?;
             Some((row, range))
         });
         rows.min_by_key(|(row, _)| row.number)
@@ -306,7 +308,7 @@ impl Upsert<'_> {
         self.may_leave(rows)?;
         let (leaving, staying): (Vec<_>, Vec<_>) = rows.iter().copied().partition(|row| row.moves_to.is_some());
         // Proposed in vain: PostgreSQL checks them all the same.
-        let add = self.add_sql(None);
+        let add = self.add_sql();
         if !rows.is_empty()
             && self
                 .send((shard, Share::Proposed), &add, rows, done, transaction)
@@ -418,14 +420,17 @@ impl Upsert<'_> {
     }
 
     /// `INSERT INTO t (…) SELECT … FROM unnest(…) ON CONFLICT (…)`
-    fn head_sql(&self, child: Option<&Name>) -> String {
-        let text = self.statement.text;
-        let tail = &text[self.plan.target.tail.clone()];
+    fn head_sql(&self) -> String {
+        let tail = &self.statement.text[self.plan.target.tail.clone()];
+        format!("{} {}", self.insert_sql(None), &tail[self.conflict.target.clone()])
+    }
+
+    /// `INSERT INTO t (…) SELECT … FROM unnest(…)`; into this child of the table, where one is given.
+    fn insert_sql(&self, child: Option<&Name>) -> String {
         format!(
-            "{} {} {}",
-            self.plan.head_sql(text, child),
-            select_sql(&self.carriers, self.statement.parameters.len() + 1),
-            &tail[self.conflict.target.clone()]
+            "{} {}",
+            self.plan.head_sql(self.statement.text, child),
+            select_sql(&self.carriers, self.statement.parameters.len() + 1)
         )
     }
 
@@ -434,7 +439,7 @@ impl Upsert<'_> {
     }
 
     /// For rows that change nothing that is there.
-    fn add_sql(&self, child: Option<&Name>) -> String {
+    fn add_sql(&self) -> String {
         let alias = quote_identifier(&self.plan.target.alias);
         let set = match self.set.iter().find(|(_, value)| value.is_some()).or(self.set.first()) {
             Some((name, Some(_))) => {
@@ -446,7 +451,7 @@ impl Upsert<'_> {
         };
         format!(
             "{} DO UPDATE SET {set} WHERE false {}",
-            self.head_sql(child),
+            self.head_sql(),
             self.returning()
         )
     }
@@ -456,7 +461,7 @@ impl Upsert<'_> {
         let found = self.found_sql(self.carriers.len(), self.set_carriers.len());
         format!(
             "{} DO UPDATE SET {} WHERE EXISTS (SELECT {found}) {}",
-            self.head_sql(None),
+            self.head_sql(),
             self.set_sql(&found),
             self.returning()
         )

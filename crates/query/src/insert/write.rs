@@ -140,7 +140,7 @@ fn insert_sql(statement: &Statement<'_>, plan: &Plan, carriers: &[Carrier], chil
         "{} {} {}",
         plan.head_sql(statement.text, child),
         select_sql(carriers, statement.parameters.len() + 1),
-        &statement.text[plan.target.tail.clone()]
+        plan.tail_sql(statement.text, child)
     )
 }
 

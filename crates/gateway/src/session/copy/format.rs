@@ -11,11 +11,6 @@ const BINARY_HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// The binary format's trailer.
 const BINARY_TRAILER: [u8; 2] = [0xff, 0xff];
 
-/// The binary format's stream without rows.
-pub(super) fn empty_binary() -> Vec<u8> {
-    [BINARY_HEADER.as_slice(), &BINARY_TRAILER].concat()
-}
-
 /// Writes rows as CopyData messages.
 pub(super) struct Writer {
     options: CopyOptions,

@@ -1,12 +1,10 @@
 //! The COPY FROM STDIN of one shard: how it begins and how it ends.
 
-use super::format::empty_binary;
 use super::plan::Plan;
 use super::put_fail;
-use crate::messages::put_copy_data;
 use crate::session::Problem;
 use bytes::Bytes;
-use pgherd_model::ServerError;
+use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::Backend;
 use postgres_protocol::message::frontend;
 
@@ -32,15 +30,14 @@ pub(super) async fn begin_copy(backend: &mut Backend, plan: &Plan) -> Result<Res
     await_copy(backend).await
 }
 
-/// What [`begin_copy`] would say, without a COPY left open. Triggers that an empty COPY fires have fired for nothing.
+/// What [`begin_copy`] would say, without a COPY left open. Triggers that fire before it have fired for nothing.
 pub(super) async fn try_copy(backend: &mut Backend, plan: &Plan) -> Result<Result<Bytes, ServerError>, Problem> {
     backend.simple("SAVEPOINT pgherd_copy").await?;
     let began = begin_copy(backend, plan).await?;
     if began.is_ok() {
-        if plan.binary {
-            put_copy_data(backend.outbox(), &empty_binary());
-        }
-        if let Some(error) = end(backend, None).await?.error {
+        // It is given up rather than ended: without a line there is no header to match.
+        let given_up = end(backend, Some("pgherd")).await?.error;
+        if let Some(error) = given_up.filter(|error| error.sqlstate() != SqlState::QUERY_CANCELED) {
             return Ok(Err(error));
         }
         backend
