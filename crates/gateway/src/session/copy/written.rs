@@ -9,7 +9,7 @@ use crate::messages::{Messages, put_copy_data};
 use crate::session::forward::no_block;
 use crate::session::{Mode, Problem, Session, Unit};
 use bytes::{Bytes, BytesMut};
-use pgherd_model::{ServerError, SqlState, quote_identifier};
+use pgherd_model::{ServerError, ShardId, SqlState, quote_identifier};
 use pgherd_sql::copy_split::CopyOptions;
 use pgherd_sql::{CopyFormat, Part};
 
@@ -52,30 +52,22 @@ impl Session {
     /// What PostgreSQL says of the options, for as many columns, of the same names.
     async fn judge_written(&mut self, words: Words<'_>, inner: Unit<'_>) -> Result<Judged, Problem> {
         let snapshot = self.present_snapshot();
-        let description = self.description(inner, &snapshot).await;
-        let description = description.map_err(|problem| words.told(problem))?;
+        let description = match self.description(inner, &snapshot).await {
+            Ok(description) => description,
+            Err(problem) => return Err(self.unless_of_options(words, words.told(problem)).await),
+        };
         let Some(columns) = description.columns.as_deref() else {
             let merges = inner.statement.parsed.tokens.first();
             let message = match merges.is_some_and(|t| t.is_word(&inner.statement.text, "merge")) {
                 true => "MERGE not supported in COPY",
                 false => "COPY query must have a RETURNING clause",
             };
-            return Err(ServerError::new(SqlState::FEATURE_NOT_SUPPORTED, message).into());
+            let error = ServerError::new(SqlState::FEATURE_NOT_SUPPORTED, message);
+            return Err(self.unless_of_options(words, error.into()).await);
         };
         let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
-        let list: Vec<_> = names
-            .iter()
-            .map(|name| format!("NULL AS {}", quote_identifier(name)))
-            .collect();
         let home = self.gateway.shards.home();
-        let no_rows = Part {
-            shard: home,
-            text: format!("SELECT {} LIMIT 0", list.join(", ")).into(),
-            parameters: None,
-            fences: Vec::new(),
-            replaced: [].into(),
-        };
-        let judged = Words { query: None, ..words }.put_around(no_rows, "COPY (", ") TO STDOUT ");
+        let judged = no_rows(words, &names, home);
         let open = self.block.open_mut().ok_or_else(no_block)?;
         let prologue = prologue(open.transaction.participant(home).await?, &judged.text).await?;
         let prologue = prologue.map_err(|error| self.shard_error(&judged, words.unit, error))?;
@@ -86,6 +78,22 @@ impl Session {
             writer: Writer::new(options, &names),
             prologue,
         })
+    }
+
+    /// An error of the query, unless PostgreSQL refuses the options, which it does before it looks at the query.
+    async fn unless_of_options(&mut self, words: Words<'_>, problem: Problem) -> Problem {
+        let judged = no_rows(words, &["pgherd_any"], self.gateway.shards.home());
+        // The block may have failed with the query.
+        let Ok(mut backend) = self.home_backend().await else {
+            return problem;
+        };
+        match prologue(&mut backend, &judged.text).await {
+            // Names of columns are looked at behind the query.
+            Ok(Err(error)) if error.sqlstate() != SqlState::UNDEFINED_COLUMN => {
+                self.shard_error(&judged, words.unit, error).into()
+            }
+            _ => problem,
+        }
     }
 
     /// The rows among what the statement gave, as COPY gives them; their number. What it said besides goes to the client as well.
@@ -120,4 +128,20 @@ impl Session {
         client.out.extend_from_slice(&others);
         count
     }
+}
+
+/// The COPY, of no rows with columns of these names.
+fn no_rows(words: Words<'_>, names: &[&str], home: ShardId) -> Part {
+    let list: Vec<_> = names
+        .iter()
+        .map(|name| format!("NULL AS {}", quote_identifier(name)))
+        .collect();
+    let no_rows = Part {
+        shard: home,
+        text: format!("SELECT {} LIMIT 0", list.join(", ")).into(),
+        parameters: None,
+        fences: Vec::new(),
+        replaced: [].into(),
+    };
+    Words { query: None, ..words }.put_around(no_rows, "COPY (", ") TO STDOUT ")
 }
