@@ -112,6 +112,8 @@ pub(crate) enum Gone {
     Garbage(ServerError),
     /// a statement that is no UTF-8, by the simple protocol or not; it is told, and goes on
     Text((ServerError, bool)),
+    /// data of a COPY that is none in the client's encoding; behind an error of the COPY it means nothing
+    Data(ServerError),
     /// a function call, which pgwire does not know; the body of the message
     FunctionCall(Bytes),
 }

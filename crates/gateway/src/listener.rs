@@ -2,7 +2,7 @@
 
 use crate::authentication::{Door, Refused, Roles};
 use crate::cancel::CancelRegistry;
-use crate::client::{Client, Gone};
+use crate::client::Client;
 use crate::databases::{ALWAYS_OPEN, Databases};
 use crate::departed::end_departed;
 use crate::encoding::Encodings;
@@ -314,7 +314,7 @@ async fn start_up(client: &mut Client, shared: &Shared) -> Result<Vec<(String, S
                 return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, "expected a startup message").into());
             }
             // PostgreSQL answers nothing either to what is not its protocol.
-            Err(Gone::Closed | Gone::Garbage(_) | Gone::Text(_) | Gone::FunctionCall(_)) => return Err(Refused::Gone),
+            Err(_) => return Err(Refused::Gone),
         }
     }
 }

@@ -364,6 +364,8 @@ impl Session {
                     break;
                 }
                 Err(Gone::Text(error)) => self.refuse_text(error).await,
+                // What a client still sends for a COPY that has failed.
+                Err(Gone::Data(_)) => Ok(()),
                 Err(Gone::FunctionCall(body)) => {
                     let done = self.function_call(body).await;
                     self.end_statement(done).await

@@ -380,6 +380,10 @@ impl Shards {
             let sql = who.settings.as_ref().map_or(RESET_SQL, |s| &s.sync_sql);
             // Until the last SET succeeded, the connection equals no session.
             backend.set_settings(UNKNOWN_SETTINGS);
+            // A text of several statements is read as a whole, by what the connection was told before.
+            if backend.parameter("standard_conforming_strings") == Some("off") {
+                backend.simple("SET standard_conforming_strings = on").await?;
+            }
             backend.simple(sql).await?;
             backend.set_settings(wanted);
         }

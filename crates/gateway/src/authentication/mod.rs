@@ -56,7 +56,7 @@ impl From<ServerError> for Refused {
 impl From<Gone> for Refused {
     fn from(gone: Gone) -> Self {
         match gone {
-            Gone::Garbage(error) | Gone::Text((error, _)) => Self::Told(error),
+            Gone::Garbage(error) | Gone::Data(error) | Gone::Text((error, _)) => Self::Told(error),
             Gone::Closed | Gone::FunctionCall(_) => Self::Gone,
         }
     }

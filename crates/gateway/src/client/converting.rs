@@ -131,12 +131,15 @@ impl Client {
         };
         let length = u32::from_be_bytes([self.inbox[1], self.inbox[2], self.inbox[3], self.inbox[4]]) as usize;
         let message = converter.completed(self.inbox.split_to(1 + length));
-        let simple = message[0] == b'Q';
+        let tag = message[0];
         let converted = match converter.of_binary_copy(&message, &self.shapes) {
             Some(converted) => converted,
             None => converter.encoding.incoming(message),
         };
-        let mut converted = converted.map_err(|error| Gone::Text((error, simple)))?;
+        let mut converted = converted.map_err(|error| match tag {
+            b'd' => Gone::Data(error),
+            _ => Gone::Text((error, tag == b'Q')),
+        })?;
         converted.unsplit(self.inbox.split());
         self.inbox = converted;
         Ok(())

@@ -65,7 +65,7 @@ fn decode_all(client: &mut Client) {
     for _ in 0..=most {
         let text = client.check_length().and_then(|()| client.check_text());
         match text {
-            Ok(()) | Err(Gone::Text(_) | Gone::FunctionCall(_)) => {}
+            Ok(()) | Err(Gone::Text(_) | Gone::Data(_) | Gone::FunctionCall(_)) => {}
             Err(_) => return,
         }
         match client.decode() {

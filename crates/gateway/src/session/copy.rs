@@ -9,6 +9,7 @@ mod into;
 mod on_shard;
 mod out_of;
 mod outflow;
+mod own_encoding;
 mod plan;
 mod running;
 mod words;
@@ -41,6 +42,14 @@ impl Session {
         if unit.statement.names_another(&self.who.database) {
             return self.judged_by_home(unit).await;
         }
+        match self.encoding_of_copy(shape).await? {
+            Some(encoding) => self.copy_in_encoding(unit, shape, encoding).await,
+            None => self.copy_as_client(unit, shape).await,
+        }
+    }
+
+    /// With data in the client's encoding.
+    async fn copy_as_client(&mut self, unit: Unit<'_>, shape: &CopyShape) -> Result<(), Problem> {
         if shape.format == pgherd_sql::CopyFormat::Binary && self.converter().is_some() {
             let types = self.binary_types(unit, shape).await?;
             self.know_shapes(types.iter().copied()).await?;
@@ -290,7 +299,10 @@ impl Session {
             if tag == b'G' {
                 self.copy_took_sync |= matches!(unit.mode, Mode::Extended { .. });
                 if let Err(problem) = relay_in(&mut self.client, backend).await {
-                    backend.taint();
+                    // What it says of a COPY that was given up has been read.
+                    if matches!(problem, Problem::Gone) {
+                        backend.taint();
+                    }
                     return Err(problem);
                 }
             }
@@ -391,11 +403,14 @@ async fn relay_in(client: &mut Client, backend: &mut Backend) -> Result<(), Prob
                 let _ = backend.drain().await;
                 return Err(ServerError::new(SqlState::PROTOCOL_VIOLATION, unexpected_message(letter)).into());
             }
-            Err(_) => {
-                put_fail(backend, "the client is gone");
+            Err(gone) => {
+                put_fail(backend, "the client's data cannot be read");
                 backend.flush().await?;
                 let _ = backend.drain().await;
-                return Err(Problem::Gone);
+                return Err(match gone {
+                    Gone::Data(error) => error.into(),
+                    _ => Problem::Gone,
+                });
             }
         }
         backend.flush().await?;

@@ -163,6 +163,36 @@ def copies():
         conn.rollback()
 
 
+def copies_in_their_own_encoding():
+    for client in ["utf8", "latin1"]:
+        for table, kind in [("spelt", "TABLE"), ("apart", "TEMPORARY TABLE")]:
+            with connect(client_encoding=client) as conn:
+                conn.execute(f"CREATE {kind} {table} (id int PRIMARY KEY, word text)")
+                conn.execute(f"INSERT INTO {table} SELECT n, 'caf' || chr(233) FROM generate_series(1, 9) n")
+                for own in ["UTF8", "latin1", "SJIS", "nothing"]:
+                    for statement in [
+                        f"COPY {table} TO STDOUT (ENCODING '{own}')",
+                        f"COPY (SELECT word FROM {table} WHERE id = 8) TO STDOUT WITH CSV ENCODING '{own}'",
+                        f"COPY {table} TO STDOUT (FORMAT binary, ENCODING '{own}')",
+                    ]:
+                        try:
+                            with conn.cursor().copy(statement) as copy:
+                                print(own, sorted(bytes(part) for part in copy)[:2])
+                        except psycopg.Error as error:
+                            print("error", error.sqlstate, error.diag.message_primary)
+                    conn.execute("BEGIN")
+                    try:
+                        with conn.cursor().copy(f"COPY {table} FROM STDIN (ENCODING '{own}')") as copy:
+                            for line in [b"11\tcaf\xe9\n", b"12\tcaf\xc3\xa9\n"]:
+                                copy.write(line)
+                        print(own, conn.execute(f"SELECT word FROM {table} WHERE id > 10 ORDER BY id").fetchall())
+                    except psycopg.Error as error:
+                        print("error", error.sqlstate, error.diag.message_primary)
+                    conn.execute("ROLLBACK")
+                print("afterwards", conn.execute(f"SELECT word FROM {table} WHERE id = 2").fetchone())
+                conn.execute(f"DROP TABLE {table}")
+
+
 def databases():
     with connect() as conn:
         name = sql.Identifier("Another")
@@ -288,5 +318,5 @@ def parameters():
 with connect() as setup:
     setup.execute("ALTER ROLE postgres SET pgherd.default_distribution = 'primary_key'")
     setup.execute("ALTER ROLE postgres SET pgherd.initial_bounds = 'int 3,7'")
-for part in [notifications, prepared_statements, encodings, binary_in_another_encoding, cursors_and_processes, copies, databases, snapshots, parameters]:
+for part in [notifications, prepared_statements, encodings, binary_in_another_encoding, cursors_and_processes, copies, copies_in_their_own_encoding, databases, snapshots, parameters]:
     part()

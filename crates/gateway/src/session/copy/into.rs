@@ -56,7 +56,7 @@ impl Session {
         };
         let response = match began {
             Ok(response) => response,
-            Err(error) => return Err(self.copy_error(error).into()),
+            Err(error) => return Err(self.copy_error(plan.of_client(error)).into()),
         };
         let encoding = backend.parameter("client_encoding").unwrap_or("UTF8").to_owned();
         open.transaction.wrote(first);

@@ -9,6 +9,8 @@ use pgherd_sql::{CopyFormat, CopyShape};
 /// The COPY as each shard gets it.
 pub(super) struct Plan {
     pub sql: String,
+    /// how many characters stand before the options, here and in the client's text
+    options_at: (u32, u32),
     pub binary: bool,
     pub fence: String,
     pub relation: String,
@@ -33,6 +35,13 @@ pub(super) fn columns<'a>(shape: &'a CopyShape, table: &'a Table) -> Vec<&'a str
 }
 
 impl Plan {
+    /// An error of the shard's COPY, with its position in the client's.
+    pub fn of_client(&self, error: ServerError) -> ServerError {
+        let (own, client) = self.options_at;
+        let position = error.fields().position.and_then(|at| at.checked_sub(own));
+        error.with_position(position.map(|at| at + client))
+    }
+
     pub fn new(unit: Unit<'_>, shape: &CopyShape, table: &Table) -> Result<Self, ServerError> {
         let sharded = table
             .sharded()
@@ -78,8 +87,11 @@ impl Plan {
         };
         let options = unit.statement.text.get(shape.options.clone()).unwrap_or_default();
         let binary = if is_old_binary(unit, shape) { "BINARY " } else { "" };
+        let head = format!("COPY {binary}{}{list} FROM STDIN ", table.name);
+        let before = unit.statement.text.get(..shape.options.start).unwrap_or_default();
         Ok(Self {
-            sql: format!("COPY {binary}{}{list} FROM STDIN {options}", table.name),
+            options_at: (head.chars().count() as u32, before.chars().count() as u32),
+            sql: head + options,
             binary: shape.format == CopyFormat::Binary,
             fence: sharded.fence.to_string(),
             relation: table.name.name.to_string(),

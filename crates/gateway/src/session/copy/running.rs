@@ -46,7 +46,7 @@ fn gone(gone: Gone) -> Cause {
     match gone {
         Gone::Closed => Cause::Gone,
         Gone::Garbage(error) => Cause::Error(error.fatal()),
-        Gone::Text((error, _)) => Cause::Error(error),
+        Gone::Text((error, _)) | Gone::Data(error) => Cause::Error(error),
         Gone::FunctionCall(_) => {
             Cause::Error(ServerError::new(SqlState::PROTOCOL_VIOLATION, unexpected_message(b'F')).fatal())
         }
