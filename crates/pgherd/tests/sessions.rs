@@ -1,7 +1,9 @@
 //! What a session has when it begins: PostgreSQL's own settings of its role and database, whatever backends are at hand.
 
+use futures::StreamExt;
 use pgherd_testkit::herd::{Gateway, Herd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 async fn connect(gateway: &Gateway, role: &str) -> Client {
@@ -399,4 +401,52 @@ async fn advisory_locks_of_functions_and_triggers_are_the_sessions() {
         assert_eq!(value(&other, "SELECT pg_try_advisory_lock(7)").await, "f", "{taking}");
         assert_eq!(value(&one, "SELECT pg_advisory_unlock(7)").await, "t", "{taking}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_holds_ends_with_it_though_it_was_the_first_on_other_shards() {
+    let (_herd, gateway) = started(3, "first").await;
+    let admin = connect(&gateway, "postgres").await;
+    for statement in [
+        "CREATE DATABASE elsewhere",
+        "CREATE ROLE app LOGIN SUPERUSER",
+        "ALTER ROLE app SET pgherd.default_distribution = 'primary_key'",
+        "ALTER ROLE app SET pgherd.initial_bounds = 'int 3,7'",
+    ] {
+        admin.batch_execute(statement).await.expect(statement);
+    }
+    let mut config = gateway.config();
+    config.user("app").dbname("elsewhere");
+    let (first, connection) = config.connect(NoTls).await.expect("connect");
+    let ended = tokio::spawn(connection);
+    // Nobody has used the other shards as this role before the session has a connection of its own on the home shard.
+    for statement in [
+        "SELECT pg_advisory_lock(7)",
+        "CREATE TABLE spread (k int PRIMARY KEY)",
+        "INSERT INTO spread SELECT generate_series(1, 9)",
+    ] {
+        first.batch_execute(statement).await.expect(statement);
+    }
+    drop(first);
+    ended.await.expect("the connection's task").expect("ends well");
+    let (next, connection) = config.connect(NoTls).await.expect("connect");
+    tokio::spawn(connection);
+    next.batch_execute("SET lock_timeout = '5s'; SELECT pg_advisory_lock(7)")
+        .await
+        .expect("the lock is free");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_while_the_shard_looks_for_the_next() {
+    let (_herd, gateway) = started(1, "early").await;
+    let client = connect(&gateway, "postgres").await;
+    let begun = Instant::now();
+    // More than PostgreSQL keeps before it sends.
+    let sql = "SELECT n FROM generate_series(1, 2000) n UNION ALL SELECT 0 FROM pg_sleep(5)";
+    let rows = client.query_raw::<_, i32, _>(sql, []).await.expect(sql);
+    let mut rows = std::pin::pin!(rows);
+    rows.next().await.expect("a row").expect("no error");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(rows.count().await, 2000);
+    assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
 }

@@ -445,7 +445,16 @@ impl Shards {
     }
 
     fn pool(&self, shard: ShardId, who: &Identity) -> Result<Arc<Pool>, Error> {
-        let key = (shard, who.clone());
+        // The pool stays when the session is gone. With the session's own connection in it, that would stay as well, and what
+        // it holds: advisory locks, temporary tables.
+        let of_all = Identity {
+            login_defaults: who.login_defaults,
+            role: who.role.clone(),
+            database: who.database.clone(),
+            settings: None,
+            pin: None,
+        };
+        let key = (shard, of_all);
         if let Some(pool) = self.pools.read().get(&key) {
             return Ok(pool.clone());
         }
@@ -453,10 +462,11 @@ impl Shards {
         let mut pools = self.pools.write();
         // Nobody comes any more to the pools of defaults that have changed.
         pools.values().for_each(|pool| pool.close_old(&mut pool.idle.lock()));
+        let who = key.1.clone();
         let pool = pools.entry(key).or_insert_with(|| {
             Arc::new(Pool {
                 config,
-                who: who.clone(),
+                who,
                 idle: Mutex::default(),
                 opened: AtomicU64::new(0),
                 login_defaults: OnceLock::new(),
