@@ -11,6 +11,12 @@ use bytes::BytesMut;
 use pgherd_catalog::{Catalog, StatementGuard};
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
+use std::time::Duration;
+
+/// PostgreSQL sends when this much has gathered.
+const SENT_BY_POSTGRESQL: usize = 8 * 1024;
+/// How long a shard says nothing before what has gathered is sent.
+const MOMENT: Duration = Duration::from_millis(50);
 
 /// What of an extended reply the client is not to see, because the gateway answered it already or asked itself.
 #[derive(Clone, Copy, Default)]
@@ -175,12 +181,29 @@ pub(crate) async fn relay(
         if is_row {
             continue;
         }
-        match (backend.fill().await, &reply.error) {
+        match (fill(backend, client, fresh).await?, &reply.error) {
             // The shard said why it ends the connection.
             (Err(_), Some(_)) => return Ok(End::Ready(reply)),
             (filled, _) => filled?,
         }
     }
+}
+
+/// Receives more. Rows do not wait here for those that the shard has yet to find: what PostgreSQL would have sent by now is
+/// sent, when nothing else comes for a moment.
+async fn fill(
+    backend: &mut Backend,
+    client: &mut Client,
+    fresh: Fresh<'_>,
+) -> Result<Result<(), pgherd_shards::Error>, Failure> {
+    if client.out.len() >= SENT_BY_POSTGRESQL {
+        match tokio::time::timeout(MOMENT, backend.fill()).await {
+            Ok(filled) => return Ok(filled),
+            Err(_) if !fresh.holds().await => return Err(Failure::Stale),
+            Err(_) => client.flush().await?,
+        }
+    }
+    Ok(backend.fill().await)
 }
 
 /// What could not be translated ends the reply, whose rows are not read.
