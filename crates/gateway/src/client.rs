@@ -6,7 +6,7 @@ mod styles;
 
 use crate::encoding::values::Shapes;
 use crate::signals::Signals;
-use crate::tls::{self, Encrypted, Tls};
+use crate::tls::{self, Encrypted, EncryptedStream, Tls};
 use bytes::{Bytes, BytesMut};
 use converting::Converter;
 use pgherd_model::{ServerError, SqlState};
@@ -18,7 +18,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 pub(crate) use put::format_of;
 pub(crate) use styles::Styles;
@@ -32,7 +31,7 @@ const BEFORE_LOGIN: usize = 65_535;
 /// A connection, encrypted or not.
 enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<EncryptedStream>),
     /// in the middle of a handshake, or after one that failed
     None,
 }
@@ -176,7 +175,7 @@ impl Client {
             tracing::info!("a client's TLS handshake failed: {e}");
             Gone::Closed
         })?;
-        self.stream = Stream::Tls(Box::new(stream));
+        self.stream = Stream::Tls(Box::new(EncryptedStream(stream)));
         self.encrypted = Some(encrypted);
         Ok(())
     }

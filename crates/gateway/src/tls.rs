@@ -4,6 +4,8 @@ use pgherd_model::{ServerError, SqlState};
 use pgherd_shards::pem::{certificates, private_key};
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256, Sha384, Sha512};
+use std::io;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -39,6 +41,45 @@ pub(crate) struct Encrypted {
     pub(crate) signed: bool,
     /// whom the client's certificate names
     pub(crate) common_name: Option<String>,
+}
+
+/// An encrypted connection. It says when it ends, as PostgreSQL's do: clients tell that from a line that broke.
+pub(crate) struct EncryptedStream(pub(crate) TlsStream<TcpStream>);
+
+impl Deref for EncryptedStream {
+    type Target = TlsStream<TcpStream>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for EncryptedStream {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl Drop for EncryptedStream {
+    fn drop(&mut self) {
+        let (socket, tls) = self.0.get_mut();
+        tls.send_close_notify();
+        // A client that does not read is not waited for.
+        while tls.wants_write() && tls.write_tls(&mut AtOnce(socket)).is_ok() {}
+    }
+}
+
+/// Takes what the socket takes without waiting.
+struct AtOnce<'a>(&'a TcpStream);
+
+impl io::Write for AtOnce<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Tls {

@@ -197,6 +197,12 @@ async fn encrypted_connections() {
     assert_eq!(try_in("carol", &bound).await.expect("channel binding"), "carol");
     let ssl = tell(&herd, &gateway, ("carol", "x"), &checked, "SHOW ssl").await;
     assert_eq!(ssl.expect("TLS"), "on");
+    // Drivers tell a server that has ended the session from a line that broke.
+    let terminating = "SELECT pg_terminate_backend(pg_backend_pid())";
+    refused(
+        tell(&herd, &gateway, ("carol", "x"), &checked, terminating).await,
+        "SSL connection has been closed unexpectedly",
+    );
     refused(
         try_in("carol", &[("PGSSLMODE", "disable")]).await,
         "no pg_hba.conf entry for host \"127.0.0.1\", user \"carol\", database \"postgres\", no encryption",
