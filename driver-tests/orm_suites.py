@@ -1,5 +1,6 @@
 """More of what `run.py` runs: suites of ORMs and query builders in other languages. See `suites.py` for what each function is to do."""
 
+import json
 import os
 import pathlib
 import re
@@ -168,6 +169,31 @@ def alembic(folder, target, port):
     return with_pytest(folder, target, {}, ["--maxfail=1000", "--dburi", address, "tests"])
 
 
+def gorm(folder, target, port):
+    """The folder `tests` of its repository, whose go.mod names modules that are there; drivers of other servers may be stubs."""
+    database(port, "gorm")
+    address = f"user=postgres password=x dbname=gorm host=127.0.0.1 port={port} sslmode=disable TimeZone=Asia/Shanghai"
+    command = ["go", "test", "-count=1", "-vet=off", "-v", "-timeout", "1800s", "."]
+    said = run(command, folder, {"GORM_DIALECT": "postgres", "GORM_DSN": address}, target / "output")
+    words = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
+    return {name: words[word] for word, name in re.findall(r"^ *--- (PASS|FAIL|SKIP): (\S+) ", said, re.M)}
+
+
+def pg_boss(folder, target, port):
+    """Its packages installed in the folder; Node.js 22. Tests of its command line, of other databases and of ORMs are left out."""
+    database(port, "pgboss")
+    others = re.compile("Type|pglite|speed|cli|multiMaster|coverage|navigator|adapter")
+    files = sorted(f"test/{p.name}" for p in (pathlib.Path(folder) / "test").glob("*Test.ts") if not others.search(p.name))
+    report = target / "report.json"
+    command = ["node_modules/.bin/vitest", "run", "--typecheck.enabled=false", "--maxWorkers=1", "--testTimeout=60000", "--hookTimeout=60000"]
+    command += ["--reporter=json", f"--outputFile={report}", *files]
+    run(command, folder, {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(port)}, target / "output")
+    if not report.exists():
+        return {}
+    tests = (test for file in json.loads(report.read_text())["testResults"] for test in file["assertionResults"])
+    return {test["fullName"]: {"passed": "passed", "failed": "failed"}.get(test["status"], "skipped") for test in tests}
+
+
 ORM_SUITES = {
     "objection": (objection, "Objection's integration tests; its packages installed in the folder"),
     "kysely": (kysely, "Kysely's tests with Node.js; the folder compiled (tsc, tsc -p test/node)"),
@@ -178,4 +204,6 @@ ORM_SUITES = {
     "rose-db-object": (rose_db_object, "Rose::DB::Object's tests; Perl with Rose::DB"),
     "piccolo": (piccolo, "Piccolo's tests; Python with its requirements"),
     "alembic": (alembic, "Alembic's tests; Python with SQLAlchemy and psycopg2"),
+    "gorm": (gorm, "GORM's folder of tests; Go, with the modules that it wants"),
+    "pg-boss": (pg_boss, "pg-boss' tests; Node.js 22, its packages installed in the folder"),
 }

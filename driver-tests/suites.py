@@ -284,6 +284,31 @@ def dbd_pg(folder, target, port):
     return outcomes
 
 
+def php_pgsql(folder, target, port):
+    """PHP's sources, of the version that is installed: its tests of pgsql and pdo_pgsql, and those that PDO has for all drivers."""
+    database(port, "phpt")
+    copy = target / "sources"
+    for part in ["pgsql", "pdo_pgsql", "pdo"]:
+        shutil.copytree(f"{folder}/ext/{part}/tests", copy / "ext" / part / "tests")
+    shutil.copy(f"{folder}/run-tests.php", copy)
+    # Some tests do not ask the environment where the server is.
+    for file in [*copy.glob("ext/*/tests/*.inc"), *copy.glob("ext/*/tests/*.phpt")]:
+        text = file.read_bytes()
+        for before, after in [(b"port=5432", b"port=%d" % port), (b"host=localhost", b"host=127.0.0.1"), (b"dbname=test", b"dbname=phpt")]:
+            text = text.replace(before, after)
+        file.write_bytes(text)
+    address = f"host=127.0.0.1 port={port} dbname=phpt user=postgres"
+    environment = {"PGSQL_TEST_CONNSTR": address, "PDO_PGSQL_TEST_DSN": f"pgsql:{address}", "PDOTEST_DSN": f"pgsql:{address}"}
+    environment |= {"PDOTEST_USER": "postgres", "PDOTEST_PASS": "x", "NO_INTERACTION": "1", "SKIP_SLOW_TESTS": "1"}
+    results = target / "results"
+    command = ["php", "run-tests.php", "-p", shutil.which("php"), "--set-timeout", "60", "-q", "-W", str(results), "ext/pgsql/tests", "ext/pdo_pgsql/tests"]
+    with open(target / "output", "w") as output:
+        subprocess.run(command, cwd=copy, env=dict(os.environ, **environment), stdout=output, stderr=output)
+    words = {"PASSED": "passed", "SKIPPED": "skipped", "XFAILED": "skipped"}
+    lines = (line.split("\t", 1) for line in results.read_text().splitlines() if "\t" in line)
+    return {name.replace(f"{copy}/", ""): words.get(word, "failed") for word, name in lines}
+
+
 SUITES = {
     "psycopg": (psycopg, "psycopg 3, all tests but those marked slow; pytest, pytest-timeout, anyio, pproxy"),
     "psycopg2": (psycopg2, "psycopg2; psycopg2, pytest, pytest-timeout"),
@@ -299,5 +324,6 @@ SUITES = {
     "pgx": (pgx, "pgx' tests; Go, with the modules that it wants"),
     "lib-pq": (lib_pq, "lib/pq's tests; Go"),
     "dbd-pg": (dbd_pg, "DBD::Pg's tests; Perl with the same version of DBD::Pg"),
+    "php-pgsql": (php_pgsql, "PHP's tests of pgsql and pdo_pgsql; PHP of the same version, with both"),
     **ORM_SUITES,
 }
