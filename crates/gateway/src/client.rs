@@ -74,6 +74,8 @@ pub(crate) struct Client {
     put_back: Option<PgWireFrontendMessage>,
     /// replies not yet sent
     pub(crate) out: BytesMut,
+    /// how often some were sent
+    sendings: u64,
     context: DecodeContext,
     max_message_bytes: usize,
     /// None for UTF8
@@ -131,6 +133,7 @@ impl Client {
             inbox: BytesMut::with_capacity(8 * 1024),
             put_back: None,
             out: BytesMut::with_capacity(8 * 1024),
+            sendings: 0,
             context: DecodeContext::new(ProtocolVersion::PROTOCOL3_0),
             max_message_bytes: BEFORE_LOGIN,
             encoding: None,
@@ -337,6 +340,11 @@ impl Client {
         Err(Gone::FunctionCall(message.slice(5..)))
     }
 
+    /// Where in its replies the client is. Equal later, nothing was put for it, or sent, in between.
+    pub(crate) fn position(&self) -> (u64, usize) {
+        (self.sendings, self.out.len())
+    }
+
     /// Sends what has gathered.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         if self.discarding.as_ref().is_some_and(|d| d.wanted) {
@@ -353,6 +361,7 @@ impl Client {
             if let Some(error) = &inconvertible {
                 self.put_error(&error.clone().fatal());
             }
+            self.sendings += 1;
             let sent = self.stream.write(&self.out).await;
             self.out.clear();
             if let Some(converter) = &mut self.encoding {

@@ -95,7 +95,7 @@ impl Session {
     async fn copy_again(&mut self, unit: Unit<'_>, shape: &CopyShape) -> Result<(), Problem> {
         let mut tries = 0;
         loop {
-            let mark = self.client.out.len();
+            let mark = self.client.position();
             let entered = self.enter(unit).await?;
             let epoch = entered.snapshot.epoch;
             self.begin_strict_for_one(&entered.snapshot);
@@ -106,7 +106,7 @@ impl Session {
             drop(entered);
             match result {
                 Err(Problem::Error(error)) if names_missing_child(&error) => {
-                    let nothing_delivered = self.client.out.len() == mark;
+                    let nothing_delivered = self.client.position() == mark;
                     tries += 1;
                     if self.is_alone() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
                         self.rollback_block().await?;

@@ -205,7 +205,7 @@ impl Session {
     pub(crate) async fn routed(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let mut tries = 0;
         loop {
-            let mark = self.client.out.len();
+            let mark = self.client.position();
             let entered = self.enter(unit).await?;
             if entered.analysis.locks_session {
                 self.cancel.standing.keeps(Keeps::AdvisoryLocks);
@@ -250,7 +250,7 @@ impl Session {
             }
             match result {
                 Err(Problem::Error(error)) if names_missing_child(&error) => {
-                    let nothing_delivered = self.client.out.len() == mark;
+                    let nothing_delivered = self.client.position() == mark;
                     tries += 1;
                     if self.is_alone() && nothing_delivered && tries <= STALE_ROUTE_TRIES {
                         self.rollback_block().await?;

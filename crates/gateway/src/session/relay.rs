@@ -13,8 +13,8 @@ use pgherd_model::ServerError;
 use pgherd_shards::Backend;
 use std::time::Duration;
 
-/// PostgreSQL sends when this much has gathered.
-const SENT_BY_POSTGRESQL: usize = 8 * 1024;
+/// PostgreSQL sends 8 kB at a time, and its last message may be whole with the next ones only.
+const SENT_BY_POSTGRESQL: usize = 4 * 1024;
 /// How long a shard says nothing before what has gathered is sent.
 const MOMENT: Duration = Duration::from_millis(50);
 
@@ -78,6 +78,8 @@ pub(crate) struct Reply {
     pub(crate) suspended: bool,
     /// ParseComplete came
     pub(crate) prepared: bool,
+    /// rows came, or a copy's data
+    has_rows: bool,
     /// a notice was put into the client's buffer, and not sent yet
     noticed: bool,
     /// columns whose values are translated
@@ -129,8 +131,10 @@ pub(crate) async fn relay(
         holding: filter.holding.to_vec(),
         ..Reply::default()
     };
-    let before = client.out.len();
+    let mut before = client.out.len();
     loop {
+        // Less, where it was sent meanwhile.
+        before = before.min(client.out.len());
         let step = take_messages(backend, client, filter, &mut reply);
         reply.delivered |= client.out.len() > before;
         let is_row = matches!(step, Step::Row(_));
@@ -181,7 +185,12 @@ pub(crate) async fn relay(
         if is_row {
             continue;
         }
-        match (fill(backend, client, fresh).await?, &reply.error) {
+        // What stands before the first row may be taken back yet.
+        let filled = match reply.has_rows && client.out.len() >= SENT_BY_POSTGRESQL {
+            true => fill_or_send(backend, client, fresh).await?,
+            false => backend.fill().await,
+        };
+        match (filled, &reply.error) {
             // The shard said why it ends the connection.
             (Err(_), Some(_)) => return Ok(End::Ready(reply)),
             (filled, _) => filled?,
@@ -191,18 +200,18 @@ pub(crate) async fn relay(
 
 /// Receives more. Rows do not wait here for those that the shard has yet to find: what PostgreSQL would have sent by now is
 /// sent, when nothing else comes for a moment.
-async fn fill(
+async fn fill_or_send(
     backend: &mut Backend,
     client: &mut Client,
     fresh: Fresh<'_>,
 ) -> Result<Result<(), pgherd_shards::Error>, Failure> {
-    if client.out.len() >= SENT_BY_POSTGRESQL {
-        match tokio::time::timeout(MOMENT, backend.fill()).await {
-            Ok(filled) => return Ok(filled),
-            Err(_) if !fresh.holds().await => return Err(Failure::Stale),
-            Err(_) => client.flush().await?,
-        }
+    if let Ok(filled) = tokio::time::timeout(MOMENT, backend.fill()).await {
+        return Ok(filled);
     }
+    if !fresh.holds().await {
+        return Err(Failure::Stale);
+    }
+    client.flush().await?;
     Ok(backend.fill().await)
 }
 
@@ -274,7 +283,10 @@ fn take_messages(backend: &mut Backend, client: &mut Client, filter: Filter<'_>,
                     && (filter.foreign.is_none() || !has_user_types(body))
                     && filter.naming.is_none_or(|naming| naming.put(shard, body))
             }
-            b'D' | b'd' => reply.holding.is_empty(),
+            b'D' | b'd' => {
+                reply.has_rows = true;
+                reply.holding.is_empty()
+            }
             b't' | b'I' | b'c' => true,
             b'n' => !filter.hide_no_data && !filter.hide_description,
             b'C' => {

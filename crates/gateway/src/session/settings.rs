@@ -371,23 +371,24 @@ fn refused_name(error: &ServerError) -> Option<&str> {
 }
 
 impl Session {
-    /// Where a statement stands that may have to be run again: whether it is alone, and how much of the reply is of others.
-    pub(crate) fn mark(&self) -> (bool, usize) {
-        (self.block.is_none(), self.client.out.len())
+    /// Where a statement stands that may have to be run again: whether it is alone, and what of the reply is of others.
+    pub(crate) fn mark(&self) -> (bool, (u64, usize)) {
+        (self.block.is_none(), self.client.position())
     }
 
     /// Where a backend would not take a setting of the session's, since a library has been loaded there whose settings have that prefix:
     /// the session loses it, as PostgreSQL drops it when the library is loaded. The backend has not seen the statement. True where it
     /// can be run again, from the mark.
-    pub(crate) fn runs_without_setting(&mut self, error: &ServerError, (alone, mark): (bool, usize)) -> bool {
+    pub(crate) fn runs_without_setting(&mut self, error: &ServerError, (alone, mark): (bool, (u64, usize))) -> bool {
         let Some(name) = refused_name(error).filter(|name| self.settings.has(name)) else {
             return false;
         };
         self.settings.lose(name);
         self.settings_changed();
-        let again = alone && self.block.is_none();
+        let (sendings, length) = mark;
+        let again = alone && self.block.is_none() && self.client.position().0 == sendings;
         if again {
-            self.client.out.truncate(mark);
+            self.client.out.truncate(length);
         }
         again
     }
