@@ -4,7 +4,7 @@
 use pgherd_model::{ServerError, Table};
 use pgherd_sql::lexer::{Token, TokenKind};
 use pgherd_sql::relations::{ResolveTable, references};
-use pgherd_sql::{ObjectName, Parsed};
+use pgherd_sql::{ObjectName, Parsed, TableAs};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -41,6 +41,11 @@ impl<'a> StatementText<'a> {
     pub fn tables_read(&self, resolve: ResolveTable<'_>) -> Option<Vec<Arc<Table>>> {
         let read = references(self.parsed.ast.as_deref()?, resolve)?;
         Some(read.into_iter().filter_map(|reference| reference.table).collect())
+    }
+
+    /// Its two statements, where it makes the table `name` of a query.
+    pub fn table_as(&self, name: &ObjectName) -> Option<TableAs> {
+        pgherd_sql::table_as(self.text, self.tokens, name)
     }
 
     /// The same with more behind it.

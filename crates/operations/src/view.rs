@@ -151,12 +151,14 @@ pub(crate) async fn table_as(
     text: &StatementText<'_>,
 ) -> Result<String, ServerError> {
     let own = ddl.relations.first().map(|n| n.name.clone()).unwrap_or_default();
-    let mut others = text.identifiers().filter(|i| *i != own);
-    let resolve = |schema: Option<&str>, name: &str| work.resolve_name(schema, name);
-    // An alias, or a table of another schema, may have a sharded table's name.
-    let reads_known = match text.tables_read(&resolve) {
-        Some(tables) => !tables.is_empty() || others.any(|i| work.snapshot.may_reach(&i)),
-        None => others.any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.may_reach(&i)),
+    let parts = ddl.relations.first().and_then(|name| text.table_as(name));
+    let parsed = parts.map(|parts| pgherd_sql::parse(&parts.query).map(|query| (query, parts.query)));
+    let reads_known = match parsed.transpose()? {
+        // The names of the new table's columns may be those of tables.
+        Some((query, own_text)) if query.len() == 1 => {
+            reads_known(work, &StatementText::new(&query[0], &own_text), &own)
+        }
+        _ => reads_known(work, text, &own),
     };
     if reads_known && !text.has(&["with", "no", "data"]) {
         return Err(ServerError::unsupported(
@@ -168,4 +170,15 @@ pub(crate) async fn table_as(
         work.announce([own.as_str()], text.text).await?;
     }
     work.on_home(text.text).await
+}
+
+/// Whether a query, or a statement that has one and makes the table `own`, reads a table of the catalog, or may do so.
+fn reads_known(work: &Work<'_, '_>, query: &StatementText<'_>, own: &str) -> bool {
+    let mut others = query.identifiers().filter(|i| i != own);
+    let resolve = |schema: Option<&str>, name: &str| work.resolve_name(schema, name);
+    // An alias, or a table of another schema, may have a sharded table's name.
+    match query.tables_read(&resolve) {
+        Some(tables) => !tables.is_empty() || others.any(|i| work.snapshot.may_reach(&i)),
+        None => others.any(|i| work.snapshot.relations.contains_key(i.as_str()) || work.snapshot.may_reach(&i)),
+    }
 }
