@@ -140,33 +140,32 @@ fn with(c: &mut Cursor) -> Option<Kind> {
     }
 }
 
+#[derive(Default)]
 struct Modes {
     isolation: Option<Isolation>,
     read_only: Option<bool>,
     deferrable: Option<bool>,
 }
 
-fn modes(c: &mut Cursor) -> Modes {
-    let (mut isolation, mut read_only, mut deferrable) = (None, None, None);
+/// None where it is no list of modes by PostgreSQL's grammar, in which commas may be left out.
+fn modes(c: &mut Cursor) -> Option<Modes> {
+    let mut modes = Modes::default();
+    let mut wanted = false;
     loop {
-        c.accept_symbol(",");
         if c.accept("isolation level") {
-            isolation = isolation_level(c);
+            modes.isolation = Some(isolation_level(c)?);
         } else if c.accept("read only") {
-            read_only = Some(true);
+            modes.read_only = Some(true);
         } else if c.accept("read write") {
-            read_only = Some(false);
+            modes.read_only = Some(false);
         } else if c.accept("deferrable") {
-            deferrable = Some(true);
+            modes.deferrable = Some(true);
         } else if c.accept("not deferrable") {
-            deferrable = Some(false);
+            modes.deferrable = Some(false);
         } else {
-            return Modes {
-                isolation,
-                read_only,
-                deferrable,
-            };
+            return (!wanted).then_some(modes);
         }
+        wanted = c.accept_symbol(",");
     }
 }
 
@@ -201,7 +200,7 @@ fn transaction(c: &mut Cursor, word: &str) -> Option<Kind> {
             } else {
                 c.accept_any(&["work", "transaction"]);
             }
-            let modes = modes(c);
+            let modes = modes(c)?;
             c.done().then_some(Kind::Begin {
                 isolation: modes.isolation,
                 read_only: modes.read_only,
@@ -338,7 +337,11 @@ fn set_transaction(c: &mut Cursor, session: bool) -> Option<Kind> {
     if !session && c.accept("snapshot") {
         snapshot = Some(c.string()?);
     }
-    let modes = modes(c);
+    let begins = c.at;
+    let modes = match snapshot {
+        Some(_) => Modes::default(),
+        None => modes(c).filter(|_| c.at > begins)?,
+    };
     c.done().then_some(Kind::SetTransaction {
         isolation: modes.isolation,
         read_only: modes.read_only,

@@ -452,6 +452,10 @@ impl Session {
                     "there is already a transaction in progress",
                 );
                 self.put_notice(&warning);
+                // What it says of the mode holds for the block that is open.
+                if mode.isolation.is_some() || mode.read_only.is_some() || mode.deferrable.is_some() {
+                    self.change_mode(&mode).await?;
+                }
             }
         }
         Ok(())

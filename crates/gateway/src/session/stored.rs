@@ -48,14 +48,6 @@ impl Session {
         inner: Range<usize>,
         text: &Arc<str>,
     ) -> Result<(), Problem> {
-        if self.prepared.contains_key(name) {
-            self.check_syntax(text).await?;
-            return Err(ServerError::new(
-                SqlState::DUPLICATE_PREPARED_STATEMENT,
-                format!("prepared statement \"{name}\" already exists"),
-            )
-            .into());
-        }
         let mut oids = Vec::with_capacity(types.len());
         for type_name in types {
             oids.push(if type_name.eq_ignore_ascii_case("unknown") {
@@ -106,6 +98,13 @@ impl Session {
             *prepared.told.get_mut() = Some(Told::new(version, described));
             drop(entered);
             prepared.statement = Some(self.at_this_moment(statement, &prepared.types).await);
+        }
+        if self.prepared.contains_key(name) {
+            return Err(ServerError::new(
+                SqlState::DUPLICATE_PREPARED_STATEMENT,
+                format!("prepared statement \"{name}\" already exists"),
+            )
+            .into());
         }
         self.prepared.insert(name.to_owned(), Arc::new(prepared));
         self.client.put_tag("PREPARE");
@@ -286,17 +285,15 @@ impl Session {
         types: &[u32],
     ) -> Result<Vec<(bool, Option<Bytes>)>, Problem> {
         let text = &unit.statement.text;
-        let Some(given) = arguments(unit) else {
-            if !types.is_empty() {
-                return Err(wrong_count(name, 0, types.len()));
-            }
+        let given = arguments(unit);
+        let count = given.as_ref().map_or(0, |given| given.count);
+        if count != types.len() || !given.as_ref().is_none_or(|given| given.ends) {
+            self.check_syntax(text).await?;
+            return Err(wrong_count(name, count, types.len()));
+        }
+        let Some(Given { text: arguments, .. }) = given.filter(|given| given.count > 0) else {
             return Ok(Vec::new());
         };
-        if given.count != types.len() || !given.ends {
-            self.check_syntax(text).await?;
-            return Err(wrong_count(name, given.count, types.len()));
-        }
-        let arguments = given.text;
         self.check_calls(arguments).await?;
         let names = self.type_names(types).await?;
         let mut list: Vec<_> = (1..=types.len()).map(|n| format!("${n}")).collect();
@@ -401,15 +398,16 @@ fn wrong_count(name: &str, given: usize, expected: usize) -> Problem {
     .into()
 }
 
-/// What stands between the parentheses behind an EXECUTE's name.
+/// What stands behind an EXECUTE's name.
 struct Given<'t> {
+    /// what stands between the parentheses
     text: &'t str,
     count: usize,
     /// nothing stands behind them, where the statement is the EXECUTE
     ends: bool,
 }
 
-/// The arguments of the EXECUTE that a statement is or has.
+/// What the EXECUTE that a statement is or has is given; None for nothing.
 fn arguments(unit: Unit<'_>) -> Option<Given<'_>> {
     arguments_in(&unit.statement.text, &unit.statement.parsed.tokens)
 }
@@ -417,15 +415,31 @@ fn arguments(unit: Unit<'_>) -> Option<Given<'_>> {
 fn arguments_in<'t>(text: &'t str, tokens: &[Token]) -> Option<Given<'t>> {
     let execute = tokens.iter().position(|t| t.is_word(text, "execute"))?;
     let tokens = &tokens[execute..];
-    let open = tokens.iter().position(|t| t.is(text, "("))?;
+    let ends = |at: usize| execute > 0 || tokens[at..].iter().all(|t| t.is(text, ";"));
+    let open = 2;
+    if !tokens.get(open).is_some_and(|t| t.is(text, "(")) {
+        let ends = tokens.len() <= open || ends(open);
+        return (!ends).then_some(Given {
+            text: "",
+            count: 0,
+            ends,
+        });
+    }
     let depths = depths(text, tokens);
-    let close = (open + 1..tokens.len()).find(|&i| depths[i] == 1 && tokens[i].is(text, ")"))?;
+    let close = (open + 1..tokens.len()).find(|&i| depths[i] == 1 && tokens[i].is(text, ")"));
+    // PostgreSQL wants an argument where there are parentheses.
+    let Some(close) = close.filter(|&close| close > open + 1) else {
+        return Some(Given {
+            text: "",
+            count: 0,
+            ends: false,
+        });
+    };
     let commas = (open + 1..close).filter(|&i| depths[i] == 1 && tokens[i].is(text, ","));
-    let inside = text[tokens[open].end as usize..tokens[close].start as usize].trim();
-    (close > open + 1).then(|| Given {
-        text: inside,
+    Some(Given {
+        text: text[tokens[open].end as usize..tokens[close].start as usize].trim(),
         count: commas.count() + 1,
-        ends: execute > 0 || tokens[close + 1..].iter().all(|t| t.is(text, ";")),
+        ends: ends(close + 1),
     })
 }
 
@@ -460,5 +474,10 @@ mod tests {
         assert_eq!(given("CREATE TABLE t (a, b) AS EXECUTE p(1)"), Some(("1", 1, true)));
         assert_eq!(given("EXECUTE p('a'),('b')"), Some(("'a'", 1, false)));
         assert_eq!(given("EXECUTE p"), None);
+        assert_eq!(given("EXECUTE p;"), None);
+        assert_eq!(given("CREATE TABLE t (a) AS EXECUTE p WITH DATA"), None);
+        for unread in ["EXECUTE p ()", "EXECUTE p (", "EXECUTE p q", "EXECUTE p q (1)"] {
+            assert_eq!(given(unread), Some(("", 0, false)), "{unread}");
+        }
     }
 }
