@@ -508,7 +508,8 @@ pub(crate) fn row_count(expr: &Expr, context: &Context<'_>) -> Option<Option<u64
         return None;
     };
     match &value.value {
-        Value::Number(number, _) => Some(Some(number.parse().ok()?)),
+        // What is no bigint is for PostgreSQL to refuse.
+        Value::Number(number, _) => Some(Some(u64::try_from(number.parse::<i64>().ok()?).ok()?)),
         Value::Placeholder(name) => {
             let number = name.strip_prefix('$')?.parse().ok()?;
             Some(Some(u64::try_from((context.number)(number)?).ok()?))
