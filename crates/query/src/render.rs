@@ -443,12 +443,14 @@ fn level(expr: &Expr) -> u8 {
     }
 }
 
+/// None for what may mean the transaction's time, which is another one on each shard.
 fn string(value: &Value) -> Option<&str> {
-    match value {
-        Value::SingleQuotedString(text) => Some(text),
-        Value::DollarQuotedString(text) => Some(&text.value),
-        _ => None,
-    }
+    let text = match value {
+        Value::SingleQuotedString(text) => text,
+        Value::DollarQuotedString(text) => &text.value,
+        _ => return None,
+    };
+    (!pgherd_sql::moment::is_now(text)).then_some(text.as_str())
 }
 
 /// The operator as PostgreSQL writes it; None for those that the parser may have read differently.

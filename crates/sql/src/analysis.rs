@@ -265,6 +265,7 @@ impl Analysis {
     fn find_clock(&self, context: &Context) -> Clock {
         match &self.decision {
             _ if !clock::replacements(context.text, context.tokens).is_empty() => Clock::Text,
+            Decision::Insert(plan) if plan.has_moments() => Clock::Text,
             Decision::Insert(plan) if plan.has_timed_defaults() => Clock::Defaults,
             _ => Clock::None,
         }

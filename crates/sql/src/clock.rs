@@ -5,6 +5,7 @@
 //! have the same last names, so a result's columns are called the same.
 
 use crate::lexer::{Token, TokenKind, depths, tokenize};
+use crate::moment::moments;
 use crate::relations::substitute;
 use pgherd_model::{Column, quote_identifier};
 use std::ops::Range;
@@ -17,11 +18,17 @@ const WORDS: [(&str, Option<&str>); 5] = [
     ("localtime", Some("time")),
     ("localtimestamp", Some("timestamp")),
 ];
+/// The transaction's time as a `timestamptz`.
+pub(crate) const NOW: &str = "pgherd.now()";
 const CALLS: [&str; 2] = ["now", "transaction_timestamp"];
 
 /// What to put in place of each use of the transaction's time, ascending.
 pub(crate) fn replacements(text: &str, tokens: &[Token]) -> Vec<(Range<usize>, String)> {
-    (0..tokens.len()).filter_map(|i| replacement(text, tokens, i)).collect()
+    let calls = (0..tokens.len()).filter_map(|i| replacement(text, tokens, i));
+    let constants = moments(text, tokens).into_iter().map(|m| (m.span.clone(), m.of(NOW)));
+    let mut found: Vec<_> = calls.chain(constants).collect();
+    found.sort_by_key(|(span, _)| span.start);
+    found
 }
 
 fn replacement(text: &str, tokens: &[Token], i: usize) -> Option<(Range<usize>, String)> {
@@ -125,6 +132,10 @@ mod tests {
         check(
             "SELECT CURRENT_DATE, localtimestamp(3)",
             "SELECT pgherd.\"current_date\"(), CAST(pgherd.\"localtimestamp\"() AS pg_catalog.timestamp(3))",
+        );
+        check(
+            "SELECT date 'now', now()",
+            "SELECT pg_catalog.\"date\"(pgherd.now()), pgherd.now()",
         );
         check(
             "SELECT transaction_timestamp()",

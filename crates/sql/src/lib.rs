@@ -32,6 +32,7 @@ mod lock_table;
 mod locked_inside;
 mod locking_subqueries;
 pub mod locks;
+pub mod moment;
 mod nested_joins;
 mod noting;
 pub mod parse;
@@ -60,6 +61,7 @@ mod written_rows;
 pub use analysis::{Analysis, Clock, analyze, hidden_name, hides_a_name, level_hash, name_hash};
 pub use explain::{ExplainFormat, ExplainOptions};
 pub use functions::{calls_builtins_only, calls_set_returning};
+pub use insert_text::next_identity;
 pub use instead::Instead;
 pub use kind::{
     CopyFormat, CopyShape, CopySource, CopyTarget, DatabaseChange, Ddl, DdlKind, Isolation, Kind, Literal, ObjectName,

@@ -3,13 +3,17 @@
 
 use crate::views::ParsedQuery;
 use pgherd_sql::lexer::Token;
+use pgherd_sql::moment::moments;
 use std::ops::Range;
 
 /// Replacements for the calls of `now()`, `current_timestamp`, …; none when the statement also uses such a word as a
 /// column's name, which a replaced call would no longer give.
 pub(crate) fn edits(parsed: &ParsedQuery, now: &str) -> Vec<(Range<usize>, String)> {
     let (text, tokens) = (&parsed.text, &parsed.tokens);
-    let mut edits = Vec::new();
+    let constants = moments(text, tokens).into_iter();
+    let mut edits: Vec<_> = constants
+        .map(|moment| (moment.span.clone(), moment.of(&literal(now, "timestamptz"))))
+        .collect();
     for (i, token) in tokens.iter().enumerate() {
         let Some(name) = token.identifier(text) else {
             continue;
@@ -43,6 +47,7 @@ pub(crate) fn edits(parsed: &ParsedQuery, now: &str) -> Vec<(Range<usize>, Strin
             _ => {}
         }
     }
+    edits.sort_by_key(|(span, _)| span.start);
     edits
 }
 
