@@ -33,7 +33,7 @@ mod write;
 pub use cursor::{OpenCursor, declare};
 pub use explain::{Explained, ExplainedFragment, explain};
 pub use insert::insert_select;
-pub use metadata::text_is_not_exact;
+pub use metadata::{EXACT_TEXT, text_is_not_exact};
 pub(crate) use pgherd_transaction::{Fragment, Transaction};
 pub use plan::engine::{Engine, Limits};
 pub use relay::RowBatch;

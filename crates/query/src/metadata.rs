@@ -15,6 +15,8 @@ pub(crate) struct Column {
     pub collation_sql: String,
     /// its binary format can be copied to another server
     pub binary: bool,
+    /// its text is read as the same value
+    pub exact: bool,
     /// in the primary key, which holds at any moment
     pub primary: bool,
     /// the type's array, where values can be its elements: an array's cannot, and a domain has checks of its own
@@ -69,6 +71,32 @@ pub(crate) struct Metadata {
 pub(crate) const TEXT_IS_EXACT: &str = "(current_setting('DateStyle') ILIKE 'ISO%' \
      AND current_setting('extra_float_digits')::integer > 0 AND current_setting('array_nulls')::boolean)::text";
 
+/// OIDs of types whose text is read as the same value under any settings: numbers but for floats, strings, JSON, dates and times
+/// without a zone's name, ranges of those.
+pub const EXACT_TEXT: &[u32] = &[
+    16, 17, 18, 19, 20, 21, 23, 25, 26, 114, 142, 650, 774, 790, 829, 869, 1042, 1043, 1082, 1083, 1114, 1186, 1266,
+    1560, 1562, 1700, 2950, 3614, 3615, 3802, 3904, 3906, 3908, 3912, 3926, 4072,
+];
+
+/// SQL for whether a value of a type, whose OID is an expression, is read as the same value when it is written as text: under the
+/// session's settings, or because the type is made of nothing that they concern.
+pub(crate) fn exact_text_sql(oid: &str) -> String {
+    let exact: Vec<_> = EXACT_TEXT.iter().map(u32::to_string).collect();
+    format!(
+        "CASE WHEN {TEXT_IS_EXACT}::boolean THEN true ELSE (WITH RECURSIVE pgherd_part (oid) AS (SELECT {oid} UNION \
+           SELECT i.oid FROM pgherd_part p JOIN pg_catalog.pg_type w ON w.oid = p.oid CROSS JOIN LATERAL \
+             (SELECT w.typelem WHERE w.typcategory = 'A' UNION ALL SELECT w.typbasetype WHERE w.typtype = 'd' \
+              UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE r.rngtypid = w.oid \
+              UNION ALL SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE r.rngmultitypid = w.oid \
+              UNION ALL SELECT b.atttypid FROM pg_catalog.pg_attribute b \
+                WHERE w.typtype = 'c' AND b.attrelid = w.typrelid AND b.attnum > 0 AND NOT b.attisdropped) i (oid)) \
+           SELECT pg_catalog.bool_and(w.typtype IN ('e', 'd', 'r', 'm', 'c') OR w.oid IN ({exact}) OR w.typname ~ '^reg' \
+             OR w.typcategory = 'A' AND w.typelem <> 0 AND current_setting('array_nulls')::boolean) \
+           FROM pgherd_part p JOIN pg_catalog.pg_type w ON w.oid = p.oid) END",
+        exact = exact.join(", ")
+    )
+}
+
 /// 0A000, where text is not exact and values would travel so.
 pub fn text_is_not_exact() -> ServerError {
     ServerError::unsupported(
@@ -101,7 +129,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
           AND t.typname NOT IN ('record', '_record', 'pg_node_tree', 'pg_ndistinct', 'pg_dependencies', 'pg_mcv_list') \
           AND (e.oid IS NULL OR e.typsend <> 0 AND e.typreceive <> 0))::text, \
          (a.attnum = ANY (p.conkey) AND NOT p.condeferrable)::text, a.atttypid::text, \
-         CASE WHEN t.typtype = 'b' AND t.typcategory <> 'A' AND t.typarray <> 0 THEN t.typarray END::text \
+         CASE WHEN t.typtype = 'b' AND t.typcategory <> 'A' AND t.typarray <> 0 THEN t.typarray END::text, ({exact})::text \
          FROM unnest({names}::text[]) WITH ORDINALITY r(name, n) \
          JOIN pg_catalog.pg_class c ON c.oid = to_regclass(r.name) \
          JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace \
@@ -118,6 +146,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          AND EXISTS (SELECT FROM unnest(f.proargtypes) AS a(oid) JOIN pg_catalog.pg_type t ON t.oid = a.oid \
          WHERE t.typtype = 'c'); \
          SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text, {TEXT_IS_EXACT}",
+        exact = exact_text_sql("a.atttypid"),
         names = array_literal(names),
         words = array_literal(words),
     );
@@ -188,6 +217,7 @@ fn add_row<'a>(relations: &mut [Option<Relation>], value: impl Fn(usize) -> Opti
             primary: value(8) == Some("true"),
             type_oid: value(9)?.parse().ok()?,
             array_oid: value(10).and_then(|oid| oid.parse().ok()),
+            exact: value(11) == Some("true"),
         });
     }
     Some(())

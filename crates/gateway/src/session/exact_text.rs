@@ -3,14 +3,7 @@
 
 use super::{Problem, Session};
 use pgherd_model::ServerError;
-use pgherd_query::text_is_not_exact;
-
-/// OIDs of types whose text is read as the same value under any settings: numbers but for floats, strings, JSON, dates and times
-/// without a zone's name, ranges of those.
-const EXACT: &[u32] = &[
-    16, 17, 18, 19, 20, 21, 23, 25, 26, 114, 142, 650, 774, 790, 829, 869, 1042, 1043, 1082, 1083, 1114, 1186, 1266,
-    1560, 1562, 1700, 2950, 3614, 3615, 3802, 3904, 3906, 3908, 3912, 3926, 4072,
-];
+use pgherd_query::{EXACT_TEXT, text_is_not_exact};
 
 /// How the session's text of some types is read again.
 pub(super) struct Text {
@@ -29,12 +22,12 @@ pub(super) const EXACT_STYLE: &str = "pg_catalog.set_config('DateStyle', 'ISO, M
 impl Session {
     /// What holds for text of these types; None where the settings do not matter.
     pub(super) async fn text_of(&mut self, types: impl IntoIterator<Item = u32>) -> Result<Option<Text>, ServerError> {
-        let asked: Vec<_> = types.into_iter().filter(|oid| !EXACT.contains(oid)).collect();
+        let asked: Vec<_> = types.into_iter().filter(|oid| !EXACT_TEXT.contains(oid)).collect();
         if asked.is_empty() {
             return Ok(None);
         }
         let numbers = |oids: &[u32]| oids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-        let (asked, exact) = (numbers(&asked), numbers(EXACT));
+        let (asked, exact) = (numbers(&asked), numbers(EXACT_TEXT));
         let back = ["DateStyle", "IntervalStyle", "extra_float_digits"]
             .map(|name| format!("quote_literal(current_setting('{name}'))"))
             .join(", ");

@@ -74,7 +74,7 @@ async fn plan(
     let may_read = |f: &&UserFunction| !f.shows_body || home_functions.contains(&f.name);
     let reading_function = metadata.functions.iter().filter(|_| metadata.wrote).find(may_read);
     let mut sources = source::sources(statement, parsed, &reading.resolutions, metadata, target);
-    if !metadata.text_is_exact && sources.iter().any(|source| !source.binary) {
+    if sources.iter().any(|source| !source.binary && !source.exact) {
         return Err(metadata::text_is_not_exact());
     }
     if reading.runs_inside(statement) && metadata.text_is_exact {

@@ -49,6 +49,8 @@ pub(crate) struct Gathered {
     pub(super) wanted: Vec<usize>,
     /// rows are copied in binary
     pub binary: bool,
+    /// rows copied as text are the same
+    pub(super) exact: bool,
     pub(super) places: Vec<Place>,
     /// for each mention the conditions that all hold; a mention without any needs all rows
     pub(super) filters: Vec<Vec<String>>,
@@ -328,6 +330,7 @@ pub(super) fn apart(
         sources.push(Gathered {
             temporary: format!("pgherd_{}", sources.len() + 1),
             binary: wanted.iter().all(|&c| relation.columns[c].binary),
+            exact: wanted.iter().all(|&c| relation.columns[c].exact),
             wanted,
             places,
             filters,
@@ -402,7 +405,34 @@ fn places(statement: &Statement<'_>, relation: &Relation, table: Option<&Table>)
 /// Whether a `*` or whole row takes all columns.
 fn takes_all(parsed: &ParsedQuery, resolutions: &[Resolution], mentions: &[usize], needs: &Needs<'_>) -> bool {
     let starred = |&m: &usize| needs.all_columns.contains(&resolutions[m].mention.span.start);
-    parsed.dotted_star || names_row(resolutions, mentions, needs) || mentions.iter().any(starred)
+    let dotted = |&m: &usize| parsed.dotted_star && may_be_starred(parsed, resolutions, m);
+    mentions.iter().any(dotted) || names_row(resolutions, mentions, needs) || mentions.iter().any(starred)
+}
+
+/// Whether a `x.*` may be of this mention: of no other does it take columns, for which the role may have no right. What is no mention's
+/// name may be a join's, and so may one that stands behind a parenthesis.
+fn may_be_starred(parsed: &ParsedQuery, resolutions: &[Resolution], mention: usize) -> bool {
+    let (text, tokens) = (&parsed.text, &parsed.tokens);
+    let exposed = |m: usize| {
+        let mention = &resolutions[m].mention;
+        mention.alias.as_ref().unwrap_or(&mention.name)
+    };
+    let stars = (1..tokens.len()).filter(|&i| tokens[i - 1].is(text, ".") && tokens[i].is(text, "*"));
+    let mut names = stars.map(|i| i.checked_sub(2).and_then(|before| tokens[before].identifier(text)));
+    names.any(|name| {
+        let Some(name) = name else { return true };
+        let behind = |i: usize| {
+            tokens
+                .get(i)
+                .is_some_and(|t| t.identifier(text).as_ref() == Some(&name))
+        };
+        let is_alias = |i: usize| {
+            let skipped = usize::from(tokens.get(i + 1).is_some_and(|t| t.is_word(text, "as")));
+            tokens[i].is(text, ")") && behind(i + 1 + skipped)
+        };
+        let is_mention = (0..resolutions.len()).any(|m| *exposed(m) == name);
+        *exposed(mention) == name || !is_mention || (0..tokens.len()).any(is_alias)
+    })
 }
 
 /// Whether a mention's own name stands alone in an expression, where it is its whole row, if it is no column.
