@@ -23,7 +23,7 @@ pub(crate) fn copy(c: &mut Cursor) -> Option<Kind> {
         }
         (CopySource::Table(table), columns)
     };
-    let from = c.accept("from");
+    let from = matches!(source, CopySource::Table(_)) && c.accept("from");
     if !from {
         c.accept("to").then_some(())?;
     }

@@ -88,7 +88,10 @@ impl Session {
         self.lock_reads(Unit { statement, ..unit }, &entered, &[], &route)
             .await?;
         match route {
-            Route::Refuse(error) => Err(error.into()),
+            Route::Refuse(error) => {
+                self.check_syntax(&text).await?;
+                Err(error.into())
+            }
             Route::Plan if matches!(statement.parsed.kind, Kind::Select { locking: true, .. }) => {
                 let reads = entered
                     .analysis

@@ -107,6 +107,13 @@ fn transactions() {
             "set transaction isolation level read committed",
             "SetTransaction { isolation: Some(ReadCommitted), read_only: None, deferrable: None, session: false, snapshot: None }",
         ),
+        ("set transaction", "Other"),
+        ("set transaction read only,", "Other"),
+        ("begin isolation level", "Other"),
+        (
+            "begin read only read write",
+            "Begin { isolation: None, read_only: Some(false), deferrable: None }",
+        ),
         (
             "set session characteristics as transaction read only",
             "SetTransaction { isolation: None, read_only: Some(true), deferrable: None, session: true, snapshot: None }",
@@ -337,6 +344,7 @@ fn copies() {
         "Table(ObjectName { schema: Some(\"s\"), name: \"t\", span: 5..8 }) Some([\"a\", \"B\"]) from=true Client Csv \
          [with (format csv, header, null 'x')] [(\"format\", \"csv\"), (\"header\", \"\"), (\"null\", \"x\")] where=false"
     );
+    assert_eq!(shape("copy (select 1) from stdin"), "Other");
     assert_eq!(
         shape("copy (select 1) to stdout csv delimiter as ';'"),
         "Query(6..14) None from=false Client Csv [csv delimiter as ';'] [(\"format\", \"csv\"), (\"delimiter\", \";\")] where=false"
