@@ -6,9 +6,9 @@ use crate::create_table::{first_key_column, free_inherited, refuse_foreign_keys}
 use crate::foreign_keys::Member;
 use crate::statement_text::{ForeignKeyClause, StatementText};
 use crate::work::Work;
-use crate::{align, attach, foreign_keys, partition};
+use crate::{align, attach, everywhere, foreign_keys, partition};
 use pgherd_model::{Name, ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal};
-use pgherd_sql::{Ddl, ObjectName};
+use pgherd_sql::{Ddl, Kind, ObjectName};
 use std::sync::Arc;
 
 /// Runs the statement and returns its tag.
@@ -24,7 +24,12 @@ pub(crate) async fn alter_table(
         Some(TableKind::Sharded(_)) if text.switches_triggers(name) => switch_triggers(work, name, text).await,
         Some(TableKind::Sharded(_)) => alter_sharded(work, name, text).await,
         Some(TableKind::Partition { .. }) => partition::alter(work, ddl, text).await,
-        _ => {
+        found => {
+            if found.is_none()
+                && let Some(tag) = alter_sequence(work, name, text).await?
+            {
+                return Ok(tag);
+            }
             convert::free_referenced(work, text).await?;
             if let Some(partition) = text.attached() {
                 attach::make_local(work, &partition).await?;
@@ -32,6 +37,35 @@ pub(crate) async fn alter_table(
             alter_local(work, name, text).await
         }
     }
+}
+
+/// ALTER TABLE of a sequence, where ALTER SEQUENCE says the same; None for all else.
+async fn alter_sequence(
+    work: &mut Work<'_, '_>,
+    name: &ObjectName,
+    text: &StatementText<'_>,
+) -> Result<Option<String>, ServerError> {
+    let says_the_same = [["rename", "to"], ["set", "schema"], ["owner", "to"]]
+        .iter()
+        .any(|words| text.has(words));
+    if !says_the_same
+        || !work
+            .inspect(text.written(name))
+            .await?
+            .is_some_and(|relation| relation.kind == 'S')
+    {
+        return Ok(None);
+    }
+    let Some(sql) = text.as_of_sequence() else {
+        return Ok(None);
+    };
+    let parsed = pgherd_sql::parse(&sql)?;
+    let [statement] = &parsed[..] else { return Ok(None) };
+    let Kind::Ddl(ddl) = &statement.kind else {
+        return Ok(None);
+    };
+    everywhere::sequence(work, ddl, &StatementText::new(statement, &sql)).await?;
+    Ok(Some("ALTER TABLE".to_owned()))
 }
 
 /// The names whose meaning the statement may change.

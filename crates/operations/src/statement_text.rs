@@ -48,6 +48,13 @@ impl<'a> StatementText<'a> {
         pgherd_sql::table_as(self.text, self.tokens, name)
     }
 
+    /// ALTER TABLE as ALTER SEQUENCE.
+    pub fn as_of_sequence(&self) -> Option<String> {
+        let table = &self.tokens[self.find(&["alter", "table"])? + 1];
+        let (before, behind) = (&self.text[..table.start as usize], &self.text[table.end as usize..]);
+        Some(format!("{before}SEQUENCE{behind}"))
+    }
+
     /// The same with more behind it.
     pub fn with_more(self, text: &'a str) -> Self {
         Self { text, ..self }
