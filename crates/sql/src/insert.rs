@@ -144,8 +144,8 @@ impl InsertPlan {
             let column = named.columns.get(a.column);
             column.is_some_and(|c| sharded.place_in_key(&c.name).is_some())
         };
-        if walk.assigned.iter().any(sets_key) {
-            // The row may belong elsewhere then.
+        if walk.assigned.iter().any(sets_key) || walk.sets_always {
+            // The row may belong elsewhere then; or PostgreSQL judges it.
             return None;
         }
         if values.is_some_and(|v| v.rows.len() == 1) && functions::calls_set_returning(context.text, context.tokens) {

@@ -155,6 +155,7 @@ impl Placed {
             let mut address = direct.address(reference, sharded, partition.is_some());
             // INSERT … SELECT fills the columns in the parent's order.
             address.direct &= reference.role != Role::Insert;
+            address.direct &= reference.role != Role::Update || !walk.sets_always;
             uses.push(Use {
                 role: reference.role,
                 partition,

@@ -66,6 +66,8 @@ pub(crate) struct Walk<'a> {
     pub items: Vec<Item>,
     pub facts: Facts,
     pub assigned: Vec<Assigned>,
+    /// a column that is GENERATED ALWAYS AS IDENTITY is set: PostgreSQL judges that by the parent, which alone has the identity
+    pub sets_always: bool,
     /// within SET of ON CONFLICT, where `excluded` is the row that was to be inserted
     excluded: bool,
     pub row_by_row: Option<RowByRow>,
@@ -88,6 +90,7 @@ impl<'a> Walk<'a> {
             items: Vec::new(),
             facts: Facts::default(),
             assigned: Vec::new(),
+            sets_always: false,
             excluded: false,
             row_by_row: None,
             wildcards: 0,

@@ -86,6 +86,7 @@ impl Walk<'_> {
             let Some(column) = table.columns.iter().position(|c| Some(&c.name) == first.as_ref()) else {
                 continue;
             };
+            self.sets_always |= table.columns[column].identity == Some(true);
             let same = value.and_then(|v| self.column(v)) == Some(Column { item, column })
                 // The row that was found is equal in every column of the unique index, and each has the shard key's.
                 || (self.excluded && value.is_some_and(|v| is_excluded(v, &table.columns[column].name)));
