@@ -215,7 +215,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog SET datestyle = 'ISO, MDY' SET 
             UNION ALL SELECT format('GRANT %s (%I) ON TABLE %I.%I TO %s%s', g.privilege_type, a.attname, n.nspname, c.relname,
                 CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
                 CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-            FROM pg_attribute a, aclexplode(a.attacl) g WHERE a.attrelid = relation AND a.attacl IS NOT NULL) grants),
+            FROM pg_attribute a, aclexplode(a.attacl) g WHERE a.attrelid = relation AND a.attacl IS NOT NULL AND NOT a.attisdropped) grants),
         -- What the owner has taken from itself; for when the table is its own.
         'own_grants', (SELECT coalesce(json_agg(format('REVOKE %s ON TABLE %I.%I FROM %I', g.privilege_type, n.nspname, c.relname, pg_get_userbyid(c.relowner))), '[]')
             FROM aclexplode(acldefault('r', c.relowner)) g WHERE c.relacl IS NOT NULL AND g.grantee = c.relowner

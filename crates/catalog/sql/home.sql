@@ -249,3 +249,20 @@ END $$;
 -- Which gateways are alive, as recovery asks: the transaction room reads this and nothing else of the catalog.
 CREATE OR REPLACE VIEW pgherd.gateway AS
     SELECT name, incarnation::bigint AS incarnation, lease_until FROM pgherd.gateway_lease;
+
+-- The next number of a column that is GENERATED … AS IDENTITY, for who may write the table: PostgreSQL asks for no privilege on its
+-- sequence.
+CREATE OR REPLACE FUNCTION pgherd.next_identity(relation text, attribute text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    caller text := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
+    sequence oid := (SELECT d.objid FROM pg_depend d
+        JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'i'
+          AND a.attrelid = to_regclass(relation) AND a.attname = attribute AND a.attidentity <> '');
+BEGIN
+    IF sequence IS NULL OR NOT has_any_column_privilege(caller, to_regclass(relation), 'INSERT, UPDATE') THEN
+        RAISE EXCEPTION 'permission denied for table %', relation USING ERRCODE = '42501';
+    END IF;
+    RETURN nextval(sequence::regclass);
+END $$;

@@ -174,7 +174,7 @@ BEGIN
         FOR attribute IN
             SELECT c.attname, c.attacl, p.attacl AS acl FROM pg_attribute c
             JOIN pg_attribute p ON p.attrelid = item.parent AND p.attname = c.attname
-            WHERE c.attrelid = item.child AND c.attnum > 0 AND (c.attacl IS DISTINCT FROM p.attacl OR p.attacl IS NOT NULL)
+            WHERE c.attrelid = item.child AND c.attnum > 0 AND NOT c.attisdropped AND (c.attacl IS DISTINCT FROM p.attacl OR p.attacl IS NOT NULL)
         LOOP
             EXECUTE (
                 SELECT coalesce(string_agg(format('REVOKE ALL (%I) ON TABLE %s FROM %s CASCADE', attribute.attname, item.child,

@@ -22,7 +22,9 @@ pub(super) async fn read(lookup: &str, home: &mut Backend) -> Result<Vec<TargetC
     let lookup = quote_literal(lookup);
     let sql = format!(
         "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), \
-         CASE WHEN a.attidentity <> '' THEN format('pg_catalog.nextval(pg_catalog.pg_get_serial_sequence(%L, %L))', {lookup}, a.attname) \
+         CASE WHEN a.attidentity <> '' THEN format('CASE WHEN pg_catalog.has_sequence_privilege(%1$L::pg_catalog.regclass, ''USAGE, UPDATE'') \
+           THEN pg_catalog.nextval(%1$L::pg_catalog.regclass) ELSE pgherd.next_identity(%2$L, %3$L) END', \
+           pg_catalog.pg_get_serial_sequence({lookup}, a.attname), {lookup}, a.attname) \
          ELSE COALESCE(pg_get_expr(d.adbin, d.adrelid), pg_get_expr(t.typdefaultbin, 0)) END, \
          (a.attgenerated <> '')::text \
          FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \

@@ -260,7 +260,9 @@ impl Plan {
             ));
         }
         let omitted = table.columns.iter().filter(|c| !given.iter().any(|g| g.name == c.name));
-        let defaults: Vec<_> = omitted.filter_map(|c| Some((c, default_sql(c)?))).collect();
+        let defaults: Vec<_> = omitted
+            .filter_map(|c| Some((c, default_sql(&table.name, c)?)))
+            .collect();
         let all = || given.iter().copied().chain(defaults.iter().map(|(c, _)| *c));
         self.columns = all().map(|c| c.name.clone()).collect();
         self.types = all()
@@ -383,9 +385,12 @@ fn unknown_column(name: &str, table: &Table) -> ServerError {
 
 /// A default that must be computed once for the whole cluster: a sequence's next value, or what a shard might compute
 /// differently. Constants are left to the shards.
-pub(crate) fn default_sql(column: &Column) -> Option<String> {
+pub(crate) fn default_sql(table: &Name, column: &Column) -> Option<String> {
     if column.generated {
         return None;
+    }
+    if column.identity.is_some() {
+        return Some(pgherd_sql::next_identity(table, column));
     }
     let default = column.default.as_ref()?;
     let computes =

@@ -207,10 +207,10 @@ pub(super) fn value_sql(
 ) -> Result<Option<String>, ServerError> {
     let sql = match value {
         Value::Expression(sql) | Value::Part { sql, .. } => return Ok(Some(sql.clone())),
-        Value::Default => target.table.as_ref().and_then(|t| t.column(name)),
+        Value::Default => target.table.as_ref().and_then(|t| Some((&t.name, t.column(name)?))),
     };
-    let Some(column) = sql else { return Ok(None) };
-    let computed = default_sql(column);
+    let Some((table, column)) = sql else { return Ok(None) };
+    let computed = default_sql(table, column);
     if computed.is_some() || !keyed || column.generated {
         return Ok(computed);
     }

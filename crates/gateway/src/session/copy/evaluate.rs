@@ -4,7 +4,7 @@
 
 use crate::session::Problem;
 use bytes::Bytes;
-use pgherd_model::{Column, KeyType, KeyValue, Name, ServerError, ShardId, SqlState, quote_identifier, quote_literal};
+use pgherd_model::{Column, KeyType, KeyValue, Name, ServerError, ShardId, SqlState, quote_identifier};
 use pgherd_shards::{Backend, Identity, parse_data_row};
 use pgherd_sql::copy_split::Unknown;
 use pgherd_transaction::Coordinator;
@@ -224,8 +224,7 @@ pub(super) fn computed_default(table: &Name, column: &Column) -> Option<String> 
         return None;
     }
     if column.identity.is_some() {
-        let (table, column) = (quote_literal(&table.to_string()), quote_literal(&column.name));
-        return Some(format!("nextval(pg_get_serial_sequence({table}, {column}))"));
+        return Some(pgherd_sql::next_identity(table, column));
     }
     column.default.clone().filter(|default| !is_constant(default))
 }
