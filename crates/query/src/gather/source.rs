@@ -164,7 +164,8 @@ impl Visitor for Needs<'_> {
         for (at, conditions) in pushdown::conditions(select, self.known) {
             self.conditions.insert(at, conditions);
         }
-        let wildcard = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+        // What a `x.*` takes, `may_be_starred` says.
+        let wildcard = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_));
         let natural = select
             .from
             .iter()
