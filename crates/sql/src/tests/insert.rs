@@ -235,7 +235,7 @@ fn identity_columns() {
     let (query, route) = with_defaults("insert into ident (k, v) values (5, 'x')", &[], &[&[Some("77")]]);
     assert_eq!(
         query,
-        "defaults: SELECT CAST((nextval(pg_get_serial_sequence('\"public\".\"ident\"', 'id'))) AS bigint)::text FROM generate_series(1, 1)"
+        "defaults: SELECT CAST((pgherd.next_identity('\"public\".\"ident\"', 'id')) AS bigint)::text FROM generate_series(1, 1)"
     );
     assert_eq!(
         route,
