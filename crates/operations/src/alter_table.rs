@@ -48,12 +48,11 @@ async fn alter_sequence(
     let says_the_same = [["rename", "to"], ["set", "schema"], ["owner", "to"]]
         .iter()
         .any(|words| text.has(words));
-    if !says_the_same
-        || !work
-            .inspect(text.written(name))
-            .await?
-            .is_some_and(|relation| relation.kind == 'S')
-    {
+    if !says_the_same {
+        return Ok(None);
+    }
+    let relation = work.inspect(text.written(name)).await?;
+    if relation.is_none_or(|relation| relation.kind != 'S') {
         return Ok(None);
     }
     let Some(sql) = text.as_of_sequence() else {
