@@ -134,6 +134,17 @@ impl Bank {
         tokio::time::timeout(limit, reached).await.is_ok()
     }
 
+    /// Waits until somebody has read a right sum; `false` when that takes longer than `limit`.
+    pub async fn wait_for_a_sum(&self, limit: Duration) -> bool {
+        let read = || self.told.lock().unwrap_or_else(PoisonError::into_inner).right_sums > 0;
+        let reached = async {
+            while !read() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(limit, reached).await.is_ok()
+    }
+
     /// Lets every client finish the transfer it is at (or notice that its connection is gone), and says what they know.
     pub async fn close(mut self) -> Told {
         self.closing.store(true, Ordering::Relaxed);
