@@ -36,6 +36,25 @@ pub struct Token {
     pub end: u32,
 }
 
+/// A text's tokens, asked by their number; where there is none, nothing stands.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader<'a> {
+    pub(crate) text: &'a str,
+    pub(crate) tokens: &'a [Token],
+}
+
+impl Reader<'_> {
+    /// Whether this symbol or operator stands there.
+    pub(crate) fn is(&self, at: usize, symbol: &str) -> bool {
+        self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol))
+    }
+
+    /// Whether this unquoted word stands there, in any case.
+    pub(crate) fn is_word(&self, at: usize, word: &str) -> bool {
+        self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word))
+    }
+}
+
 /// The text cannot be split into tokens: an unterminated string, comment or identifier. PostgreSQL makes
 /// a better error of it than we could.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! A shard reads them as the time at which the transaction came to it, as it does `now()`. Without a type a string is a moment only
 //! where a column's type makes it one, which the text does not show.
 
-use crate::lexer::Token;
+use crate::lexer::{Reader, Token};
 use std::ops::Range;
 
 /// One of them.
@@ -43,20 +43,7 @@ pub fn moments(text: &str, tokens: &[Token]) -> Vec<Moment> {
         .collect()
 }
 
-struct Reader<'a> {
-    text: &'a str,
-    tokens: &'a [Token],
-}
-
 impl Reader<'_> {
-    fn is(&self, at: usize, symbol: &str) -> bool {
-        self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol))
-    }
-
-    fn word(&self, at: usize, word: &str) -> bool {
-        self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word))
-    }
-
     /// The constant whose string is at `at`.
     fn moment(&self, at: usize) -> Option<Moment> {
         let longest = (1..=7).rev().filter_map(|length| at.checked_sub(length));
@@ -72,7 +59,7 @@ impl Reader<'_> {
             let (end, type_name, precision) = self.type_at(at + 2)?;
             return (!self.is(end, "[") && !self.is(end, ".")).then(|| self.made(at, end - 1, type_name, precision));
         }
-        if at > 1 && self.is(at - 1, "(") && self.word(at - 2, "cast") && self.word(at + 1, "as") {
+        if at > 1 && self.is(at - 1, "(") && self.is_word(at - 2, "cast") && self.is_word(at + 1, "as") {
             let (end, type_name, precision) = self.type_at(at + 2)?;
             return self.is(end, ")").then(|| self.made(at - 2, end, type_name, precision));
         }
@@ -90,7 +77,7 @@ impl Reader<'_> {
     /// The type whose name begins here: where it ends, what it is, and its precision.
     fn type_at(&self, at: usize) -> Option<(usize, &'static str, Option<String>)> {
         let names = ["date", "time", "timetz", "timestamp", "timestamptz"];
-        let name = names.into_iter().find(|name| self.word(at, name))?;
+        let name = names.into_iter().find(|name| self.is_word(at, name))?;
         let mut end = at + 1;
         let mut precision = None;
         if name != "date" && self.is(end, "(") && self.is(end + 2, ")") {
@@ -102,7 +89,8 @@ impl Reader<'_> {
             "timestamp" => Some("timestamptz"),
             _ => None,
         };
-        let zone = |word: &str| self.word(end, word) && self.word(end + 1, "time") && self.word(end + 2, "zone");
+        let zone =
+            |word: &str| self.is_word(end, word) && self.is_word(end + 1, "time") && self.is_word(end + 2, "zone");
         match has_zone {
             Some(with) if zone("with") => Some((end + 3, with, precision)),
             Some(_) if zone("without") => Some((end + 3, name, precision)),

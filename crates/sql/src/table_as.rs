@@ -2,7 +2,7 @@
 //! wherever the tables' columns are known, and the query.
 
 use crate::kind::ObjectName;
-use crate::lexer::{Token, TokenKind, tokenize};
+use crate::lexer::{Reader, Token, TokenKind, tokenize};
 use crate::relations::substitute;
 
 /// The two statements.
@@ -36,7 +36,7 @@ const NO_DATA: &str = " WITH NO DATA";
 pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<TableAs> {
     let r = Reader { text, tokens };
     let parameters = tokens.iter().any(|t| t.kind == TokenKind::Parameter);
-    if r.word(0, "create") {
+    if r.is_word(0, "create") {
         let at = r.outside("as")?;
         let (end, with_data) = match tokens.len() {
             n if r.words(n.checked_sub(3)?, &["with", "no", "data"]) => (n - 3, false),
@@ -55,7 +55,7 @@ pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<Table
         let (head, _) = substitute(head, &opened);
         return Some(TableAs {
             create: format!("{head}{query}{NO_DATA}"),
-            query: match r.word(begin, "table") {
+            query: match r.is_word(begin, "table") {
                 true => format!("SELECT * FROM {}", r.piece(begin + 1, query_end)?),
                 false => query.to_owned(),
             },
@@ -70,7 +70,7 @@ pub fn table_as(text: &str, tokens: &[Token], name: &ObjectName) -> Option<Table
     let name_at = (into..tokens.len()).find(|&i| tokens[i].start as usize == name.span.start)?;
     let behind = (name_at..tokens.len()).find(|&i| tokens[i].start as usize >= name.span.end);
     let persistence: Vec<_> = (into + 1..name_at)
-        .filter(|&i| !r.word(i, "table"))
+        .filter(|&i| !r.is_word(i, "table"))
         .map(|i| tokens[i].text(text))
         .collect();
     let rest = behind.and_then(|at| r.piece(at, tokens.len())).unwrap_or_default();
@@ -116,18 +116,9 @@ pub fn with_constants(text: &str, constants: &[String]) -> Option<String> {
     Some(substitute(text, &replacements).0)
 }
 
-struct Reader<'a> {
-    text: &'a str,
-    tokens: &'a [Token],
-}
-
 impl<'a> Reader<'a> {
-    fn word(&self, at: usize, word: &str) -> bool {
-        self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word))
-    }
-
     fn words(&self, at: usize, words: &[&str]) -> bool {
-        words.iter().enumerate().all(|(i, word)| self.word(at + i, word))
+        words.iter().enumerate().all(|(i, word)| self.is_word(at + i, word))
     }
 
     /// The first such word outside of parentheses.
@@ -146,13 +137,12 @@ impl<'a> Reader<'a> {
 
     /// Whether these are a parenthesis and its other.
     fn encloses(&self, open: usize, close: Option<usize>) -> bool {
-        let is = |at: usize, symbol: &str| self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol));
         let mut depth = 0;
         let closes = (open..self.tokens.len()).find(|&at| {
-            depth += i32::from(is(at, "(")) - i32::from(is(at, ")"));
+            depth += i32::from(self.is(at, "(")) - i32::from(self.is(at, ")"));
             depth == 0
         });
-        is(open, "(") && closes == close
+        self.is(open, "(") && closes == close
     }
 
     fn piece(&self, from: usize, to: usize) -> Option<&'a str> {

@@ -1,32 +1,19 @@
 //! Whether a trigger function's body may change a column of the row that it is about.
 
-use crate::lexer::{Token, tokenize};
+use crate::lexer::{Reader, tokenize};
 
 /// Whether a body in PL/pgSQL may give one of these columns of NEW another value: by its name, with NEW as a whole, or by returning another
 /// row. What cannot be read may.
 pub fn may_assign_new(body: &str, columns: &[&str]) -> bool {
     let Ok(tokens) = tokenize(body) else { return true };
-    let tokens = Body {
+    let body = Reader {
         text: body,
         tokens: &tokens,
     };
-    (0..tokens.tokens.len()).any(|at| tokens.assigns(at, columns) || tokens.returns_another(at))
+    (0..tokens.len()).any(|at| body.assigns(at, columns) || body.returns_another(at))
 }
 
-struct Body<'a> {
-    text: &'a str,
-    tokens: &'a [Token],
-}
-
-impl Body<'_> {
-    fn is_word(&self, at: usize, word: &str) -> bool {
-        self.tokens.get(at).is_some_and(|t| t.is_word(self.text, word))
-    }
-
-    fn is(&self, at: usize, symbol: &str) -> bool {
-        self.tokens.get(at).is_some_and(|t| t.is(self.text, symbol))
-    }
-
+impl Reader<'_> {
     /// Whether NEW, or one of its columns, stands here as what is assigned to.
     fn assigns(&self, at: usize, columns: &[&str]) -> bool {
         if !self.is_word(at, "new") {
