@@ -491,9 +491,12 @@ impl Analysis {
         if context.snapshot.sharded().next().is_none() {
             return;
         }
-        let bodies = context.tokens.iter().filter_map(|t| t.string(context.text));
-        for body in bodies {
+        let mut bodies: Vec<_> = context.tokens.iter().filter_map(|t| t.string(context.text)).collect();
+        while let Some(body) = bodies.pop() {
             let Ok(tokens) = lexer::tokenize(&body) else { continue };
+            if runs_block(&body, &tokens) {
+                bodies.extend(tokens.iter().filter_map(|t| t.string(&body)));
+            }
             let dynamic = tokens
                 .iter()
                 .any(|t| t.is_word(&body, "execute") || t.is_word(&body, "uescape"));
@@ -519,6 +522,14 @@ impl Analysis {
             }
         }
     }
+}
+
+/// Whether a block of PL/pgSQL has a DO of its own, whose block is one of its strings.
+fn runs_block(text: &str, tokens: &[Token]) -> bool {
+    let is_clause = |t: &Token| ["nothing", "update"].iter().any(|word| t.is_word(text, word));
+    tokens
+        .windows(2)
+        .any(|pair| pair[0].is_word(text, "do") && !is_clause(&pair[1]))
 }
 
 /// A relation of this name, in any schema, through which a sharded table can be reached.

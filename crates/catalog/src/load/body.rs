@@ -17,6 +17,14 @@ pub(super) struct Body {
     pub(super) executes_constants: bool,
 }
 
+/// Of SQL and PL/pgSQL, the words one of which stands in front of every relation that a statement reads or changes: in queries
+/// behind FROM, JOIN, USING and TABLE, in others behind what the statement begins with.
+const BEFORE_RELATIONS: [&str; 27] = [
+    "alter", "analyze", "cluster", "comment", "copy", "create", "delete", "drop", "execute", "from", "grant", "import",
+    "insert", "into", "join", "lock", "merge", "refresh", "reindex", "revoke", "rowtype", "security", "table",
+    "truncate", "update", "using", "vacuum",
+];
+
 /// The lower-case words of a text: runs of letters, digits, `_` and `$`.
 pub(super) fn words(text: &str) -> HashSet<String> {
     split(text).map(str::to_lowercase).collect()
@@ -44,12 +52,17 @@ impl Body {
     }
 
     /// SQL or PL/pgSQL: what only comments and messages say names nothing, and neither does a field of a row (`NEW.status`), where no
-    /// schema has the row's name. `schemas` are all of them, in lower case.
+    /// schema has the row's name. Where no word is one that stands in front of relations, as in `SELECT price * amount`, none is named: a
+    /// table may be called what an argument or a variable is called. `schemas` are all of them, in lower case.
     pub(super) fn of_sql(text: &str, schemas: &HashSet<String>) -> Self {
         let mut body = Self::new(text);
         if let Some(code) = code(&body.text, &body.words) {
-            body.relations = not_fields(&code, schemas);
             body.words = words(&code);
+            body.relations = if keeps_strings(&body.words) || BEFORE_RELATIONS.iter().any(|w| body.words.contains(*w)) {
+                not_fields(&code, schemas)
+            } else {
+                HashSet::new()
+            };
             body.catches = catches(&code);
             let executed = constant_sql(&body.text);
             body.text = code;
@@ -101,9 +114,7 @@ impl Body {
 /// The text without comments and strings; none where it is not certain where those end. Strings stay where they may name a relation:
 /// `'t'::regclass`, `pg_relation_size('t')`.
 fn code(text: &str, words: &HashSet<String>) -> Option<String> {
-    let keeps_strings = words
-        .iter()
-        .any(|w| w.starts_with("pg_") || w.contains("regclass") || w.contains("xml"));
+    let keeps_strings = keeps_strings(words);
     // It may hide the end of a string.
     if text.contains('\\') {
         return None;
@@ -139,7 +150,23 @@ fn code(text: &str, words: &HashSet<String>) -> Option<String> {
         }
         rest = &rest[end..];
     }
-    Some(found)
+    (!runs_block(&found)).then_some(found)
+}
+
+/// Whether this code runs a block by DO, which stands in a string: `DO 'BEGIN DELETE FROM t; END'`.
+fn runs_block(code: &str) -> bool {
+    code.match_indices("do").any(|(at, word)| {
+        let behind = &code[at + word.len()..];
+        let next = behind.trim_start().split(|c: char| !is_word(c)).next();
+        let is_clause = matches!(next, Some("nothing" | "update" | "also" | "instead"));
+        !code[..at].ends_with(is_word) && !behind.starts_with(is_word) && !is_clause
+    })
+}
+
+/// Whether strings in a text with these words may name relations.
+fn keeps_strings(words: &HashSet<String>) -> bool {
+    let takes_names = |w: &String| w.starts_with("pg_") || w.contains("regclass") || w.contains("xml");
+    words.iter().any(takes_names)
 }
 
 /// Whether a block of this code has handlers: `EXCEPTION WHEN …`, where `RAISE EXCEPTION` is something else.
@@ -194,6 +221,34 @@ mod tests {
     }
 
     #[test]
+    fn an_expression_names_no_relation() {
+        for text in [
+            "SELECT price * amount",
+            "WITH amount AS (SELECT 1) SELECT price",
+            "DECLARE price int := 1; BEGIN RETURN price + amount; END",
+        ] {
+            let body = relations(text);
+            assert!(
+                !body.mentions_relation("price") && !body.mentions_relation("amount"),
+                "{text}"
+            );
+            assert!(body.mentions("price"), "a function can be called like an argument");
+        }
+        for text in [
+            "SELECT a FROM price",
+            "TABLE price",
+            "LOCK price",
+            "SELECT count(*) INTO a FROM (VALUES (1)) v JOIN price ON true",
+            "BEGIN DELETE FROM ONLY price; END",
+            "DECLARE a price%ROWTYPE; BEGIN RETURN a; END",
+            "SELECT 'price'::regclass",
+            "SELECT pg_relation_size('price')",
+        ] {
+            assert!(relations(text).mentions_relation("price"), "{text}");
+        }
+    }
+
+    #[test]
     fn constants_that_are_executed_are_code() {
         let body =
             relations("BEGIN EXECUTE 'SELECT ''a'' FROM t WHERE x = $1' INTO y USING z; RAISE EXCEPTION 'no u'; END");
@@ -215,9 +270,13 @@ mod tests {
             "SELECT 'it''s' FROM users",
             "SELECT '--', * FROM users",
             "SELECT * FROM \"users\"",
+            "DO 'BEGIN DELETE FROM users; END'",
+            "BEGIN DO LANGUAGE plpgsql 'BEGIN DELETE FROM users; END'; END",
         ] {
             assert!(relations(text).mentions_relation("users"), "{text}");
         }
+        let kept = relations("INSERT INTO a VALUES ('users') ON CONFLICT DO NOTHING");
+        assert!(!kept.mentions_relation("users"));
         let odd = relations("SELECT 1 FROM \"My -- Users\" WHERE 'a' = \"it's\"");
         assert!(odd.mentions_relation("my -- users"));
     }

@@ -195,7 +195,8 @@ impl Function {
         let has = |names: &[&str]| names.iter().any(|n| body.words.contains(*n));
         match self.language.as_str() {
             "c" | "internal" => false,
-            "sql" => body.hides_names(),
+            // By DO it runs a block that is PL/pgSQL.
+            "sql" => has(&["do"]) && has(&["execute"]) || body.hides_names(),
             "plpgsql" => has(&["execute"]) && !body.executes_constants || body.hides_names(),
             // Other languages build the SQL they run from strings.
             _ => has(&["execute", "prepare", "plpy", "cursor"]) || body.contains("spi_"),
