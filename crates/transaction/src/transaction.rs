@@ -595,6 +595,11 @@ impl Transaction {
         }
     }
 
+    /// Whether it is inside of a savepoint that no shard has been told of yet.
+    pub fn has_untold_savepoints(&self) -> bool {
+        self.has_savepoints() && self.participants.is_empty()
+    }
+
     pub(crate) fn has_savepoints(&self) -> bool {
         !self.savepoints.is_empty()
     }

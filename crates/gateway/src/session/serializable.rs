@@ -615,12 +615,19 @@ impl Session {
             return Ok(asked);
         };
         let now = open.transaction.mode();
-        let too_late = |what: &str| {
-            let message = format!("{what} before any query");
-            Err(ServerError::new(SqlState::ACTIVE_TRANSACTION, message))
-        };
+        let refused = |message: &str| Err(ServerError::new(SqlState::ACTIVE_TRANSACTION, message));
+        let too_late = |what: &str| refused(&format!("{what} before any query"));
         if level.is_some() && level == now.isolation {
             asked.isolation = None;
+        }
+        // A shard that joins later begins its block with the mode, in front of the savepoints.
+        if open.transaction.has_untold_savepoints() {
+            if level.is_some_and(|level| level != now.isolation.unwrap_or(Isolation::ReadCommitted)) {
+                return refused("SET TRANSACTION ISOLATION LEVEL must not be called in a subtransaction");
+            }
+            if asked.deferrable.is_some() {
+                return refused("SET TRANSACTION [NOT] DEFERRABLE cannot be called within a subtransaction");
+            }
         }
         if open.transaction.is_strict() {
             if open.strict.ran && asked.isolation.is_some() {
