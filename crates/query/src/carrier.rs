@@ -1,7 +1,7 @@
 //! Rows as array parameters: `SELECT … FROM unnest($1::int4[], $2::text[])`, in PostgreSQL's binary format, so that
 //! values travel in the type that the source query gave them and the shard does the assignment casts.
 
-use crate::metadata::{exact_text_sql, text_is_not_exact};
+use crate::metadata::{TEXT_IS_EXACT, inexact_types, text_is_not_exact};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pgherd_model::ServerError;
 use pgherd_shards::Backend;
@@ -109,10 +109,9 @@ pub(crate) async fn carriers(
         "SELECT t.typarray::text, format_type(t.typarray, -1), format_type(t.oid, -1), \
          (t.oid < 16384 AND t.typarray <> 0 AND t.typtype = 'b' AND t.typcategory <> 'A' AND t.typsend <> 0 \
           AND t.typreceive <> 0 AND t.typname !~ '^reg')::text, \
-         (t.typname ~ '^_?reg' OR {exact})::text \
+         (t.typname ~ '^_?reg' OR {TEXT_IS_EXACT}::boolean)::text \
          FROM unnest('{{{}}}'::oid[]) WITH ORDINALITY s(oid, n) JOIN pg_catalog.pg_type t ON t.oid = s.oid ORDER BY n",
         oids.join(","),
-        exact = exact_text_sql("t.oid"),
     );
     let results = home.simple(&sql).await?;
     let unknown = || ServerError::internal("the home shard does not know the type of a column it described");
@@ -145,6 +144,12 @@ pub(crate) async fn carriers(
                 inexact: !unknown_constant && text(4)? != "true",
             },
         });
+    }
+    if carriers.iter().any(|carrier| carrier.inexact) {
+        let inexact = inexact_types(home, sources).await?;
+        for (carrier, source) in carriers.iter_mut().zip(sources) {
+            carrier.inexact &= inexact.contains(source);
+        }
     }
     Ok(carriers)
 }

@@ -15,8 +15,6 @@ pub(crate) struct Column {
     pub collation_sql: String,
     /// its binary format can be copied to another server
     pub binary: bool,
-    /// its text is read as the same value
-    pub exact: bool,
     /// in the primary key, which holds at any moment
     pub primary: bool,
     /// the type's array, where values can be its elements: an array's cannot, and a domain has checks of its own
@@ -78,23 +76,34 @@ pub const EXACT_TEXT: &[u32] = &[
     1560, 1562, 1700, 2950, 3614, 3615, 3802, 3904, 3906, 3908, 3912, 3926, 4072,
 ];
 
-/// SQL for whether a value of a type, whose OID is an expression, is read as the same value when it is written as text: under the
-/// session's settings, or because the type is made of nothing that they concern.
-pub(crate) fn exact_text_sql(oid: &str) -> String {
-    let exact: Vec<_> = EXACT_TEXT.iter().map(u32::to_string).collect();
-    format!(
-        "CASE WHEN {TEXT_IS_EXACT}::boolean THEN true ELSE (WITH RECURSIVE pgherd_part (oid) AS (SELECT {oid} UNION \
-           SELECT i.oid FROM pgherd_part p JOIN pg_catalog.pg_type w ON w.oid = p.oid CROSS JOIN LATERAL \
+/// Which of these types have text that is read as another value under the session's settings, where those are not exact (see
+/// [`TEXT_IS_EXACT`]): those made of something that the settings concern. `home` is asked only if it may be one that is.
+pub(crate) async fn inexact_types(home: &mut Backend, types: &[u32]) -> Result<Vec<u32>, ServerError> {
+    let numbers = |oids: &mut dyn Iterator<Item = &u32>| oids.map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let asked = numbers(&mut types.iter().filter(|oid| !EXACT_TEXT.contains(oid)));
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "WITH RECURSIVE pgherd_part (whole, oid) AS \
+           (SELECT t.oid, t.oid FROM pg_catalog.pg_type t WHERE t.oid IN ({asked}) UNION \
+           SELECT p.whole, i.oid FROM pgherd_part p JOIN pg_catalog.pg_type w ON w.oid = p.oid CROSS JOIN LATERAL \
              (SELECT w.typelem WHERE w.typcategory = 'A' UNION ALL SELECT w.typbasetype WHERE w.typtype = 'd' \
               UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE r.rngtypid = w.oid \
               UNION ALL SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE r.rngmultitypid = w.oid \
               UNION ALL SELECT b.atttypid FROM pg_catalog.pg_attribute b \
                 WHERE w.typtype = 'c' AND b.attrelid = w.typrelid AND b.attnum > 0 AND NOT b.attisdropped) i (oid)) \
-           SELECT pg_catalog.bool_and(w.typtype IN ('e', 'd', 'r', 'm', 'c') OR w.oid IN ({exact}) OR w.typname ~ '^reg' \
-             OR w.typcategory = 'A' AND w.typelem <> 0 AND current_setting('array_nulls')::boolean) \
-           FROM pgherd_part p JOIN pg_catalog.pg_type w ON w.oid = p.oid) END",
-        exact = exact.join(", ")
-    )
+         SELECT p.whole::text FROM pgherd_part p JOIN pg_catalog.pg_type w ON w.oid = p.oid GROUP BY p.whole \
+         HAVING NOT bool_and(w.typtype IN ('e', 'd', 'r', 'm', 'c') OR w.oid IN ({exact}) OR w.typname ~ '^reg' \
+           OR w.typcategory = 'A' AND w.typelem <> 0 AND current_setting('array_nulls')::boolean)",
+        exact = numbers(&mut EXACT_TEXT.iter()),
+    );
+    let results = home.simple(&sql).await?;
+    let found = results
+        .first()
+        .into_iter()
+        .flat_map(|r| (0..r.rows.len()).filter_map(|row| r.text(row, 0)));
+    Ok(found.filter_map(|oid| oid.parse().ok()).collect())
 }
 
 /// 0A000, where text is not exact and values would travel so.
@@ -129,7 +138,7 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
           AND t.typname NOT IN ('record', '_record', 'pg_node_tree', 'pg_ndistinct', 'pg_dependencies', 'pg_mcv_list') \
           AND (e.oid IS NULL OR e.typsend <> 0 AND e.typreceive <> 0))::text, \
          (a.attnum = ANY (p.conkey) AND NOT p.condeferrable)::text, a.atttypid::text, \
-         CASE WHEN t.typtype = 'b' AND t.typcategory <> 'A' AND t.typarray <> 0 THEN t.typarray END::text, ({exact})::text \
+         CASE WHEN t.typtype = 'b' AND t.typcategory <> 'A' AND t.typarray <> 0 THEN t.typarray END::text \
          FROM unnest({names}::text[]) WITH ORDINALITY r(name, n) \
          JOIN pg_catalog.pg_class c ON c.oid = to_regclass(r.name) \
          JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace \
@@ -146,7 +155,6 @@ pub(crate) async fn read(home: &mut Backend, names: &[String], words: &[String])
          AND EXISTS (SELECT FROM unnest(f.proargtypes) AS a(oid) JOIN pg_catalog.pg_type t ON t.oid = a.oid \
          WHERE t.typtype = 'c'); \
          SELECT (pg_current_xact_id_if_assigned() IS NOT NULL)::text, {TEXT_IS_EXACT}",
-        exact = exact_text_sql("a.atttypid"),
         names = array_literal(names),
         words = array_literal(words),
     );
@@ -217,7 +225,6 @@ fn add_row<'a>(relations: &mut [Option<Relation>], value: impl Fn(usize) -> Opti
             primary: value(8) == Some("true"),
             type_oid: value(9)?.parse().ok()?,
             array_oid: value(10).and_then(|oid| oid.parse().ok()),
-            exact: value(11) == Some("true"),
         });
     }
     Some(())

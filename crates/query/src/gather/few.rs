@@ -157,11 +157,12 @@ impl Gathered {
 /// again then.
 pub(super) async fn start(
     statement: &Statement<'_>,
+    plan: &Plan,
     inlined: &Inlined,
     scratch: &mut Scratch,
 ) -> Result<bool, ServerError> {
     let backend = scratch.backend();
-    backend.queue_silent(&super::begin_sql(statement));
+    backend.queue_silent(&super::begin_arrays_sql(statement, plan.reading.resolutions.len()));
     super::bind(statement, &inlined.edited.text, &inlined.arrays, backend)?;
     // Whether it is bound is told before it runs: the caller sees to it that it can be cancelled then.
     frontend::flush(backend.outbox());

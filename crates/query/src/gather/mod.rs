@@ -74,8 +74,12 @@ async fn plan(
     let may_read = |f: &&UserFunction| !f.shows_body || home_functions.contains(&f.name);
     let reading_function = metadata.functions.iter().filter(|_| metadata.wrote).find(may_read);
     let mut sources = source::sources(statement, parsed, &reading.resolutions, metadata, target);
-    if sources.iter().any(|source| !source.binary && !source.exact) {
-        return Err(metadata::text_is_not_exact());
+    if !metadata.text_is_exact {
+        let types: Vec<_> = sources.iter().flat_map(Gathered::types_as_text).collect();
+        let home = transaction.participant(statement.snapshot.home()).await?;
+        if !metadata::inexact_types(home, &types).await?.is_empty() {
+            return Err(metadata::text_is_not_exact());
+        }
     }
     if reading.runs_inside(statement) && metadata.text_is_exact {
         // Rows travel to the transaction itself as arrays, which not every type can be an element of.
@@ -294,7 +298,7 @@ async fn run(
         let mut scratch = checkout(statement, transaction).await?;
         if are_few {
             let inlined = plan.inline(statement, &ahead)?;
-            if few::start(statement, &inlined, &mut scratch).await? {
+            if few::start(statement, &plan, &inlined, &mut scratch).await? {
                 return Ok((inlined.edited, scratch));
             }
         }
@@ -349,6 +353,18 @@ async fn checkout(statement: &Statement<'_>, transaction: &Transaction) -> Resul
 /// Opens the scratch connection's transaction, with the session's settings.
 fn begin_sql(statement: &Statement<'_>) -> String {
     format!("{BEGIN}; {}", statement.settings_sql)
+}
+
+/// The same for rows that come as arrays. PostgreSQL has no statistics of them, and takes joins of many relations for next to nothing: one nested
+/// loop in another, each over whole arrays.
+fn begin_arrays_sql(statement: &Statement<'_>, relations: usize) -> String {
+    const MANY: usize = 4;
+    // A forbidden loop that is needed all the same counts as so expensive that it would be compiled.
+    const BY_HASH: &str = "SET LOCAL enable_nestloop = off; SET LOCAL jit = off";
+    match relations < MANY || statement.may_ask_settings() {
+        true => begin_sql(statement),
+        false => format!("{BEGIN}; {BY_HASH}; {}", statement.settings_sql),
+    }
 }
 
 /// The same for copies. Their statistics, which serve one statement, come from fewer rows than PostgreSQL would look at, where nobody has

@@ -49,8 +49,6 @@ pub(crate) struct Gathered {
     pub(super) wanted: Vec<usize>,
     /// rows are copied in binary
     pub binary: bool,
-    /// rows copied as text are the same
-    pub(super) exact: bool,
     pub(super) places: Vec<Place>,
     /// for each mention the conditions that all hold; a mention without any needs all rows
     pub(super) filters: Vec<Vec<String>>,
@@ -331,7 +329,6 @@ pub(super) fn apart(
         sources.push(Gathered {
             temporary: format!("pgherd_{}", sources.len() + 1),
             binary: wanted.iter().all(|&c| relation.columns[c].binary),
-            exact: wanted.iter().all(|&c| relation.columns[c].exact),
             wanted,
             places,
             filters,
@@ -499,6 +496,12 @@ fn sample(parsed: &ParsedQuery, mention: &Mention) -> Option<Sample> {
 }
 
 impl Gathered {
+    /// The types of the columns that are filled, where rows are copied as text.
+    pub(super) fn types_as_text(&self) -> impl Iterator<Item = u32> {
+        let wanted = self.wanted.iter().filter(|_| !self.binary);
+        wanted.map(|&column| self.relation.columns[column].type_oid)
+    }
+
     /// The shards that have rows of it.
     pub fn shards(&self) -> Vec<pgherd_model::ShardId> {
         self.places.iter().map(|place| place.shard).collect()
