@@ -127,6 +127,14 @@ pub struct Catalog {
     heart: tokio::task::JoinHandle<()>,
 }
 
+/// Epochs from here on are of no committed catalog.
+const OF_OPEN_TRANSACTIONS: u64 = 1 << 62;
+
+/// Whether [`Catalog::load_through`] has given it: the catalog has changes of a transaction's own, which keep all others from changing it.
+pub fn is_of_open_transaction(epoch: Epoch) -> bool {
+    epoch.0 >= OF_OPEN_TRANSACTIONS
+}
+
 impl Catalog {
     /// Takes a lease and loads the catalog of `database`, in which [`crate::install`] has run.
     ///
@@ -260,7 +268,7 @@ impl Catalog {
 
     /// The catalog as an open transaction sees it, with its own schema changes. Its epoch is unlike any other's.
     pub async fn load_through(&self, home: &mut Backend) -> Result<Arc<Snapshot>, Error> {
-        static UNCOMMITTED: AtomicU64 = AtomicU64::new(1 << 62);
+        static UNCOMMITTED: AtomicU64 = AtomicU64::new(OF_OPEN_TRANSACTIONS);
         let deadline = Instant::now() + HELD_PATIENCE;
         let mut snapshot = loop {
             let results = home.simple("SELECT pgherd.seen_within('snapshot')").await?;

@@ -17,11 +17,11 @@ mod load;
 mod names;
 mod signature;
 
-pub use catalog::{Catalog, Options};
+pub use catalog::{Catalog, Options, is_of_open_transaction};
 pub use change::{Change, ChangeId};
 pub use error::Error;
 pub use flight::StatementGuard;
-pub use install::{bring_up_to_date, install, uninstalled};
+pub use install::{bring_up_to_date, forget_gateways, install, uninstalled};
 pub use load::snapshot_from_json;
 pub use names::{child_name, fence_name, restore_not_null, restore_parent_names};
 pub use signature::sign;

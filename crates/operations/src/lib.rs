@@ -42,6 +42,7 @@ pub use maintenance::maintenance;
 pub use procedures::{call, named_transaction};
 pub use schema_change::schema_change;
 pub use split::SPLIT_ROWS;
+pub use work::has_met_another_change;
 
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, Snapshot};

@@ -44,6 +44,9 @@ pub async fn schema_change(
     let mut work = Work::new(session, transaction, change);
     match run(&mut work, ddl, &text).await {
         Ok(tag) => {
+            if is_told_by_names(ddl.kind) {
+                work.check_same_tables(ddl, &text).await?;
+            }
             yield_names(&mut work, ddl, &text).await?;
             Ok(work.finish(tag).await?)
         }
@@ -82,6 +85,39 @@ async fn run(work: &mut Work<'_, '_>, ddl: &Ddl, text: &StatementText<'_>) -> Re
         OtherDdl => everywhere::other(work, text).await,
         _ => everywhere::broadcast(work, ddl, text).await,
     }
+}
+
+/// Whether what such a statement names decides where it runs. Others run on every shard, whatever they name.
+fn is_told_by_names(kind: DdlKind) -> bool {
+    use DdlKind::*;
+    matches!(
+        kind,
+        CreateTable
+            | AlterTable
+            | DropTable
+            | Truncate
+            | CreateIndex
+            | AlterIndex
+            | DropIndex
+            | CreateView
+            | CreateMaterializedView
+            | AlterView
+            | DropView
+            | CreateTrigger
+            | AlterTrigger
+            | DropTrigger
+            | CreateRule
+            | AlterRule
+            | DropRule
+            | CreatePolicy
+            | AlterPolicy
+            | DropPolicy
+            | CreateStatistics
+            | AlterStatistics
+            | DropStatistics
+            | Grant
+            | Revoke
+    )
 }
 
 /// Relations that functions have named all along may be there now.

@@ -1,13 +1,15 @@
 //! One schema change at work: runs SQL on participants, gathers notices, and writes the catalog.
 
 use crate::inspect::{Definition, Relation};
+use crate::statement_text::StatementText;
 use crate::{Outcome, Session};
 use pgherd_catalog::{Change, restore_parent_names, sign};
 use pgherd_model::{Name, ServerError, ShardId, Sharded, Snapshot, SqlState, Table, TableKind, quote_literal};
 use pgherd_shards::SimpleResult;
-use pgherd_sql::ObjectName;
+use pgherd_sql::{Ddl, DdlKind, ObjectName};
 use pgherd_transaction::Transaction;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,8 @@ pub(crate) struct Work<'w, 's> {
     pub snapshot: Arc<Snapshot>,
     notices: Vec<ServerError>,
     catalog_changed: bool,
+    /// nobody else changes the statement's names any more
+    held: bool,
     /// the role may not lock a table that it is to change: nothing has been done yet, and PostgreSQL has words of its own for it
     pub lock_refused: bool,
     writes: Vec<Value>,
@@ -48,6 +52,7 @@ impl<'w, 's> Work<'w, 's> {
             change,
             notices: Vec::new(),
             catalog_changed: false,
+            held: false,
             lock_refused: false,
             writes: Vec::new(),
         }
@@ -209,7 +214,38 @@ impl<'w, 's> Work<'w, 's> {
         if let Some(payload) = payload {
             self.signed(self.home(), "hold_changes", &payload).await?;
         }
+        self.held = true;
         Ok(())
+    }
+
+    /// Whether a statement that has held no names met the tables that it took them for. On the home shard it has seen, and locked, the newest; what
+    /// it was told of them is as old as its snapshot, and a table that was sharded meanwhile lies on other shards as well.
+    ///
+    /// Errors: 40001, where another transaction has made, or dropped, a sharded table that the statement names or has dropped.
+    pub async fn check_same_tables(&mut self, ddl: &Ddl, text: &StatementText<'_>) -> Result<(), ServerError> {
+        let epoch = self.session.snapshot.epoch;
+        if self.held || pgherd_catalog::is_of_open_transaction(epoch) {
+            return Ok(());
+        }
+        if !self.shows_one_snapshot() {
+            let shown = self.value("SELECT pgherd.shown_epoch()").await?;
+            if self.writes.is_empty() && shown.as_deref() == Some(epoch.0.to_string().as_str()) {
+                return Ok(());
+            }
+        }
+        let latest = self.session.catalog.refresh().await?;
+        if latest.epoch == epoch {
+            return Ok(());
+        }
+        let (before, now) = (places(&self.session.snapshot), places(&latest));
+        let is_other = |name: &&Name| before.get(*name) != now.get(*name);
+        let mut others = before.keys().chain(now.keys()).copied().filter(is_other);
+        // An index does not tell its table's name.
+        let may_mean_any = matches!(ddl.kind, DdlKind::AlterIndex | DdlKind::DropIndex);
+        match !self.writes.is_empty() || others.any(|name| may_mean_any || text.mentions(&name.name)) {
+            true => Err(met_another_change()),
+            false => Ok(()),
+        }
     }
 
     /// Nobody changes the held names any more. Where one snapshot serves the whole transaction, it must show who did before.
@@ -220,11 +256,7 @@ impl<'w, 's> Work<'w, 's> {
             if shown.as_deref() == Some(latest.as_str()) {
                 return Ok(());
             }
-            return Err(ServerError::new(
-                SqlState::SERIALIZATION_FAILURE,
-                "could not serialize access due to a concurrent change of sharded tables",
-            )
-            .with_hint("Repeat the transaction."));
+            return Err(met_another_change());
         }
         Ok(())
     }
@@ -542,6 +574,35 @@ impl<'w, 's> Work<'w, 's> {
             _ => Ok(()),
         }
     }
+}
+
+const MET_ANOTHER_CHANGE: &str = "could not serialize access due to a concurrent change of sharded tables";
+
+fn met_another_change() -> ServerError {
+    ServerError::new(SqlState::SERIALIZATION_FAILURE, MET_ANOTHER_CHANGE).with_hint("Repeat the transaction.")
+}
+
+/// Whether a schema change failed since another was in its way, and may do when it is run again.
+pub fn has_met_another_change(error: &ServerError) -> bool {
+    error.sqlstate() == SqlState::SERIALIZATION_FAILURE && error.fields().message == MET_ANOTHER_CHANGE
+}
+
+/// The sharded tables, and the declared partitions, each with the number of its table.
+fn places(snapshot: &Snapshot) -> HashMap<&Name, u32> {
+    let tables = snapshot
+        .relations
+        .values()
+        .flatten()
+        .filter_map(|(_, table)| table.as_ref());
+    let placed = tables.filter_map(|table| {
+        let whole = match &table.kind {
+            TableKind::Sharded(sharded) => Some(&**sharded),
+            TableKind::Partition { parent, .. } => snapshot.table(parent)?.sharded(),
+            _ => None,
+        };
+        Some((&table.name, whole?.id.0))
+    });
+    placed.collect()
 }
 
 /// A stable hash of a relation's name; the same that statements enter with.

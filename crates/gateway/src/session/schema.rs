@@ -12,6 +12,9 @@ use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
 use std::sync::atomic::Ordering;
 
+/// How often a change is begun anew.
+const MOST_ATTEMPTS: usize = 5;
+
 impl Session {
     /// DDL and CALL pgherd.….
     pub(crate) async fn change_schema(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
@@ -91,8 +94,19 @@ impl Session {
         self.change_in_transaction(unit).await
     }
 
-    /// The change, in the open block or in a transaction of its own.
+    /// The change, in the open block or in a transaction of its own, which is begun anew where another change has come between.
     async fn change_in_transaction(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
+        for _ in 0..MOST_ATTEMPTS {
+            let is_alone = self.block.is_none();
+            match self.change_once(unit).await {
+                Err(Problem::Error(error)) if is_alone && pgherd_operations::has_met_another_change(&error) => {}
+                done => return done,
+            }
+        }
+        self.change_once(unit).await
+    }
+
+    async fn change_once(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
         let made = self.ensure_block();
         if let (true, Some(open)) = (made, self.block.open_mut()) {
             // A schema change is the same at every level, and rows that it moves must be the newest.

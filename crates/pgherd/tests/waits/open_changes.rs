@@ -1,6 +1,6 @@
 //! A schema change that a client leaves open locks its tables, and holds up nobody who does not name them.
 
-use super::{Session, run, three_shards, value};
+use super::{Session, run, three_shards, until_waiting, value};
 use std::time::{Duration, Instant};
 
 /// Longer than a lease, which is six seconds.
@@ -58,4 +58,54 @@ async fn an_open_change_stops_neither_other_changes_nor_the_gateway() {
     run(&client, "INSERT INTO log VALUES (7); UPDATE log SET k = 8").await;
     assert_eq!(value(&client, "SELECT counted()").await, "1");
     assert!(gateway.stop().await);
+}
+
+/// A statement waits for a lock, and finds behind it a table that was sharded, or made at all, when it had been told where its tables are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_made_meanwhile_is_dropped_and_emptied_on_all_shards() {
+    let (herd, gateway) = three_shards().await;
+    let client = gateway.connect().await.expect("connect");
+    run(&client, "CREATE TABLE busy (k int)").await;
+    let other = herd.gateway("other").await.expect("a gateway");
+    let holder = other.connect().await.expect("connect");
+    let make =
+        "CREATE TABLE late (k int PRIMARY KEY) PARTITION BY RANGE (k); INSERT INTO late SELECT generate_series(1, 9)";
+    let places = "SELECT count(*) FROM pg_class WHERE relname = 'late'";
+    for (sql, in_block) in [
+        ("DROP TABLE IF EXISTS busy, late CASCADE", false),
+        ("DROP TABLE IF EXISTS busy, late", false),
+        ("TRUNCATE busy, late", false),
+        ("DROP TABLE IF EXISTS busy, late CASCADE", true),
+    ] {
+        run(&client, "CREATE TABLE IF NOT EXISTS busy (k int)").await;
+        run(&client, "DROP TABLE IF EXISTS late").await;
+        run(&holder, "BEGIN; LOCK TABLE busy").await;
+        if in_block {
+            run(&client, "BEGIN").await;
+        }
+        let changing = client.batch_execute(sql);
+        let meanwhile = async {
+            until_waiting(&herd, 1).await;
+            let maker = other.connect().await.expect("connect");
+            run(&maker, "SET pgherd.initial_bounds = 'int 3,7'").await;
+            run(&maker, make).await;
+            run(&holder, "COMMIT").await;
+        };
+        let (changed, ()) = tokio::join!(changing, meanwhile);
+        if in_block {
+            let code = changed.expect_err(sql).code().map(|code| code.code().to_owned());
+            assert_eq!(code.as_deref(), Some("40001"), "{sql}");
+            run(&client, "ROLLBACK").await;
+            assert_eq!(value(&client, "SELECT count(*) FROM late").await, "9");
+            run(&client, sql).await;
+        } else {
+            changed.expect(sql);
+        }
+        match sql.starts_with("DROP") {
+            true => assert_eq!(herd.sum_over_shards(places).await.expect("asked"), 0, "{sql}"),
+            false => assert_eq!(value(&client, "SELECT count(*) FROM late").await, "0", "{sql}"),
+        }
+    }
+    assert!(gateway.stop().await);
+    assert!(other.stop().await);
 }
