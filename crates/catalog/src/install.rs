@@ -113,6 +113,28 @@ impl Installed {
     }
 }
 
+/// Removes from a copied database what belongs to the gateways that had its original open, and not to what it holds: leases,
+/// changes under way, markers.
+///
+/// # Errors
+/// A shard that cannot be reached.
+pub async fn forget_gateways(shards: &Shards, database: &str) -> Result<(), Error> {
+    for shard in shards.all() {
+        let client = shards.connect_service(shard.id, database).await?;
+        let everywhere = "TRUNCATE pgherd.dtx, pgherd.dtx_sequence";
+        let at_home = "TRUNCATE pgherd.gateway_lease, pgherd.change, pgherd.change_acknowledgement, pgherd.change_hold, \
+             pgherd.waiting_transaction, pgherd.client_transaction";
+        if Installed::read(&client).await?.is_none() {
+            continue;
+        }
+        client.batch_execute(everywhere).await?;
+        if shard.id == shards.home() {
+            client.batch_execute(at_home).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether the home shard's database has no catalog yet.
 pub async fn uninstalled(shards: &Shards, database: &str) -> Result<bool, Error> {
     let client = shards.connect_service(shards.home(), database).await?;

@@ -9,6 +9,7 @@
 mod block;
 mod constants;
 mod constraints;
+mod copied_database;
 mod copy;
 mod cursor;
 mod database_statements;

@@ -1,7 +1,7 @@
 //! CREATE, ALTER and DROP DATABASE: a database is one on every shard, with a catalog on the home shard.
 //!
 //! PostgreSQL does none of them in a transaction, so the shards are asked one after the other, the home shard first: it
-//! judges. What CREATE or RENAME could not finish, it takes back; what a gateway that died has left on other shards, DROP DATABASE IF
+//! judges. What CREATE or RENAME could not finish, they take back; what a gateway that died has left on other shards, DROP DATABASE IF
 //! EXISTS removes.
 
 use super::{Problem, Session, Unit};
@@ -11,9 +11,9 @@ use pgherd_sql::DatabaseChange;
 use std::time::Duration;
 
 /// How long sessions and gateways that were told to leave a database may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether they have.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Session {
     /// Runs one of them.
@@ -49,7 +49,7 @@ impl Session {
     }
 
     /// All shards, the home shard first.
-    fn shard_ids(&self) -> Vec<ShardId> {
+    pub(super) fn shard_ids(&self) -> Vec<ShardId> {
         self.gateway.shards.all().iter().map(|shard| shard.id).collect()
     }
 
@@ -70,27 +70,32 @@ impl Session {
     }
 
     async fn create_database(&mut self, text: &str, name: &str, template: Option<&str>) -> Result<(), Problem> {
-        if let Some(template) = template.filter(|t| !["template0", "template1"].contains(t)) {
-            return Err(ServerError::unsupported(
-                format!("CREATE DATABASE with the template \"{template}\" is not supported yet"),
-                "Create it from template0 or template1, and copy what it is to hold with pg_dump.",
-            )
-            .into());
-        }
         let mut made = Vec::new();
+        let template = template.filter(|t| !["template0", "template1"].contains(t));
+        let mut result = match template {
+            Some(template) => self.copy_database(text, name, template, &mut made).await,
+            None => self.create_on_shards(text, &mut made).await,
+        };
+        if result.is_ok() {
+            let (cluster, secret) = (&self.gateway.options.cluster, &self.gateway.options.secret);
+            let installed = pgherd_catalog::install(&self.gateway.shards, name, cluster, secret).await;
+            result = installed.map_err(Problem::from);
+        }
+        if result.is_err() {
+            self.take_back(&made, name).await;
+        }
+        result
+    }
+
+    /// Makes it on all shards; those that have it by now are in `made`, also where one fails.
+    pub(super) async fn create_on_shards(&mut self, text: &str, made: &mut Vec<ShardId>) -> Result<(), Problem> {
         for shard in self.shard_ids() {
             if let Err(error) = self.on_shard(shard, text, true).await {
-                self.take_back(&made, name).await;
                 let of_another = !made.is_empty() && error.sqlstate().code() == "42P04";
                 let hint = "It is left from a CREATE or DROP DATABASE that was not finished: DROP DATABASE IF EXISTS removes it.";
                 return Err(if of_another { error.with_hint(hint) } else { error }.into());
             }
             made.push(shard);
-        }
-        let (cluster, secret) = (&self.gateway.options.cluster, &self.gateway.options.secret);
-        if let Err(error) = pgherd_catalog::install(&self.gateway.shards, name, cluster, secret).await {
-            self.take_back(&made, name).await;
-            return Err(error.into());
         }
         Ok(())
     }
@@ -108,7 +113,7 @@ impl Session {
     /// RENAME and SET TABLESPACE: of a database that nobody uses.
     async fn move_database(&mut self, text: &str, name: &str, to: Option<&str>) -> Result<(), Problem> {
         if self.may_be_left(name).await? {
-            self.leave_database(name, false).await?;
+            self.leave_database(name, false, "database").await?;
         }
         let mut moved = Vec::new();
         for shard in self.shard_ids() {
@@ -143,7 +148,7 @@ impl Session {
     async fn drop_database(&mut self, text: &str, name: &str, if_exists: bool, force: bool) -> Result<(), Problem> {
         let home = self.gateway.shards.home();
         if self.may_be_left(name).await? {
-            self.leave_database(name, force).await?;
+            self.leave_database(name, force, "database").await?;
         }
         self.on_shard(home, text, true).await?;
         let others = self.shard_ids().into_iter().filter(|shard| *shard != home);
@@ -158,8 +163,8 @@ impl Session {
     }
 
     /// Nobody uses the database any more: sessions have ended (by force, or else it is 55006), this gateway has closed its
-    /// connections, and others have closed theirs, which they do when they have no sessions left.
-    async fn leave_database(&mut self, name: &str, force: bool) -> Result<(), Problem> {
+    /// connections, and others have closed theirs, which they do when they have no sessions left. `what` it is in messages.
+    pub(super) async fn leave_database(&mut self, name: &str, force: bool, what: &str) -> Result<(), Problem> {
         let gateway = self.gateway.clone();
         if force {
             gateway.cancels.signal_database(name, Why::Terminated).await;
@@ -172,11 +177,7 @@ impl Session {
             }
             // As PostgreSQL: those that are just leaving are waited for.
             if tokio::time::Instant::now() > deadline {
-                let detail = match sessions {
-                    1 => "There is 1 other session using the database.".to_owned(),
-                    n => format!("There are {n} other sessions using the database."),
-                };
-                return Err(in_use(name, &detail).into());
+                return Err(in_use(what, name, &others_use_it(sessions)).into());
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -187,7 +188,7 @@ impl Session {
         }
         while self.is_leased(name).await? {
             if tokio::time::Instant::now() > deadline {
-                return Err(in_use(name, "Other gateways have it open.").into());
+                return Err(in_use(what, name, "Other gateways have it open.").into());
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -197,7 +198,12 @@ impl Session {
     /// Whether a gateway has the database open.
     async fn is_leased(&self, name: &str) -> Result<bool, Problem> {
         let shards = &self.gateway.shards;
-        let client = shards.connect_service(shards.home(), name).await?;
+        let client = match shards.connect_service(shards.home(), name).await {
+            Ok(client) => client,
+            // It allows no connections.
+            Err(pgherd_shards::Error::Server(error)) if error.sqlstate().code() == "55000" => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
         let sql = "SELECT EXISTS (SELECT FROM pgherd.gateway_lease WHERE lease_until > clock_timestamp())";
         match client.query_one(sql, &[]).await {
             Ok(row) => Ok(row.get(0)),
@@ -207,10 +213,19 @@ impl Session {
     }
 }
 
-fn in_use(name: &str, detail: &str) -> ServerError {
+/// 55006 about a database, or a source database.
+pub(super) fn in_use(what: &str, name: &str, detail: &str) -> ServerError {
     ServerError::new(
         SqlState::from_code("55006"),
-        format!("database \"{name}\" is being accessed by other users"),
+        format!("{what} \"{name}\" is being accessed by other users"),
     )
     .with_detail(detail)
+}
+
+/// PostgreSQL's detail of 55006.
+pub(super) fn others_use_it(sessions: usize) -> String {
+    match sessions {
+        1 => "There is 1 other session using the database.".to_owned(),
+        n => format!("There are {n} other sessions using the database."),
+    }
 }
