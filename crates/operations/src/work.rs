@@ -4,7 +4,7 @@ use crate::inspect::{Definition, Relation};
 use crate::statement_text::StatementText;
 use crate::{Outcome, Session};
 use pgherd_catalog::{Change, restore_parent_names, sign};
-use pgherd_model::{Name, ServerError, ShardId, Sharded, Snapshot, SqlState, Table, TableKind, quote_literal};
+use pgherd_model::{Epoch, Name, ServerError, ShardId, Sharded, Snapshot, SqlState, Table, TableKind, quote_literal};
 use pgherd_shards::SimpleResult;
 use pgherd_sql::{Ddl, DdlKind, ObjectName};
 use pgherd_transaction::Transaction;
@@ -191,8 +191,7 @@ impl<'w, 's> Work<'w, 's> {
         what: &str,
     ) -> Result<(), ServerError> {
         self.hold(names, what).await?;
-        let shown = self.value("SELECT pgherd.shown_epoch()").await?;
-        if shown.as_deref() != Some(self.session.snapshot.epoch.0.to_string().as_str()) {
+        if !self.shows(self.session.snapshot.epoch).await? {
             self.snapshot = self.look().await?;
         }
         self.check_shown_epoch().await
@@ -227,11 +226,8 @@ impl<'w, 's> Work<'w, 's> {
         if self.held || pgherd_catalog::is_of_open_transaction(epoch) {
             return Ok(());
         }
-        if !self.shows_one_snapshot() {
-            let shown = self.value("SELECT pgherd.shown_epoch()").await?;
-            if self.writes.is_empty() && shown.as_deref() == Some(epoch.0.to_string().as_str()) {
-                return Ok(());
-            }
+        if !self.shows_one_snapshot() && self.shows(epoch).await? {
+            return Ok(());
         }
         let latest = self.session.catalog.refresh().await?;
         if latest.epoch == epoch {
@@ -251,14 +247,18 @@ impl<'w, 's> Work<'w, 's> {
     /// Nobody changes the held names any more. Where one snapshot serves the whole transaction, it must show who did before.
     async fn check_shown_epoch(&mut self) -> Result<(), ServerError> {
         if self.shows_one_snapshot() {
-            let shown = self.value("SELECT pgherd.shown_epoch()").await?;
-            let latest = self.session.catalog.refresh().await?.epoch.0.to_string();
-            if shown.as_deref() == Some(latest.as_str()) {
-                return Ok(());
+            let latest = self.session.catalog.refresh().await?.epoch;
+            if !self.shows(latest).await? {
+                return Err(met_another_change());
             }
-            return Err(met_another_change());
         }
         Ok(())
+    }
+
+    /// Whether the transaction sees the catalog of this epoch.
+    async fn shows(&mut self, epoch: Epoch) -> Result<bool, ServerError> {
+        let shown = self.value("SELECT pgherd.shown_epoch()").await?;
+        Ok(shown.as_deref() == Some(epoch.0.to_string().as_str()))
     }
 
     /// Whether the transaction shows rows as they were before this statement.

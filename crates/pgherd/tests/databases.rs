@@ -1,31 +1,15 @@
 //! CREATE DATABASE from a template that is a database of the cluster: each shard copies its part, and together they are one database.
 
-use pgherd_testkit::herd::{Gateway, Herd};
+use pgherd_testkit::herd::{Gateway, Herd, value};
 use std::path::Path;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
-
-async fn connect(gateway: &Gateway, role: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
-    let mut config = gateway.config();
-    let (client, connection) = config.user(role).dbname(database).connect(NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
-}
+use tokio_postgres::Client;
 
 async fn to(gateway: &Gateway, database: &str) -> Client {
-    connect(gateway, "postgres", database).await.expect(database)
+    gateway.connect_to("postgres", database).await.expect(database)
 }
 
 async fn run(client: &Client, sql: &str) {
     client.batch_execute(sql).await.expect(sql);
-}
-
-async fn value(client: &Client, sql: &str) -> String {
-    let messages = client.simple_query(sql).await.expect(sql);
-    let mut rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    rows.next().unwrap_or_default().to_owned()
 }
 
 /// The SQLSTATE, message and detail that a statement fails with.
@@ -102,7 +86,7 @@ async fn a_template_is_copied_with_what_lies_on_all_shards() {
     );
 
     run(&admin, "CREATE ROLE weak LOGIN CREATEDB").await;
-    let weak = connect(&gateway, "weak", "postgres").await.expect("connect");
+    let weak = gateway.connect_to("weak", "postgres").await.expect("connect");
     let (code, message, _) = failure(&weak, "CREATE DATABASE own TEMPLATE copy").await;
     assert_eq!(
         (&*code, &*message),

@@ -1,26 +1,13 @@
 //! What a session has when it begins: PostgreSQL's own settings of its role and database, whatever backends are at hand.
 
 use futures::StreamExt;
-use pgherd_testkit::herd::{Gateway, Herd};
+use pgherd_testkit::herd::{Gateway, Herd, value};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls};
 
 async fn connect(gateway: &Gateway, role: &str) -> Client {
-    let mut config = gateway.config();
-    config.user(role);
-    let (client, connection) = config.connect(NoTls).await.expect("connect");
-    tokio::spawn(connection);
-    client
-}
-
-async fn value(client: &Client, sql: &str) -> String {
-    let messages = client.simple_query(sql).await.expect(sql);
-    let mut rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    rows.next().unwrap_or_default().to_owned()
+    gateway.connect_to(role, "postgres").await.expect("connect")
 }
 
 /// So many shards, and a gateway.
@@ -101,9 +88,7 @@ async fn the_same_statement_means_another_table_in_another_database() {
             .batch_execute(&format!("CREATE DATABASE {name}"))
             .await
             .expect(name);
-        let mut config = gateway.config();
-        let (client, connection) = config.dbname(name).connect(NoTls).await.expect("connect");
-        tokio::spawn(connection);
+        let client = gateway.connect_to("postgres", name).await.expect("connect");
         let sql = format!(
             "SET pgherd.default_distribution = primary_key; SET pgherd.initial_bounds = 'int {bounds}'; CREATE TABLE t ({columns})"
         );

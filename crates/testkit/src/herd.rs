@@ -174,6 +174,16 @@ fn write_config<'a>(
     Ok(cluster.account().own(config)?)
 }
 
+/// The first value of a statement, as text; empty where there is none, or it is NULL. Panics where the statement fails.
+pub async fn value(client: &tokio_postgres::Client, sql: &str) -> String {
+    let messages = client.simple_query(sql).await.expect(sql);
+    let mut rows = messages.iter().filter_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    rows.next().unwrap_or_default().to_owned()
+}
+
 /// A gateway process that is on its way to serving. Dropping it kills it.
 pub(crate) struct Starting {
     pid: Option<u32>,
@@ -279,7 +289,21 @@ impl Gateway {
 
     /// Connects; the connection's task ends when the client is dropped.
     pub async fn connect(&self) -> Result<tokio_postgres::Client> {
-        let (client, connection) = self.config().connect(tokio_postgres::NoTls).await?;
+        Ok(self.connect_to("postgres", "postgres").await?)
+    }
+
+    /// The same as this role, to this database.
+    pub async fn connect_to(
+        &self,
+        role: &str,
+        database: &str,
+    ) -> std::result::Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let mut config = self.config();
+        let (client, connection) = config
+            .user(role)
+            .dbname(database)
+            .connect(tokio_postgres::NoTls)
+            .await?;
         tokio::spawn(connection);
         Ok(client)
     }

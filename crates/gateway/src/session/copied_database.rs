@@ -16,7 +16,7 @@ const SOURCE: &str = "source database";
 /// A connection per shard, to another database than the template.
 struct Watch<'a> {
     template: &'a str,
-    clients: Vec<(ShardId, Client)>,
+    clients: Vec<Client>,
 }
 
 impl Session {
@@ -41,7 +41,7 @@ impl Session {
         let watch = self.watch(template).await?;
         // Copies of one template are made one after the other: what each looks at would be taken for somebody's session by the others. Until the
         // connection ends.
-        let home = &watch.clients[0].1;
+        let home = &watch.clients[0];
         home.execute(
             "SELECT pg_advisory_lock(hashtextextended('pgherd.copied_database', 0))",
             &[],
@@ -75,7 +75,7 @@ impl Session {
         let shards = &self.gateway.shards;
         let mut clients = Vec::new();
         for shard in self.shard_ids() {
-            clients.push((shard, shards.connect_service(shard, &self.who.database).await?));
+            clients.push(shards.connect_service(shard, &self.who.database).await?);
         }
         Ok(Watch { template, clients })
     }
@@ -89,7 +89,7 @@ impl Watch<'_> {
                    FROM pg_database d WHERE d.datname = $1";
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut counts = Vec::new();
-        for (_, client) in &self.clients {
+        for client in &self.clients {
             loop {
                 let row = client
                     .query_opt(sql, &[&self.template])

@@ -12,8 +12,8 @@ use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
 use std::sync::atomic::Ordering;
 
-/// How often a change is begun anew.
-const MOST_ATTEMPTS: usize = 5;
+/// How often a change is begun at most, where others come between.
+const MOST_ATTEMPTS: usize = 6;
 
 impl Session {
     /// DDL and CALL pgherd.….
@@ -96,14 +96,14 @@ impl Session {
 
     /// The change, in the open block or in a transaction of its own, which is begun anew where another change has come between.
     async fn change_in_transaction(&mut self, unit: Unit<'_>) -> Result<(), Problem> {
-        for _ in 0..MOST_ATTEMPTS {
-            let is_alone = self.block.is_none();
+        let mut attempts = if self.block.is_none() { MOST_ATTEMPTS } else { 1 };
+        loop {
+            attempts -= 1;
             match self.change_once(unit).await {
-                Err(Problem::Error(error)) if is_alone && pgherd_operations::has_met_another_change(&error) => {}
+                Err(Problem::Error(error)) if attempts > 0 && pgherd_operations::has_met_another_change(&error) => {}
                 done => return done,
             }
         }
-        self.change_once(unit).await
     }
 
     async fn change_once(&mut self, unit: Unit<'_>) -> Result<(), Problem> {

@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 
 async fn connect(gateway: &Gateway, role: &str) -> Result<Client, tokio_postgres::Error> {
-    let mut config = gateway.config();
-    let (client, connection) = config.user(role).connect(NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
+    gateway.connect_to(role, "postgres").await
 }
 
 async fn refused(gateway: &Gateway, role: &str) -> (String, String) {
