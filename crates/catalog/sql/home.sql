@@ -138,10 +138,10 @@ CREATE OR REPLACE FUNCTION pgherd.hold_changes(payload text, signature text) RET
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pgherd.check_signature('hold_changes ' || payload, signature);
-    INSERT INTO pgherd.change_hold (change) SELECT value::text::bigint FROM json_array_elements(payload::json)
+    INSERT INTO pgherd.change_hold (change) SELECT int8in(json_out(value)) FROM json_array_elements(payload::json)
         ON CONFLICT DO NOTHING;
     IF EXISTS (SELECT FROM json_array_elements(payload::json) WHERE NOT EXISTS (
-        SELECT FROM pgherd.change_hold h WHERE h.change = value::text::bigint AND h.holder = pg_current_xact_id()))
+        SELECT FROM pgherd.change_hold h WHERE h.change = int8in(json_out(value)) AND h.holder = pg_current_xact_id()))
     THEN
         RAISE EXCEPTION 'could not serialize schema change: this gateway''s lease was over'
             USING ERRCODE = '40001', HINT = 'Repeat the transaction.';
@@ -226,20 +226,20 @@ BEGIN
             FROM json_to_record(item) AS t(id integer, automatic boolean, by_default boolean, colocation integer, fence integer)
             WHERE s.id = t.id;
         WHEN 'drop_table' THEN
-            DELETE FROM pgherd.sharded_table WHERE id = (item ->> 'id')::integer;
+            DELETE FROM pgherd.sharded_table WHERE id = int4in(textout(item ->> 'id'));
         WHEN 'range' THEN
             INSERT INTO pgherd.table_range (table_id, id, lower, upper, shard, child_schema, child, declared)
             SELECT r."table", r.id, r.lower, r.upper, r.shard, r.child_schema, r.child, r.declared
             FROM json_to_record(item) AS r("table" integer, id integer, lower text[], upper text[], shard integer,
                 child_schema text, child text, declared boolean);
-            UPDATE pgherd.sharded_table SET next_range = greatest(next_range, (item ->> 'id')::integer + 1)
-            WHERE id = (item ->> 'table')::integer;
+            UPDATE pgherd.sharded_table SET next_range = greatest(next_range, int4in(textout(item ->> 'id')) + 1)
+            WHERE id = int4in(textout(item ->> 'table'));
         WHEN 'drop_range' THEN
             DELETE FROM pgherd.table_range
-            WHERE table_id = (item ->> 'table')::integer AND id = (item ->> 'id')::integer;
+            WHERE table_id = int4in(textout(item ->> 'table')) AND id = int4in(textout(item ->> 'id'));
         WHEN 'name_range' THEN
             UPDATE pgherd.table_range SET child_schema = item ->> 'child_schema', child = item ->> 'child'
-            WHERE table_id = (item ->> 'table')::integer AND id = (item ->> 'id')::integer;
+            WHERE table_id = int4in(textout(item ->> 'table')) AND id = int4in(textout(item ->> 'id'));
         ELSE
             RAISE EXCEPTION 'unknown catalog write %', item;
         END CASE;

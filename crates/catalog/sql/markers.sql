@@ -57,7 +57,7 @@ CREATE OR REPLACE FUNCTION pgherd.note_refusal() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     LOCK TABLE pgherd.refusing IN EXCLUSIVE MODE;
-    PERFORM setval('pgherd.last_refusal', pg_current_xact_id()::text::bigint);
+    PERFORM setval('pgherd.last_refusal', int8in(xid8out(pg_current_xact_id())));
     RETURN CASE tg_op WHEN 'DELETE' THEN OLD ELSE NEW END;
 END $$;
 CREATE OR REPLACE TRIGGER note_closing BEFORE INSERT OR UPDATE OF closed ON pgherd.dtx_sequence
@@ -109,11 +109,11 @@ BEGIN
     END IF;
     -- A later statement than the lock's, with a later snapshot: whoever closes the sequence either is seen here, or sees the lock.
     INSERT INTO pgherd.dtx (gid, state, sequence, number)
-    SELECT write_marker.gid, 'p', own_sequence, split_part(write_marker.gid, ':', 7)::bigint
+    SELECT write_marker.gid, 'p', own_sequence, int8in(textout(split_part(write_marker.gid, ':', 7)))
     FROM pgherd.dtx_sequence AS s
     WHERE s.sequence = own_sequence AND NOT s.closed
       -- A message can be on its way for longer than a fence is kept: no number comes after it was settled.
-      AND s.settled < split_part(write_marker.gid, ':', 7)::bigint
+      AND s.settled < int8in(textout(split_part(write_marker.gid, ':', 7)))
       AND proof = encode(sha256(s.secret || sha256(s.secret || convert_to(write_marker.gid, 'UTF8'))), 'hex');
     IF FOUND THEN
         RETURN;
@@ -194,7 +194,7 @@ $$;
 CREATE OR REPLACE FUNCTION pgherd.fence_marker(gid text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms' AS $$
     INSERT INTO pgherd.dtx (gid, state, sequence, number)
-    VALUES (gid, 'a', split_part(gid, ':', 5) || ':' || split_part(gid, ':', 6), split_part(gid, ':', 7)::bigint)
+    VALUES (gid, 'a', split_part(gid, ':', 5) || ':' || split_part(gid, ':', 6), int8in(textout(split_part(gid, ':', 7))))
 $$;
 REVOKE ALL ON FUNCTION pgherd.fence_marker(text) FROM PUBLIC;
 

@@ -18,7 +18,7 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     INSERT INTO pgherd.dtx (gid, state, sequence, number)
-    SELECT write_client_marker.gid, 'p', own_sequence, split_part(write_client_marker.gid, ':', 7)::bigint
+    SELECT write_client_marker.gid, 'p', own_sequence, int8in(textout(split_part(write_client_marker.gid, ':', 7)))
     FROM pgherd.commit_secret AS c
     WHERE proof = encode(sha256(c.secret || sha256(c.secret || convert_to(write_client_marker.gid, 'UTF8'))), 'hex');
     IF NOT FOUND THEN

@@ -232,7 +232,7 @@ DECLARE
 BEGIN
     PERFORM pgherd.check_signature('open_sequences ' || payload, signature);
     FOR item IN
-        SELECT s.seqrelid AS oid, v.value::bigint FROM json_each_text(payload::json) v JOIN pg_sequence s ON s.seqrelid = to_regclass(v.key)::oid
+        SELECT s.seqrelid AS oid, int8in(textout(v.value)) FROM json_each_text(payload::json) v JOIN pg_sequence s ON s.seqrelid = to_regclass(v.key)::oid
     LOOP
         EXECUTE format('ALTER SEQUENCE %s RESTART WITH %s', item.oid::regclass, item.value);
     END LOOP;
@@ -329,18 +329,29 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     WHERE c.oid = view
 $$;
 
--- Whether this shard's views of users are those of the list, for `keep_views`.
+-- Whether this shard's views of users are those of the list, for `keep_views`. To read a view's text waits for whoever is changing what is in
+-- it: that of a view which the list does not ask for, since another transaction changes it, is not read.
 CREATE OR REPLACE FUNCTION pgherd.has_views(payload text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    WITH wanted AS (SELECT w.schema, w.name, w.text FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)),
-    here AS (SELECT n.nspname::text AS schema, c.relname::text AS name, pgherd.view_text(c.oid) AS text
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid)
-          AND (n.nspname, c.relname) NOT IN (SELECT w.schema, w.name FROM wanted w WHERE w.text IS NULL))
-    SELECT NOT EXISTS (SELECT FROM (SELECT * FROM wanted WHERE text IS NOT NULL) w
-        FULL JOIN here h ON h.schema = w.schema AND h.name = w.name AND h.text = w.text
-        WHERE h.name IS NULL OR w.name IS NULL)
+    WITH wanted AS MATERIALIZED (SELECT w.schema, w.name, w.text FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)),
+    here AS MATERIALIZED (SELECT n.nspname::text AS schema, c.relname::text AS name, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid))
+    SELECT NOT EXISTS (SELECT FROM here LEFT JOIN wanted w USING (schema, name) WHERE w.name IS NULL)
+        AND NOT EXISTS (SELECT FROM wanted w LEFT JOIN here h USING (schema, name)
+            WHERE CASE WHEN w.text IS NULL THEN false WHEN h.oid IS NULL THEN true ELSE pgherd.view_text(h.oid) IS DISTINCT FROM w.text END)
 $$;
+
+-- Whoever changes views on several shards holds this, on the home shard first: without it, two that each made a view would make each other's
+-- as well, or drop what the other one has committed here and not yet on the home shard. Until the transaction ends, on each of its shards.
+CREATE TABLE IF NOT EXISTS pgherd.changing_views ();
+REVOKE ALL ON pgherd.changing_views FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION pgherd.hold_views(payload text, signature text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pgherd.check_signature('hold_views ' || payload, signature);
+    LOCK TABLE pgherd.changing_views IN EXCLUSIVE MODE;
+END $$;
 
 -- The catalog, the views that every shard has (both on the home shard), or whether this shard has those of the list: as an open transaction of a client sees them. To
 -- read a view's text locks the relations in it until the transaction ends, and others could not change these tables for as long as a
@@ -350,16 +361,30 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
 DECLARE
     found text;
 BEGIN
-    IF what = 'snapshot' THEN
-        found := pgherd.snapshot();
-    ELSIF what = 'twin_views' THEN
-        found := pgherd.twin_views();
-    ELSE
-        found := pgherd.has_views(payload)::text;
-    END IF;
-    RAISE EXCEPTION USING ERRCODE = 'PH001';
-EXCEPTION WHEN SQLSTATE 'PH001' THEN
-    RETURN found;
+    FOR attempt IN 1 .. 10 LOOP
+        BEGIN
+            -- What is known to be changed by others is left out. What they begin to change just now is so the next time.
+            PERFORM set_config('lock_timeout', '100ms', true);
+            IF what = 'snapshot' THEN
+                found := pgherd.snapshot();
+            ELSIF what = 'twin_views' THEN
+                found := pgherd.twin_views();
+            ELSE
+                found := pgherd.has_views(payload)::text;
+            END IF;
+            RAISE EXCEPTION USING ERRCODE = 'PH001';
+        EXCEPTION
+            WHEN SQLSTATE 'PH001' THEN
+                RETURN found;
+            WHEN lock_not_available OR internal_error OR undefined_table THEN
+                -- "could not open relation with OID": another transaction has dropped it since the list of views was read.
+                IF what = 'has_views' THEN
+                    RETURN 'false';
+                ELSIF attempt = 10 THEN
+                    RAISE;
+                END IF;
+        END;
+    END LOOP;
 END $$;
 
 -- Makes the views of users on this shard, which is not the home shard, those of the list.
@@ -368,15 +393,22 @@ CREATE OR REPLACE FUNCTION pgherd.keep_views(payload text, signature text) RETUR
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 DECLARE
     item record;
+    others text[];
+    view text;
+    patience text := current_setting('lock_timeout');
 BEGIN
     PERFORM pgherd.check_signature('keep_views ' || payload, signature);
-    FOR item IN
-        SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    LOCK TABLE pgherd.changing_views IN EXCLUSIVE MODE;
+    -- Who is changing one of these here may wait for this transaction on the home shard: it is asked there again.
+    PERFORM set_config('lock_timeout', '100ms', true);
+    others := ARRAY(
+        SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind = 'v' AND c.oid >= 16384 AND pgherd.is_users_view(c.oid) AND NOT EXISTS (
             SELECT FROM json_to_recordset(payload::json) AS w(schema text, name text, text text)
-            WHERE w.schema = n.nspname AND w.name = c.relname AND (w.text IS NULL OR w.text = pgherd.view_text(c.oid)))
-    LOOP
-        EXECUTE format('DROP VIEW IF EXISTS %s CASCADE', item.name);
+            WHERE w.schema = n.nspname AND w.name = c.relname AND (w.text IS NULL OR w.text = pgherd.view_text(c.oid))));
+    PERFORM set_config('lock_timeout', patience, true);
+    FOREACH view IN ARRAY others LOOP
+        EXECUTE format('DROP VIEW IF EXISTS %s CASCADE', view);
     END LOOP;
     FOR item IN SELECT * FROM json_to_recordset(payload::json) AS w(schema text, name text, text text) WHERE w.text IS NOT NULL LOOP
         IF to_regclass(format('%I.%I', item.schema, item.name)) IS NULL THEN
@@ -458,7 +490,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT shown.* FROM jsonb_array_elements(sessions) AS s
     LEFT JOIN pg_catalog.pg_database d ON d.datname = s ->> 'datname'
     LEFT JOIN pg_catalog.pg_roles r ON r.rolname = s ->> 'usename'
-    LEFT JOIN pg_catalog.pg_stat_activity h ON h.pid = (s ->> 'at')::integer,
+    LEFT JOIN pg_catalog.pg_stat_activity h ON h.pid = int4in(textout(s ->> 'at')),
     LATERAL jsonb_populate_record(NULL::pg_catalog.pg_stat_activity, jsonb_build_object('datid', d.oid, 'datname', s ->> 'datname', 'pid', s -> 'pid',
         'usesysid', r.oid, 'usename', s ->> 'usename', 'application_name', s ->> 'application_name') ||
         CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') OR pg_has_role(r.oid, 'USAGE') THEN
@@ -588,7 +620,7 @@ END $$;
 -- has drawn itself is newer than what the gateway remembers (a JSON object of numbers by OID, and the last number).
 CREATE OR REPLACE FUNCTION pgherd.currval(sequence regclass) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    remembered bigint := nullif(current_setting('pgherd.drawn_numbers', true), '')::json ->> sequence::oid::text;
+    remembered bigint := int8in(textout(nullif(current_setting('pgherd.drawn_numbers', true), '')::json ->> sequence::oid::text));
 BEGIN
     RETURN pg_catalog.currval(sequence);
 EXCEPTION WHEN object_not_in_prerequisite_state THEN

@@ -105,8 +105,8 @@ $$;
 CREATE OR REPLACE FUNCTION pgherd.view_source(view oid) RETURNS json
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT json_build_object('relation', source.oid, 'columns', (
-        SELECT json_object_agg(t[1], t[3]::int) FROM regexp_matches(w.action, '\{VAR [^{}]*\} :resno (\d+) :resname [^{}]*'
-            ':ressortgroupref \d+ :resorigtbl (\d+) :resorigcol (\d+) :resjunk false', 'g') t WHERE t[2]::bigint = source.oid))
+        SELECT json_object_agg(t[1], int4in(textout(t[3]))) FROM regexp_matches(w.action, '\{VAR [^{}]*\} :resno (\d+) :resname [^{}]*'
+            ':ressortgroupref \d+ :resorigtbl (\d+) :resorigcol (\d+) :resjunk false', 'g') t WHERE int8in(textout(t[2])) = source.oid))
     FROM (SELECT oid, ev_action::text AS action FROM pg_rewrite WHERE ev_class = view AND rulename = '_RETURN') w
     CROSS JOIN LATERAL (SELECT min(d.refobjid::bigint) AS oid FROM pg_depend d
         WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> view
@@ -130,7 +130,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
             AND d.classid = 'pg_rewrite'::regclass JOIN pg_rewrite w ON w.oid = d.objid AND w.rulename = '_RETURN'),
     users AS MATERIALIZED (SELECT o.oid, o.oid IN (SELECT oid FROM held) AS held FROM over_sharded o WHERE pgherd.is_users_view(o.oid)),
     source AS MATERIALIZED (
-        SELECT u.oid, (pgherd.view_source(u.oid) ->> 'relation')::oid AS relation FROM users u WHERE NOT u.held),
+        SELECT u.oid, oidin(textout(pgherd.view_source(u.oid) ->> 'relation')) AS relation FROM users u WHERE NOT u.held),
     twin(oid, depth) AS (
         SELECT t.relation::oid, 0 FROM pgherd.sharded_table t
         UNION ALL SELECT s.oid, twin.depth + 1 FROM twin JOIN source s ON s.relation = twin.oid)
@@ -226,9 +226,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
           AND (strpos(lower(p.prosrc), lower(name)) > 0 OR p.prosqlbody IS NOT NULL))
 $$;
 
--- The epoch as the transaction's snapshot shows it.
+-- The epoch as the transaction's snapshot shows it. A change becomes a new epoch a moment after its transaction has committed: one that shows,
+-- and is not the transaction's own, counts already.
 CREATE OR REPLACE FUNCTION pgherd.shown_epoch() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS
-$$ SELECT e.epoch FROM pgherd.epoch e $$;
+$$ SELECT e.epoch + (SELECT count(*) FROM pgherd.change c JOIN pgherd.change_hold h ON h.change = c.id
+    WHERE h.holder IS DISTINCT FROM pg_current_xact_id_if_assigned()) FROM pgherd.epoch e $$;
 
 -- What may take advisory locks that a session keeps, where no table is sharded: all functions, if one of them mentions such a lock, and what calls
 -- them by itself.

@@ -266,6 +266,25 @@ impl Catalog {
         Ok(self.snapshot())
     }
 
+    /// The catalog of this epoch, or a later one. A change that others see committed is of no epoch until its gateway has ended it, or another one
+    /// has, where that gateway died.
+    ///
+    /// # Errors
+    /// 57P03 without a lease, 55P03 where the change does not end.
+    pub async fn reach(&self, epoch: Epoch) -> Result<Arc<Snapshot>, Error> {
+        let deadline = Instant::now() + HELD_PATIENCE;
+        loop {
+            let latest = self.refresh().await?;
+            if latest.epoch >= epoch {
+                return Ok(latest);
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Blocked);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The catalog as an open transaction sees it, with its own schema changes. Its epoch is unlike any other's.
     pub async fn load_through(&self, home: &mut Backend) -> Result<Arc<Snapshot>, Error> {
         static UNCOMMITTED: AtomicU64 = AtomicU64::new(OF_OPEN_TRANSACTIONS);

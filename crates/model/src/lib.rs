@@ -17,8 +17,8 @@ pub use range_condition::range_condition;
 pub use snapshot::{Resolved, Snapshot};
 pub use sqlstate::SqlState;
 pub use table::{
-    Column, FIRST_OF_USERS, ForeignKey, Name, Sharded, Table, TableKind, ThroughView, columns_for, quote_identifier,
-    quote_literal,
+    Column, FIRST_OF_USERS, ForeignKey, Name, Sharded, Table, TableKind, ThroughView, UNREAD_DEFINITION, columns_for,
+    quote_identifier, quote_literal,
 };
 
 use std::fmt;

@@ -119,6 +119,9 @@ pub enum TableKind {
     },
 }
 
+/// The reason of a view that is [`TableKind::Refused`] for a while only.
+pub const UNREAD_DEFINITION: &str = "Its definition cannot be read while another transaction changes what it reads.";
+
 /// A sharded table's placement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sharded {

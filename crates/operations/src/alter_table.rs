@@ -5,7 +5,7 @@ use crate::convert::{self, Target, distributable};
 use crate::create_table::{first_key_column, free_inherited, refuse_foreign_keys};
 use crate::foreign_keys::Member;
 use crate::statement_text::{ForeignKeyClause, StatementText};
-use crate::work::Work;
+use crate::work::{Work, met_another_change};
 use crate::{align, attach, everywhere, foreign_keys, partition};
 use pgherd_model::{Name, ServerError, SqlState, Table, TableKind, quote_identifier, quote_literal};
 use pgherd_sql::{Ddl, Kind, ObjectName};
@@ -383,16 +383,7 @@ async fn on_other_shards(work: &mut Work<'_, '_>, before: &Table, sql: &str) -> 
 
 /// After the announcement the table may be another than before.
 pub(crate) fn still_sharded(work: &Work<'_, '_>, name: &ObjectName) -> Result<std::sync::Arc<Table>, ServerError> {
-    work.sharded(name).ok_or_else(|| {
-        ServerError::new(
-            SqlState::SERIALIZATION_FAILURE,
-            format!(
-                "could not serialize access: table \"{}\" was changed meanwhile",
-                name.name
-            ),
-        )
-        .with_hint("Repeat the transaction.")
-    })
+    work.sharded(name).ok_or_else(met_another_change)
 }
 
 /// What PostgreSQL says of a partitioned table where it would do the same to a plain one.

@@ -32,6 +32,7 @@ mod replace_ranges;
 mod schema_change;
 mod split;
 mod statement_text;
+mod twin_views;
 mod view;
 mod work;
 mod yielding;
@@ -42,7 +43,7 @@ pub use maintenance::maintenance;
 pub use procedures::{call, named_transaction};
 pub use schema_change::schema_change;
 pub use split::SPLIT_ROWS;
-pub use work::has_met_another_change;
+pub use work::{SHOWN_EPOCH, has_met_another_change, read_epoch};
 
 use pgherd_catalog::Catalog;
 use pgherd_model::{ServerError, Snapshot};

@@ -20,7 +20,7 @@ const LOCK_ATTEMPT: &str = "1s";
 /// the statement.
 const SHORT_ATTEMPT: &str = "300ms";
 /// How long all attempts may take.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// The savepoint of this room's own.
 const SAVEPOINT: &str = "pgherd_operation";
 
@@ -31,7 +31,7 @@ pub(crate) struct Work<'w, 's> {
     change: &'w mut Option<Change>,
     pub snapshot: Arc<Snapshot>,
     notices: Vec<ServerError>,
-    catalog_changed: bool,
+    pub catalog_changed: bool,
     /// nobody else changes the statement's names any more
     held: bool,
     /// the role may not lock a table that it is to change: nothing has been done yet, and PostgreSQL has words of its own for it
@@ -97,7 +97,7 @@ impl<'w, 's> Work<'w, 's> {
         })
     }
 
-    fn worded(&self, mut error: ServerError) -> ServerError {
+    pub fn worded(&self, mut error: ServerError) -> ServerError {
         restore_parent_names(&mut error, &self.snapshot);
         error
     }
@@ -191,7 +191,7 @@ impl<'w, 's> Work<'w, 's> {
         what: &str,
     ) -> Result<(), ServerError> {
         self.hold(names, what).await?;
-        if !self.shows(self.session.snapshot.epoch).await? {
+        if self.shown_epoch().await? != self.session.snapshot.epoch {
             self.snapshot = self.look().await?;
         }
         self.check_shown_epoch().await
@@ -226,13 +226,14 @@ impl<'w, 's> Work<'w, 's> {
         if self.held || pgherd_catalog::is_of_open_transaction(epoch) {
             return Ok(());
         }
-        if !self.shows_one_snapshot() && self.shows(epoch).await? {
+        let shown = match self.shows_one_snapshot() {
+            true => self.session.catalog.refresh().await?.epoch,
+            false => self.shown_epoch().await?,
+        };
+        if shown == epoch {
             return Ok(());
         }
-        let latest = self.session.catalog.refresh().await?;
-        if latest.epoch == epoch {
-            return Ok(());
-        }
+        let latest = self.session.catalog.reach(shown).await?;
         let (before, now) = (places(&self.session.snapshot), places(&latest));
         let is_other = |name: &&Name| before.get(*name) != now.get(*name);
         let mut others = before.keys().chain(now.keys()).copied().filter(is_other);
@@ -248,17 +249,17 @@ impl<'w, 's> Work<'w, 's> {
     async fn check_shown_epoch(&mut self) -> Result<(), ServerError> {
         if self.shows_one_snapshot() {
             let latest = self.session.catalog.refresh().await?.epoch;
-            if !self.shows(latest).await? {
+            if self.shown_epoch().await? != latest {
                 return Err(met_another_change());
             }
         }
         Ok(())
     }
 
-    /// Whether the transaction sees the catalog of this epoch.
-    async fn shows(&mut self, epoch: Epoch) -> Result<bool, ServerError> {
-        let shown = self.value("SELECT pgherd.shown_epoch()").await?;
-        Ok(shown.as_deref() == Some(epoch.0.to_string().as_str()))
+    /// The epoch of the catalog that the transaction sees; the gateway may not have come so far.
+    async fn shown_epoch(&mut self) -> Result<Epoch, ServerError> {
+        let shown = self.value(SHOWN_EPOCH).await?;
+        read_epoch(shown.as_deref())
     }
 
     /// Whether the transaction shows rows as they were before this statement.
@@ -442,36 +443,6 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
-    /// The other shards get the views that every shard has, as the home shard has them now.
-    async fn keep_views(&mut self) -> Result<(), ServerError> {
-        let known = self.snapshot.relations.values().flatten();
-        let mut views = known.filter_map(|(_, t)| t.as_ref().map(|t| &t.kind));
-        let had_any = views.any(|kind| matches!(kind, TableKind::View { .. }));
-        let others = self.others();
-        if others.is_empty() || !(self.catalog_changed || had_any) {
-            return Ok(());
-        }
-        let wanted = self
-            .value("SELECT pgherd.seen_within('twin_views')")
-            .await?
-            .unwrap_or_default();
-        if !had_any && wanted == "[]" {
-            return Ok(());
-        }
-        for shard in others {
-            let backend = self.transaction.participant(shard).await?;
-            let asked = backend
-                .query("SELECT pgherd.seen_within('has_views', $1)", &[Some(&wanted)])
-                .await;
-            let asked = asked.map_err(|e| self.worded(e.into()))?;
-            let is_same = asked.first().and_then(|row| row.first()?.as_deref()) == Some(&b"true"[..]);
-            if !is_same {
-                self.signed(shard, "keep_views", &wanted).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Where these tables' sequences are, which a statement is going to give other bounds: what [`Work::open_sequences`] takes.
     pub async fn sequence_values(&mut self, names: &[String]) -> Result<Option<String>, ServerError> {
         let names = quote_literal(&json!(names).to_string());
@@ -578,8 +549,20 @@ impl<'w, 's> Work<'w, 's> {
 
 const MET_ANOTHER_CHANGE: &str = "could not serialize access due to a concurrent change of sharded tables";
 
-fn met_another_change() -> ServerError {
+pub(crate) fn met_another_change() -> ServerError {
     ServerError::new(SqlState::SERIALIZATION_FAILURE, MET_ANOTHER_CHANGE).with_hint("Repeat the transaction.")
+}
+
+/// Asks the home shard for the epoch that the transaction sees.
+pub const SHOWN_EPOCH: &str = "SELECT pgherd.shown_epoch()";
+
+/// The answer to [`SHOWN_EPOCH`].
+///
+/// # Errors
+/// XX000 for anything but a number.
+pub fn read_epoch(shown: Option<&str>) -> Result<Epoch, ServerError> {
+    let epoch = shown.and_then(|shown| shown.parse().ok()).map(Epoch);
+    epoch.ok_or_else(|| ServerError::internal("the home shard tells no epoch"))
 }
 
 /// Whether a schema change failed since another was in its way, and may do when it is run again.
@@ -611,7 +594,7 @@ fn name_hash(name: &str) -> u64 {
 }
 
 /// A lock that somebody else holds, perhaps waiting for one of ours.
-fn yields(error: &ServerError) -> bool {
+pub(crate) fn yields(error: &ServerError) -> bool {
     matches!(
         error.sqlstate(),
         SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK_DETECTED

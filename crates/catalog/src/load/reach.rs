@@ -12,7 +12,7 @@ use super::watched::Watchable;
 use super::yielding::Search;
 use super::{ByOid, ColumnEntry, column, home};
 use pgherd_model::functions::READ_WHAT_IS_NAMED;
-use pgherd_model::{Name, Table, TableKind};
+use pgherd_model::{Name, Table, TableKind, UNREAD_DEFINITION};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -420,9 +420,7 @@ impl Reach {
                 let reason = "It calls a function that may read a sharded table.".to_owned();
                 self.refuse(&view.schema, &view.name, reason, names);
             } else if view.definition.is_none() {
-                let reason =
-                    "Its definition cannot be read while another transaction changes what it reads.".to_owned();
-                self.refuse(&view.schema, &view.name, reason, names);
+                self.refuse(&view.schema, &view.name, UNREAD_DEFINITION.to_owned(), names);
             } else {
                 self.expanded.insert(view.oid);
             }

@@ -2,14 +2,21 @@
 
 use super::block::Open;
 use super::execute::statement_timeout;
+use super::row_locks::ended_waiting;
 use super::{Problem, Session, Unit};
 use crate::statements::Context;
 use pgherd_catalog::{ChangeId, StatementGuard};
-use pgherd_model::{ServerError, Snapshot, SqlState};
+use pgherd_model::{ServerError, Snapshot, SqlState, quote_literal};
 use pgherd_query::Description;
 use pgherd_sql::{Analysis, Kind};
 use pgherd_transaction::Isolation;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a statement that is refused waits for texts that the catalog lacks.
+const TEXT_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it looks where it is not known whom to wait for.
+const TEXT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A statement that the catalog has let in.
 pub(crate) struct Entered {
@@ -23,6 +30,7 @@ impl Session {
     /// Analyses the statement under the present catalog and registers it there: until the result is dropped, none of
     /// its tables changes kind, key or ranges unseen.
     pub(crate) async fn enter(&mut self, unit: Unit<'_>) -> Result<Entered, Problem> {
+        let mut refused_since = None;
         loop {
             let overlay = self.block.open().and_then(|open| open.overlay.clone());
             let own = self.block.open().and_then(|open| open.change_id());
@@ -67,6 +75,14 @@ impl Session {
             match overlay {
                 None if guard.snapshot.epoch != snapshot.epoch => continue,
                 _ => {}
+            }
+            if snapshot.incomplete
+                && analysis.is_refused()
+                && refused_since.get_or_insert_with(Instant::now).elapsed() < TEXT_PATIENCE
+            {
+                drop(guard);
+                Box::pin(self.wait_for_texts(&analysis)).await?;
+                continue;
             }
             if self.block.open().is_some_and(|open| open.first_catalog.is_some()) {
                 match unit.statement.parsed.kind {
@@ -126,6 +142,30 @@ impl Session {
             }
         }
         Ok(entering.await?)
+    }
+
+    /// The catalog lacks texts that another transaction was changing when it was read, and the statement may be refused for that alone.
+    /// PostgreSQL waits for the other transaction, so the statement does, and the catalog is read anew.
+    async fn wait_for_texts(&mut self, analysis: &Analysis) -> Result<(), Problem> {
+        let views: Vec<_> = analysis.unread_views().cloned().collect();
+        let limit = self.settings.timeouts.statement.unwrap_or(TEXT_PATIENCE);
+        if views.is_empty() {
+            tokio::time::sleep(TEXT_INTERVAL.min(limit)).await;
+        }
+        for view in views {
+            let sql = format!(
+                "SELECT pg_catalog.pg_get_viewdef({}::pg_catalog.regclass)",
+                quote_literal(&view.to_string())
+            );
+            match tokio::time::timeout(limit, self.ask_home(&sql)).await {
+                Err(_) => return Err(statement_timeout().into()),
+                Ok(Err(error)) if ended_waiting(&error) => return Err(error.into()),
+                // Where it is not there any more, or not for this role, routing says so.
+                Ok(_) => {}
+            }
+        }
+        self.catalog().refresh().await?;
+        Ok(())
     }
 
     /// Whether the statement used sharded tables when the transaction's snapshot was taken.

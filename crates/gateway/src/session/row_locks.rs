@@ -15,7 +15,7 @@ use pgherd_sql::{Kind, ParameterValue, Part, Route};
 const MOST_COLUMNS: usize = 100;
 
 /// Whether a statement failed while it waited for a lock.
-fn ended_waiting(error: &ServerError) -> bool {
+pub(super) fn ended_waiting(error: &ServerError) -> bool {
     let states = [
         SqlState::LOCK_NOT_AVAILABLE,
         SqlState::QUERY_CANCELED,

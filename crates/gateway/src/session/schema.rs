@@ -6,7 +6,7 @@ use super::serializable::unseen;
 use super::stored::with_position;
 use super::temporary::TEMPORARY;
 use super::{Mode, Problem, Session, Unit};
-use pgherd_model::{Resolved, ServerError, Snapshot, SqlState, quote_identifier, quote_literal};
+use pgherd_model::{Epoch, Resolved, ServerError, Snapshot, SqlState, quote_identifier, quote_literal};
 use pgherd_operations::{Distribution, Outcome};
 use pgherd_sql::{Ddl, DdlKind, Kind};
 use pgherd_transaction::Isolation;
@@ -99,11 +99,27 @@ impl Session {
         let mut attempts = if self.block.is_none() { MOST_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
+            let epoch = self.catalog().snapshot().epoch;
             match self.change_once(unit).await {
                 Err(Problem::Error(error)) if attempts > 0 && pgherd_operations::has_met_another_change(&error) => {}
+                // What it waited for has dropped or renamed a table: what its name is now, PostgreSQL looks up again.
+                Err(Problem::Error(error))
+                    if attempts > 0
+                        && error.sqlstate() == SqlState::UNDEFINED_TABLE
+                        && self.is_newer_than(epoch).await? => {}
                 done => return done,
             }
         }
+    }
+
+    /// Whether the catalog is another one than that of `epoch`; the gateway has it then.
+    async fn is_newer_than(&mut self, epoch: Epoch) -> Result<bool, Problem> {
+        let shown = self.ask_home(pgherd_operations::SHOWN_EPOCH).await?;
+        let shown = pgherd_operations::read_epoch(shown.first().and_then(|r| r.text(0, 0)))?;
+        if shown > epoch {
+            self.catalog().reach(shown).await?;
+        }
+        Ok(shown > epoch)
     }
 
     async fn change_once(&mut self, unit: Unit<'_>) -> Result<(), Problem> {

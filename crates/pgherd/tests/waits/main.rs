@@ -1,6 +1,7 @@
 //! Waits over several shards: circles are found and broken in time, and nothing else is; time limits hold for a statement
 //! and a session as a whole. Keys 1, 5 and 9 of table `t` lie on three shards.
 
+mod changes_meet;
 mod circles;
 mod limits;
 mod open_changes;

@@ -1,9 +1,10 @@
 //! What is refused, in which words.
 
+use super::{Analysis, Decision};
 use crate::kind::{Kind, ObjectName};
 use crate::lexer::{self, Token};
 use crate::relations::{Reference, Role};
-use pgherd_model::{ServerError, TableKind};
+use pgherd_model::{Name, ServerError, Table, TableKind, UNREAD_DEFINITION};
 
 /// Whether a name is written with escapes of another letter than the backslash: `U&"d!0061t" UESCAPE '!'`.
 pub fn hides_a_name(text: &str, tokens: &[Token]) -> bool {
@@ -30,6 +31,20 @@ pub(super) fn one_range() -> ServerError {
         "relations of schema \"pgherd_data\" hold ranges of one shard only",
         "Name the sharded table, which has the rows of all shards.",
     )
+}
+
+impl Analysis {
+    /// Whether it is refused whatever its parameters are.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.decision, Decision::Refuse(_))
+    }
+
+    /// The views that it reads and whose definition could not be read, since another transaction changes what they read.
+    pub fn unread_views(&self) -> impl Iterator<Item = &Name> {
+        let tables = self.references.iter().flatten().filter_map(|r| r.table.as_deref());
+        let unread = |t: &&Table| matches!(&t.kind, TableKind::Refused { reason, .. } if reason == UNREAD_DEFINITION);
+        tables.filter(unread).map(|t| &t.name)
+    }
 }
 
 /// Why a statement that refers to these cannot be run.
