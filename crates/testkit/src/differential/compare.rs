@@ -146,10 +146,8 @@ fn tables(
         ));
     }
     let keys = |rows: &[Vec<String>]| -> Vec<Vec<String>> {
-        // Of numbers in jsonb, 1 and 1.0 are equal.
-        let sorted_by = |(of, cell): (&&str, &String)| match (*of, carrier) {
-            (JSONB, Carrier::Binary) => "a value".to_owned(),
-            (JSONB, _) => without_trailing_zeros(cell),
+        let sorted_by = |(of, cell): (&&str, &String)| match *of {
+            JSONB | NUMERIC | FLOAT4 | FLOAT8 | "citext" => for_equal_ones(of, carrier == Carrier::Binary, cell),
             _ => cell.clone(),
         };
         let key = |row: &Vec<String>| {
@@ -210,6 +208,11 @@ fn canonical(statement: &Statement, carrier: Carrier, of: &str, cell: &str) -> S
     if !statement.ambiguous {
         return cell.to_owned();
     }
+    for_equal_ones(of, binary, cell)
+}
+
+/// A text that is the same for all values that are equal to this one, 1.0 and 1.00 say; for some types it says nothing.
+fn for_equal_ones(of: &str, binary: bool, cell: &str) -> String {
     match (of, binary) {
         // Months, days and seconds that amount to the same.
         (INTERVAL, _) => "an interval".to_owned(),
@@ -331,6 +334,17 @@ mod tests {
             &one,
             &answer(&["1", "2"], "20")
         ));
+    }
+
+    #[test]
+    fn equal_numbers_have_no_order() {
+        let (one, other) = (
+            answer(&["1", "0", "0.00"], NUMERIC),
+            answer(&["1", "0.00", "0"], NUMERIC),
+        );
+        assert!(verdict(&statement(false, false), &[1], &one, &other));
+        let third = answer(&["0", "1", "0.00"], NUMERIC);
+        assert!(!verdict(&statement(false, false), &[1], &one, &third));
     }
 
     #[test]
