@@ -435,3 +435,38 @@ async fn rows_come_while_the_shard_looks_for_the_next() {
     assert_eq!(rows.count().await, 700);
     assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
 }
+
+/// Where an error is, counted in the client's text, though a shard was sent another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn positions_are_those_of_the_clients_text() {
+    let (_herd, gateway) = started(3, "positions").await;
+    let client = connect(&gateway, "postgres").await;
+    client
+        .batch_execute(
+            "SET pgherd.default_distribution = 'primary_key'; SET pgherd.initial_bounds = 'int 3,7';
+             CREATE TABLE pointed (k int PRIMARY KEY, v text); PREPARE kept AS SELECT k, $1::int FROM pointed x WHERE k = 5;
+             ALTER TABLE pointed RENAME COLUMN k TO kk",
+        )
+        .await
+        .expect("set up");
+    for (sql, position) in [
+        ("SELECT 1 FROM pointed x WHERE x.kk = 5 ORDER BY x.kk, f.n", 55),
+        (
+            "BEGIN; DECLARE c CURSOR FOR SELECT 1 FROM pointed x WHERE x.kk = 5 ORDER BY x.kk, f.n",
+            83,
+        ),
+        (
+            "BEGIN; DECLARE c CURSOR FOR SELECT 1 FROM pointed x ORDER BY x.kk, x.n",
+            68,
+        ),
+        // As PostgreSQL has it: in the text of PREPARE.
+        ("EXECUTE kept (1)", 24),
+    ] {
+        let error = client.batch_execute(sql).await.expect_err(sql);
+        let told = error.as_db_error().and_then(|e| e.position().cloned());
+        let expected = tokio_postgres::error::ErrorPosition::Original(position);
+        assert_eq!(told, Some(expected), "{sql}: {error:?}");
+        client.batch_execute("ROLLBACK").await.expect("rolled back");
+    }
+    assert!(gateway.stop().await);
+}

@@ -15,7 +15,7 @@ use crate::user_types::Asking;
 use pgherd_model::{ServerError, Snapshot, SqlState, quote_literal};
 use pgherd_query::Description;
 use pgherd_shards::SimpleResult;
-use pgherd_sql::{Instead, Kind, Part, Route};
+use pgherd_sql::{Instead, Kind, Part, Replaced, Route};
 use postgres_protocol::message::frontend;
 use std::sync::Arc;
 
@@ -116,9 +116,14 @@ impl Session {
                 if hold {
                     self.pin_home(Keeps::HeldCursors).await?;
                 }
+                let behind_head = |piece: &Replaced| Replaced {
+                    at: piece.at + head.len() as u32,
+                    original_at: piece.original_at + head.len() as u32,
+                    ..*piece
+                };
                 let shifted = Part {
                     text: format!("{head}{}{tail}", part.text).into(),
-                    replaced: [].into(),
+                    replaced: part.replaced.iter().map(behind_head).collect(),
                     ..part
                 };
                 self.forward(unit, &entered, &shifted).await?;

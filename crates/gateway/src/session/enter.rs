@@ -11,12 +11,12 @@ use pgherd_query::Description;
 use pgherd_sql::{Analysis, Kind};
 use pgherd_transaction::Isolation;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long a statement that is refused waits for texts that the catalog lacks.
-const TEXT_PATIENCE: Duration = Duration::from_secs(60);
-/// How often it looks where it is not known whom to wait for.
-const TEXT_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a statement that is refused looks whether it still is, while the catalog lacks texts.
+const MOST_LOOKS: u32 = 100;
+/// How long it waits in between where it is not known for whom.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A statement that the catalog has let in.
 pub(crate) struct Entered {
@@ -30,7 +30,7 @@ impl Session {
     /// Analyses the statement under the present catalog and registers it there: until the result is dropped, none of
     /// its tables changes kind, key or ranges unseen.
     pub(crate) async fn enter(&mut self, unit: Unit<'_>) -> Result<Entered, Problem> {
-        let mut refused_since = None;
+        let mut looks = 0;
         loop {
             let overlay = self.block.open().and_then(|open| open.overlay.clone());
             let own = self.block.open().and_then(|open| open.change_id());
@@ -76,10 +76,8 @@ impl Session {
                 None if guard.snapshot.epoch != snapshot.epoch => continue,
                 _ => {}
             }
-            if snapshot.incomplete
-                && analysis.is_refused()
-                && refused_since.get_or_insert_with(Instant::now).elapsed() < TEXT_PATIENCE
-            {
+            if snapshot.incomplete && analysis.is_refused() && looks < MOST_LOOKS {
+                looks += 1;
                 drop(guard);
                 Box::pin(self.wait_for_texts(&analysis)).await?;
                 continue;
@@ -148,24 +146,43 @@ impl Session {
     /// PostgreSQL waits for the other transaction, so the statement does, and the catalog is read anew.
     async fn wait_for_texts(&mut self, analysis: &Analysis) -> Result<(), Problem> {
         let views: Vec<_> = analysis.unread_views().cloned().collect();
-        let limit = self.settings.timeouts.statement.unwrap_or(TEXT_PATIENCE);
         if views.is_empty() {
-            tokio::time::sleep(TEXT_INTERVAL.min(limit)).await;
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
         for view in views {
             let sql = format!(
                 "SELECT pg_catalog.pg_get_viewdef({}::pg_catalog.regclass)",
                 quote_literal(&view.to_string())
             );
-            match tokio::time::timeout(limit, self.ask_home(&sql)).await {
-                Err(_) => return Err(statement_timeout().into()),
-                Ok(Err(error)) if ended_waiting(&error) => return Err(error.into()),
+            match self.wait_on_home(&sql).await {
+                Err(error) if ended_waiting(&error) => return Err(error.into()),
                 // Where it is not there any more, or not for this role, routing says so.
-                Ok(_) => {}
+                _ => {}
             }
         }
         self.catalog().refresh().await?;
         Ok(())
+    }
+
+    /// As [`Self::ask_home`], for what may wait, and be cancelled, for as long as another transaction lasts.
+    async fn wait_on_home(&mut self, sql: &str) -> Result<(), ServerError> {
+        let home = self.gateway.shards.home();
+        let slot = self.cancel.slot.clone();
+        let waited = match self.block.open_mut() {
+            Some(open) if open.transaction.enlisted(home) => {
+                let backend = open.transaction.participant_to_set(home).await;
+                let backend = backend.map_err(ServerError::from)?;
+                slot.start(backend.cancel_token());
+                backend.simple(sql).await
+            }
+            _ => {
+                let mut backend = self.home_backend().await?;
+                slot.start(backend.cancel_token());
+                backend.simple(sql).await
+            }
+        };
+        slot.clear();
+        Ok(waited.map(drop)?)
     }
 
     /// Whether the statement used sharded tables when the transaction's snapshot was taken.

@@ -30,6 +30,8 @@ pub(crate) struct Prepared {
     pub(crate) named: bool,
     /// the client's text, where the statement has a name
     pub(crate) text: Arc<str>,
+    /// how many characters of the client's text are before the query: of PREPARE some, and PostgreSQL counts them in a position
+    pub(crate) offset: u32,
     /// by PREPARE, not by the protocol
     pub(crate) from_sql: bool,
     pub(crate) prepared_at: SystemTime,
@@ -257,6 +259,7 @@ impl Session {
                 } else {
                     Arc::default()
                 },
+                offset: 0,
                 from_sql: false,
                 prepared_at: SystemTime::now(),
                 told: Mutex::default(),

@@ -445,6 +445,7 @@ mod tests {
             types: Vec::new(),
             named: true,
             text: odd.into(),
+            offset: 0,
             reading: None,
             from_sql: false,
             prepared_at: UNIX_EPOCH,

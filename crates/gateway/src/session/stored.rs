@@ -77,6 +77,7 @@ impl Session {
             types: oids,
             named: true,
             text: text.clone(),
+            offset: before,
             from_sql: true,
             prepared_at: SystemTime::now(),
             told: Default::default(),
@@ -138,7 +139,8 @@ impl Session {
             mode: unit.mode,
             template: None,
         };
-        self.check_told(inner, &prepared).await?;
+        let in_preparation = |problem| with_position(problem, |position| position.map(|p| p + prepared.offset));
+        self.check_told(inner, &prepared).await.map_err(in_preparation)?;
         let result = match (inner.mode, parameters.is_empty()) {
             // Without parameters the simple protocol can carry it as it is.
             (_, true) | (super::Mode::Extended { .. }, _) => Box::pin(self.run(inner)).await,

@@ -75,6 +75,42 @@ async fn a_change_that_waited_takes_what_is_there_then() {
     assert!(other.stop().await);
 }
 
+/// A view whose text somebody changes, or might, when the catalog is read is waited for, as in PostgreSQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_over_what_is_changed_is_waited_for() {
+    let (_herd, gateway) = three_shards().await;
+    let client = gateway.connect().await.expect("connect");
+    run(&client, "CREATE VIEW shown AS SELECT k, v FROM t").await;
+    let (changing, holding) = (Session::open(&gateway).await, Session::open(&gateway).await);
+    run(&changing.client, "BEGIN; ALTER TABLE t ADD COLUMN n int").await;
+    run(&holding.client, "BEGIN").await;
+    let beside = holding.start("TRUNCATE t".to_owned());
+    tokio::time::sleep(BESIDE).await;
+    run(&changing.client, "COMMIT").await;
+    beside.await.expect("joined").0.expect("truncated");
+    // The gateway has read the new catalog by then, but for this view's text.
+    let reader = Session::open(&gateway).await;
+    for (setting, code) in [("statement_timeout", "57014"), ("lock_timeout", "55P03")] {
+        run(&reader.client, &format!("SET {setting} = '300ms'")).await;
+        let refused = super::error(&reader.client, "SELECT FROM shown").await;
+        assert_eq!(refused.code().code(), code, "{refused:?}");
+        run(&reader.client, &format!("RESET {setting}")).await;
+    }
+    let cancelled = reader.start("SELECT FROM shown".to_owned());
+    tokio::time::sleep(BESIDE).await;
+    let token = reader.client.cancel_token();
+    token.cancel_query(tokio_postgres::NoTls).await.expect("asked");
+    let refused = cancelled.await.expect("joined").0.expect_err("cancelled");
+    assert_eq!(refused.message(), "canceling statement due to user request");
+    let waiting = reader.start("SELECT FROM shown".to_owned());
+    tokio::time::sleep(BESIDE).await;
+    assert!(!waiting.is_finished());
+    run(&holding.client, "ROLLBACK").await;
+    waiting.await.expect("joined").0.expect("read");
+    assert_eq!(value(&client, "SELECT count(*) FROM shown").await, "9");
+    assert!(gateway.stop().await);
+}
+
 /// Each session's views come to all shards, whoever else makes some at that moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn views_are_made_side_by_side() {
