@@ -257,7 +257,10 @@ LANGUAGE sql STABLE SET search_path = pg_catalog SET datestyle = 'ISO, MDY' SET 
             JOIN pg_proc p ON p.oid = ANY (f.oids)),
         'others_policies', (SELECT coalesce(json_agg(DISTINCT format('policy %I of table %s', p.polname, p.polrelid::regclass)), '[]')
             FROM pg_depend d JOIN pg_policy p ON p.oid = d.objid
-            WHERE d.classid = 'pg_policy'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = relation AND p.polrelid <> relation)
+            WHERE d.classid = 'pg_policy'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = relation AND p.polrelid <> relation),
+        'row_columns', (SELECT coalesce(json_agg(DISTINCT d.objid::regclass::text), '[]')
+            FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objsubid > 0 AND d.refclassid = 'pg_type'::regclass
+              AND d.refobjid IN (c.reltype, (SELECT y.typarray FROM pg_type y WHERE y.oid = c.reltype)))
     )::text
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
 $$;

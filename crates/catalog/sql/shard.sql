@@ -232,7 +232,7 @@ DECLARE
 BEGIN
     PERFORM pgherd.check_signature('open_sequences ' || payload, signature);
     FOR item IN
-        SELECT s.seqrelid AS oid, int8in(textout(v.value)) FROM json_each_text(payload::json) v JOIN pg_sequence s ON s.seqrelid = to_regclass(v.key)::oid
+        SELECT s.seqrelid AS oid, int8in(textout(v.value)) AS value FROM json_each_text(payload::json) v JOIN pg_sequence s ON s.seqrelid = to_regclass(v.key)::oid
     LOOP
         EXECUTE format('ALTER SEQUENCE %s RESTART WITH %s', item.oid::regclass, item.value);
     END LOOP;

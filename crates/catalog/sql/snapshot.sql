@@ -1,4 +1,6 @@
 -- The catalog as one JSON text, for gateways: one statement, so one snapshot. Cheap while no table is sharded.
+-- Every schema change reads it. Where a function is PL/pgSQL though it is one query, its plan is kept: a function in SQL is planned anew at
+-- each call, which took half of the time.
 
 CREATE OR REPLACE FUNCTION pgherd.columns_of(relation oid) RETURNS json
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -20,7 +22,9 @@ $$;
 -- What an open transaction of somebody else has locked against reading, or waits to, and what names that in a rule. PostgreSQL locks
 -- the relations of a view before it shows the view's text, and no gateway may wait for a client's transaction.
 CREATE OR REPLACE FUNCTION pgherd.held_relations() RETURNS oid[]
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (
     WITH RECURSIVE locks AS MATERIALIZED (
         SELECT l.relation AS oid, l.pid IS NOT DISTINCT FROM pg_backend_pid() AND l.granted AS own, l.mode FROM pg_locks l
         WHERE l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
@@ -29,8 +33,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         UNION SELECT w.ev_class FROM held h
         JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = h.oid AND d.classid = 'pg_rewrite'::regclass
         JOIN pg_rewrite w ON w.oid = d.objid)
-    SELECT coalesce(array_agg(held.oid), '{}') FROM held
-$$;
+    SELECT coalesce(array_agg(held.oid), '{}') FROM held);
+END $$;
 
 -- Another one whenever the text of this rule or function may be another one: with its own row (`own`), and with the rows of what it names.
 CREATE OR REPLACE FUNCTION pgherd.text_version(class oid, object oid, own xid) RETURNS text
@@ -54,7 +58,9 @@ $$;
 
 -- All sharded tables. One query over sets: every schema change reads this, also in a database of many tables.
 CREATE OR REPLACE FUNCTION pgherd.tables_json() RETURNS json
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (
     WITH t AS MATERIALIZED (
         SELECT s.*, c.oid, n.nspname, c.relname, c.relrowsecurity, p.partattrs::int2[] AS key
         FROM pgherd.sharded_table s JOIN pg_class c ON c.oid = s.relation JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -96,8 +102,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
             AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 0))
         ORDER BY t.id), '[]')
     FROM t LEFT JOIN keys ON keys.oid = t.oid LEFT JOIN ranges ON ranges.table_id = t.id
-    LEFT JOIN uniques ON uniques.indrelid = t.oid LEFT JOIN foreign_keys ON foreign_keys.conrelid = t.oid
-$$;
+    LEFT JOIN uniques ON uniques.indrelid = t.oid LEFT JOIN foreign_keys ON foreign_keys.conrelid = t.oid);
+END $$;
 
 -- Where a view has the rows of one relation, row by row, and nothing stands between: that relation, and for each column of the
 -- view that shows one of its columns unchanged, which one. PostgreSQL itself says whether a view is of that kind; sub-queries, an order,
@@ -127,7 +133,9 @@ $$;
 -- The views that every shard has, those that others read first: those over sharded tables that have a source. One that reads what another
 -- transaction is changing, itself or through others, stays as it is: no text. Views of local tables are not looked at.
 CREATE OR REPLACE FUNCTION pgherd.twin_views() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (
     WITH RECURSIVE held AS MATERIALIZED (SELECT unnest(pgherd.held_relations()) AS oid),
     over_sharded(oid) AS (
         SELECT t.relation::oid FROM pgherd.sharded_table t
@@ -142,8 +150,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT coalesce(json_agg(json_build_object('schema', n.nspname, 'name', c.relname,
             'text', CASE WHEN v.depth > 0 THEN pgherd.view_text(c.oid) END) ORDER BY v.depth, n.nspname, c.relname), '[]')::text
     FROM (SELECT oid, depth FROM twin WHERE depth > 0 UNION SELECT oid, 0 FROM users WHERE held) v
-    JOIN pg_class c ON c.oid = v.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-$$;
+    JOIN pg_class c ON c.oid = v.oid JOIN pg_namespace n ON n.oid = c.relnamespace);
+END $$;
 
 -- Whether a function's body names a local relation behind FROM, INTO and the like: it needs the home shard.
 CREATE OR REPLACE FUNCTION pgherd.mentions_local(body text) RETURNS boolean
@@ -159,7 +167,9 @@ $$;
 -- What calls a user's function by itself: a table through a default, check, policy, index or trigger, a domain, an operator,
 -- a cast, a function through the default of an argument. Types and operators are followed to what uses them.
 CREATE OR REPLACE FUNCTION pgherd.dependents() RETURNS json
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (
     WITH RECURSIVE found(class, object, function) AS (
         SELECT 'pg_proc'::regclass::oid, p.oid, p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
         WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd')
@@ -209,8 +219,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
         UNION ALL
         SELECT f.function, 'word', f.object, '', t.typname FROM found f JOIN pg_type t ON t.oid = f.object
         WHERE f.class = 'pg_type'::regclass
-    ) all_dependents
-$$;
+    ) all_dependents);
+END $$;
 
 -- The sharded tables, their declared partitions and their ranges that this transaction has used on this shard, as its locks show, which last
 -- as long as the transaction does. Users' own SQL takes the names of tables and partitions; gateways may go to ranges directly.
@@ -239,7 +249,10 @@ $$ SELECT e.epoch + (SELECT count(*) FROM pgherd.change c JOIN pgherd.change_hol
 
 -- What may take advisory locks that a session keeps, where no table is sharded: all functions, if one of them mentions such a lock, and what calls
 -- them by itself.
-CREATE OR REPLACE FUNCTION pgherd.locking() RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+CREATE OR REPLACE FUNCTION pgherd.locking() RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
         WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd') AND p.prosrc LIKE '%advisory_lock%') THEN '{}'
     ELSE jsonb_build_object(
@@ -250,11 +263,13 @@ CREATE OR REPLACE FUNCTION pgherd.locking() RETURNS jsonb LANGUAGE sql STABLE SE
                 'name', g.tgname, 'function', g.tgfoid::bigint)), '[]')
             FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE NOT g.tgisinternal AND g.tgparentid = 0),
-        'dependents', pgherd.dependents()::jsonb) END
-$$;
+        'dependents', pgherd.dependents()::jsonb) END);
+END $$;
 
 CREATE OR REPLACE FUNCTION pgherd.snapshot() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (
     SELECT CASE WHEN NOT EXISTS (SELECT FROM pgherd.sharded_table) THEN
         (jsonb_build_object('epoch', (SELECT epoch FROM pgherd.epoch), 'ever_sharded', EXISTS (SELECT FROM pgherd.ever_sharded)) || pgherd.locking())::text
     ELSE json_build_object(
@@ -317,8 +332,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
                 SELECT FROM pg_class o JOIN pg_namespace m ON m.oid = o.relnamespace
                 WHERE o.relname = c.relname AND o.oid <> c.oid AND m.nspname !~ '^pg_(temp|toast)'))
     )::text END
-    FROM (SELECT pgherd.held_relations() AS oids OFFSET 0) all_held
-$$;
+    FROM (SELECT pgherd.held_relations() AS oids OFFSET 0) all_held);
+END $$;
 
 -- A gateway's heartbeat: renews its lease (`lease` in milliseconds), stores what it has drained, and returns the pending
 -- changes and, when the epoch is not the known one, the catalog. Reads changes before the catalog, so that a change

@@ -290,6 +290,7 @@ fn stuck_dependent(definition: &Definition) -> Option<String> {
     view.or_else(|| definition.publications.first().cloned())
         .or(function)
         .or_else(|| definition.others_policies.first().cloned())
+        .or_else(|| definition.row_columns.first().cloned())
 }
 
 /// Takes away the functions that depend on a table's rows' type; [`make_routines`] makes them again for the table that takes its place.

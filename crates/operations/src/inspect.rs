@@ -123,6 +123,8 @@ pub(crate) struct Definition {
     pub functions: Vec<Routine>,
     /// policies of other tables that read it
     pub others_policies: Vec<String>,
+    /// views, tables and types with a column of its rows' type
+    pub row_columns: Vec<String>,
 }
 
 /// A function or procedure that depends on the table.

@@ -316,16 +316,20 @@ impl Session {
             names.join(", "),
             list.join(", ")
         );
-        let results = self
+        let computed = self
             .compute(&format!("{head}{arguments}\n); {back}DEALLOCATE {own}"), &own)
-            .await
-            .map_err(|error| {
-                let start = arguments.as_ptr() as usize - text.as_ptr() as usize;
-                let before = text[..start].chars().count() as i64 - head.chars().count() as i64;
-                let moved = |position| u32::try_from(i64::from(position) + before).ok();
-                let position = error.fields().position.and_then(moved);
-                error.with_position(position)
-            })?;
+            .await;
+        // A string that does not end goes on in what was put behind it, and would be told with that.
+        if computed.as_ref().is_err_and(|e| e.sqlstate() == SqlState::SYNTAX_ERROR) {
+            self.check_syntax(text).await?;
+        }
+        let results = computed.map_err(|error| {
+            let start = arguments.as_ptr() as usize - text.as_ptr() as usize;
+            let before = text[..start].chars().count() as i64 - head.chars().count() as i64;
+            let moved = |position| u32::try_from(i64::from(position) + before).ok();
+            let position = error.fields().position.and_then(moved);
+            error.with_position(position)
+        })?;
         let row = results
             .into_iter()
             .find(|result| !result.columns.is_empty())

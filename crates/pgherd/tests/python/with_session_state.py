@@ -1,6 +1,8 @@
 """What a session keeps, as psycopg uses it: notifications, prepared statements, encodings, cursors, process ids, COPY into a
 table of the same transaction, databases. Prints the same on PostgreSQL and on pgherd."""
 
+import time
+
 import psycopg
 from psycopg import sql
 
@@ -248,12 +250,17 @@ def snapshots():
             ("BEGIN", name),
             ("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM seen", name),
         ]:
-            worker.execute(begin)
-            try:
-                worker.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(wrong))
-            except psycopg.Error as error:
-                print("error", error.sqlstate, error.diag.message_primary.replace(name, "NAME"))
-            worker.execute("ROLLBACK")
+            # Connections of pgherd's own hold what was exported: they end a moment after the transaction.
+            for _ in range(50):
+                worker.execute(begin)
+                try:
+                    worker.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(wrong))
+                except psycopg.Error as error:
+                    print("error", error.sqlstate, error.diag.message_primary.replace(name, "NAME"))
+                    break
+                finally:
+                    worker.execute("ROLLBACK")
+                time.sleep(0.1)
         writer.execute("DROP TABLE seen")
 
 
