@@ -60,7 +60,7 @@ mod watched;
 mod whole_server;
 mod with_writes;
 
-use crate::cancel::Registered;
+use crate::cancel::{CancelSlot, Registered};
 use crate::client::{Client, Gone};
 use crate::databases::Database;
 use crate::listener::Shared;
@@ -459,15 +459,28 @@ impl Session {
 
     /// Runs a statement of the gateway's own on the home shard, in the session's transaction if it has one there.
     async fn ask_home(&mut self, sql: &str) -> Result<Vec<SimpleResult>, ServerError> {
+        self.ask_home_under(sql, None).await
+    }
+
+    /// The same; a request to cancel that comes to this slot reaches it.
+    async fn ask_home_under(&mut self, sql: &str, slot: Option<&CancelSlot>) -> Result<Vec<SimpleResult>, ServerError> {
         let home = self.gateway.shards.home();
-        if let Some(open) = self.block.open_mut()
-            && open.transaction.enlisted(home)
-        {
+        let mut alone;
+        let backend = match self.block.open_mut() {
             // Asking for settings decides no snapshot.
-            let backend = open.transaction.participant_to_set(home).await;
-            return Ok(backend.map_err(ServerError::from)?.simple(sql).await?);
-        }
-        Ok(self.home_backend().await?.simple(sql).await?)
+            Some(open) if open.transaction.enlisted(home) => open.transaction.participant_to_set(home).await?,
+            _ => {
+                alone = self.home_backend().await?;
+                &mut alone
+            }
+        };
+        let Some(slot) = slot else {
+            return Ok(backend.simple(sql).await?);
+        };
+        slot.start(backend.cancel_token());
+        let asked = backend.simple(sql).await;
+        slot.clear();
+        Ok(asked?)
     }
 
     /// A home-shard connection of the session's role, outside of its transaction.

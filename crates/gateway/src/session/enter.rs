@@ -146,6 +146,7 @@ impl Session {
     /// PostgreSQL waits for the other transaction, so the statement does, and the catalog is read anew.
     async fn wait_for_texts(&mut self, analysis: &Analysis) -> Result<(), Problem> {
         let views: Vec<_> = analysis.unread_views().cloned().collect();
+        let slot = self.cancel.slot.clone();
         if views.is_empty() {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -154,7 +155,7 @@ impl Session {
                 "SELECT pg_catalog.pg_get_viewdef({}::pg_catalog.regclass)",
                 quote_literal(&view.to_string())
             );
-            match self.wait_on_home(&sql).await {
+            match self.ask_home_under(&sql, Some(&slot)).await {
                 Err(error) if ended_waiting(&error) => return Err(error.into()),
                 // Where it is not there any more, or not for this role, routing says so.
                 _ => {}
@@ -162,27 +163,6 @@ impl Session {
         }
         self.catalog().refresh().await?;
         Ok(())
-    }
-
-    /// As [`Self::ask_home`], for what may wait, and be cancelled, for as long as another transaction lasts.
-    async fn wait_on_home(&mut self, sql: &str) -> Result<(), ServerError> {
-        let home = self.gateway.shards.home();
-        let slot = self.cancel.slot.clone();
-        let waited = match self.block.open_mut() {
-            Some(open) if open.transaction.enlisted(home) => {
-                let backend = open.transaction.participant_to_set(home).await;
-                let backend = backend.map_err(ServerError::from)?;
-                slot.start(backend.cancel_token());
-                backend.simple(sql).await
-            }
-            _ => {
-                let mut backend = self.home_backend().await?;
-                slot.start(backend.cancel_token());
-                backend.simple(sql).await
-            }
-        };
-        slot.clear();
-        Ok(waited.map(drop)?)
     }
 
     /// Whether the statement used sharded tables when the transaction's snapshot was taken.

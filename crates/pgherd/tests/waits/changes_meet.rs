@@ -1,6 +1,6 @@
 //! Schema changes beside each other: what PostgreSQL does with the second one, and all shards the same afterwards.
 
-use super::{Session, run, three_shards, value};
+use super::{Session, run, three_shards, two_gateways, value};
 use std::time::Duration;
 
 /// As long as the second change is let wait for the first one, unless it ends before.
@@ -9,8 +9,7 @@ const BESIDE: Duration = Duration::from_millis(300);
 /// The first change is open when the second one begins, and commits. It is told of a table that is another one, or none, when its turn comes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_waited_takes_what_is_there_then() {
-    let (herd, gateway) = three_shards().await;
-    let other = herd.gateway("other").await.expect("a gateway");
+    let (herd, gateway, other) = two_gateways().await;
     let client = gateway.connect().await.expect("connect");
     let missing = Err("42P01: relation \"a\" does not exist");
     for (first, second, expected) in [
@@ -114,8 +113,7 @@ async fn a_view_over_what_is_changed_is_waited_for() {
 /// Each session's views come to all shards, whoever else makes some at that moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn views_are_made_side_by_side() {
-    let (herd, gateway) = three_shards().await;
-    let other = herd.gateway("other").await.expect("a gateway");
+    let (herd, gateway, other) = two_gateways().await;
     let mut sessions = Vec::new();
     for number in 0..4 {
         let gateway = if number % 2 == 0 { &gateway } else { &other };

@@ -38,6 +38,13 @@ async fn three_shards() -> (Herd, Gateway) {
     (herd, gateway)
 }
 
+/// The same with a second gateway.
+async fn two_gateways() -> (Herd, Gateway, Gateway) {
+    let (herd, gateway) = three_shards().await;
+    let other = herd.gateway("other").await.expect("a gateway");
+    (herd, gateway, other)
+}
+
 async fn run(client: &Client, sql: &str) {
     if let Err(error) = client.batch_execute(sql).await {
         panic!("{sql}: {error:?}");

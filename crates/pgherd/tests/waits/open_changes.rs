@@ -1,6 +1,6 @@
 //! A schema change that a client leaves open locks its tables, and holds up nobody who does not name them.
 
-use super::{Session, run, three_shards, until_waiting, value};
+use super::{Session, run, three_shards, two_gateways, until_waiting, value};
 use std::time::{Duration, Instant};
 
 /// Longer than a lease, which is six seconds.
@@ -63,10 +63,9 @@ async fn an_open_change_stops_neither_other_changes_nor_the_gateway() {
 /// A statement waits for a lock, and finds behind it a table that was sharded, or made at all, when it had been told where its tables are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_made_meanwhile_is_dropped_and_emptied_on_all_shards() {
-    let (herd, gateway) = three_shards().await;
+    let (herd, gateway, other) = two_gateways().await;
     let client = gateway.connect().await.expect("connect");
     run(&client, "CREATE TABLE busy (k int)").await;
-    let other = herd.gateway("other").await.expect("a gateway");
     let holder = other.connect().await.expect("connect");
     let make =
         "CREATE TABLE late (k int PRIMARY KEY) PARTITION BY RANGE (k); INSERT INTO late SELECT generate_series(1, 9)";
