@@ -3,8 +3,11 @@
 //! The home shard's are the pattern. They are compared and copied at the end of a schema change, one transaction at a time.
 
 use crate::work::{LOCK_PATIENCE, Work, yields};
-use pgherd_model::{ServerError, ShardId, TableKind};
+use pgherd_model::{ServerError, ShardId, SqlState, TableKind};
 use std::time::{Duration, Instant};
+
+/// How often a circle of waits for the right to change views is taken for none.
+const MOST_CIRCLES: u32 = 5;
 
 impl Work<'_, '_> {
     /// The other shards get the views that every shard has, as the home shard has them now.
@@ -33,7 +36,7 @@ impl Work<'_, '_> {
             }
             if !holds {
                 // Somebody else's views may have come between the two questions, or be committed on one of the two shards only.
-                self.signed_reading(self.home(), "hold_views", "").await?;
+                self.hold_views().await?;
                 holds = true;
                 continue;
             }
@@ -42,6 +45,26 @@ impl Work<'_, '_> {
                     tokio::time::sleep(Duration::from_millis(rand::random_range(20..200))).await;
                 }
                 done => return done,
+            }
+        }
+    }
+
+    /// Waits until nobody else changes views. Who does may be reading the text of a view that this transaction has changed, for as long as it is let
+    /// wait: PostgreSQL may take that for a circle, and it is none.
+    async fn hold_views(&mut self) -> Result<(), ServerError> {
+        let home = self.home();
+        let mut attempts = MOST_CIRCLES;
+        loop {
+            attempts -= 1;
+            self.attempt(home).await?;
+            match self.signed_reading(home, "hold_views", "").await {
+                Ok(()) => return self.keep(home).await,
+                Err(e) => {
+                    self.undo(home).await?;
+                    if attempts == 0 || e.sqlstate() != SqlState::DEADLOCK_DETECTED {
+                        return Err(e);
+                    }
+                }
             }
         }
     }
